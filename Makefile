@@ -1,0 +1,49 @@
+# `make help` lists the targets. Everything is installed into .venv; nothing else on the machine is touched.
+PYTHON ?= python3
+VENV := .venv
+BIN := $(VENV)/bin
+NATIVE_SOURCES := $(shell find cuda_ops -type f)
+
+# A broken native build is an error here; `pip install .` by itself falls back to the PyTorch code.
+export DCNSEG_REQUIRE_NATIVE = 1
+
+.DEFAULT_GOAL := help
+.PHONY: help install demo check format test bench clean
+
+help:  ## list the targets
+	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## /  \1\t/' | expand -t 12
+
+$(BIN)/python:
+	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11) and "dcnseg needs Python 3.11 or newer; this is %d.%d. Call make with PYTHON=python3.12, say." % sys.version_info[:2])'
+	$(PYTHON) -m venv $(VENV)
+
+$(VENV)/installed: $(BIN)/python pyproject.toml $(NATIVE_SOURCES)
+	$(BIN)/pip install --quiet --editable .
+	touch $@
+
+$(VENV)/installed-dev: $(BIN)/python pyproject.toml $(NATIVE_SOURCES)
+	$(BIN)/pip install --quiet --editable '.[dev]'
+	touch $(VENV)/installed $@
+
+install: $(VENV)/installed  ## make .venv and install dcnseg into it, with its native operators
+
+demo: install  ## install, then train, evaluate, predict and visualise on generated scenes
+	$(BIN)/dcnseg demo demo --overwrite
+
+check: $(VENV)/installed-dev  ## formatting, lint and types
+	$(BIN)/ruff format --check .
+	$(BIN)/ruff check .
+	$(BIN)/mypy
+
+format: $(VENV)/installed-dev  ## format the Python code
+	$(BIN)/ruff format .
+	$(BIN)/ruff check --fix .
+
+test: $(VENV)/installed-dev  ## install with the test extras, then run the tests
+	$(BIN)/pytest -n 2
+
+bench: $(VENV)/installed-dev  ## time the operators against torchvision's and the dense convolution
+	$(BIN)/python benchmarks/bench_ops.py
+
+clean:  ## remove what make and the builds left behind
+	rm -rf $(VENV) build demo .mypy_cache .pytest_cache .ruff_cache .hypothesis

@@ -1,0 +1,3 @@
+"""Semantic segmentation with deformable convolutions."""
+
+__version__ = "0.1.0"

@@ -1,0 +1,32 @@
+"""The errors that dcnseg raises on purpose; the command line prints each as one line.
+
+A message says what is wrong with which argument or file, what was expected, what came, and what to do.
+"""
+
+
+class DcnsegError(Exception):
+    """Base of every error that a user can mend; anything else is a fault in dcnseg."""
+
+
+class ConfigError(DcnsegError):
+    """A setting is out of its range or contradicts another one."""
+
+
+class DataError(DcnsegError):
+    """A picture, mask, class list or data folder is wrong; the message names the file."""
+
+
+class CheckpointError(DcnsegError):
+    """A weights file or checkpoint cannot be read, or does not fit the model."""
+
+
+class ShapeError(DcnsegError, ValueError):
+    """The shape, dtype or device of a tensor disagrees with the others; the message gives both."""
+
+
+class NativeOpsError(DcnsegError):
+    """The native operators were asked for by name and cannot serve the call."""
+
+
+class TrainingError(DcnsegError):
+    """Training cannot go on, for instance because the loss is not finite."""
