@@ -1,6 +1,7 @@
 """The errors that dcnseg raises on purpose; the command line prints each as one line.
 
-A message says what is wrong with which argument or file, what was expected, what came, and what to do.
+A message says what is wrong with which argument or file, what was expected, what came, and what to
+do.
 """
 
 

@@ -1,0 +1,1 @@
+"""Pictures, label maps, classes and data folders."""

@@ -1,0 +1,1 @@
+"""From a trained network and a picture to a label map."""

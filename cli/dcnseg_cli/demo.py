@@ -1,0 +1,43 @@
+"""`dcnseg demo`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from dcnseg_cli.options import DeviceOption, OverwriteOption, check_out_folder
+from dcnseg_cli.reporting import message, reports_errors
+
+EPILOG = """
+Example:
+
+  dcnseg demo somewhere/demo
+"""
+
+
+@reports_errors
+def demo(
+    folder: Annotated[Path, typer.Argument(metavar="[DIR]", help="Folder to write.")] = Path(
+        "dcnseg-demo"
+    ),
+    seed: Annotated[int, typer.Option(help="Of the scenes and of training.")] = 0,
+    overwrite: OverwriteOption = False,
+    device: DeviceOption = "auto",
+) -> None:
+    """Try everything on generated scenes: train, evaluate, predict and visualise; 3 minutes."""
+    check_out_folder(folder, overwrite=overwrite)
+    from dcnseg_cli.demo_steps import run_demo
+
+    run_demo(folder, seed=seed, device=device)
+    message("")
+    message("Open these:")
+    for what, path in (
+        ("scenes with their masks", "scenes/train"),
+        ("validation pictures, masks and predictions", "run/preview.jpg"),
+        ("scores and offsets of every epoch", "run/metrics.jsonl"),
+        ("predictions", "predictions/overlays"),
+        ("what the offsets do", "offsets"),
+    ):
+        message(f"  {what + ':':<45}{folder / path}")

@@ -1,0 +1,91 @@
+"""`dcnseg evaluate`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from dcnseg.config import PredictConfig
+from dcnseg_cli.options import (
+    AmpOption,
+    DeviceOption,
+    FlipOption,
+    JsonOption,
+    OverlapOption,
+    RunArgument,
+    ScalesOption,
+    WindowOption,
+    comma_list,
+    parse_numbers,
+)
+from dcnseg_cli.reporting import print_json, reports_errors
+
+if TYPE_CHECKING:
+    from dcnseg.engine.evaluation import Scores
+
+EPILOG = """
+Examples:
+
+  dcnseg evaluate runs/photos photos --split test
+
+  dcnseg evaluate runs/photos photos --flip --scales 0.75,1,1.25 --json
+"""
+
+
+@reports_errors
+def evaluate(
+    run: RunArgument,
+    data: Annotated[Path, typer.Argument(metavar="DATA", help="Data folder, as for train.")],
+    split: Annotated[
+        str, typer.Option(help="train, val, test or all.", rich_help_panel="Data")
+    ] = "val",
+    window: WindowOption = PredictConfig.window,
+    overlap: OverlapOption = PredictConfig.overlap,
+    flip: FlipOption = PredictConfig.flip,
+    scales: ScalesOption = comma_list(PredictConfig.scales),
+    device: DeviceOption = "auto",
+    amp: AmpOption = "off",
+    json: JsonOption = False,
+) -> None:
+    """Score a run on a split: mIoU, IoU per class and pixel accuracy at the original resolution."""
+    config = PredictConfig(window, overlap, flip, parse_numbers(scales, "--scales"))
+    from dcnseg.engine.evaluation import evaluate_run
+    from dcnseg_cli.progress_bar import progress_bar
+
+    with progress_bar("evaluating") as on_progress:
+        scores = evaluate_run(
+            run,
+            data,
+            split,
+            device=device,
+            amp=amp,
+            config=config,
+            on_progress=on_progress,
+        )
+    if json:
+        print_json({"split": split, **scores.to_dict()})
+    else:
+        print_scores(scores, split)
+
+
+def print_scores(scores: Scores, split: str) -> None:
+    """Print the scores as a table on stdout."""
+    from rich.console import Console
+    from rich.table import Table
+
+    summary = scores.to_dict()
+    table = Table(title=f"{split}: {summary['labelled_pixels']:,} labelled pixels")
+    table.add_column("class")
+    table.add_column("IoU", justify="right")
+    for name, iou in summary["class_iou"].items():
+        table.add_row(name, _percent(iou))
+    table.add_section()
+    table.add_row("mean IoU", _percent(summary["mean_iou"]))
+    table.add_row("pixel accuracy", _percent(summary["pixel_accuracy"]))
+    Console().print(table)
+
+
+def _percent(value: float | None) -> str:
+    return "absent" if value is None else f"{100 * value:.2f} %"

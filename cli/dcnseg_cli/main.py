@@ -1,0 +1,54 @@
+"""The Typer app: one command per file, each imported without torch."""
+
+from __future__ import annotations
+
+from typing import Annotated
+
+import typer
+
+from dcnseg import __version__
+from dcnseg_cli import demo, evaluate, info, predict, train, visualize_offsets
+
+EXIT_CODES = """
+Exit codes: 0 all well; 1 failure; 2 wrong usage; 3 data wrong, or some pictures failed;
+130 interrupted. Results go to stdout, progress and messages to stderr.
+Set DCNSEG_DEBUG=1 for the traceback of an unexpected error.
+"""
+
+app = typer.Typer(
+    name="dcnseg",
+    help="Semantic segmentation with deformable convolutions, for a folder of pictures and masks.",
+    epilog=EXIT_CODES,
+    no_args_is_help=True,
+    rich_markup_mode="rich",
+    pretty_exceptions_enable=False,
+    context_settings={"help_option_names": ["-h", "--help"]},
+)
+app.command("train", epilog=train.EPILOG)(train.train)
+app.command("evaluate", epilog=evaluate.EPILOG)(evaluate.evaluate)
+app.command("predict", epilog=predict.EPILOG)(predict.predict)
+app.command("visualize-offsets", epilog=visualize_offsets.EPILOG)(
+    visualize_offsets.visualize_offsets
+)
+app.command("demo", epilog=demo.EPILOG)(demo.demo)
+app.command("info", epilog=info.EPILOG)(info.info)
+
+
+def _print_version(value: bool) -> None:
+    if value:
+        typer.echo(f"dcnseg {__version__}")
+        raise typer.Exit
+
+
+@app.callback()
+def root(
+    version: Annotated[
+        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Version.")
+    ] = False,
+) -> None:
+    """Semantic segmentation with deformable convolutions, for a folder of pictures and masks."""
+
+
+def main() -> None:
+    """Run the command line."""
+    app()

@@ -1,0 +1,97 @@
+"""Options that several commands share, and the parsing of lists of numbers."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Annotated
+
+import typer
+
+from dcnseg.errors import ConfigError
+
+RunArgument = Annotated[
+    Path,
+    typer.Argument(metavar="RUN", help="Run folder (its best weights) or a weights file."),
+]
+DeviceOption = Annotated[
+    str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.", rich_help_panel="Machine")
+]
+AmpOption = Annotated[
+    str,
+    typer.Option(
+        help="Lower precision: off, bf16, fp16 (GPU), or auto (bf16 where it is faster).",
+        rich_help_panel="Machine",
+    ),
+]
+JsonOption = Annotated[
+    bool, typer.Option("--json", help="Print JSON for programs.", rich_help_panel="Output")
+]
+OverwriteOption = Annotated[
+    bool,
+    typer.Option(
+        "--overwrite", help="Allow an output folder that is not empty.", rich_help_panel="Output"
+    ),
+]
+WindowOption = Annotated[
+    int,
+    typer.Option(
+        help="Side of the windows that larger pictures are cut into, in network input pixels.",
+        rich_help_panel="Inference",
+    ),
+]
+OverlapOption = Annotated[
+    float,
+    typer.Option(help="Least overlap of windows, share of a side.", rich_help_panel="Inference"),
+]
+FlipOption = Annotated[
+    bool,
+    typer.Option("--flip", help="Average with the mirrored picture.", rich_help_panel="Inference"),
+]
+ScalesOption = Annotated[
+    str,
+    typer.Option(help="Average over these scales: 0.75,1,1.25.", rich_help_panel="Inference"),
+]
+ImagesArgument = Annotated[
+    list[str],
+    typer.Argument(
+        metavar="IMAGES...",
+        help="Pictures, folders (with all below them), glob patterns, or - for a list on stdin.",
+    ),
+]
+OutOption = Annotated[
+    Path, typer.Option("--out", "-o", help="Output folder.", rich_help_panel="Output")
+]
+
+
+def check_out_folder(out: Path, *, overwrite: bool) -> None:
+    """Raise a ConfigError if `out` is a file, or a folder that is not empty."""
+    if out.exists() and not out.is_dir():
+        raise ConfigError(f"--out {out} is a file; expected a folder.")
+    if out.is_dir() and any(out.iterdir()) and not overwrite:
+        raise ConfigError(f"--out {out} is not empty. Choose another folder or add --overwrite.")
+
+
+def parse_integers(text: str, option: str) -> tuple[int, ...]:
+    """Whole numbers separated by commas; a usage error that names the option otherwise."""
+    try:
+        return tuple(int(part) for part in text.split(",") if part.strip())
+    except ValueError:
+        raise typer.BadParameter(
+            f"{text!r} is not a list of whole numbers such as 512,512.", param_hint=option
+        ) from None
+
+
+def parse_numbers(text: str, option: str) -> tuple[float, ...]:
+    """Numbers separated by commas; a usage error that names the option otherwise."""
+    try:
+        return tuple(float(part) for part in text.split(",") if part.strip())
+    except ValueError:
+        raise typer.BadParameter(
+            f"{text!r} is not a list of numbers such as 0.5,2.", param_hint=option
+        ) from None
+
+
+def comma_list(values: Sequence[float | int | str]) -> str:
+    """The text that the parsers above read."""
+    return ",".join(str(value) for value in values)

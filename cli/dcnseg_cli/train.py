@@ -1,0 +1,291 @@
+"""`dcnseg train`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Annotated, Any
+
+import typer
+
+from dcnseg.config import (
+    ARCHITECTURES,
+    CLASS_WEIGHTS,
+    LOSSES,
+    OPTIMIZERS,
+    DataConfig,
+    ModelConfig,
+    TrainConfig,
+)
+from dcnseg_cli.options import (
+    AmpOption,
+    DeviceOption,
+    OverwriteOption,
+    comma_list,
+    parse_integers,
+    parse_numbers,
+)
+from dcnseg_cli.reporting import message, reports_errors
+
+DATA_PANEL = "Data and augmentation"
+MODEL_PANEL = "Model"
+LEARNING_PANEL = "Learning"
+MACHINE_PANEL = "Machine"
+OUTPUT_PANEL = "Output"
+
+EPILOG = """
+Examples:
+
+  dcnseg train photos --out runs/photos
+
+  dcnseg train photos --out runs/small --encoder resnet18 --encoder-weights none
+  --input-scale 0.5 --crop-size 176,240 --epochs 60
+
+  dcnseg train --resume runs/photos
+"""
+
+# Where each option's value lives in TrainConfig; options that are no settings are left out.
+SETTING_OF_OPTION = {
+    "data": "data.root",
+    **{
+        name: f"data.{name}"
+        for name in (
+            "val_fraction",
+            "ignore_index",
+            "input_scale",
+            "crop_size",
+            "scale_range",
+            "flip",
+            "colour_jitter",
+            "workers",
+            "cache",
+        )
+    },
+    **{
+        name: f"model.{name}"
+        for name in (
+            "architecture",
+            "encoder",
+            "output_stride",
+            "deform_layers",
+            "modulated",
+            "offset_groups",
+            "decoder_channels",
+            "atrous_rates",
+        )
+    },
+}
+NOT_SETTINGS = {"out", "resume", "overwrite"}
+RESUME_OPTIONS = {"resume", "epochs", "device", "workers"}
+
+
+def _option(help_text: str, panel: str, *names: str) -> Any:
+    return typer.Option(*names, help=help_text, rich_help_panel=panel)
+
+
+@reports_errors
+def train(
+    context: typer.Context,
+    data: Annotated[
+        Path | None,
+        typer.Argument(
+            metavar="[DATA]",
+            help="Folder with train/images and train/masks (and val, test), or images and masks.",
+        ),
+    ] = None,
+    out: Annotated[
+        Path | None, _option("The run folder to write.", OUTPUT_PANEL, "--out", "-o")
+    ] = None,
+    resume: Annotated[
+        Path | None,
+        _option(
+            "Go on with this run; only --epochs, --device and --workers may be given with it.",
+            OUTPUT_PANEL,
+        ),
+    ] = None,
+    overwrite: OverwriteOption = False,
+    tensorboard: Annotated[
+        bool, _option("Write TensorBoard events too.", OUTPUT_PANEL, "--tensorboard")
+    ] = TrainConfig.tensorboard,
+    val_fraction: Annotated[
+        float, _option("Share kept for validation where DATA has no val folder.", DATA_PANEL)
+    ] = DataConfig.val_fraction,
+    ignore_index: Annotated[
+        str, _option("Mask values to ignore besides 255: 11 or 0,254.", DATA_PANEL)
+    ] = comma_list(DataConfig.ignore_index),
+    input_scale: Annotated[
+        float, _option("Resize pictures by this factor, for predictions too.", DATA_PANEL)
+    ] = DataConfig.input_scale,
+    crop_size: Annotated[
+        str, _option("SIZE or HEIGHT,WIDTH of the crops, in resized pixels.", DATA_PANEL)
+    ] = comma_list(DataConfig.crop_size),
+    scale_range: Annotated[str, _option("LOW,HIGH of the random scale.", DATA_PANEL)] = comma_list(
+        DataConfig.scale_range
+    ),
+    flip: Annotated[bool, _option("Mirror pictures at random.", DATA_PANEL)] = DataConfig.flip,
+    colour_jitter: Annotated[
+        float, _option("Strength of random colour changes, 0..1.", DATA_PANEL)
+    ] = DataConfig.colour_jitter,
+    cache: Annotated[
+        bool, _option("Keep the decoded training pictures in memory.", DATA_PANEL, "--cache")
+    ] = DataConfig.cache,
+    architecture: Annotated[
+        str, _option(f"One of {', '.join(ARCHITECTURES)}.", MODEL_PANEL)
+    ] = ModelConfig.architecture,
+    encoder: Annotated[
+        str, _option("An encoder of segmentation-models-pytorch.", MODEL_PANEL)
+    ] = ModelConfig.encoder,
+    encoder_weights: Annotated[
+        str, _option("imagenet, none, another name of smp's, or a local file.", MODEL_PANEL)
+    ] = TrainConfig.encoder_weights,
+    output_stride: Annotated[
+        int, _option("Stride of the encoder's last features, 8 or 16.", MODEL_PANEL)
+    ] = ModelConfig.output_stride,
+    deform_layers: Annotated[
+        int, _option("How many of the last 3x3 convolutions are deformable; 0: none.", MODEL_PANEL)
+    ] = ModelConfig.deform_layers,
+    modulated: Annotated[
+        bool, _option("Modulated deformable convolution (v2).", MODEL_PANEL, "--modulated")
+    ] = ModelConfig.modulated,
+    offset_groups: Annotated[
+        int, _option("Groups of channels with offsets of their own.", MODEL_PANEL)
+    ] = ModelConfig.offset_groups,
+    decoder_channels: Annotated[
+        int, _option("Channels of the ASPP and the decoder.", MODEL_PANEL)
+    ] = ModelConfig.decoder_channels,
+    atrous_rates: Annotated[
+        str, _option("Three rates of the ASPP; empty: the paper's.", MODEL_PANEL)
+    ] = comma_list(ModelConfig.atrous_rates),
+    epochs: Annotated[
+        int, _option("Passes over the pictures.", LEARNING_PANEL)
+    ] = TrainConfig.epochs,
+    batch_size: Annotated[
+        int, _option("Pictures per batch, at least 2.", LEARNING_PANEL)
+    ] = TrainConfig.batch_size,
+    accumulate: Annotated[
+        int, _option("Batches per step of the optimizer.", LEARNING_PANEL)
+    ] = TrainConfig.accumulate,
+    optimizer: Annotated[
+        str, _option(f"One of {', '.join(OPTIMIZERS)}.", LEARNING_PANEL)
+    ] = TrainConfig.optimizer,
+    lr: Annotated[float, _option("Highest learning rate.", LEARNING_PANEL)] = TrainConfig.lr,
+    offset_lr_scale: Annotated[
+        float, _option("Learning rate of the offset branches, relative to --lr.", LEARNING_PANEL)
+    ] = TrainConfig.offset_lr_scale,
+    weight_decay: Annotated[
+        float, _option("Weight decay.", LEARNING_PANEL)
+    ] = TrainConfig.weight_decay,
+    warmup_epochs: Annotated[
+        float, _option("Epochs over which the rate rises.", LEARNING_PANEL)
+    ] = TrainConfig.warmup_epochs,
+    poly_power: Annotated[
+        float, _option("Power of the poly schedule.", LEARNING_PANEL)
+    ] = TrainConfig.poly_power,
+    loss: Annotated[
+        str, _option(f"One of {', '.join(LOSSES)}.", LEARNING_PANEL)
+    ] = TrainConfig.loss,
+    class_weights: Annotated[
+        str, _option(f"For rare classes: {', '.join(CLASS_WEIGHTS)}.", LEARNING_PANEL)
+    ] = TrainConfig.class_weights,
+    ema: Annotated[
+        float, _option("Decay of the weights' moving average, e.g. 0.999; 0: off.", LEARNING_PANEL)
+    ] = TrainConfig.ema,
+    eval_every: Annotated[
+        int, _option("Epochs between evaluations.", LEARNING_PANEL)
+    ] = TrainConfig.eval_every,
+    patience: Annotated[
+        int, _option("Stop after so many epochs without a better score; 0: never.", LEARNING_PANEL)
+    ] = TrainConfig.patience,
+    seed: Annotated[int, _option("Of everything random.", LEARNING_PANEL)] = TrainConfig.seed,
+    device: DeviceOption = TrainConfig.device,
+    amp: AmpOption = TrainConfig.amp,
+    workers: Annotated[
+        int, _option("Processes that load pictures; 0: the main one.", MACHINE_PANEL)
+    ] = DataConfig.workers,
+) -> None:
+    """Train a DeepLab with deformable convolutions on a folder of pictures and masks."""
+    options = {name: value for name, value in locals().items() if name != "context"}
+    given = _given_options(context)
+    if resume is not None:
+        _refuse_with_resume(given)
+        _resume(options, given)
+        return
+    if data is None or out is None:
+        raise typer.BadParameter(
+            "give DATA and --out RUN, or --resume RUN.", param_hint="DATA / --out"
+        )
+    config = _build_config(options)
+    sources = _sources(options, given)
+    from dcnseg.engine import training
+    from dcnseg_cli.training_display import training_display
+
+    with training_display() as listener:
+        result = training.train(
+            config, out, sources=sources, overwrite=overwrite, listener=listener
+        )
+    _report(result)
+
+
+def _resume(options: dict[str, Any], given: set[str]) -> None:
+    from dcnseg.engine import training
+    from dcnseg_cli.training_display import training_display
+
+    changed = {name: options[name] for name in ("epochs", "device", "workers") if name in given}
+    with training_display() as listener:
+        result = training.resume(options["resume"], listener=listener, **changed)
+    _report(result)
+
+
+def _report(result: Any) -> None:
+    score = result.scores.get("mean_iou")
+    message(f"Best: epoch {result.best_epoch}, validation mIoU {score}.")
+    typer.echo(str(result.run))
+
+
+def _given_options(context: typer.Context) -> set[str]:
+    given = set()
+    for name in context.params:
+        source = context.get_parameter_source(name)
+        if source is not None and source.name not in ("DEFAULT", "DEFAULT_MAP"):
+            given.add(name)
+    return given
+
+
+def _refuse_with_resume(given: set[str]) -> None:
+    refused = sorted(given - RESUME_OPTIONS)
+    if refused:
+        names = ", ".join(
+            "DATA" if name == "data" else f"--{name.replace('_', '-')}" for name in refused
+        )
+        raise typer.BadParameter(
+            f"{names} cannot be changed when a run goes on; its config.json decides.",
+            param_hint="--resume",
+        )
+
+
+def _setting(option: str) -> str:
+    return SETTING_OF_OPTION.get(option, option)
+
+
+def _sources(options: dict[str, Any], given: set[str]) -> dict[str, str]:
+    return {
+        _setting(name): "command line" if name in given else "default"
+        for name in options
+        if name not in NOT_SETTINGS
+    }
+
+
+def _build_config(options: dict[str, Any]) -> TrainConfig:
+    values = options | {
+        "ignore_index": parse_integers(options["ignore_index"], "--ignore-index"),
+        "crop_size": parse_integers(options["crop_size"], "--crop-size"),
+        "scale_range": parse_numbers(options["scale_range"], "--scale-range"),
+        "atrous_rates": parse_integers(options["atrous_rates"], "--atrous-rates"),
+    }
+    parts: dict[str, dict[str, Any]] = {"data": {}, "model": {}, "": {}}
+    for option, value in values.items():
+        if option not in NOT_SETTINGS:
+            part, _, name = _setting(option).rpartition(".")
+            parts[part][name] = value
+    return TrainConfig(
+        data=DataConfig(**parts["data"]), model=ModelConfig(**parts["model"]), **parts[""]
+    )

@@ -1,0 +1,74 @@
+"""`dcnseg visualize-offsets`."""
+
+from __future__ import annotations
+
+import sys
+from typing import Annotated
+
+import typer
+
+from dcnseg_cli.options import (
+    DeviceOption,
+    ImagesArgument,
+    OutOption,
+    OverwriteOption,
+    RunArgument,
+    check_out_folder,
+    parse_numbers,
+)
+from dcnseg_cli.reporting import DATA, message, reports_errors
+
+EPILOG = """
+Examples:
+
+  dcnseg visualize-offsets runs/photos holiday/beach.jpg --out offsets
+
+  dcnseg visualize-offsets runs/photos holiday --out offsets --point 320,200 --point 40,410
+"""
+
+
+@reports_errors
+def visualize_offsets(
+    run: RunArgument,
+    images: ImagesArgument,
+    out: OutOption,
+    point: Annotated[
+        list[str] | None,
+        typer.Option(
+            metavar="X,Y",
+            help="Pixel whose sampling positions are drawn; repeatable. Default: a small grid.",
+            rich_help_panel="Drawing",
+        ),
+    ] = None,
+    overwrite: OverwriteOption = False,
+    device: DeviceOption = "auto",
+) -> None:
+    """Draw what the offsets do, in pictures and numbers.
+
+    For each picture and deformable layer: a map of the effective dilation and the field of offsets.
+    For each point: the sampling positions of the last layer, and of the last three layers in
+    cascade, beside the plain grid. A JSON file holds the same numbers.
+    """
+    points = [_parse_point(text) for text in point or []]
+    check_out_folder(out, overwrite=overwrite)
+    from dcnseg.inference.inputs import find_inputs
+    from dcnseg.visualize.run import visualize_files
+
+    inputs = find_inputs(images, sys.stdin)
+    failed = 0
+    for result in visualize_files(run, inputs, out, points, device=device):
+        if result.error is not None:
+            failed += 1
+            message(f"Error: {result.error}")
+        for path in result.outputs:
+            typer.echo(str(path))
+    message(f"{len(inputs) - failed} of {len(inputs)} pictures drawn in {out}.")
+    if failed:
+        raise typer.Exit(DATA)
+
+
+def _parse_point(text: str) -> tuple[float, float]:
+    numbers = parse_numbers(text, "--point")
+    if len(numbers) != 2:
+        raise typer.BadParameter(f"{text!r} is not X,Y in pixels.", param_hint="--point")
+    return numbers[0], numbers[1]

@@ -1,0 +1,70 @@
+"""One entry of a class list: `ClassInfo`, its checks and its JSON form."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Any, TypeGuard
+
+from dcnseg.data.label_codes import MAX_ID, Colour, distinct_colours
+from dcnseg.errors import ConfigError
+
+
+@dataclass(frozen=True)
+class ClassInfo:
+    """One entry of the class list; `is_color_given` is false for a generated colour."""
+
+    id: int
+    name: str
+    color: Colour
+    is_color_given: bool = True
+
+
+def check_entry(entry: ClassInfo, source: str) -> None:
+    """Raise ConfigError for an id, name or colour out of range; `source` says where it stands."""
+    if not 0 <= entry.id <= MAX_ID:
+        raise ConfigError(f"{source}: the id {entry.id} of {entry.name!r} is not in 0..{MAX_ID}.")
+    if not entry.name.strip() or len(entry.name.splitlines()) > 1:
+        raise ConfigError(f"{source}: the entry with id {entry.id} needs a name of one line.")
+    if len(entry.color) != 3 or not all(0 <= value <= 255 for value in entry.color):
+        raise ConfigError(
+            f"{source}: the colour {entry.color} of {entry.name!r} must be three numbers 0..255."
+        )
+
+
+def parse_entry(entry: Any, source: str) -> tuple[int, str, Colour | None]:
+    """Read {"id", "name", "color"}, where `color` may be missing; else ConfigError."""
+    if not isinstance(entry, dict):
+        raise ConfigError(f'{source}: an entry is {entry!r}, not like {{"id": 0, "name": "..."}}.')
+    number, name, color = entry.get("id"), entry.get("name"), entry.get("color")
+    if not _is_int(number) or not isinstance(name, str):
+        raise ConfigError(f"{source}: the entry {entry!r} needs a whole number `id` and a `name`.")
+    if color is None:
+        return number, name, None
+    if not isinstance(color, list) or len(color) != 3 or not all(map(_is_int, color)):
+        raise ConfigError(
+            f"{source}: the colour {color!r} of {name!r} must be three numbers 0..255."
+        )
+    return number, name, (color[0], color[1], color[2])
+
+
+def _is_int(value: Any) -> TypeGuard[int]:
+    return isinstance(value, int) and not isinstance(value, bool)
+
+
+def with_colours(entries: Sequence[tuple[int, str, Colour | None]]) -> tuple[ClassInfo, ...]:
+    """Fill in the missing colours; the same list always gets the same ones."""
+    taken = [color for _, _, color in entries if color is not None]
+    generated = iter(distinct_colours(len(entries) - len(taken), taken))
+    return tuple(
+        ClassInfo(number, name, color or next(generated), is_color_given=color is not None)
+        for number, name, color in entries
+    )
+
+
+def entry_dict(entry: ClassInfo) -> dict[str, Any]:
+    """Return the form that `parse_entry` reads; a generated colour is left out."""
+    content: dict[str, Any] = {"id": entry.id, "name": entry.name}
+    if entry.is_color_given:
+        content["color"] = list(entry.color)
+    return content

@@ -1,0 +1,298 @@
+"""The classes of a data set: names, ids in the mask files, colours, and what is ignored.
+
+`ClassMap` is the entry point. Two numberings meet here and nowhere else: the *ids* that stand in
+mask files (any of 0..65535) and the *training indices* 0..K-1 that the network works with, in which
+255 marks an ignored pixel.
+"""
+
+from __future__ import annotations
+
+import json
+from collections import Counter
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from pathlib import Path
+from typing import Any, Final, NoReturn
+
+import numpy as np
+import numpy.typing as npt
+
+from dcnseg.data.class_info import (
+    ClassInfo,
+    check_entry,
+    entry_dict,
+    parse_entry,
+    with_colours,
+)
+from dcnseg.data.label_codes import (
+    IGNORE_INDEX,
+    Colour,
+    UInt8Array,
+    encode_by_colour,
+    encode_by_id,
+    unpack_colour,
+)
+from dcnseg.errors import ConfigError, DataError, ShapeError
+
+__all__ = ["IGNORE_INDEX", "ClassInfo", "ClassMap", "UnknownLabelsError"]
+
+MAX_CLASSES: Final = 255
+_SMEARED: Final = 32  # more unknown values than that are no classes that somebody forgot
+_IGNORED_COLOUR: Final = (224, 224, 192)  # PASCAL VOC's colour of void
+
+
+class UnknownLabelsError(DataError):
+    """A mask holds values or colours that no class and no ignored entry has.
+
+    Attributes:
+        counts: Pixels per unknown id or colour, the most frequent first.
+    """
+
+    def __init__(self, message: str, counts: Mapping[int, int] | Mapping[Colour, int]) -> None:
+        super().__init__(message)
+        self.counts = dict(counts)
+
+
+@dataclass(frozen=True)
+class ClassMap:
+    """The classes in the order of their training indices, and the entries that are ignored.
+
+    The id 255 is ignored as well unless a class has it. `source` says in messages where the list
+    comes from; it does not take part in comparisons.
+
+    Raises:
+        ConfigError: No class or more than 255; an id, name or colour is out of range or double.
+    """
+
+    classes: tuple[ClassInfo, ...]
+    ignored: tuple[ClassInfo, ...] = ()
+    source: str = field(default="the class list", compare=False)
+
+    def __post_init__(self) -> None:
+        if not 1 <= len(self.classes) <= MAX_CLASSES:
+            raise ConfigError(
+                f"{self.source} has {len(self.classes)} classes that are not ignored; "
+                f"1 to {MAX_CLASSES} are possible."
+            )
+        entries = self.classes + self.ignored
+        for entry in entries:
+            check_entry(entry, self.source)
+        for what, values in (("id", [e.id for e in entries]), ("name", [e.name for e in entries])):
+            value, count = Counter[Any](values).most_common(1)[0]
+            if count > 1:
+                raise ConfigError(
+                    f"{self.source} has the {what} {value!r} {count} times; each {what} may stand "
+                    "for one class or ignored entry only."
+                )
+
+    @classmethod
+    def from_file(cls, path: Path) -> ClassMap:
+        """Read `classes.json` (the form of `to_dict`) or `classes.txt` (a name per line, ids 0..).
+
+        Raises:
+            DataError: The file cannot be read, or says something impossible.
+        """
+        try:
+            text = path.read_text(encoding="utf-8-sig")
+            if path.suffix.lower() == ".json":
+                return cls.from_dict(json.loads(text), source=path.name)
+            names = [line.strip() for line in text.splitlines() if line.strip()]
+            return cls(
+                with_colours([(i, name, None) for i, name in enumerate(names)]), (), path.name
+            )
+        except OSError as error:
+            raise DataError(f"{path}: cannot be read ({error.strerror or error}).") from error
+        except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
+            raise DataError(f"{path}: not a readable class list ({error}).") from error
+        except ConfigError as error:
+            raise DataError(f"{path}: {error}") from error
+
+    @classmethod
+    def from_values(cls, values: Iterable[int], *, source: str = "the masks' values") -> ClassMap:
+        """Make a class `class_<id>` of every value but 255."""
+        ids = sorted({int(value) for value in values} - {IGNORE_INDEX})
+        return cls(with_colours([(i, f"class_{i}", None) for i in ids]), (), source)
+
+    @classmethod
+    def from_dict(cls, content: Any, *, source: str = "the class list") -> ClassMap:
+        """Read `{"classes": [{"id", "name", "color"}, ...], "ignore": [...]}`; `color` is optional.
+
+        Raises:
+            ConfigError: The content has another form, or a value is out of range or double.
+        """
+        if not isinstance(content, dict) or not isinstance(content.get("classes"), list):
+            raise ConfigError(
+                f'{source} must hold {{"classes": [{{"id": 0, "name": "..."}}, ...]}}.'
+            )
+        groups = [content["classes"], content.get("ignore") or []]
+        if not isinstance(groups[1], list):
+            raise ConfigError(
+                f'{source}: "ignore" must be a list of entries like those of classes.'
+            )
+        parsed = [[parse_entry(entry, source) for entry in group] for group in groups]
+        entries = with_colours(parsed[0] + parsed[1])
+        return cls(entries[: len(parsed[0])], entries[len(parsed[0]) :], source)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the form that `from_dict` reads; generated colours are left out."""
+        return {
+            "classes": [entry_dict(entry) for entry in self.classes],
+            "ignore": [entry_dict(entry) for entry in self.ignored],
+        }
+
+    @property
+    def num_classes(self) -> int:
+        """K, the number of classes without the ignored ones."""
+        return len(self.classes)
+
+    @property
+    def names(self) -> tuple[str, ...]:
+        """The names in the order of the training indices."""
+        return tuple(entry.name for entry in self.classes)
+
+    @property
+    def ids(self) -> tuple[int, ...]:
+        """The ids in the order of the training indices."""
+        return tuple(entry.id for entry in self.classes)
+
+    @cached_property
+    def ignored_ids(self) -> tuple[int, ...]:
+        """Every id that is ignored, 255 included unless a class has it."""
+        ids = {entry.id for entry in self.ignored} | ({IGNORE_INDEX} - set(self.ids))
+        return tuple(sorted(ids))
+
+    @property
+    def has_colours(self) -> bool:
+        """Whether the list itself gives every class a colour (none is generated)."""
+        return all(entry.is_color_given for entry in self.classes)
+
+    def with_ignored(self, values: Iterable[int]) -> ClassMap:
+        """Return a map that ignores these ids too; a class with such an id is a class no longer."""
+        wanted = {int(value) for value in values}
+        moved = tuple(entry for entry in self.classes if entry.id in wanted)
+        known = {entry.id for entry in self.classes + self.ignored} | {IGNORE_INDEX}
+        new = tuple(
+            ClassInfo(value, f"ignored_{value}", _IGNORED_COLOUR, is_color_given=False)
+            for value in sorted(wanted - known)
+        )
+        kept = tuple(entry for entry in self.classes if entry.id not in wanted)
+        return replace(self, classes=kept, ignored=self.ignored + moved + new)
+
+    def encode_ids(self, id_map: npt.NDArray[np.integer[Any]]) -> UInt8Array:
+        """Turn ids [H, W] into training indices uint8 [H, W], 255 where ignored.
+
+        Raises:
+            UnknownLabelsError: A value belongs to no entry; says the values and their pixels.
+        """
+        indices, unknown = encode_by_id(id_map, self.ids, self.ignored_ids)
+        if unknown:
+            self._refuse(unknown)
+        return indices
+
+    def encode_colours(self, colour_mask: UInt8Array) -> UInt8Array:
+        """Turn colours uint8 [H, W, 3] (RGB) into training indices, by exact match.
+
+        Raises:
+            ConfigError: The class list has no colours, or two entries share one.
+            UnknownLabelsError: A colour belongs to no entry; says the colours and their pixels.
+        """
+        colours, ignored_colours = self._checked_colours
+        indices, unknown = encode_by_colour(colour_mask, colours, ignored_colours)
+        if unknown:
+            self._refuse({unpack_colour(packed): count for packed, count in unknown.items()})
+        return indices
+
+    def decode_indices(self, indices: npt.NDArray[np.integer[Any]]) -> npt.NDArray[Any]:
+        """Turn training indices [H, W] into ids, uint8 or, when a class id exceeds 255, uint16.
+
+        Raises:
+            ShapeError: An index is neither 0..K-1 nor 255.
+        """
+        table = np.full(256, -1, np.int32)
+        table[: self.num_classes] = self.ids
+        if self.ignored_ids:
+            is_default = IGNORE_INDEX in self.ignored_ids
+            table[IGNORE_INDEX] = IGNORE_INDEX if is_default else self.ignored_ids[0]
+        is_valid = (indices >= 0) & (indices < 256)
+        ids = table[np.where(is_valid, indices, 0)]
+        if not is_valid.all() or (ids < 0).any():
+            wrong = int(indices[~is_valid | (ids < 0)].flat[0])
+            raise ShapeError(
+                f"`indices` holds {wrong}; the {self.num_classes} classes have the indices "
+                f"0..{self.num_classes - 1}, and {IGNORE_INDEX} marks ignored pixels."
+            )
+        return ids.astype(np.uint8 if table.max() <= 255 else np.uint16)
+
+    def palette(self) -> UInt8Array:
+        """Return the colours by id, uint8 [256, 3]; ids above 255 have no place in it."""
+        table = np.zeros((256, 3), np.uint8)
+        if IGNORE_INDEX not in self.ids:
+            table[IGNORE_INDEX] = _IGNORED_COLOUR
+        for entry in self.ignored + self.classes:
+            if entry.id < 256:
+                table[entry.id] = entry.color
+        return table
+
+    def index_colours(self) -> UInt8Array:
+        """Return the colours by training index, uint8 [K, 3]."""
+        return np.array([entry.color for entry in self.classes], np.uint8)
+
+    @cached_property
+    def _checked_colours(self) -> tuple[tuple[Colour, ...], tuple[Colour, ...]]:
+        """The given colours of the classes and of the ignored entries, free of ambiguity."""
+        if not self.has_colours:
+            raise ConfigError(f"{self.source} gives no colours, so colours cannot be decoded.")
+        owners: dict[Colour, ClassInfo] = {}
+        for entry in self.classes:
+            other = owners.setdefault(entry.color, entry)
+            if other is not entry:
+                _refuse_double_colour(other, entry, self.source)
+        for entry in self.ignored:
+            if entry.is_color_given and entry.color in owners:
+                _refuse_double_colour(owners[entry.color], entry, self.source)
+        ignored = tuple(entry.color for entry in self.ignored if entry.is_color_given)
+        return tuple(entry.color for entry in self.classes), ignored
+
+    def _refuse(self, unknown: Mapping[int, int] | Mapping[Colour, int]) -> NoReturn:
+        shown = list(unknown.items())[:3]
+        is_colour = isinstance(shown[0][0], tuple)
+        noun = "colour" if is_colour else "value"
+        parts = [
+            f"{count} {'pixel has' if count == 1 else 'pixels have'} the {noun} {value}"
+            for value, count in shown
+        ]
+        if len(unknown) > len(shown):
+            rest = sum(unknown.values()) - sum(count for _, count in shown)
+            parts.append(f"{rest} one of {len(unknown) - len(shown)} others")
+        if is_colour:
+            expected = f"none of the {self.num_classes} classes of {self.source} has it"
+            mend = "Correct the colours, or add a class or an `ignore` entry."
+        else:
+            verb = "is" if len(self.ignored_ids) == 1 else "are"
+            expected = (
+                f"the {self.num_classes} classes of {self.source} are {describe_ids(self.ids)}"
+                f" and {describe_ids(self.ignored_ids) or 'nothing'} {verb} ignored"
+            )
+            flags = " ".join(f"--ignore-index {value}" for value, _ in shown)
+            mend = f"Add a class, or pass {flags}."
+        if len(unknown) > _SMEARED:
+            mend = "So many different ones mean that JPEG or smooth edges have smeared the mask."
+        raise UnknownLabelsError(f"{', '.join(parts)}; {expected}. {mend}", unknown)
+
+
+def describe_ids(ids: Sequence[int]) -> str:
+    """Write ids shortly: "0..10", "0, 7, 255", "0, 2, 4, ... 98"."""
+    ordered = sorted(ids)
+    if len(ordered) > 2 and ordered[-1] - ordered[0] == len(ordered) - 1:
+        return f"{ordered[0]}..{ordered[-1]}"
+    if len(ordered) > 8:
+        return f"{', '.join(map(str, ordered[:6]))}, ... {ordered[-1]}"
+    return ", ".join(map(str, ordered))
+
+
+def _refuse_double_colour(first: ClassInfo, second: ClassInfo, source: str) -> NoReturn:
+    raise ConfigError(
+        f"{source}: {first.name!r} and {second.name!r} have the same colour {first.color}; "
+        "masks in colours need a colour of its own for each class."
+    )

@@ -1,0 +1,258 @@
+"""Samples -> label maps and tensors.
+
+The entry points are `load_class_map`, `load_label_map` and `SegmentationDataset`.
+"""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.utils.data import Dataset
+
+from dcnseg.data.class_map import ClassMap, UnknownLabelsError
+from dcnseg.data.folders import Sample, Splits, find_images, find_splits, pair_samples
+from dcnseg.data.image_io import read_image, read_mask
+from dcnseg.errors import ConfigError, DataError
+
+__all__ = [
+    "Sample",
+    "SegmentationDataset",
+    "Splits",
+    "decode_mask",
+    "find_class_list",
+    "find_images",
+    "find_splits",
+    "load_class_map",
+    "load_label_map",
+    "pair_samples",
+]
+
+_MAX_VALUES: Final = 64  # more distinct values than that are not classes but a smeared mask
+
+UInt8Array = npt.NDArray[np.uint8]
+Transform = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
+
+
+def load_class_map(
+    root: Path, splits: Splits | None = None, ignore: Iterable[int] = ()
+) -> ClassMap:
+    """Read `root/classes.json`, else `root/classes.txt`, else take the values found in all masks.
+
+    Args:
+        root: The data folder.
+        splits: Its samples, if they are known already.
+        ignore: Ids to ignore besides those that the list ignores.
+
+    Raises:
+        DataError: The list is wrong, or there is none and the masks are in colours, hold more than
+            64 values or only one.
+        ConfigError: Ignoring these ids leaves no class.
+    """
+    class_list = find_class_list(root)
+    if class_list is not None:
+        return ClassMap.from_file(class_list).with_ignored(ignore)
+    samples = (splits or find_splits(root)).all_samples()
+    return _classes_from_masks(root, samples).with_ignored(ignore)
+
+
+def find_class_list(root: Path) -> Path | None:
+    """Return the class list of a data folder, `classes.json` before `classes.txt`, if any."""
+    paths = (root / name for name in ("classes.json", "classes.txt"))
+    return next((path for path in paths if path.is_file()), None)
+
+
+def load_label_map(source: Sample | Path, class_map: ClassMap) -> UInt8Array:
+    """Read a mask as training indices 0..K-1, 255 where ignored, uint8 [H, W].
+
+    A mask in colours is matched with the colours of the classes. If one with three equal channels
+    (k, k, k) holds a grey that no class has, k is taken as the id.
+
+    Raises:
+        DataError: The file is broken or holds a value outside the classes; says the file, the
+            values and how many pixels have them.
+    """
+    path = source.mask if isinstance(source, Sample) else source
+    return read_label_map(path, class_map)[0]
+
+
+def read_label_map(path: Path, class_map: ClassMap) -> tuple[UInt8Array, str]:
+    """Return what `load_label_map` does, and how the mask says it: "ids" or "colours"."""
+    mask = read_mask(path)
+    try:
+        return decode_mask(mask, class_map)
+    except (UnknownLabelsError, ConfigError) as error:
+        raise DataError(f"{path}: {error}") from error
+
+
+def decode_mask(mask: npt.NDArray[Any], class_map: ClassMap) -> tuple[UInt8Array, str]:
+    """Return the training indices of what `read_mask` gave, and the encoding: "ids" or "colours".
+
+    Raises:
+        UnknownLabelsError: A value or colour is outside the classes.
+        ConfigError: The mask is in colours, and the class list has none or gives one twice.
+    """
+    if mask.ndim == 2:
+        return class_map.encode_ids(mask), "ids"
+    is_grey = is_grey_mask(mask)
+    if not class_map.has_colours:
+        if is_grey:
+            return class_map.encode_ids(mask[..., 0]), "ids"
+        raise ConfigError(
+            f"is in colours, but {class_map.source} gives its classes none. Write a "
+            '"color": [red, green, blue] for each class into classes.json.'
+        )
+    try:
+        return class_map.encode_colours(mask), "colours"
+    except UnknownLabelsError:
+        if not is_grey:
+            raise
+        return class_map.encode_ids(mask[..., 0]), "ids"
+
+
+def is_grey_mask(mask: npt.NDArray[Any]) -> bool:
+    """Whether the three channels of [H, W, 3] are equal everywhere."""
+    red = mask[..., 0]
+    return bool((red == mask[..., 1]).all() and (red == mask[..., 2]).all())
+
+
+class SegmentationDataset(Dataset[tuple[Tensor, Tensor]]):
+    """Samples as tensors: picture and label map, transformed alike.
+
+    Without a transform an item is (uint8 [3, H, W], uint8 [H, W] of training indices); with one it
+    is what that returns, usually (float32 [3, h, w], int64 [h, w]). What a transform draws at
+    random depends on (seed, epoch, index) alone, whatever the number of workers and the order.
+
+    Args:
+        samples: What the items are read from.
+        class_map: Turns masks into training indices.
+        transform: Called with the two uint8 tensors; draws from torch's global generator.
+        input_scale: Both are resized by this factor before the transform.
+        seed: Of the transform's random numbers.
+        cache: Decode everything now and keep it in memory (H*W*4 bytes per sample after resizing).
+    """
+
+    def __init__(
+        self,
+        samples: Sequence[Sample],
+        class_map: ClassMap,
+        transform: Transform | None = None,
+        *,
+        input_scale: float = 1.0,
+        seed: int = 0,
+        cache: bool = False,
+    ) -> None:
+        if not input_scale > 0:
+            raise ConfigError(f"`input_scale` is {input_scale}; it must be greater than 0.")
+        self.samples = tuple(samples)
+        self.class_map = class_map
+        self.transform = transform
+        self.input_scale = input_scale
+        self.seed = seed
+        # In shared memory: workers that outlive an epoch see `set_epoch` too.
+        self._epoch = _shared_number()
+        self._cache: list[tuple[UInt8Array, UInt8Array]] = []
+        if cache:
+            with ThreadPoolExecutor(os.cpu_count()) as pool:
+                self._cache = list(pool.map(self._load, self.samples))
+
+    def __len__(self) -> int:
+        return len(self.samples)
+
+    def set_epoch(self, epoch: int) -> None:
+        """Choose the random numbers of the next items; call it before each epoch."""
+        self._epoch.fill_(epoch)
+
+    def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
+        image, labels = self._cache[index] if self._cache else self._load(self.samples[index])
+        image_tensor = torch.from_numpy(image).permute(2, 0, 1)  # [3, H, W], channels last inside
+        label_tensor = torch.from_numpy(labels)
+        if self.transform is None:
+            return image_tensor.clone(), label_tensor.clone()  # the cached arrays stay untouched
+        state = np.random.SeedSequence((self.seed, int(self._epoch), index % len(self)))
+        with torch.random.fork_rng(devices=[]):
+            # Not torch.manual_seed, which would reseed the accelerators' generators as well.
+            torch.default_generator.manual_seed(int(state.generate_state(1, np.uint64)[0]))
+            return self.transform(image_tensor, label_tensor)
+
+    def _load(self, sample: Sample) -> tuple[UInt8Array, UInt8Array]:
+        image, labels = read_image(sample.image), load_label_map(sample, self.class_map)
+        if image.shape[:2] != labels.shape:
+            raise DataError(size_mismatch(sample, image.shape[:2], labels.shape))
+        if self.input_scale == 1:
+            return image, labels
+        size_hw = scaled_size_hw(labels.shape, self.input_scale)
+        # Not by cv2, whose thread pool may hang in a forked worker. Bilinear with antialiasing, as
+        # `Predictor` resizes: the network shall see the same blur in training and prediction.
+        pixels = torch.from_numpy(image).permute(2, 0, 1)[None]  # [1, 3, H, W]
+        pixels = F.interpolate(pixels, size=size_hw, mode="bilinear", antialias=True)
+        indices = torch.from_numpy(labels)[None, None]
+        indices = F.interpolate(indices, size=size_hw, mode="nearest-exact")
+        return pixels[0].permute(1, 2, 0).contiguous().numpy(), indices[0, 0].numpy()
+
+
+def _shared_number() -> Tensor:
+    number = torch.zeros((), dtype=torch.int64)
+    number.share_memory_()
+    return number
+
+
+def scaled_size_hw(size_hw: Sequence[int], input_scale: float) -> tuple[int, int]:
+    """Return the size after resizing by `input_scale`, rounded, at least 1."""
+    return max(1, round(size_hw[0] * input_scale)), max(1, round(size_hw[1] * input_scale))
+
+
+def size_mismatch(sample: Sample, image_hw: Sequence[int], mask_hw: Sequence[int]) -> str:
+    """Return the message for a mask of another size than its image, both as displayed."""
+    hint = ""
+    if tuple(image_hw) == tuple(mask_hw)[::-1]:
+        hint = " One of the two may lie on its side (EXIF rotation is applied to both)."
+    return (
+        f"{sample.mask}: is {mask_hw[1]}x{mask_hw[0]} pixels, but its image {sample.image.name} is "
+        f"{image_hw[1]}x{image_hw[0]}; they must have the same size.{hint}"
+    )
+
+
+def _classes_from_masks(root: Path, samples: Sequence[Sample]) -> ClassMap:
+    with ThreadPoolExecutor(os.cpu_count()) as pool:
+        values = set[int]().union(*pool.map(_mask_values, [sample.mask for sample in samples]))
+    if len(values) > _MAX_VALUES:
+        raise DataError(
+            f"{root}: the masks hold {len(values)} different values {min(values)}..{max(values)}, "
+            f"too many to guess classes from (at most {_MAX_VALUES}). Write classes.json, or make "
+            "masks that are not smeared by JPEG or smooth edges."
+        )
+    if len(values) == 2 and 255 in values:
+        other = min(values)
+        raise DataError(
+            f"{root}: the masks hold the values {other} and 255 only, and 255 would be ignored. "
+            "Write classes.json to make it a class: "
+            f'{{"classes": [{{"id": {other}, "name": "background"}}, '
+            '{"id": 255, "name": "foreground"}]}'
+        )
+    if len(values) < 2:
+        raise DataError(
+            f"{root}: the masks hold no other value than {min(values, default=255)}; there is "
+            "nothing to tell apart."
+        )
+    return ClassMap.from_values(values)
+
+
+def _mask_values(path: Path) -> set[int]:
+    mask = read_mask(path)
+    if mask.ndim == 3:
+        if not is_grey_mask(mask):
+            raise DataError(
+                f"{path}: is in colours, and there is no class list. Write classes.json with the "
+                '"id", "name" and "color" of each class.'
+            )
+        mask = mask[..., 0]
+    return set(np.unique(mask).tolist())

@@ -1,0 +1,62 @@
+"""Which device and which number format to compute with.
+
+Entry points: `select_device` and `select_amp_dtype`.
+"""
+
+from __future__ import annotations
+
+import torch
+
+from dcnseg.errors import ConfigError
+
+
+def select_device(name: str) -> torch.device:
+    """The device that `--device` means; "auto" takes CUDA, then MPS, then the CPU.
+
+    Raises:
+        ConfigError: the device is not there.
+    """
+    if name == "auto":
+        if torch.cuda.is_available():
+            return torch.device("cuda")
+        return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
+    try:
+        device = torch.device(name)
+    except RuntimeError as error:
+        raise ConfigError(f"--device is {name!r}; expected auto, cpu, cuda or mps.") from error
+    count = {"cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}
+    if device.type in count and (device.index or 0) >= count[device.type]:
+        raise ConfigError(
+            f"--device is {name}, but torch sees {count[device.type]} such devices. "
+            "Use --device cpu, or install a torch build for this machine."
+        )
+    return device
+
+
+def select_amp_dtype(mode: str, device: torch.device) -> torch.dtype | None:
+    """The lower-precision format that `--amp` means; None computes in float32.
+
+    "auto" takes bfloat16 where the machine multiplies it faster than float32.
+    """
+    if mode == "off":
+        return None
+    if mode == "bf16":
+        return torch.bfloat16
+    if mode == "fp16":
+        if device.type == "cpu":
+            raise ConfigError("--amp fp16 needs a GPU; use --amp bf16 or off on the CPU.")
+        return torch.float16
+    if device.type == "cuda":
+        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+    if device.type == "cpu" and cpu_multiplies_bfloat16():
+        return torch.bfloat16
+    return None
+
+
+def cpu_multiplies_bfloat16() -> bool:
+    """Whether the CPU has instructions that multiply bfloat16 (AVX512_BF16 or AMX)."""
+    get_capabilities = getattr(torch.cpu, "get_capabilities", None)  # torch >= 2.12
+    if get_capabilities is None:
+        return False
+    capabilities = get_capabilities()
+    return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))

@@ -1,0 +1,184 @@
+"""Scores from one confusion matrix over a whole split; entry point `evaluate`."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import numpy.typing as npt
+
+from dcnseg.config import DataConfig, PredictConfig, TrainConfig
+from dcnseg.data.class_map import IGNORE_INDEX, ClassMap
+from dcnseg.data.dataset import find_class_list, load_label_map
+from dcnseg.data.folders import Sample, find_splits
+from dcnseg.data.image_io import read_image
+from dcnseg.engine.run_folder import CONFIG, read_run
+from dcnseg.errors import ConfigError, DataError
+from dcnseg.inference.predictor import Predictor
+
+SPLITS = ("train", "val", "test", "all")
+READ_AHEAD = 4  # pictures decoded while the network computes
+
+
+@dataclass(frozen=True)
+class Scores:
+    """Scores of a split.
+
+    Attributes:
+        confusion: Pixels by true class (row) and predicted class (column), int64 [K, K].
+        names: Names of the K classes.
+    """
+
+    confusion: npt.NDArray[np.int64]
+    names: tuple[str, ...]
+
+    @property
+    def class_iou(self) -> npt.NDArray[np.float64]:
+        """Intersection over union per class, [K]; NaN for a class neither true nor predicted."""
+        hits = np.diag(self.confusion).astype(np.float64)
+        union = self.confusion.sum(0) + self.confusion.sum(1) - hits
+        with np.errstate(invalid="ignore"):
+            return np.asarray(hits / union)
+
+    @property
+    def mean_iou(self) -> float:
+        """Mean of the classes' IoU; classes neither true nor predicted are left out."""
+        known = self.class_iou[~np.isnan(self.class_iou)]
+        return float(known.mean()) if known.size else float("nan")
+
+    @property
+    def pixel_accuracy(self) -> float:
+        """Share of the labelled pixels whose class is right."""
+        total = self.confusion.sum()
+        return float(np.trace(self.confusion) / total) if total else float("nan")
+
+    def to_dict(self) -> dict[str, Any]:
+        """The scores as JSON values; None where a score has no meaning."""
+
+        def number(value: float) -> float | None:
+            return None if np.isnan(value) else round(float(value), 6)
+
+        return {
+            "mean_iou": number(self.mean_iou),
+            "pixel_accuracy": number(self.pixel_accuracy),
+            "class_iou": {
+                name: number(iou) for name, iou in zip(self.names, self.class_iou, strict=True)
+            },
+            "labelled_pixels": int(self.confusion.sum()),
+        }
+
+
+def count_confusion(
+    labels: npt.NDArray[np.uint8], predicted: npt.NDArray[np.uint8], num_classes: int
+) -> npt.NDArray[np.int64]:
+    """Pixels by true and predicted class, [K, K]; ignored pixels are not counted."""
+    is_labelled = labels != IGNORE_INDEX
+    pairs = labels[is_labelled].astype(np.int64) * num_classes + predicted[is_labelled]
+    counts = np.bincount(pairs, minlength=num_classes * num_classes)
+    return counts.reshape(num_classes, num_classes)
+
+
+def evaluate(
+    predictor: Predictor,
+    samples: Sequence[Sample],
+    *,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> Scores:
+    """Predict every picture at its original resolution and count.
+
+    Args:
+        predictor: What a user would predict with.
+        samples: Pictures with masks.
+        on_progress: Called with the pictures done and their number.
+
+    Raises:
+        DataError: a picture or mask cannot be read or does not fit; the message names it.
+    """
+    class_map = predictor.class_map
+    confusion = np.zeros((class_map.num_classes,) * 2, np.int64)
+    for done, (image, labels) in enumerate(_read_ahead(samples, class_map), 1):
+        predicted = predictor.predict(image).labels
+        confusion += count_confusion(labels, predicted, class_map.num_classes)
+        if on_progress:
+            on_progress(done, len(samples))
+    return Scores(confusion, class_map.names)
+
+
+def evaluate_run(
+    run: Path,
+    root: Path,
+    split: str,
+    *,
+    device: str = "auto",
+    amp: str = "off",
+    config: PredictConfig | None = None,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> Scores:
+    """Score a run folder or weights file on a split of a data folder.
+
+    Where the run was trained on the same folder, its own seeded split is meant.
+
+    Args:
+        run: Run folder or weights file.
+        root: Data folder.
+        split: "train", "val", "test" or "all".
+        device: As `Predictor.from_checkpoint`.
+        amp: As `Predictor.from_checkpoint`.
+        config: Windows and test-time augmentation.
+        on_progress: Called with the pictures done and their number.
+
+    Raises:
+        ConfigError: there is no such split.
+        DataError: the folder's classes are not the run's, or a file is wrong.
+    """
+    if split not in SPLITS:
+        raise ConfigError(f"--split is {split!r}; expected one of {', '.join(SPLITS)}.")
+    predictor = Predictor.from_checkpoint(run, device=device, amp=amp, config=config)
+    settings = read_run(run).config if (run / CONFIG).is_file() else None
+    splits = find_splits(
+        root,
+        val_fraction=settings.data.val_fraction if settings else DataConfig.val_fraction,
+        seed=settings.seed if settings else TrainConfig.seed,
+    )
+    samples = splits.all_samples() if split == "all" else getattr(splits, split)
+    if not samples:
+        there = ", ".join(name for name in SPLITS[:3] if getattr(splits, name))
+        raise ConfigError(f"--split is {split}, but {root} has no such pictures; it has {there}.")
+    _check_classes(root, predictor.class_map)
+    return evaluate(predictor, samples, on_progress=on_progress)
+
+
+def _check_classes(root: Path, trained: ClassMap) -> None:
+    """A class list beside the data must give every id the meaning it had in training."""
+    class_list = find_class_list(root)
+    if class_list is None:
+        return
+    names = dict(zip(trained.ids, trained.names, strict=True))
+    for entry in ClassMap.from_file(class_list).classes:
+        if entry.id not in trained.ignored_ids and names.get(entry.id) != entry.name:
+            raise DataError(
+                f"{class_list} calls the id {entry.id} {entry.name!r}; the run was "
+                f"trained with {names.get(entry.id, 'no such class')!r}. "
+                "Evaluate on data with the run's classes."
+            )
+
+
+Pair = tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]
+
+
+def _read_ahead(samples: Iterable[Sample], class_map: ClassMap) -> Iterator[Pair]:
+    def read(sample: Sample) -> Pair:
+        return read_image(sample.image), load_label_map(sample, class_map)
+
+    with ThreadPoolExecutor(max_workers=2) as pool:
+        waiting: list[Future[Pair]] = []
+        for sample in samples:
+            waiting.append(pool.submit(read, sample))
+            if len(waiting) > READ_AHEAD:
+                yield waiting.pop(0).result()
+        for future in waiting:
+            yield future.result()

@@ -1,0 +1,180 @@
+"""The run folder: everything that is needed to repeat, judge and resume a training run.
+
+config.json       every setting and where it came from, versions, the split
+classes.json      names, ids and colours
+metrics.jsonl     one line per epoch
+best.safetensors  the weights with the best validation score
+last.ckpt         the state to resume from
+preview.jpg       a few validation pictures, their masks and the predictions of the best weights
+"""
+
+from __future__ import annotations
+
+import json
+import platform
+import sys
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from datetime import UTC, datetime
+from importlib.metadata import version
+from pathlib import Path
+from typing import Any
+
+from dcnseg import __version__
+from dcnseg.checkpoint import BEST_WEIGHTS, RESUME_STATE
+from dcnseg.config import TrainConfig, from_dict, to_dict
+from dcnseg.data.class_map import ClassMap
+from dcnseg.data.folders import Sample, Splits
+from dcnseg.errors import CheckpointError, ConfigError, DataError
+from dcnseg.files import atomic_path
+
+CONFIG = "config.json"
+CLASSES = "classes.json"
+METRICS = "metrics.jsonl"
+PREVIEW = "preview.jpg"
+RUN_FILES = (CONFIG, CLASSES, METRICS, PREVIEW, BEST_WEIGHTS, RESUME_STATE)
+PACKAGES = (
+    "torch",
+    "torchvision",
+    "segmentation-models-pytorch",
+    "numpy",
+    "opencv-python-headless",
+)
+
+
+@dataclass(frozen=True)
+class RunRecord:
+    """What config.json and classes.json say of a run."""
+
+    config: TrainConfig
+    sources: Mapping[str, str]
+    split: Mapping[str, Sequence[str]]
+    class_map: ClassMap
+
+
+def create_run(
+    run: Path,
+    config: TrainConfig,
+    sources: Mapping[str, str],
+    class_map: ClassMap,
+    splits: Splits,
+    *,
+    overwrite: bool,
+) -> None:
+    """Make the folder of a new run and write its settings.
+
+    Args:
+        run: The folder.
+        config: All settings.
+        sources: Where each setting came from ("model.encoder": "command line").
+        class_map: The classes.
+        splits: The pictures of each split.
+        overwrite: Whether the files of a former run may be replaced.
+
+    Raises:
+        ConfigError: the folder is not empty and `overwrite` is off, or it is a file.
+    """
+    check_run_is_free(run, overwrite=overwrite)
+    for name in RUN_FILES:
+        (run / name).unlink(missing_ok=True)
+    versions = {package: version(package) for package in PACKAGES}
+    record = {
+        "dcnseg": __version__,
+        "started": datetime.now(UTC).isoformat(timespec="seconds"),
+        "command": sys.argv,
+        "versions": {"python": platform.python_version(), **versions},
+        "settings": to_dict(config),
+        "sources": dict(sources),
+        "split": split_stems(splits),
+    }
+    _write_json(run / CONFIG, record)
+    _write_json(run / CLASSES, class_map.to_dict())
+
+
+def check_run_is_free(run: Path, *, overwrite: bool) -> None:
+    """Raise a ConfigError if a new run cannot be written to this folder."""
+    if run.exists() and not run.is_dir():
+        raise ConfigError(f"--out {run} is a file; expected a folder for the run.")
+    if run.is_dir() and any(run.iterdir()) and not overwrite:
+        raise ConfigError(
+            f"--out {run} is not empty. Choose another folder, add --overwrite, or go on with its "
+            f"run: dcnseg train --resume {run}"
+        )
+
+
+def read_run(run: Path) -> RunRecord:
+    """Read the settings of a run.
+
+    Raises:
+        CheckpointError: the folder holds no run, or its files are damaged.
+    """
+    path = run / CONFIG
+    if not path.is_file():
+        raise CheckpointError(f"{run} has no {CONFIG}; expected a run folder of `dcnseg train`.")
+    try:
+        record = json.loads(path.read_text())
+        return RunRecord(
+            config=from_dict(TrainConfig, record["settings"]),
+            sources=record["sources"],
+            split=record["split"],
+            class_map=ClassMap.from_dict(json.loads((run / CLASSES).read_text())),
+        )
+    except (OSError, ValueError, KeyError, TypeError, ConfigError, DataError) as error:
+        raise CheckpointError(f"{path} is damaged: {error}") from error
+
+
+def split_stems(splits: Splits) -> dict[str, list[str]]:
+    """The pictures of each split by their stems."""
+
+    def stems(samples: Sequence[Sample]) -> list[str]:
+        return [sample.stem for sample in samples]
+
+    return {
+        "train": stems(splits.train),
+        "val": stems(splits.val),
+        "test": stems(splits.test),
+    }
+
+
+def check_split_is_unchanged(record: RunRecord, splits: Splits, class_map: ClassMap) -> None:
+    """Raise a DataError if the data folder no longer gives the run's classes and split."""
+    if class_map != record.class_map:
+        raise DataError(
+            f"{record.config.data.root}: the classes have changed since the run began: "
+            f"{', '.join(record.class_map.names)} then, {', '.join(class_map.names)} now. "
+            "Put the class list back, or start a new run."
+        )
+    now = split_stems(splits)
+    for name, before in record.split.items():
+        gone = sorted(set(before) - set(now[name]))
+        new = sorted(set(now[name]) - set(before))
+        if gone or new:
+            change = f"{len(gone)} gone ({gone[0]})" if gone else f"{len(new)} new ({new[0]})"
+            raise DataError(
+                f"{record.config.data.root}: the {name} pictures have changed since the run "
+                f"began: {change}. Put them back, or start a new run."
+            )
+
+
+def append_metrics(run: Path, record: Mapping[str, Any]) -> None:
+    """Add the line of an epoch to metrics.jsonl."""
+    with (run / METRICS).open("a") as file:
+        file.write(json.dumps(record, allow_nan=False) + "\n")
+
+
+def read_metrics(run: Path) -> list[dict[str, Any]]:
+    """The epochs that metrics.jsonl tells of, in order."""
+    path = run / METRICS
+    return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+
+
+def drop_metrics_after(run: Path, epoch: int) -> None:
+    """Keep the lines of epochs up to `epoch`; later ones will be computed again."""
+    kept = [record for record in read_metrics(run) if record["epoch"] <= epoch]
+    with atomic_path(run / METRICS) as temporary:
+        temporary.write_text("".join(json.dumps(record) + "\n" for record in kept))
+
+
+def _write_json(path: Path, content: Mapping[str, Any]) -> None:
+    with atomic_path(path) as temporary:
+        temporary.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n")

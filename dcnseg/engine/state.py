@@ -1,0 +1,141 @@
+"""The state of a running training: network, optimizer, schedule, and what the best epoch was.
+
+Entry points: `build_state`, `restore_state`, `save_state`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch.optim.lr_scheduler import LambdaLR
+from torch.optim.swa_utils import AveragedModel
+
+from dcnseg.checkpoint import save_resume_state
+from dcnseg.config import Preprocessing, TrainConfig
+from dcnseg.device import select_amp_dtype
+from dcnseg.engine.optim import build_optimizer, build_schedule
+from dcnseg.models.pretrained import load_encoder_weights
+from dcnseg.models.segmenter import Segmenter, build_segmenter
+
+
+@dataclass
+class TrainingState:
+    """Everything that changes while training; `epoch` is the last one that is complete."""
+
+    model: Segmenter
+    average: AveragedModel | None
+    optimizer: torch.optim.Optimizer
+    schedule: LambdaLR
+    scaler: torch.amp.GradScaler
+    preprocessing: Preprocessing
+    epoch: int = 0
+    best_epoch: int = 0
+    best_scores: Mapping[str, Any] | None = None
+
+    @property
+    def best_mean_iou(self) -> float:
+        """Mean IoU of the best epoch; 0 where it has no meaning or no epoch was scored."""
+        return (self.best_scores or {}).get("mean_iou") or 0.0
+
+    @property
+    def evaluated_model(self) -> Segmenter:
+        """The averaged weights where there are any."""
+        model = self.average.module if self.average is not None else self.model
+        assert isinstance(model, Segmenter)
+        return model
+
+
+def build_state(
+    config: TrainConfig,
+    *,
+    num_classes: int,
+    updates_per_epoch: int,
+    device: torch.device,
+    encoder_weights: str,
+) -> TrainingState:
+    """The network, optimizer and schedule at the start of a run, drawn from the seed.
+
+    Args:
+        config: All settings.
+        num_classes: K.
+        updates_per_epoch: Steps of the optimizer in an epoch.
+        device: Where to compute.
+        encoder_weights: As `load_encoder_weights` takes them.
+    """
+    torch.manual_seed(config.seed)
+    model = build_segmenter(config.model, num_classes)
+    preprocessing = load_encoder_weights(model.encoder, config.model.encoder, encoder_weights)
+    model = model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    optimizer = build_optimizer(
+        model,
+        config.optimizer,
+        lr=config.lr,
+        offset_lr_scale=config.offset_lr_scale,
+        weight_decay=config.weight_decay,
+    )
+    schedule = build_schedule(
+        optimizer,
+        total_steps=updates_per_epoch * config.epochs,
+        warmup_steps=round(updates_per_epoch * config.warmup_epochs),
+        power=config.poly_power,
+    )
+    uses_fp16 = select_amp_dtype(config.amp, device) is torch.float16
+    return TrainingState(
+        model=model,
+        average=_averaged(model, config.ema) if config.ema else None,
+        optimizer=optimizer,
+        schedule=schedule,
+        scaler=torch.amp.GradScaler(device.type, enabled=uses_fp16),
+        preprocessing=replace(preprocessing, input_scale=config.data.input_scale),
+    )
+
+
+def restore_state(state: TrainingState, saved: Mapping[str, Any]) -> None:
+    """Put a resume state back into the objects of a fresh state."""
+    state.model.load_state_dict(saved["model"])
+    if state.average is not None:
+        state.average.load_state_dict(saved["average"])
+    state.optimizer.load_state_dict(saved["optimizer"])
+    state.schedule.load_state_dict(saved["schedule"])
+    state.scaler.load_state_dict(saved["scaler"])
+    state.preprocessing = Preprocessing(**saved["preprocessing"])
+    state.epoch = saved["epoch"]
+    state.best_epoch = saved["best_epoch"]
+    state.best_scores = saved["best_scores"]
+
+
+def save_state(path: Path, state: TrainingState) -> None:
+    """Write what `restore_state` reads; the file appears whole or not at all."""
+    save_resume_state(
+        path,
+        {
+            "model": state.model.state_dict(),
+            "average": None if state.average is None else state.average.state_dict(),
+            "optimizer": state.optimizer.state_dict(),
+            "schedule": state.schedule.state_dict(),
+            "scaler": state.scaler.state_dict(),
+            "preprocessing": asdict(state.preprocessing),
+            "epoch": state.epoch,
+            "best_epoch": state.best_epoch,
+            "best_scores": state.best_scores,
+        },
+    )
+
+
+def _averaged(model: Segmenter, decay: float) -> AveragedModel:
+    """An exponential moving average whose decay grows to `decay`, so that it follows at first."""
+
+    def update(averages: Any, currents: Any, num_averaged: Any) -> None:
+        count = int(num_averaged)
+        weight = 1 - min(decay, (1 + count) / (10 + count))
+        for average, current in zip(averages, currents, strict=True):
+            if average.is_floating_point():
+                average.lerp_(current.to(average.dtype), weight)
+            else:
+                average.copy_(current)
+
+    return AveragedModel(model, multi_avg_fn=update, use_buffers=True)

@@ -1,0 +1,116 @@
+"""Pretrained encoder weights, from a local file or the hub that segmentation-models-pytorch uses.
+
+Entry point: `load_encoder_weights`.
+"""
+
+from __future__ import annotations
+
+import threading
+from pathlib import Path
+
+import segmentation_models_pytorch as smp
+from huggingface_hub import constants, get_session, try_to_load_from_cache
+from torch import Tensor, nn
+
+from dcnseg.config import Preprocessing
+from dcnseg.errors import CheckpointError, ConfigError
+from dcnseg.safe_load import load_tensors
+
+HUB_ANSWER_SECONDS = 3.0
+OFFSET_BRANCH = ".conv_offset."
+
+
+def load_encoder_weights(encoder: nn.Module, name: str, weights: str) -> Preprocessing:
+    """Load `weights` into an encoder, deformable or not, and say how pictures are normalised.
+
+    Args:
+        encoder: The encoder that `build_encoder(name)` made.
+        name: smp's name of the encoder.
+        weights: "none", a local .safetensors, .pth or .pt file with an encoder's state dict
+            (torchvision's ResNet files fit), or smp's name of pretrained weights ("imagenet").
+
+    Raises:
+        ConfigError: there are no such weights.
+        CheckpointError: the file cannot be read or does not fit the encoder; or the weights are
+            not on this machine and the hub does not answer within a few seconds.
+    """
+    if weights == "none":
+        return Preprocessing()
+    path = Path(weights)
+    if path.is_file():
+        _load_into(encoder, _read_state_dict(path), str(path), name)
+        return Preprocessing()
+    if path.suffix or "/" in weights:
+        raise ConfigError(f"--encoder-weights is {weights}, but there is no such file.")
+    return _load_from_hub(encoder, name, weights)
+
+
+def _load_from_hub(encoder: nn.Module, name: str, weights: str) -> Preprocessing:
+    entry = smp.encoders.encoders.get(name)
+    available = sorted(entry["pretrained_settings"]) if entry else []
+    if weights not in available:
+        raise ConfigError(
+            f"--encoder-weights is {weights!r}; for {name} there are: none, "
+            f"{''.join(option + ', ' for option in available)}or a local file."
+        )
+    settings = entry["pretrained_settings"][weights]
+    cached = try_to_load_from_cache(
+        settings["repo_id"], "model.safetensors", revision=settings["revision"]
+    )
+    if not isinstance(cached, str):
+        _require_hub(name, weights)
+    pretrained = smp.encoders.get_encoder(name, weights=weights)
+    _load_into(encoder, pretrained.state_dict(), weights, name)
+    params = smp.encoders.get_preprocessing_params(name, pretrained=weights)
+    return Preprocessing(mean=tuple(params["mean"]), std=tuple(params["std"]))
+
+
+def _require_hub(name: str, weights: str) -> None:
+    """Fail within seconds where the hub cannot be reached; its own client retries for 20 s."""
+    failure: list[str] = ["it did not answer"]
+
+    def ask() -> None:
+        try:
+            get_session().head(constants.ENDPOINT, timeout=HUB_ANSWER_SECONDS)
+        except Exception as error:  # any failure of the connection, told below by its text
+            failure[0] = f"{type(error).__name__}: {error}"
+        else:
+            failure.clear()
+
+    # A thread, since the look-up of a host name has no time-out of its own.
+    thread = threading.Thread(target=ask, daemon=True)
+    thread.start()
+    thread.join(HUB_ANSWER_SECONDS + 1)
+    if failure:
+        raise CheckpointError(
+            f"The pretrained weights {weights!r} of {name} are not on this machine, and the hub "
+            f"they come from cannot be reached ({failure[0]}). Go on with --encoder-weights none, "
+            "or with a local file: --encoder-weights PATH."
+        )
+
+
+def _read_state_dict(path: Path) -> dict[str, Tensor]:
+    state = load_tensors(path)
+    for key in ("state_dict", "model"):
+        if isinstance(state, dict) and isinstance(state.get(key), dict):
+            state = state[key]  # training scripts often wrap the weights so
+    if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
+        raise CheckpointError(f"{path} holds no state dict (names with tensors).")
+    return {str(key): value for key, value in state.items()}
+
+
+def _load_into(encoder: nn.Module, state: dict[str, Tensor], source: str, name: str) -> None:
+    prefix = "encoder."
+    if any(key.startswith(prefix) for key in state):
+        state = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
+    own = encoder.state_dict()
+    fitting = {k: v for k, v in state.items() if k in own and v.shape == own[k].shape}
+    missing = [k for k in own if k not in fitting and OFFSET_BRANCH not in k]
+    # Counters of batch normalisation are not in every file and do not change what is computed.
+    missing = [k for k in missing if not k.endswith("num_batches_tracked")]
+    if missing:
+        raise CheckpointError(
+            f"{source} does not fit the encoder {name}: {len(missing)} of its {len(own)} tensors "
+            f"are missing or have another shape, {missing[0]} for one."
+        )
+    encoder.load_state_dict(fitting, strict=False)

@@ -1,0 +1,96 @@
+"""The segmentation network: encoder -> decoder -> head, for pictures of any size.
+
+Entry point: `build_segmenter`.
+"""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dcnseg.config import ModelConfig
+from dcnseg.errors import ShapeError
+from dcnseg.models.deeplab import build_decoder
+from dcnseg.models.encoder import build_encoder, make_deformable
+from dcnseg.ops.deform_conv import DeformConv2d
+
+
+class Segmenter(nn.Module):
+    """A DeepLab whose parameters carry the names of segmentation-models-pytorch.
+
+    A state dict of smp's own model therefore loads, with only the offset branches missing.
+    """
+
+    def __init__(
+        self,
+        encoder: nn.Module,
+        decoder: nn.Module,
+        segmentation_head: nn.Module,
+        *,
+        output_stride: int,
+    ) -> None:
+        super().__init__()
+        self.encoder = encoder
+        self.decoder = decoder
+        self.segmentation_head = segmentation_head
+        self.output_stride = output_stride
+
+    def forward(self, x: Tensor) -> Tensor:
+        """Logits of a batch of normalised pictures.
+
+        Args:
+            x: Pictures, [B, 3, H, W]; H and W need not divide by the output stride.
+
+        Returns:
+            Logits, [B, K, H, W].
+
+        Raises:
+            ShapeError: `x` is not a batch of three-channel pictures, or holds one picture in
+                training mode, where the ASPP's batch normalisation has a single value.
+        """
+        if x.dim() != 4 or x.shape[1] != 3:
+            raise ShapeError(f"`x` has shape {list(x.shape)}; expected [B, 3, H, W].")
+        if self.training and x.shape[0] == 1:
+            raise ShapeError(
+                "`x` holds one picture; training needs at least 2, because the ASPP's image "
+                "pooling normalises over the batch. Use a larger batch, or call eval() first."
+            )
+        height, width = x.shape[-2:]
+        pad_h, pad_w = -height % self.output_stride, -width % self.output_stride
+        if pad_h or pad_w:
+            x = F.pad(x, (0, pad_w, 0, pad_h))
+        logits: Tensor = self.segmentation_head(self.decoder(self.encoder(x)))
+        return logits[..., :height, :width]
+
+    def deformable_layers(self) -> dict[str, DeformConv2d]:
+        """The deformable layers by name, in the order of the modules (ResNets run in it)."""
+        return {
+            name: module
+            for name, module in self.named_modules()
+            if isinstance(module, DeformConv2d)
+        }
+
+
+def build_segmenter(config: ModelConfig, num_classes: int) -> Segmenter:
+    """A segmenter with random weights and zero offsets.
+
+    Raises:
+        ConfigError: the encoder does not exist or cannot serve the configuration.
+    """
+    encoder = build_encoder(config.encoder, output_stride=config.output_stride)
+    make_deformable(
+        encoder,
+        config.deform_layers,
+        offset_groups=config.offset_groups,
+        modulated=config.modulated,
+    )
+    channels: list[int] = encoder.out_channels  # type: ignore[assignment]
+    decoder, head = build_decoder(
+        config.architecture,
+        encoder_channels=channels,
+        output_stride=config.output_stride,
+        decoder_channels=config.decoder_channels,
+        atrous_rates=config.atrous_rates,
+        num_classes=num_classes,
+    )
+    return Segmenter(encoder, decoder, head, output_stride=config.output_stride)

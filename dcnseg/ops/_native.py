@@ -1,0 +1,91 @@
+"""Finds and loads the native libraries, and says for which devices they work or why not.
+
+Entry point: `native_status`. The libraries are loaded once, when this module is imported.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import os
+from importlib import metadata, resources
+from importlib.resources.abc import Traversable
+from pathlib import Path
+from typing import Final
+
+import torch
+
+_LOADED: Final = "loaded"
+
+
+def native_status() -> dict[str, str]:
+    """What the native libraries were built with, and their state.
+
+    Returns: "build" (compilers, as JSON), and for "cpu" and "cuda" either "loaded" or why not.
+    """
+    return dict(_STATUS)
+
+
+def missing_reason(device_type: str) -> str | None:
+    """Why there are no native operators for tensors of this device type; None where there are."""
+    state = _STATUS.get(device_type, "dcnseg has no native operators for this device")
+    return None if state == _LOADED else state
+
+
+def _directory() -> Traversable:
+    override = os.environ.get("DCNSEG_NATIVE_DIR")  # a CMake build folder, for development
+    return Path(override) if override else resources.files("dcnseg") / "_native"
+
+
+def _missing_file_reason(file_name: str) -> str:
+    """Tell a library that was never built from one that lies beside another copy of the package."""
+    try:
+        installed = Path(
+            str(metadata.distribution("dcnseg").locate_file(f"dcnseg/_native/{file_name}"))
+        )
+    except metadata.PackageNotFoundError:
+        return "not built: dcnseg is not installed, only imported from its source folder"
+    if installed.is_file():
+        here = Path(str(resources.files("dcnseg")))
+        return (
+            f"the source folder {here} shadows the installed package {installed.parents[1]}; "
+            "start Python in another folder, or install with `pip install --editable .`"
+        )
+    return "not built"
+
+
+def _load(path: Path) -> str:
+    """Load one library and register its operators: "loaded", or why that failed."""
+    try:
+        register = ctypes.CDLL(str(path)).dcnseg_register
+    except (OSError, AttributeError) as error:  # an older torch lacks symbols, or a wrong file
+        return f"failed to load: {error}"
+    register.restype = ctypes.c_char_p
+    message: bytes | None = register()
+    return _LOADED if message is None else f"failed to register: {message.decode()}"
+
+
+def _load_all() -> dict[str, str]:
+    if os.environ.get("DCNSEG_NATIVE", "1") == "0":
+        off = "switched off by DCNSEG_NATIVE=0"
+        return {"build": _build_info(), "cpu": off, "cuda": off}
+    status = {"build": _build_info()}
+    for device_type in ("cpu", "cuda"):
+        file_name = f"libdcnseg_{device_type}.so"
+        path = Path(str(_directory() / file_name))
+        if not path.is_file():
+            status[device_type] = _missing_file_reason(file_name)
+        elif device_type == "cuda" and torch.version.cuda is None:
+            status[device_type] = "not needed: this torch has no CUDA"
+        elif device_type == "cuda" and status["cpu"] != _LOADED:  # it defines the schemas
+            status[device_type] = "needs the library for the CPU"
+        else:
+            status[device_type] = _load(path)
+    return status
+
+
+def _build_info() -> str:
+    file = _directory() / "build_info.json"
+    return file.read_text().strip() if file.is_file() else "installed without native operators"
+
+
+_STATUS: Final = _load_all()

@@ -1,0 +1,155 @@
+"""What the arguments of a deformable convolution must fulfil."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+from torch import Tensor
+
+from dcnseg.errors import ShapeError
+
+
+class Window(NamedTuple):
+    """How the kernel moves over the input; each (y, x) in pixels."""
+
+    stride: tuple[int, int]
+    padding: tuple[int, int]
+    dilation: tuple[int, int]
+
+
+def _pair(value: int | tuple[int, int], name: str, least: int) -> tuple[int, int]:
+    pair = (value, value) if isinstance(value, int) else tuple(value)
+    if len(pair) != 2 or not all(isinstance(n, int) and n >= least for n in pair):
+        raise ShapeError(f"`{name}` is {value}; expected one or two integers of at least {least}.")
+    return pair[0], pair[1]
+
+
+def make_window(
+    stride: int | tuple[int, int], padding: int | tuple[int, int], dilation: int | tuple[int, int]
+) -> Window:
+    """Numbers to pairs. Raises: ShapeError: one is negative, or not one or two integers."""
+    return Window(
+        _pair(stride, "stride", 1), _pair(padding, "padding", 0), _pair(dilation, "dilation", 1)
+    )
+
+
+def check_tensors(
+    input: Tensor, offset: Tensor, weight: Tensor, bias: Tensor | None, mask: Tensor | None
+) -> None:
+    """Dtypes, devices and numbers of dimensions."""
+    for name, tensor, dim in (
+        ("input", input, 4),
+        ("offset", offset, 4),
+        ("weight", weight, 4),
+        ("bias", bias, 1),
+        ("mask", mask, 4),
+    ):
+        if tensor is None:
+            continue
+        if tensor.dim() != dim:
+            raise ShapeError(
+                f"`{name}` has {tensor.dim()} dimensions, {_shape(tensor)}; expected {dim}."
+            )
+        if tensor.device != input.device:
+            raise ShapeError(
+                f"`{name}` is on {tensor.device} and `input` on {input.device}; "
+                "move them to one device."
+            )
+        if not tensor.is_floating_point():
+            raise ShapeError(f"`{name}` is {tensor.dtype}; expected a floating-point tensor.")
+        if name in ("weight", "bias") and tensor.dtype != input.dtype:
+            raise ShapeError(
+                f"`{name}` is {tensor.dtype} and `input` {input.dtype}; give both one dtype, "
+                "or use autocast."
+            )
+
+
+def check_shapes(
+    input: Tensor,
+    offset: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    window: Window,
+    mask: Tensor | None,
+) -> None:
+    """Sizes that must fit together."""
+    batch, channels, height, width = input.shape
+    out_channels, group_channels, kh, kw = weight.shape
+    taps = kh * kw
+    if min(out_channels, group_channels, taps) < 1 or channels % group_channels:
+        raise ShapeError(
+            f"`weight` is {_shape(weight)} and `input` has {channels} channels; expected "
+            f"[C_out, C/groups, kh, kw] with no size 0 and {channels} divisible by weight's "
+            "second size."
+        )
+    groups = channels // group_channels
+    if groups < 1 or out_channels % groups:
+        raise ShapeError(
+            f"`weight` has {out_channels} output channels, which {groups} groups (input's "
+            f"{channels} channels by weight's {group_channels}) do not divide."
+        )
+    _check_offset_channels(offset, channels, (kh, kw), mask)
+    size_hw = _out_size((height, width), (kh, kw), window)
+    if min(height, width) < 1 or min(size_hw) < 1:
+        raise ShapeError(
+            f"`input` is {height}x{width} (height x width), too small for a {kh}x{kw} kernel "
+            f"with dilation {window.dilation} and padding {window.padding}."
+        )
+    for name, tensor in (("offset", offset), ("mask", mask)):
+        if tensor is not None and (tensor.shape[0], *tensor.shape[2:]) != (batch, *size_hw):
+            raise ShapeError(
+                f"`{name}` is {_shape(tensor)}; input {_shape(input)} with a {kh}x{kw} kernel, "
+                f"stride {window.stride}, padding {window.padding} and dilation "
+                f"{window.dilation} needs "
+                f"[{batch}, {tensor.shape[1]}, {size_hw[0]}, {size_hw[1]}]."
+            )
+    if bias is not None and bias.shape[0] != out_channels:
+        raise ShapeError(
+            f"`bias` has {bias.shape[0]} elements; `weight` has {out_channels} output channels."
+        )
+
+
+def _check_offset_channels(
+    offset: Tensor, channels: int, kernel_size: tuple[int, int], mask: Tensor | None
+) -> None:
+    """The channels of offset and mask, which give the number of offset groups."""
+    kh, kw = kernel_size
+    taps = kh * kw
+    given = offset.shape[1]
+    offset_groups = given // (2 * taps)
+    if given % (2 * taps) or not offset_groups:
+        hint = ""
+        if given % (3 * taps) == 0 and given:
+            groups = given // (3 * taps)
+            hint = (
+                f" With offset_groups={groups} that is 2*{groups}*{taps} = {2 * groups * taps}: "
+                "pass the modulation as `mask`, not concatenated."
+            )
+        raise ShapeError(
+            f"`offset` has {given} channels; a {kh}x{kw} kernel needs 2*{taps} = {2 * taps} for "
+            f"each offset group.{hint}"
+        )
+    if channels % offset_groups:
+        raise ShapeError(
+            f"`offset` has {given} channels, that is {offset_groups} offset groups of a "
+            f"{kh}x{kw} kernel; they do not divide input's {channels} channels."
+        )
+    if mask is not None and mask.shape[1] != offset_groups * taps:
+        raise ShapeError(
+            f"`mask` has {mask.shape[1]} channels; a {kh}x{kw} kernel with "
+            f"offset_groups={offset_groups} needs {offset_groups}*{taps} = {offset_groups * taps}."
+        )
+
+
+def _out_size(
+    size_hw: tuple[int, int], kernel_size: tuple[int, int], window: Window
+) -> tuple[int, int]:
+    height, width = (
+        (size + 2 * padding - dilation * (taps - 1) - 1) // stride + 1
+        for size, taps, stride, padding, dilation in zip(size_hw, kernel_size, *window, strict=True)
+    )
+    return height, width
+
+
+def _shape(tensor: Tensor) -> str:
+    return str(list(tensor.shape))

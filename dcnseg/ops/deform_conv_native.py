@@ -1,0 +1,129 @@
+"""The native deformable convolution as torch sees it: its call, its shapes, its derivatives.
+
+Entry point: `deform_conv2d_native`. The operators' schemas stand in cuda_ops/cpu/ops_cpu.cpp.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from dcnseg.errors import NativeOpsError
+from dcnseg.ops._native import missing_reason
+from dcnseg.ops.deform_conv_checks import Window
+
+
+def deform_conv2d_native(
+    input: Tensor,
+    offset: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    window: Window,
+    mask: Tensor | None,
+) -> Tensor:
+    """Deformable convolution of checked arguments; see `dcnseg.ops.deform_conv2d`."""
+    dtype = input.dtype
+    if dtype == torch.float16 and input.device.type == "cpu":  # computed in float32
+        input, weight = input.float(), weight.float()
+        bias = None if bias is None else bias.float()
+    channels_last = not input.is_contiguous() and _is_channels_last(input)
+    position_dtype = torch.promote_types(input.dtype, torch.float32)
+    output: Tensor = torch.ops.dcnseg.deform_conv2d(
+        input.contiguous(memory_format=torch.channels_last),
+        offset.to(position_dtype),
+        offset.new_empty(0, dtype=position_dtype) if mask is None else mask.to(position_dtype),
+        weight,
+        input.new_empty(0) if bias is None else bias,
+        *window.stride,
+        *window.padding,
+        *window.dilation,
+        channels_last,
+    )
+    return output.to(dtype)
+
+
+def _is_channels_last(tensor: Tensor) -> bool:
+    return tensor.is_contiguous(memory_format=torch.channels_last)
+
+
+def _fake_deform_conv2d(
+    input: Tensor,
+    offset: Tensor,
+    mask: Tensor,
+    weight: Tensor,
+    bias: Tensor,
+    *numbers: int,
+) -> Tensor:
+    size = (input.shape[0], weight.shape[0], *offset.shape[2:])
+    channels_last = numbers[-1]
+    memory_format = torch.channels_last if channels_last else torch.contiguous_format
+    return torch.empty(size, dtype=input.dtype, device=input.device, memory_format=memory_format)
+
+
+def _fake_deform_conv2d_backward(
+    grad: Tensor,
+    input: Tensor,
+    offset: Tensor,
+    mask: Tensor,
+    weight: Tensor,
+    *numbers: int,
+) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    input_wanted, offset_wanted, mask_wanted, weight_wanted = numbers[-4:]
+    return (
+        torch.empty_like(input, memory_format=torch.channels_last)
+        if input_wanted
+        else input.new_empty(0),
+        offset.new_empty(offset.shape if offset_wanted else 0),
+        mask.new_empty(mask.shape if mask_wanted else 0),
+        torch.empty_like(
+            weight,
+            memory_format=torch.channels_last
+            if _is_channels_last(weight)
+            else torch.contiguous_format,
+        )
+        if weight_wanted
+        else weight.new_empty(0),
+    )
+
+
+def _save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
+    *tensors, _, stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w, _ = inputs
+    ctx.save_for_backward(*tensors)
+    ctx.numbers = (stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w)
+
+
+def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+    input, offset, mask, weight = ctx.saved_tensors
+    wanted = ctx.needs_input_grad[:4]
+    grads: list[Tensor | None] = [None] * 5
+    if any(wanted):
+        made = torch.ops.dcnseg.deform_conv2d_backward(
+            grad, input, offset, mask, weight, *ctx.numbers, *wanted
+        )
+        grads[:4] = [
+            tensor if is_wanted else None for tensor, is_wanted in zip(made, wanted, strict=True)
+        ]
+    if ctx.needs_input_grad[4]:
+        grads[4] = grad.sum((0, 2, 3))
+    return (*grads, *(None,) * 7)
+
+
+def _refuse_second_derivative(ctx: Any, *grads: Tensor) -> None:
+    raise NativeOpsError(
+        'The native deform_conv2d has no second derivative; pass backend="reference" for one.'
+    )
+
+
+def _register() -> None:
+    """Give the native operators their shapes under torch.compile and their derivatives."""
+    library = torch.library
+    library.register_fake("dcnseg::deform_conv2d", _fake_deform_conv2d)
+    library.register_fake("dcnseg::deform_conv2d_backward", _fake_deform_conv2d_backward)
+    library.register_autograd("dcnseg::deform_conv2d", _backward, setup_context=_save_for_backward)
+    library.register_autograd("dcnseg::deform_conv2d_backward", _refuse_second_derivative)
+
+
+if missing_reason("cpu") is None:
+    _register()

@@ -1,0 +1,137 @@
+"""Deformable convolution in plain PyTorch: its definition, the fallback, an oracle of the tests.
+
+Shape letters as everywhere: B batch, C channels, H W height width, G offset groups, T = kh*kw taps;
+P is a number of output positions, Cg = C/G.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from dcnseg.ops.deform_conv_checks import Window
+
+# Sampled values (B * rows * W_out * C * T) that one tile of output rows may hold: 64 MB in float32.
+_TILE_ELEMENTS = 1 << 24
+
+
+def deform_conv2d_reference(
+    input: Tensor,
+    offset: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    window: Window,
+    mask: Tensor | None,
+) -> Tensor:
+    """Deformable convolution of checked arguments; see `dcnseg.ops.deform_conv2d`.
+
+    Works on every device and in every floating-point dtype, is differentiable any number of times,
+    and samples tile by tile, so that its memory stays bounded in the forward and the backward.
+
+    Returns: [B, C_out, H_out, W_out] in the dtype of a product of `input` and `weight`.
+    """
+    kernel_size = (weight.shape[2], weight.shape[3])
+    taps = kernel_size[0] * kernel_size[1]
+    batch, channels, height, width = input.shape
+    offset_groups = offset.shape[1] // (2 * taps)
+    out_height, out_width = offset.shape[-2:]
+
+    # A last pixel of zeros in each (batch, group): every corner outside the map reads it.
+    pixels = input.reshape(batch, offset_groups, channels // offset_groups, height * width)
+    pixels = torch.cat([pixels, pixels.new_zeros((*pixels.shape[:3], 1))], dim=3)
+    pixels = pixels.transpose(2, 3).flatten(0, 2)  # [B*G*(H*W+1), Cg]
+    positions = offset.unflatten(1, (offset_groups, taps, 2))  # [B, G, T, 2, H_out, W_out]
+    masks = None if mask is None else mask.unflatten(1, (offset_groups, taps))
+
+    row_elements = max(1, batch * out_width * channels * taps)
+    rows = max(1, _TILE_ELEMENTS // row_elements)
+    tiles = []
+    for top in range(0, out_height, rows):
+        bottom = min(top + rows, out_height)
+        grid = _tap_grid(offset, (top, bottom), kernel_size, window)
+        arguments = (
+            pixels,
+            positions[..., top:bottom, :],
+            None if masks is None else masks[..., top:bottom, :],
+            weight,
+            grid,
+            (height, width),
+        )
+        if torch.is_grad_enabled() and rows < out_height:  # keep no sampled values for the backward
+            tile = checkpoint(
+                _convolve_tile, *arguments, use_reentrant=False, preserve_rng_state=False
+            )
+        else:
+            tile = _convolve_tile(*arguments)
+        tiles.append(tile)
+    output = torch.cat(tiles, dim=2) if len(tiles) != 1 else tiles[0]
+    return output if bias is None else output + bias.to(output.dtype)[:, None, None]
+
+
+def _tap_grid(
+    like: Tensor,
+    rows: tuple[int, int],
+    kernel_size: tuple[int, int],
+    window: Window,
+) -> tuple[Tensor, Tensor]:
+    """Undisplaced tap positions: y [T, rows, 1] and x [T, 1, W_out], in pixels of the input."""
+    dtype = torch.promote_types(like.dtype, torch.float32)
+    device = like.device
+    stride, padding, dilation = window
+    taps_y = torch.arange(kernel_size[0], device=device, dtype=dtype) * dilation[0]
+    taps_x = torch.arange(kernel_size[1], device=device, dtype=dtype) * dilation[1]
+    out_y = torch.arange(*rows, device=device, dtype=dtype) * stride[0] - padding[0]
+    out_x = torch.arange(like.shape[-1], device=device, dtype=dtype) * stride[1] - padding[1]
+    grid_y = taps_y.repeat_interleave(kernel_size[1])[:, None, None] + out_y[:, None]
+    grid_x = taps_x.repeat(kernel_size[0])[:, None, None] + out_x
+    return grid_y, grid_x
+
+
+def _convolve_tile(
+    pixels: Tensor,
+    offset: Tensor,
+    mask: Tensor | None,
+    weight: Tensor,
+    grid: tuple[Tensor, Tensor],
+    size_hw: tuple[int, int],
+) -> Tensor:
+    """One tile of output rows: sample every tap, then multiply with the kernel."""
+    batch, _, taps, _, rows, columns = offset.shape
+    y = offset[:, :, :, 0] + grid[0]  # [B, G, T, rows, W_out], float32 at least
+    x = offset[:, :, :, 1] + grid[1]
+    poison = 0 * (y + x).detach()  # NaN where either is not finite, so that both gradients are NaN
+    sampled = _sample(pixels, y + poison, x + poison, size_hw)  # [B, G, T, rows, W_out, Cg]
+    if mask is not None:
+        sampled = sampled * mask.unsqueeze(-1)
+    sampled = sampled.to(pixels.dtype).permute(0, 3, 4, 2, 1, 5)  # [B, rows, W_out, T, G, Cg]
+
+    channels_per_group = weight.shape[1]
+    groups = sampled.shape[4] * sampled.shape[5] // channels_per_group
+    sampled = sampled.reshape(batch, rows * columns, taps, groups, channels_per_group)
+    kernel = weight.reshape(groups, weight.shape[0] // groups, channels_per_group, taps)
+    output = torch.einsum("bptgc,goct->bgop", sampled, kernel)
+    return output.reshape(batch, weight.shape[0], rows, columns)
+
+
+def _sample(pixels: Tensor, y: Tensor, x: Tensor, size_hw: tuple[int, int]) -> Tensor:
+    """Bilinear samples, zero outside the map and fading over the last pixel: [..., Cg]."""
+    height, width = size_hw
+    top, left = torch.floor(y.detach()), torch.floor(x.detach())
+    weight_y, weight_x = y - top, x - left  # the right derivative at integer positions
+    first = torch.arange(math.prod(y.shape[:2]), device=y.device) * (height * width + 1)
+    first = first.view(*y.shape[:2], 1, 1, 1)  # the first pixel of each (batch, group)
+
+    corners = []
+    for row, along_y in ((top, 1 - weight_y), (top + 1, weight_y)):
+        for column, along_x in ((left, 1 - weight_x), (left + 1, weight_x)):
+            inside = (row >= 0) & (row < height) & (column >= 0) & (column < width)
+            row_index = torch.where(inside, row, 0).long()  # NaN is not inside
+            column_index = torch.where(inside, column, 0).long()
+            index = torch.where(inside, row_index * width + column_index, height * width)
+            values = pixels.index_select(0, (index + first).flatten())
+            values = values.view(*y.shape, pixels.shape[1])
+            corners.append(values * (along_y * along_x).unsqueeze(-1))
+    return corners[0] + corners[1] + corners[2] + corners[3]

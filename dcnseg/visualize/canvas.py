@@ -1,0 +1,315 @@
+"""Paper and pen for the pictures: a `Panel` to draw on in picture coordinates, text, colour bars.
+
+Knows nothing of networks. Arrays are RGB, uint8, [H, W, 3].
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+from PIL import Image, ImageDraw, ImageFont
+
+Rgb = npt.NDArray[np.uint8]
+Floats = npt.NDArray[np.float64]
+Colour = tuple[int, int, int]
+Margins = tuple[int, int, int, int]  # left, top, right, bottom
+
+WHITE: Colour = (255, 255, 255)
+INK: Colour = (28, 30, 36)
+FAINT_INK: Colour = (105, 108, 118)
+MISSING: Colour = (255, 0, 255)  # where a number is NaN; in neither colour map
+SHORT_SIDE, LONG_SIDE = 640, 1280  # canvas pixels: the longer side of a panel is in between
+GAP = 16
+
+_SHIFT = 6  # cv2 takes coordinates as integers with so many fractional bits
+_MAX_COORDINATE = 30_000.0  # canvas pixels; beyond it cv2's fixed-point numbers overflow
+
+
+@dataclass
+class Panel:
+    """A picture to draw on: enlarged or reduced by `scale_xy`, with margins around it.
+
+    Coordinates of all methods are picture pixels (x, y), float64 [N, 2], where (0, 0) is the centre
+    of the upper left pixel; sizes and widths are canvas pixels. NaN points are left out.
+    """
+
+    canvas: Rgb
+    scale_xy: tuple[float, float]
+    margins: Margins = (0, 0, 0, 0)  # in canvas pixels
+
+    @classmethod
+    def from_image(cls, image: Rgb, margins: Margins = (0, 0, 0, 0)) -> Panel:
+        """Bring the picture, with margins in picture pixels, to a readable size."""
+        height, width = image.shape[:2]
+        longer = max(height, width)
+        whole = max(height + margins[1] + margins[3], width + margins[0] + margins[2])
+        scale = min(max(longer, SHORT_SIDE), LONG_SIDE) / longer
+        scale = min(scale, max(LONG_SIDE / whole, SHORT_SIDE / longer))
+        size = max(round(width * scale), 1), max(round(height * scale), 1)
+        scale_xy = size[0] / width, size[1] / height  # not quite `scale`: sizes are whole numbers
+        way = cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC
+        resized = cv2.resize(image, size, interpolation=way)
+        if not any(margins):
+            return cls(np.asarray(resized, np.uint8), scale_xy)
+        left, top, right, bottom = (math.ceil(m * scale) for m in margins)
+        canvas = _hatched(size[1] + top + bottom, size[0] + left + right)
+        canvas[top : top + size[1], left : left + size[0]] = resized
+        corners = (left - 1, top - 1), (left + size[0], top + size[1])
+        cv2.rectangle(canvas, *corners, INK, 1)
+        return cls(canvas, scale_xy, (left, top, right, bottom))
+
+    def place(self, points_xy: Floats) -> Floats:
+        """Turn picture coordinates into canvas coordinates."""
+        placed: Floats = (points_xy + 0.5) * np.array(self.scale_xy) - 0.5
+        return placed + np.array(self.margins[:2], np.float64)
+
+    def is_within(self, points_xy: Floats) -> npt.NDArray[np.bool_]:
+        """Which points lie on the canvas, margins included; a NaN does not."""
+        size = np.array(self.canvas.shape[1::-1])
+        placed = self.place(points_xy)
+        return np.asarray(((placed >= -0.5) & (placed < size - 0.5)).all(-1))
+
+    def dots(
+        self,
+        points_xy: Floats,
+        radii: Floats | float,
+        colour: Colour,
+        outline: Colour | None = None,
+    ) -> None:
+        """Draw filled circles."""
+        radii = np.broadcast_to(np.asarray(radii, np.float64), len(points_xy))
+        if outline is not None:
+            self._blend(
+                _disc_coverage(self.canvas.shape, self.place(points_xy), radii + 1), outline
+            )
+        self._blend(_disc_coverage(self.canvas.shape, self.place(points_xy), radii), colour)
+
+    def segments(self, starts_xy: Floats, ends_xy: Floats, colour: Colour, width: int = 1) -> None:
+        """Draw straight lines."""
+        for start, end in zip(self._fixed(starts_xy), self._fixed(ends_xy), strict=True):
+            if start is not None and end is not None:
+                cv2.line(self.canvas, start, end, colour, width, cv2.LINE_AA, _SHIFT)
+
+    def arrows(self, starts_xy: Floats, ends_xy: Floats, colour: Colour) -> None:
+        """Draw arrows with a dark edge; the heads are of one size."""
+        starts, ends = self.place(starts_xy), self.place(ends_xy)
+        drawable = _is_drawable(starts) & _is_drawable(ends)
+        starts, ends = starts[drawable], ends[drawable]
+        shaft = ends - starts
+        length = np.linalg.norm(shaft, axis=1, keepdims=True)
+        unit = np.divide(shaft, length, out=np.zeros_like(shaft), where=length > 0)
+        head = np.minimum(9.0, 0.6 * length)
+        sideways = unit[:, ::-1] * np.array([-1.0, 1.0])
+        wings = [ends - head * unit + side * 0.5 * head * sideways for side in (-1, 1)]
+        for ink, width in ((INK, 4), (colour, 2)):
+            for tail, tip in ((starts, ends), (wings[0], ends), (wings[1], ends)):
+                for start, end in zip(_to_fixed(tail), _to_fixed(tip), strict=True):
+                    if start is not None and end is not None:
+                        cv2.line(self.canvas, start, end, ink, width, cv2.LINE_AA, _SHIFT)
+
+    def square(self, point_xy: tuple[float, float], half_size: float, colour: Colour) -> None:
+        """Draw the outline of a square around a point, with a dark edge."""
+        centre = self.place(np.array([point_xy]))
+        corners = centre + half_size * np.array([[-1, -1], [1, -1], [1, 1], [-1, 1]])
+        fixed = np.round(corners * (1 << _SHIFT)).astype(np.int32)
+        for ink, width in ((INK, 5), (colour, 3)):
+            cv2.polylines(self.canvas, [fixed], True, ink, width, cv2.LINE_AA, _SHIFT)
+
+    def _blend(self, coverage: Floats, colour: Colour) -> None:
+        is_touched = coverage > 0
+        share = coverage[is_touched][:, None]
+        blended = self.canvas[is_touched] * (1 - share) + np.array(colour) * share
+        self.canvas[is_touched] = blended.round().astype(np.uint8)
+
+    def _fixed(self, points_xy: Floats) -> list[tuple[int, int] | None]:
+        return _to_fixed(self.place(points_xy))
+
+
+def dim(rgb: Rgb) -> Rgb:
+    """Grey, of full contrast and rather dark, so that coloured marks stand out."""
+    levels = 15 + 135 * _grey_levels(rgb)
+    return levels[..., None].repeat(3, -1).astype(np.uint8)
+
+
+def engrave(colours: Rgb, rgb: Rgb) -> Rgb:
+    """Colours with the outlines of a picture of the same size.
+
+    Only fine detail is taken over, light and dark alike, so that a colour on average stays that of
+    the colour bar, however dark the picture is.
+    """
+    grey = _grey_levels(rgb)
+    smooth = cv2.GaussianBlur(grey, (0, 0), max(rgb.shape[:2]) / 40)
+    detail = grey - np.asarray(smooth, np.float64)
+    return np.clip(colours + 100 * detail[..., None], 0, 255).astype(np.uint8)
+
+
+def _grey_levels(rgb: Rgb) -> Floats:
+    """Grey levels stretched to 0..1, a hundredth of the pixels clipped at both ends."""
+    grey = cv2.cvtColor(rgb, cv2.COLOR_RGB2GRAY).astype(np.float64)
+    low, high = np.percentile(grey, (1, 99))
+    return np.asarray(np.clip((grey - low) / max(high - low, 16.0), 0, 1))
+
+
+def colourise(values: Floats, low: float, high: float, colour_map: int) -> Rgb:
+    """Map low..high to a colour map of cv2; NaN becomes magenta."""
+    span = high - low if high > low else 1.0
+    levels = np.clip((values - low) / span, 0, 1) * 255
+    coloured = cv2.applyColorMap(np.nan_to_num(levels).round().astype(np.uint8), colour_map)
+    rgb = np.array(coloured[..., ::-1], np.uint8)
+    rgb[np.isnan(values)] = MISSING
+    return rgb
+
+
+def colour_bar(
+    height: int, low: float, high: float, colour_map: int, unit: str, mark: tuple[float, str] | None
+) -> Rgb:
+    """A vertical scale from `low` at the bottom to `high` at the top, with numbers and unit.
+
+    Args:
+        height: In canvas pixels.
+        low: Value at the bottom.
+        high: Value at the top, larger than `low`.
+        colour_map: A colour map of cv2.
+        unit: Written above the scale.
+        mark: A value to point out on the left-hand side, and its name. Off the scale, the name
+            stands at the end it lies beyond and says so.
+    """
+    top, bottom, bar_width, label_size = 34, height - 12, 22, 15
+    name, name_width = "", 0
+    if mark is not None:
+        place = "" if low <= mark[0] <= high else ", below" if mark[0] < low else ", above"
+        name = mark[1] + place
+        name_width = text_width(name, label_size) + 14
+    left = 6 + name_width
+    bar = np.full((height, left + bar_width + 70, 3), 255, np.uint8)
+    ramp = np.linspace(high, low, bottom - top)[:, None].repeat(bar_width, 1)
+    bar[top:bottom, left : left + bar_width] = colourise(ramp, low, high, colour_map)
+    cv2.rectangle(bar, (left - 1, top - 1), (left + bar_width, bottom), INK, 1)
+
+    def row_of(value: float) -> int:
+        return round(bottom - 1 - (value - low) / (high - low) * (bottom - 1 - top))
+
+    right = left + bar_width
+    for value in nice_ticks(low, high):
+        row = row_of(value)
+        cv2.line(bar, (right, row), (right + 6, row), INK, 1)
+        write(bar, f"{value:g}", (right + 10, row - 9), label_size)
+    write(bar, unit, (left, 6), label_size, FAINT_INK)
+    if mark is not None and not math.isnan(mark[0]):
+        row = row_of(min(max(mark[0], low), high))
+        if low <= mark[0] <= high:
+            cv2.line(bar, (left - 8, row), (right - 1, row), INK, 2)
+        write(bar, name, (left - name_width, row - 9), label_size)
+    return bar
+
+
+def nice_ticks(low: float, high: float, at_most: int = 8) -> list[float]:
+    """Round numbers within low..high, 1, 2 or 5 times a power of ten apart."""
+    raw = (high - low) / at_most
+    magnitude = 10.0 ** math.floor(math.log10(raw))
+    step = next(m * magnitude for m in (1, 2, 5, 10) if m * magnitude >= raw * (1 - 1e-9))
+    first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
+    return [float(f"{index * step:.10g}") for index in range(first, last + 1)]
+
+
+def compose(
+    panels: Sequence[tuple[str, Rgb]], columns: int, title: str, notes: Sequence[str]
+) -> Rgb:
+    """Lay out captioned panels in rows on white, under a title and lines of notes."""
+    title_size, note_size, caption_size = 24, 16, 17
+    rows = [panels[start : start + columns] for start in range(0, len(panels), columns)]
+    widths = [
+        max(max(panel.shape[1], text_width(caption, caption_size)) for caption, panel in column)
+        for column in (panels[start::columns] for start in range(min(columns, len(panels))))
+    ]
+    heights = [max(panel.shape[0] for _, panel in row) for row in rows]
+    text_widths = [text_width(title, title_size), *(text_width(n, note_size) for n in notes)]
+    width = max(sum(widths) + GAP * (len(widths) - 1), *text_widths) + 2 * GAP
+    head = GAP + 36 + 24 * len(notes)
+    height = head + sum(h + 30 + GAP for h in heights) + GAP // 2
+    page = np.full((height, width, 3), 255, np.uint8)
+
+    write(page, title, (GAP, GAP - 4), title_size)
+    for index, note in enumerate(notes):
+        write(page, note, (GAP, GAP + 32 + 24 * index), note_size, FAINT_INK)
+    y = head
+    for row, row_height in zip(rows, heights, strict=True):
+        x = GAP
+        for (caption, panel), column_width in zip(row, widths, strict=False):
+            write(page, caption, (x, y + 4), caption_size)
+            page[y + 30 : y + 30 + panel.shape[0], x : x + panel.shape[1]] = panel
+            x += column_width + GAP
+        y += row_height + 30 + GAP
+    return page
+
+
+def beside(left: Rgb, right: Rgb) -> Rgb:
+    """Two arrays of the same height side by side, without a gap."""
+    return np.concatenate([left, right], axis=1)
+
+
+def write(rgb: Rgb, text: str, corner_xy: tuple[int, int], size: int, colour: Colour = INK) -> None:
+    """Write one line of text in place, its upper left corner at `corner_xy`."""
+    sheet = Image.fromarray(rgb)
+    ImageDraw.Draw(sheet).text(corner_xy, text, fill=colour, font=_font(size))
+    rgb[:] = np.asarray(sheet)
+
+
+def text_width(text: str, size: int) -> int:
+    """Width of a line of text in canvas pixels."""
+    return math.ceil(_font(size).getlength(text))
+
+
+@lru_cache
+def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
+    """Pillow's own font, which every installation has."""
+    return ImageFont.load_default(size)
+
+
+def _hatched(height: int, width: int) -> Rgb:
+    """Light grey with diagonal lines: nothing of the picture is here."""
+    diagonal = np.add.outer(np.arange(height), np.arange(width)) % 12
+    return np.where(diagonal[..., None] < 1, 205, 232).repeat(3, -1).astype(np.uint8)
+
+
+def _disc_coverage(shape: tuple[int, ...], centres: Floats, radii: Floats) -> Floats:
+    """Share of every pixel that lies in the union of discs, nearly: smooth edges, exact centres.
+
+    cv2.circle makes diamonds of discs this small.
+    """
+    coverage = np.zeros(shape[:2])
+    is_near = _is_drawable(centres)
+    centres, radii = centres[is_near], radii[is_near]
+    if not len(centres):
+        return coverage
+    reach = math.ceil(radii.max() + 1)
+    steps = np.arange(-reach, reach + 1)
+    x = np.round(centres[:, 0]).astype(int)[:, None, None] + steps  # [N, 1, window]
+    y = np.round(centres[:, 1]).astype(int)[:, None, None] + steps[:, None]  # [N, window, 1]
+    distance = np.hypot(x - centres[:, 0, None, None], y - centres[:, 1, None, None])
+    share = np.clip(radii[:, None, None] + 0.5 - distance, 0, 1)
+    x, y = np.broadcast_arrays(x, y)
+    is_on = (share > 0) & (x >= 0) & (x < shape[1]) & (y >= 0) & (y < shape[0])
+    np.maximum.at(coverage, (y[is_on], x[is_on]), share[is_on])
+    return coverage
+
+
+def _is_drawable(placed: Floats) -> npt.NDArray[np.bool_]:
+    """False for NaN and for what is so far away that cv2's numbers do not reach it."""
+    return np.asarray((np.abs(placed) < _MAX_COORDINATE).all(-1))
+
+
+def _to_fixed(placed: Floats) -> list[tuple[int, int] | None]:
+    """Canvas coordinates as cv2's fixed-point numbers; None for NaN and what is far away."""
+    is_drawable = _is_drawable(placed)
+    fixed = np.round(np.where(is_drawable[:, None], placed, 0) * (1 << _SHIFT)).astype(int)
+    return [
+        (int(x), int(y)) if drawable else None
+        for (x, y), drawable in zip(fixed, is_drawable, strict=True)
+    ]

@@ -1,0 +1,270 @@
+"""What the offsets of a network do to one picture; the entry point is `capture_offsets`.
+
+Tensors keep (y, x) order, as the offsets do; what people read, points and the `_xy` results, is
+(x, y). Picture coordinates are indices: (0, 0) is the centre of the upper left pixel.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from dcnseg.errors import ConfigError, ShapeError
+from dcnseg.ops.deform_conv import DeformConv2d
+from dcnseg.ops.offset_stats import OffsetStatistics, TapGrid, offset_statistics, split_offset
+from dcnseg.visualize.geometry import MapGeometry, trace_map_geometry
+
+
+@dataclass(frozen=True)
+class LayerOffsets:
+    """The offsets that one deformable layer predicted for one picture.
+
+    Attributes:
+        name: The layer's name in the model.
+        offset: Displacements in pixels of the layer's input map, (dy, dx), float32
+            [G, T, 2, H_out, W_out] on the CPU.
+        mask: Modulation in [0, 2], float32 [G, T, H_out, W_out], or None.
+        grid: Kernel size, stride, padding and dilation.
+        input_hw: Size of the layer's input map.
+        input_geometry: Where the pixels of the input map lie in the picture.
+        statistics: Summary of `offset`, in pixels of the input map.
+    """
+
+    name: str
+    offset: Tensor
+    mask: Tensor | None
+    grid: TapGrid
+    input_hw: tuple[int, int]
+    input_geometry: MapGeometry
+    statistics: OffsetStatistics
+
+    @property
+    def output_geometry(self) -> MapGeometry:
+        """Where the output locations lie in the picture: each at the centre of its plain grid."""
+        strides, origins = [], []
+        for axis in range(2):
+            stride_px = self.input_geometry.stride_px[axis]
+            middle = self.grid.dilation[axis] * (self.grid.kernel_size[axis] - 1) / 2
+            centre = middle - self.grid.padding[axis]
+            strides.append(stride_px * self.grid.stride[axis])
+            origins.append(self.input_geometry.origin_px[axis] + centre * stride_px)
+        return MapGeometry((strides[0], strides[1]), (origins[0], origins[1]))
+
+    @property
+    def plain_dilation_px(self) -> float:
+        """Effective dilation of the plain grid in picture pixels."""
+        zero = torch.zeros(1, self.grid.num_taps, 2, 1, 1)
+        return float(_mean_adjacent_distance(self, zero, self.input_geometry.stride_px))
+
+    def displacement_px(self, *, is_plain: bool = False) -> Tensor:
+        """Way from an output location to its samples in picture pixels, [G, T, 2, H_out, W_out].
+
+        Args:
+            is_plain: Leave the offsets out: the grid of the plain convolution.
+        """
+        offset = self.offset.double()
+        steps = tap_steps(self.grid)[:, :, None, None]  # [T, 2, 1, 1]
+        stride = torch.tensor(self.input_geometry.stride_px, dtype=torch.float64)[:, None, None]
+        return (torch.zeros_like(offset) if is_plain else offset).add(steps) * stride
+
+
+@dataclass(frozen=True)
+class SamplingPoints:
+    """Where the network looks for one output location.
+
+    Attributes:
+        point_xy: The point asked for, in picture pixels.
+        location_xy: The output location nearest to it, in picture pixels.
+        positions_xy: Sampling positions in picture pixels, float64 [(G*T)**n, 2]; the taps of the
+            last layer change slowest. They may lie outside the picture, and are NaN where an
+            offset is.
+        weights: Product of the modulation masks on the way, [(G*T)**n]; 1 without modulation.
+    """
+
+    point_xy: tuple[float, float]
+    location_xy: tuple[float, float]
+    positions_xy: Tensor
+    weights: Tensor
+
+
+@torch.no_grad()
+def capture_offsets(
+    model: nn.Module, network_input: Tensor, image_hw: tuple[int, int]
+) -> list[LayerOffsets]:
+    """Run the model once and return the offsets of its deformable layers, in forward order.
+
+    The whole picture goes through the network at once, without tiles.
+
+    Args:
+        model: Any network with `DeformConv2d` layers, in evaluation mode. It may pad its input at
+            the bottom and right.
+        network_input: The normalised picture, [1, 3, h, w], possibly scaled.
+        image_hw: Size of the picture before scaling: positions are given in its pixels.
+
+    Raises:
+        ConfigError: The model has no deformable layer, or is in training mode.
+        ShapeError: `network_input` is not one picture.
+    """
+    if network_input.ndim != 4 or network_input.shape[0] != 1:
+        raise ShapeError(
+            f"`network_input` has the shape {list(network_input.shape)}; offsets are shown for "
+            "one picture, [1, 3, h, w]."
+        )
+    layers = [(name, m) for name, m in model.named_modules() if isinstance(m, DeformConv2d)]
+    if not layers:
+        raise ConfigError(
+            "The model has no deformable layer, so it has no offsets to show. Train it with "
+            "--deform-layers 3, say."
+        )
+    if model.training:
+        raise ConfigError("`model` is in training mode; call model.eval() to look at its offsets.")
+
+    seen: dict[str, tuple[DeformConv2d, tuple[int, int], Tensor]] = {}
+
+    def keep(name: str, layer: DeformConv2d, _: Any, inputs: tuple[Any, ...], output: Any) -> None:
+        seen[name] = layer, tuple(inputs[0].shape[-2:]), output.detach().float().cpu()
+
+    handles = [m.conv_offset.register_forward_hook(partial(keep, name, m)) for name, m in layers]
+    try:
+        with trace_map_geometry(model) as trace:
+            model(network_input)
+    finally:
+        for handle in handles:
+            handle.remove()
+
+    network_hw = int(network_input.shape[-2]), int(network_input.shape[-1])
+    return [
+        _layer_offsets(
+            name, layer, prediction, input_hw, trace.of(input_hw).in_picture(network_hw, image_hw)
+        )
+        for name, (layer, input_hw, prediction) in seen.items()
+    ]
+
+
+def effective_dilation(layer: LayerOffsets, *, in_picture: bool = True) -> Tensor:
+    """Mean distance between adjacent sampling positions at every output location, [H_out, W_out].
+
+    Adjacent are taps next to each other in a row or in a column of the kernel (12 pairs for 3x3).
+    Averaged over the offset groups. A plain grid of dilation d gives d, or d * stride_px.
+
+    Args:
+        layer: The layer's offsets.
+        in_picture: In pixels of the picture, else in pixels of the layer's input map.
+
+    Raises:
+        ConfigError: The kernel is 1x1: it has no adjacent taps.
+
+    Source: Dai et al. 2017, "Deformable Convolutional Networks", section 4.2 and Table 2.
+    """
+    stride_px = layer.input_geometry.stride_px if in_picture else (1.0, 1.0)
+    return _mean_adjacent_distance(layer, layer.offset, stride_px)
+
+
+def sampling_positions(layer: LayerOffsets, *, is_plain: bool = False) -> Tensor:
+    """Samples (y, x) of every output location in picture pixels, [G, T, 2, H_out, W_out]."""
+    output = layer.output_geometry
+    axes = [
+        output.origin_px[axis] + output.stride_px[axis] * torch.arange(size, dtype=torch.float64)
+        for axis, size in enumerate(layer.offset.shape[-2:])
+    ]
+    locations = torch.stack(torch.meshgrid(*axes, indexing="ij"))  # [2, H_out, W_out]
+    return locations + layer.displacement_px(is_plain=is_plain)
+
+
+def cascade_positions(
+    layers: Sequence[LayerOffsets], point_xy: tuple[float, float], *, is_plain: bool = False
+) -> SamplingPoints:
+    """Trace a point back through the sampling positions of consecutive deformable layers.
+
+    The point is moved to the nearest output location of the last layer, whose samples are at T
+    positions (for each offset group) in its input map. Each is traced on through the layer before:
+    its offsets are read at the output location nearest to the position, clamped to the map for
+    reading only. The position itself is never moved, so a tap outside of the picture keeps its own
+    offsets. Plain convolutions between the layers are ignored: they are 1x1 in bottleneck ResNets;
+    in a basic block with a plain 3x3 convolution the true field is wider by its taps.
+
+    Args:
+        layers: One or more layers in forward order; the last one is the nearest to the output.
+        point_xy: The point in picture pixels.
+        is_plain: Leave the offsets out, for comparison.
+
+    Source: Dai et al. 2017, "Deformable Convolutional Networks", Figure 6.
+    """
+    row, column = _nearest_location(layers[-1], torch.tensor([[point_xy[1], point_xy[0]]]))
+    output = layers[-1].output_geometry
+    location_yx = [
+        origin + stride * int(index)
+        for origin, stride, index in zip(
+            output.origin_px, output.stride_px, (row, column), strict=True
+        )
+    ]
+    positions = torch.tensor([location_yx], dtype=torch.float64)  # [N, 2 (y, x)]
+    weights = torch.ones(1)
+    for layer in reversed(layers):
+        rows, columns = _nearest_location(layer, positions)
+        steps = layer.displacement_px(is_plain=is_plain)[..., rows, columns]  # [G, T, 2, N]
+        positions = (positions[:, None] + steps.permute(3, 0, 1, 2).flatten(1, 2)).flatten(0, 1)
+        factors = torch.ones(*steps.shape[:2], len(rows))
+        if layer.mask is not None and not is_plain:
+            factors = layer.mask[..., rows, columns]  # [G, T, N]
+        weights = (weights[:, None] * factors.flatten(0, 1).T).flatten()
+    return SamplingPoints(point_xy, (location_yx[1], location_yx[0]), positions.flip(-1), weights)
+
+
+def tap_steps(grid: TapGrid) -> Tensor:
+    """Way from the centre of a plain grid to its taps in pixels of the map, (y, x), [T, 2]."""
+    axes = [
+        (torch.arange(k, dtype=torch.float64) - (k - 1) / 2) * d
+        for k, d in zip(grid.kernel_size, grid.dilation, strict=True)
+    ]
+    return torch.stack(torch.meshgrid(*axes, indexing="ij"), -1).flatten(0, 1)
+
+
+def _layer_offsets(
+    name: str,
+    layer: DeformConv2d,
+    prediction: Tensor,
+    input_hw: tuple[int, int],
+    geometry: MapGeometry,
+) -> LayerOffsets:
+    """Take apart what the layer's `conv_offset` returned, [1, C, H_out, W_out]."""
+    grid = TapGrid.from_layer(layer)
+    offset = split_offset(prediction, layer.offset_groups, grid)[0]
+    mask = None
+    if layer.modulated:
+        logits = prediction[0, offset.shape[:3].numel() :]
+        mask = (2 * logits.sigmoid()).reshape(-1, grid.num_taps, *logits.shape[1:])
+    statistics = offset_statistics(layer, prediction, input_hw)
+    return LayerOffsets(name, offset, mask, grid, input_hw, geometry, statistics)
+
+
+def _mean_adjacent_distance(
+    layer: LayerOffsets, offset: Tensor, stride_px: tuple[float, float]
+) -> Tensor:
+    """Mean over adjacent taps and groups; offset is [G, T, 2, H, W], the result [H, W]."""
+    grid = layer.grid
+    if grid.num_taps == 1:
+        raise ConfigError(f"{layer.name}: a 1x1 kernel has no adjacent taps, so no dilation.")
+    points = offset.double() + tap_steps(grid)[:, :, None, None]
+    points = points * torch.tensor(stride_px, dtype=torch.float64)[:, None, None]
+    points = points.reshape(-1, *grid.kernel_size, *points.shape[2:])  # [G, kh, kw, 2, H, W]
+    distances = [
+        torch.linalg.vector_norm(points.diff(dim=dim), dim=3).flatten(0, 2) for dim in (1, 2)
+    ]
+    return torch.cat(distances).mean(0)
+
+
+def _nearest_location(layer: LayerOffsets, positions: Tensor) -> tuple[Tensor, Tensor]:
+    """Row and column of the output location nearest to each (y, x), clamped to the map."""
+    output = layer.output_geometry
+    indices = []
+    for axis, size in enumerate(layer.offset.shape[-2:]):
+        index = (positions[:, axis] - output.origin_px[axis]) / output.stride_px[axis]
+        # A NaN position reads location 0 and stays NaN, because steps are added to it.
+        indices.append((index.nan_to_num(0.0) + 0.5).floor().clamp(0, size - 1).long())
+    return indices[0], indices[1]

@@ -1,0 +1,210 @@
+"""Pictures and numbers of the offsets for one picture, as files; the entry is `visualize_image`."""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+from torch import Tensor, nn
+
+from dcnseg.data.image_io import write_png
+from dcnseg.errors import ConfigError
+from dcnseg.files import atomic_path
+from dcnseg.visualize.canvas import Rgb
+from dcnseg.visualize.drawing import (
+    draw_effective_dilation,
+    draw_offset_field,
+    draw_sampling_points,
+)
+from dcnseg.visualize.offsets import (
+    LayerOffsets,
+    SamplingPoints,
+    capture_offsets,
+    cascade_positions,
+    effective_dilation,
+)
+
+CASCADE_DEPTH = 3  # as in the paper's Figure 6: 9^3 = 729 samples
+Point = tuple[float, float]
+
+
+def visualize_image(
+    model: nn.Module,
+    network_input: Tensor,
+    image: Rgb,
+    points: Sequence[Point],
+    out_dir: Path,
+    stem: str,
+    *,
+    cascade_depth: int = CASCADE_DEPTH,
+) -> list[Path]:
+    """Write what the offsets of `model` do to `image`, and return the paths in the order written.
+
+    For each deformable layer `<stem>_<layer>_dilation.png` and `<stem>_<layer>_offsets.png`, for
+    each point `<stem>_point_<x>_<y>.png`, and `<stem>.json` with the same numbers. Every file
+    appears complete or not at all; existing files are replaced.
+
+    Args:
+        model: A network with deformable layers, in evaluation mode, on the device of the input.
+        network_input: The normalised, possibly scaled picture, [1, 3, h, w].
+        image: The picture, uint8 RGB [H, W, 3].
+        points: Points (x, y) in pixels of `image`; (0, 0) is the centre of its upper left pixel.
+        out_dir: Folder for the files; made if missing.
+        stem: Start of the files' names; may hold folders, "street/0001".
+        cascade_depth: Number of last deformable layers to trace a point through; fewer if the model
+            has fewer.
+
+    Raises:
+        ConfigError: A point lies outside the picture, `cascade_depth` is below 1, or the model has
+            no deformable layer.
+    """
+    height, width = image.shape[:2]
+    check_points(points, (height, width))
+    if cascade_depth < 1:
+        raise ConfigError(f"`cascade_depth` is {cascade_depth}; expected at least 1.")
+    layers = capture_offsets(model, network_input, (height, width))
+    target = out_dir / stem
+    paths = []
+
+    def write(suffix: str, picture: Rgb) -> None:
+        paths.append(target.with_name(f"{target.name}_{suffix}.png"))
+        write_png(paths[-1], picture)
+
+    for layer in layers:
+        write(f"{layer.name}_dilation", draw_effective_dilation(image, layer))
+        write(f"{layer.name}_offsets", draw_offset_field(image, layer))
+    entries = []
+    for point in points:
+        picture, entry = _point_report(image, layers[-cascade_depth:], point)
+        write(f"point_{point[0]:g}_{point[1]:g}", picture)
+        entries.append(entry)
+
+    numbers = {
+        "image": {"height": height, "width": width},
+        "layers": [_layer_entry(layer) for layer in layers],
+        "points": entries,
+    }
+    paths.append(target.with_name(f"{target.name}.json"))
+    with atomic_path(paths[-1], is_durable=False) as temporary:
+        temporary.write_text(to_json(numbers), encoding="utf-8")
+    return paths
+
+
+def default_points(image_hw: tuple[int, int], columns: int = 3, rows: int = 3) -> list[Point]:
+    """A grid of points, (x, y) in picture pixels, evenly spread over the picture, row by row."""
+    height, width = image_hw
+    return [
+        (
+            float((2 * column + 1) * width // (2 * columns)),
+            float((2 * row + 1) * height // (2 * rows)),
+        )
+        for row in range(rows)
+        for column in range(columns)
+    ]
+
+
+def check_points(points: Sequence[Point], image_hw: tuple[int, int]) -> None:
+    """Raise a ConfigError that names the first point outside of the picture."""
+    height, width = image_hw
+    for x, y in points:
+        # A NaN is not inside either.
+        if not (0 <= x <= width - 1 and 0 <= y <= height - 1):
+            raise ConfigError(
+                f"The point {x:g},{y:g} is outside the picture of {width}x{height} pixels (width x "
+                f"height): x must be in 0..{width - 1}, y in 0..{height - 1}."
+            )
+
+
+def to_json(numbers: Any) -> str:
+    """Strict JSON, innermost lists on one line each; NaN and infinity become null."""
+    text = json.dumps(_rounded(numbers), indent=1, allow_nan=False)
+    return re.sub(r"\[\s+([^\[\]{}\"]*?)\s+\]", _on_one_line, text) + "\n"
+
+
+def _point_report(
+    image: Rgb, layers: Sequence[LayerOffsets], point: Point
+) -> tuple[Rgb, dict[str, Any]]:
+    """Picture and numbers of one point; `layers` are those of the cascade."""
+    last_plain = cascade_positions(layers[-1:], point, is_plain=True)
+    last = cascade_positions(layers[-1:], point)
+    plain = cascade_positions(layers, point, is_plain=True)
+    cascade = cascade_positions(layers, point)
+    names = [layer.name for layer in layers]
+    picture = draw_sampling_points(
+        image, layers[-1].grid, (last_plain, last), (plain, cascade), names
+    )
+    entry = {
+        "point_xy": point,
+        "location_xy": last.location_xy,
+        "last_layer": {"layer": names[-1], **_samples_entry(last, last_plain)},
+        "cascade": {"layers": names, **_samples_entry(cascade, plain)},
+    }
+    return picture, entry
+
+
+def _samples_entry(deformable: SamplingPoints, plain: SamplingPoints) -> dict[str, Any]:
+    return {
+        "positions_xy": deformable.positions_xy.tolist(),
+        "modulation": deformable.weights.tolist(),
+        "plain_positions_xy": plain.positions_xy.tolist(),
+    }
+
+
+def _layer_entry(layer: LayerOffsets) -> dict[str, Any]:
+    """Numbers of one layer. Keys in `_px` are picture pixels, in `_map_px` pixels of its input."""
+    groups, taps = layer.offset.shape[:2]
+    dilation = effective_dilation(layer)
+    in_map = effective_dilation(layer, in_picture=False)
+    stats = layer.statistics
+    return {
+        "name": layer.name,
+        "offset_groups": groups,
+        "taps": taps,
+        "is_modulated": layer.mask is not None,
+        "kernel_size": layer.grid.kernel_size,
+        "stride": layer.grid.stride,
+        "padding": layer.grid.padding,
+        "dilation": layer.grid.dilation,
+        "input_hw": layer.input_hw,
+        "output_hw": tuple(layer.offset.shape[-2:]),
+        "input_stride_px_yx": layer.input_geometry.stride_px,
+        "input_origin_px_yx": layer.input_geometry.origin_px,
+        "output_stride_px_yx": layer.output_geometry.stride_px,
+        "output_origin_px_yx": layer.output_geometry.origin_px,
+        "offset_length_map_px": {"mean": stats.mean_px, "p95": stats.p95_px},
+        "outside_share": stats.outside_share,
+        "plain_outside_share": stats.grid_outside_share,
+        "effective_dilation_map_px": _summary(in_map),
+        "effective_dilation_px": {
+            **_summary(dilation),
+            "plain": layer.plain_dilation_px,
+            "map": dilation.tolist(),
+        },
+    }
+
+
+def _summary(values: Tensor) -> dict[str, float]:
+    return {
+        "mean": float(values.mean()),
+        "min": float(values.min()),
+        "max": float(values.max()),
+    }
+
+
+def _rounded(value: Any) -> Any:
+    """Floats to four decimals, lists for tuples, None for what strict JSON cannot say."""
+    if isinstance(value, dict):
+        return {key: _rounded(entry) for key, entry in value.items()}
+    if isinstance(value, (list, tuple)):
+        return [_rounded(entry) for entry in value]
+    if isinstance(value, float):
+        return round(value, 4) if math.isfinite(value) else None
+    return value
+
+
+def _on_one_line(match: re.Match[str]) -> str:
+    return "[" + re.sub(r"\s+", " ", match[1]) + "]"

@@ -1,0 +1,71 @@
+"""Offset pictures of many files with a trained network; entry point `visualize_files`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from dcnseg.data.image_io import read_image
+from dcnseg.errors import ConfigError, DcnsegError
+from dcnseg.inference.inputs import InputImage
+from dcnseg.inference.predictor import Predictor
+from dcnseg.visualize.report import default_points, visualize_image
+
+
+@dataclass(frozen=True)
+class DrawnImage:
+    """What became of one picture: the files written, or why there are none."""
+
+    image: InputImage
+    outputs: tuple[Path, ...]
+    error: str | None = None
+
+
+def visualize_files(
+    run: Path,
+    images: Sequence[InputImage],
+    out: Path,
+    points: Sequence[tuple[float, float]] = (),
+    *,
+    device: str = "auto",
+) -> Iterator[DrawnImage]:
+    """Draw the offsets of each picture; a broken picture does not stop the others.
+
+    Args:
+        run: Run folder or weights file.
+        images: Pictures and the names of their outputs.
+        out: Output folder.
+        points: (x, y) in pixels of the picture; a small grid when empty.
+        device: As `Predictor.from_checkpoint`.
+
+    Yields:
+        The result of each picture, as soon as its files are complete.
+
+    Raises:
+        ConfigError: the network has no deformable layer, or a point lies outside a picture.
+        CheckpointError: the weights cannot be loaded.
+    """
+    predictor = Predictor.from_checkpoint(run, device=device)
+    if not predictor.model.deformable_layers():
+        raise ConfigError(
+            f"{run} is a plain network without deformable layers; train with --deform-layers 3."
+        )
+    for image in images:
+        try:
+            pixels = read_image(image.path)
+            height, width = pixels.shape[:2]
+            paths = visualize_image(
+                predictor.model,
+                predictor.prepare(pixels),
+                pixels,
+                points or default_points((height, width)),
+                out / image.name.parent,
+                image.name.name,
+            )
+        except ConfigError:
+            raise
+        except DcnsegError as error:
+            yield DrawnImage(image, (), str(error))
+        else:
+            yield DrawnImage(image, tuple(paths))

@@ -1,0 +1,57 @@
+"""What several test files need: a small data folder of generated scenes, and a run trained on it."""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+
+from dcnseg.config import DataConfig, ModelConfig, TrainConfig
+from dcnseg.data.synthetic import write_scenes
+from dcnseg.engine.training import train
+from dcnseg.inference.predictor import Predictor
+
+SCENE_HW = (64, 96)
+
+
+def small_config(scenes: Path, **changes: object) -> TrainConfig:
+    """A training that takes a few seconds."""
+    settings: dict[str, object] = {
+        "data": DataConfig(scenes, crop_size=(64, 64), workers=0),
+        "model": ModelConfig(encoder="resnet18", decoder_channels=16),
+        "encoder_weights": "none",
+        "epochs": 2,
+        "batch_size": 4,
+        "amp": "off",
+        "device": "cpu",
+        "lr": 0.02,
+    }
+    return TrainConfig(**(settings | changes))  # type: ignore[arg-type]
+
+
+@pytest.fixture(scope="session")
+def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A data folder with 8 training, 3 validation and 2 test scenes."""
+    root = tmp_path_factory.mktemp("data") / "scenes"
+    write_scenes(root, train=8, val=3, test=2, size_hw=SCENE_HW, seed=1)
+    return root
+
+
+@pytest.fixture(scope="session")
+def run(scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """A run folder of two epochs; tests must not write to it."""
+    folder = tmp_path_factory.mktemp("runs") / "run"
+    train(small_config(scenes, ema=0.9), folder)
+    return folder
+
+
+@pytest.fixture
+def predictor(run: Path) -> Predictor:
+    """The run's network on the CPU."""
+    return Predictor.from_checkpoint(run, device="cpu")
+
+
+@pytest.fixture(autouse=True)
+def _seed() -> None:
+    torch.manual_seed(0)

@@ -1,0 +1,211 @@
+from __future__ import annotations
+
+import json
+import pickle
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dcnseg.data.class_map import IGNORE_INDEX, ClassInfo, ClassMap, UnknownLabelsError
+from dcnseg.errors import ConfigError, DataError, ShapeError
+
+ROAD = ClassInfo(7, "road", (128, 64, 128))
+SKY = ClassInfo(2, "sky", (0, 0, 200))
+VOID = ClassInfo(11, "void", (0, 0, 0))
+
+
+@st.composite
+def class_maps(draw: st.DrawFn) -> ClassMap:
+    ids = draw(st.lists(st.integers(0, 65535), min_size=1, max_size=20, unique=True))
+    channel = st.integers(0, 255)
+    colours = draw(
+        st.lists(
+            st.tuples(channel, channel, channel),
+            min_size=len(ids),
+            max_size=len(ids),
+            unique=True,
+        )
+    )
+    entries = [ClassInfo(i, f"c{i}", colour) for i, colour in zip(ids, colours, strict=True)]
+    num_ignored = draw(st.integers(0, len(ids) - 1))
+    return ClassMap(tuple(entries[num_ignored:]), tuple(entries[:num_ignored]))
+
+
+@given(class_maps(), st.data())
+def test_round_trip_through_ids_and_colours(class_map: ClassMap, data: st.DataObject) -> None:
+    is_decodable = bool(class_map.ignored_ids)
+    choices = [*range(class_map.num_classes), *([IGNORE_INDEX] if is_decodable else [])]
+    drawn = data.draw(st.lists(st.sampled_from(choices), min_size=1, max_size=30))
+    indices = np.array([drawn], np.uint8)
+    ids = class_map.decode_indices(indices)
+    assert ids.dtype == (np.uint16 if max(class_map.ids) > 255 or ids.max() > 255 else np.uint8)
+    np.testing.assert_array_equal(class_map.encode_ids(ids), indices)
+    colours = class_map.index_colours()
+    known = np.where(indices == IGNORE_INDEX, 0, indices)
+    np.testing.assert_array_equal(class_map.encode_colours(colours[known]), known)
+
+
+@given(class_maps())
+def test_round_trip_through_json_and_pickle(class_map: ClassMap) -> None:
+    assert ClassMap.from_dict(json.loads(json.dumps(class_map.to_dict()))) == class_map
+    assert class_map.ignored_ids is not None  # cached values do not disturb
+    assert pickle.loads(pickle.dumps(class_map)) == class_map
+
+
+def test_ids_and_names_follow_the_order_of_the_list() -> None:
+    class_map = ClassMap((ROAD, SKY), (VOID,))
+    assert class_map.num_classes == 2
+    assert class_map.ids == (7, 2)
+    assert class_map.names == ("road", "sky")
+    assert class_map.ignored_ids == (11, 255)
+    assert class_map.encode_ids(np.array([[7, 2, 11, 255]])).tolist() == [[0, 1, 255, 255]]
+    assert class_map.index_colours().tolist() == [[128, 64, 128], [0, 0, 200]]
+    assert class_map.palette()[[7, 2]].tolist() == [[128, 64, 128], [0, 0, 200]]
+
+
+def test_255_as_a_class_is_not_ignored() -> None:
+    class_map = ClassMap((ClassInfo(0, "ground", (0, 0, 0)), ClassInfo(255, "cell", (9, 9, 9))))
+    assert class_map.ignored_ids == ()
+    assert class_map.encode_ids(np.array([[0, 255]])).tolist() == [[0, 1]]
+    assert class_map.decode_indices(np.array([[0, 1]])).tolist() == [[0, 255]]
+    assert class_map.palette()[255].tolist() == [9, 9, 9]
+    with pytest.raises(ShapeError, match=r"holds 255; the 2 classes have the indices 0\.\.1"):
+        class_map.decode_indices(np.array([[255]]))
+
+
+@pytest.mark.parametrize("wrong", [2, 254, -1, 256])
+def test_decoding_refuses_indices_without_a_class(wrong: int) -> None:
+    with pytest.raises(ShapeError, match=f"holds {wrong};"):
+        ClassMap((ROAD, SKY)).decode_indices(np.array([[0, wrong]]))
+
+
+def test_unknown_values_are_named_with_their_counts() -> None:
+    class_map = ClassMap(
+        tuple(ClassInfo(i, f"c{i}", (i, i, i)) for i in range(11)), source="classes.txt"
+    )
+    values = np.zeros((30, 30), np.int32)
+    values.flat[:412] = 40
+    with pytest.raises(UnknownLabelsError) as caught:
+        class_map.encode_ids(values)
+    assert str(caught.value) == (
+        "412 pixels have the value 40; the 11 classes of classes.txt are 0..10 and 255 is ignored."
+        " Add a class, or pass --ignore-index 40."
+    )
+    assert caught.value.counts == {40: 412}
+
+
+def test_many_unknown_values_are_called_smeared() -> None:
+    with pytest.raises(UnknownLabelsError, match=r"53 one of 53 others; .* smeared the mask"):
+        ClassMap((ROAD, SKY), (VOID,)).encode_ids(np.arange(100, 156)[None])
+
+
+def test_unknown_colours_are_named_with_their_counts() -> None:
+    rgb = np.full((2, 3, 3), 60, np.uint8)
+    message = r"6 pixels have the colour \(60, 60, 60\); none of the 2 classes of the class list"
+    with pytest.raises(UnknownLabelsError, match=message) as caught:
+        ClassMap((ROAD, SKY)).encode_colours(rgb)
+    assert caught.value.counts == {(60, 60, 60): 6}
+
+
+def test_ignoring_more_ids() -> None:
+    class_map = ClassMap((ROAD, SKY), (VOID,)).with_ignored([2, 40, 255, 11])
+    assert class_map.names == ("road",)
+    assert class_map.ignored_ids == (2, 11, 40, 255)
+    assert class_map.with_ignored([40]) == class_map
+    with pytest.raises(ConfigError, match="0 classes that are not ignored"):
+        class_map.with_ignored([7])
+
+
+def test_colours_are_generated_where_none_are_given() -> None:
+    content = {"classes": [{"id": 0, "name": "a"}, {"id": 1, "name": "b", "color": [1, 2, 3]}]}
+    class_map = ClassMap.from_dict(content)
+    assert not class_map.has_colours
+    assert class_map.classes[1].color == (1, 2, 3)
+    assert class_map.to_dict() == {**content, "ignore": []}
+    with pytest.raises(ConfigError, match="gives no colours"):
+        class_map.encode_colours(np.zeros((1, 1, 3), np.uint8))
+
+
+@pytest.mark.parametrize("ignored", [False, True])
+def test_a_colour_of_two_entries_cannot_be_decoded(ignored: bool) -> None:
+    twin = ClassInfo(3, "twin", ROAD.color)
+    class_map = ClassMap((ROAD,), (twin,)) if ignored else ClassMap((ROAD, twin))
+    with pytest.raises(ConfigError, match=r"'road' and 'twin' have the same colour \(128, 64, 128"):
+        class_map.encode_colours(np.zeros((1, 1, 3), np.uint8))
+    assert class_map.encode_ids(np.array([[7]])).tolist() == [[0]]
+
+
+def test_classes_from_values() -> None:
+    class_map = ClassMap.from_values([3, 0, 255, 3])
+    assert class_map.ids == (0, 3)
+    assert class_map.names == ("class_0", "class_3")
+
+
+@pytest.mark.parametrize(
+    ("classes", "message"),
+    [
+        ((), "0 classes"),
+        (tuple(ClassInfo(i, f"c{i}", (0, 0, 0)) for i in range(256)), "256 classes"),
+        ((ROAD, ClassInfo(7, "x", (0, 0, 0))), "the id 7 2 times"),
+        ((ROAD, ClassInfo(8, "road", (0, 0, 0))), "the name 'road' 2 times"),
+        ((ClassInfo(65536, "x", (0, 0, 0)),), r"the id 65536 of 'x' is not in 0\.\.65535"),
+        ((ClassInfo(-1, "x", (0, 0, 0)),), "the id -1"),
+        ((ClassInfo(1, " ", (0, 0, 0)),), "id 1 needs a name"),
+        ((ClassInfo(1, "x", (0, 0, 256)),), r"colour \(0, 0, 256\) of 'x'"),
+    ],
+)
+def test_impossible_lists_are_refused(classes: tuple[ClassInfo, ...], message: str) -> None:
+    with pytest.raises(ConfigError, match=message):
+        ClassMap(classes)
+
+
+@pytest.mark.parametrize(
+    ("content", "message"),
+    [
+        ([], "must hold"),
+        ({"classes": {}}, "must hold"),
+        ({"classes": [], "ignore": []}, "0 classes"),
+        ({"classes": [{"id": 0, "name": "a"}], "ignore": 255}, '"ignore" must be a list'),
+        ({"classes": ["road"]}, "an entry is 'road'"),
+        ({"classes": [{"id": "0", "name": "a"}]}, "needs a whole number"),
+        ({"classes": [{"id": True, "name": "a"}]}, "needs a whole number"),
+        ({"classes": [{"id": 0}]}, "needs a whole number `id` and a `name`"),
+        ({"classes": [{"id": 0, "name": "a", "color": [1, 2]}]}, r"colour \[1, 2\] of 'a'"),
+        ({"classes": [{"id": 0, "name": "a", "color": [1, 2, 300]}]}, r"colour \(1, 2, 300\)"),
+    ],
+)
+def test_class_files_of_another_form_are_refused(
+    tmp_path: Path, content: Any, message: str
+) -> None:
+    path = tmp_path / "classes.json"
+    path.write_text(json.dumps(content))
+    with pytest.raises(DataError, match=message) as caught:
+        ClassMap.from_file(path)
+    assert str(path) in str(caught.value)
+
+
+def test_class_files_are_read(tmp_path: Path) -> None:
+    text = tmp_path / "classes.txt"
+    text.write_bytes(b"\xef\xbb\xbfsky\r\n\r\n  road side \r\n")
+    assert ClassMap.from_file(text).names == ("sky", "road side")
+    assert ClassMap.from_file(text).ids == (0, 1)
+    assert not ClassMap.from_file(text).has_colours
+    listed = tmp_path / "classes.json"
+    listed.write_text(json.dumps(ClassMap((ROAD, SKY), (VOID,)).to_dict()))
+    assert ClassMap.from_file(listed) == ClassMap((ROAD, SKY), (VOID,))
+    assert ClassMap.from_file(listed).source == "classes.json"
+    assert ClassMap.from_file(listed).has_colours
+
+
+@pytest.mark.parametrize("content", [b"{", b"\xff\xfe\x00", b"[" * 100_000])
+def test_unreadable_class_files_are_named(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "classes.json"
+    path.write_bytes(content)
+    with pytest.raises(DataError, match=r"classes\.json: not a readable class list"):
+        ClassMap.from_file(path)
+    with pytest.raises(DataError, match=r"missing\.json: cannot be read \(No such file"):
+        ClassMap.from_file(tmp_path / "missing.json")

@@ -1,0 +1,207 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+import torch
+from PIL import ExifTags, Image
+from torch import Tensor
+from torch.utils.data import DataLoader
+
+from dcnseg.data.class_map import ClassInfo, ClassMap
+from dcnseg.data.dataset import (
+    SegmentationDataset,
+    decode_mask,
+    find_splits,
+    load_class_map,
+    load_label_map,
+    pair_samples,
+)
+from dcnseg.data.image_io import write_png
+from dcnseg.errors import ConfigError, DataError
+
+CLASSES = ClassMap((ClassInfo(0, "ground", (0, 0, 0)), ClassInfo(5, "tree", (0, 99, 0))))
+UInt8Array = npt.NDArray[np.uint8]
+
+
+def write_pairs(root: Path, masks: list[npt.NDArray[np.generic]]) -> None:
+    for index, mask in enumerate(masks):
+        picture = np.full((*mask.shape[:2], 3), index, np.uint8)
+        write_png(root / "images" / f"{index}.png", picture)
+        write_png(root / "masks" / f"{index}.png", mask)
+
+
+def ids(*values: int) -> UInt8Array:
+    return np.array([values], np.uint8)
+
+
+def noise(image: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    return image + torch.rand(3, 1, 1), labels.long()
+
+
+# Class lists
+
+
+def test_classes_json_goes_before_classes_txt_before_the_values(tmp_path: Path) -> None:
+    write_pairs(tmp_path, [ids(0, 1, 255), ids(2, 2, 2)])
+    assert load_class_map(tmp_path).names == ("class_0", "class_1", "class_2")
+    (tmp_path / "classes.txt").write_text("a\nb\nc\nd\n")
+    assert load_class_map(tmp_path).names == ("a", "b", "c", "d")
+    (tmp_path / "classes.json").write_text('{"classes": [{"id": 3, "name": "x"}]}')
+    assert load_class_map(tmp_path).names == ("x",)
+
+
+def test_ignored_ids_are_no_classes(tmp_path: Path) -> None:
+    write_pairs(tmp_path, [ids(0, 1, 2)])
+    class_map = load_class_map(tmp_path, find_splits(tmp_path), ignore=(1,))
+    assert class_map.ids == (0, 2)
+    assert class_map.ignored_ids == (1, 255)
+
+
+def test_values_of_grey_masks_in_three_channels(tmp_path: Path) -> None:
+    write_pairs(tmp_path, [np.repeat(ids(3, 9)[..., None], 3, axis=2)])
+    assert load_class_map(tmp_path).ids == (3, 9)
+
+
+def test_colours_need_a_class_list(tmp_path: Path) -> None:
+    write_pairs(tmp_path, [np.array([[[0, 0, 0], [1, 2, 3]]], np.uint8)])
+    with pytest.raises(DataError, match=r"0\.png: is in colours, .* Write classes\.json"):
+        load_class_map(tmp_path)
+
+
+def test_too_many_values_are_no_classes(tmp_path: Path) -> None:
+    write_pairs(tmp_path, [ids(*range(64))])
+    assert load_class_map(tmp_path).num_classes == 64
+    write_pairs(tmp_path, [ids(*range(3, 68))])
+    with pytest.raises(DataError, match=r"hold 65 different values 3\.\.67, .*at most 64"):
+        load_class_map(tmp_path)
+
+
+def test_0_and_255_are_not_silently_one_class(tmp_path: Path) -> None:
+    write_pairs(tmp_path, [ids(0, 0), ids(255, 0)])
+    with pytest.raises(DataError, match="hold the values 0 and 255 only") as caught:
+        load_class_map(tmp_path)
+    text = str(caught.value)
+    (tmp_path / "classes.json").write_text(text[text.index('{"classes"') :])  # what it advises
+    assert load_class_map(tmp_path).ids == (0, 255)
+
+
+def test_a_single_value_is_nothing_to_learn(tmp_path: Path) -> None:
+    write_pairs(tmp_path, [ids(7, 7)])
+    with pytest.raises(DataError, match="hold no other value than 7"):
+        load_class_map(tmp_path)
+
+
+# Label maps
+
+
+def test_label_maps_from_ids_and_colours(tmp_path: Path) -> None:
+    path = tmp_path / "mask.png"
+    write_png(path, ids(5, 0, 255), CLASSES.palette())
+    assert load_label_map(path, CLASSES).tolist() == [[1, 0, 255]]
+    write_png(path, np.array([[[0, 99, 0], [0, 0, 0]]], np.uint8))
+    assert load_label_map(path, CLASSES).tolist() == [[1, 0]]
+
+
+def test_equal_channels_are_ids_unless_all_are_class_colours() -> None:
+    grey = np.repeat(ids(5, 0)[..., None], 3, axis=2)
+    labels, encoding = decode_mask(grey, CLASSES)
+    assert (labels.tolist(), encoding) == ([[1, 0]], "ids")
+    labels, encoding = decode_mask(np.zeros((1, 2, 3), np.uint8), CLASSES)
+    assert (labels.tolist(), encoding) == ([[0, 0]], "colours")
+    uncoloured = ClassMap.from_values([0, 5])
+    labels, encoding = decode_mask(grey, uncoloured)
+    assert (labels.tolist(), encoding) == ([[1, 0]], "ids")
+
+
+def test_wrong_label_maps_are_named(tmp_path: Path) -> None:
+    path = tmp_path / "mask.png"
+    write_png(path, ids(0, 40, 40))
+    with pytest.raises(DataError, match=r"mask\.png: 2 pixels have the value 40; the 2 classes"):
+        load_label_map(path, CLASSES)
+    write_png(path, np.array([[[9, 8, 7]]], np.uint8))
+    with pytest.raises(DataError, match=r"mask\.png: 1 pixel has the colour \(9, 8, 7\)"):
+        load_label_map(path, CLASSES)
+    with pytest.raises(DataError, match=r"mask\.png: is in colours, but the masks' values gives"):
+        load_label_map(path, ClassMap.from_values([0, 1]))
+
+
+# Tensors
+
+
+def test_items_without_a_transform(tmp_path: Path) -> None:
+    write_pairs(tmp_path, [ids(0, 5, 255), ids(5, 5, 5)])
+    for cache in (False, True):
+        data = SegmentationDataset(pair_samples(tmp_path), CLASSES, cache=cache)
+        image, labels = data[1]
+        assert image.shape == (3, 1, 3)
+        assert image.dtype == labels.dtype == torch.uint8
+        assert image.unique().tolist() == [1]
+        labels.fill_(0)  # must not reach the cache
+        assert data[1][1].tolist() == [[1, 1, 1]]
+        assert data[0][1].tolist() == [[0, 1, 255]]
+        assert len(data) == 2
+
+
+def test_input_scale_keeps_classes_pure(tmp_path: Path) -> None:
+    mask = np.zeros((9, 14), np.uint8)
+    mask[:, 7:] = 5
+    write_pairs(tmp_path, [mask])
+    image, labels = SegmentationDataset(pair_samples(tmp_path), CLASSES, input_scale=0.5)[0]
+    assert image.shape == (3, 4, 7)
+    assert labels.shape == (4, 7)
+    assert labels.unique().tolist() == [0, 1]
+    with pytest.raises(ConfigError, match="`input_scale` is 0"):
+        SegmentationDataset([], CLASSES, input_scale=0)
+
+
+def test_a_mask_of_another_size_is_named(tmp_path: Path) -> None:
+    write_png(tmp_path / "images" / "a.png", np.zeros((4, 6, 3), np.uint8))
+    write_png(tmp_path / "masks" / "a.png", np.zeros((6, 4), np.uint8))
+    data = SegmentationDataset(pair_samples(tmp_path), CLASSES)
+    message = r"masks/a\.png: is 4x6 pixels, but its image a\.png is 6x4; .* on its side"
+    with pytest.raises(DataError, match=message):
+        data[0]
+
+
+def test_rotated_pictures_fit_upright_masks(tmp_path: Path) -> None:
+    write_png(tmp_path / "masks" / "a.png", np.zeros((4, 6), np.uint8))
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = 6
+    (tmp_path / "images").mkdir()
+    Image.new("RGB", (4, 6)).save(tmp_path / "images" / "a.jpg", exif=exif)
+    image, labels = SegmentationDataset(pair_samples(tmp_path), CLASSES)[0]
+    assert image.shape[1:] == labels.shape == (4, 6)
+
+
+def test_random_numbers_depend_on_seed_epoch_and_index_alone(tmp_path: Path) -> None:
+    write_pairs(tmp_path, [ids(0, 0)] * 4)
+    samples = pair_samples(tmp_path)
+    data = SegmentationDataset(samples, CLASSES, noise, seed=3)
+    torch.manual_seed(0)
+    state = torch.get_rng_state()
+    first = [data[index][0] for index in range(4)]
+    assert torch.equal(torch.get_rng_state(), state)  # the caller's numbers go on undisturbed
+    torch.manual_seed(99)
+    again = [data[index][0] for index in reversed(range(4))][::-1]
+    assert all(torch.equal(a, b) for a, b in zip(first, again, strict=True))
+    assert len({float(image.sum()) for image in first}) == 4
+    other = SegmentationDataset(samples, CLASSES, noise, seed=4)
+    assert not torch.equal(other[0][0], first[0])
+    data.set_epoch(1)
+    assert not torch.equal(data[0][0], first[0])
+    data.set_epoch(0)
+    assert torch.equal(data[0][0], first[0])
+
+
+@pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
+def test_workers_see_the_epoch_and_change_nothing(tmp_path: Path) -> None:
+    write_pairs(tmp_path, [ids(0, 0)] * 4)
+    data = SegmentationDataset(pair_samples(tmp_path), CLASSES, noise)
+    loader = DataLoader(data, batch_size=2, num_workers=1, persistent_workers=True)
+    for epoch in (0, 1):
+        data.set_epoch(epoch)
+        expected = torch.stack([data[index][0] for index in range(4)])
+        assert torch.equal(torch.cat([images for images, _ in loader]), expected)

@@ -1,0 +1,163 @@
+from __future__ import annotations
+
+import unicodedata
+from pathlib import Path
+
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from dcnseg.data.folders import Sample, Splits, _split, find_images, find_splits, pair_samples
+from dcnseg.errors import ConfigError, DataError
+
+
+def touch(folder: Path, *names: str) -> None:
+    for name in names:
+        path = folder / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.touch()
+
+
+def make_pairs(folder: Path, stems: list[str]) -> None:
+    touch(folder, *(f"images/{s}.jpg" for s in stems), *(f"masks/{s}.png" for s in stems))
+
+
+def stems(samples: tuple[Sample, ...]) -> list[str]:
+    return [sample.stem for sample in samples]
+
+
+def test_pairs_by_stem_in_subfolders_whatever_the_endings(tmp_path: Path) -> None:
+    touch(tmp_path / "images", "b.JPG", "sub/a.tiff", "sub/deep/a.v2.png", "Upper Case ü.Jpeg")
+    touch(tmp_path / "masks", "b.png", "sub/a.PNG", "sub/deep/a.v2.bmp", "Upper Case ü.png")
+    samples = pair_samples(tmp_path)
+    assert stems(samples) == ["Upper Case ü", "b", "sub/a", "sub/deep/a.v2"]
+    assert samples[2] == Sample(
+        tmp_path / "images/sub/a.tiff", tmp_path / "masks/sub/a.PNG", "sub/a"
+    )
+
+
+def test_strays_are_passed_over(tmp_path: Path) -> None:
+    make_pairs(tmp_path, ["a"])
+    touch(tmp_path / "images", "Thumbs.db", ".DS_Store", "._a.jpg", "notes.txt", "desktop.ini")
+    touch(tmp_path / "images", ".hidden/b.jpg", "__MACOSX/c.jpg")
+    assert stems(pair_samples(tmp_path)) == ["a"]
+
+
+def test_umlauts_pair_however_they_are_composed(tmp_path: Path) -> None:
+    touch(tmp_path, f"images/{unicodedata.normalize('NFC', 'ü')}.png")
+    touch(tmp_path, f"masks/{unicodedata.normalize('NFD', 'ü')}.png")
+    assert stems(pair_samples(tmp_path)) == ["ü"]
+
+
+def test_linked_folders_are_followed_but_not_in_circles(tmp_path: Path) -> None:
+    touch(tmp_path / "elsewhere", "a.png")
+    (tmp_path / "images").mkdir()
+    (tmp_path / "images" / "link").symlink_to(tmp_path / "elsewhere")
+    (tmp_path / "images" / "loop").symlink_to(tmp_path / "images")
+    assert find_images(tmp_path / "images") == [tmp_path / "images/link/a.png"]
+
+
+@given(st.sets(st.integers(0, 30)), st.sets(st.integers(0, 30)))
+def test_every_file_without_partner_is_counted(
+    tmp_path_factory: pytest.TempPathFactory, images: set[int], masks: set[int]
+) -> None:
+    root = tmp_path_factory.mktemp("pairs")
+    (root / "images").mkdir()
+    (root / "masks").mkdir()
+    touch(root / "images", *(f"{i:02d}.jpg" for i in images))
+    touch(root / "masks", *(f"{i:02d}.png" for i in masks))
+    if images and images == masks:
+        assert stems(pair_samples(root)) == [f"{i:02d}" for i in sorted(images)]
+        return
+    with pytest.raises(DataError) as caught:
+        pair_samples(root)
+    message = str(caught.value)
+    if images - masks:
+        assert f"{len(images - masks)} of {len(images)} images have no mask" in message
+        assert f"images/{min(images - masks):02d}.jpg" in message
+    if masks - images:
+        assert f"{len(masks - images)} of {len(masks)} masks have no image" in message
+        assert f"masks/{min(masks - images):02d}.png" in message
+
+
+def test_the_message_names_five_files_at_most(tmp_path: Path) -> None:
+    touch(tmp_path, *(f"images/{i}.jpg" for i in range(7)), "masks/0_L.png")
+    with pytest.raises(DataError) as caught:
+        pair_samples(tmp_path)
+    assert str(caught.value) == (
+        f"{tmp_path}: 7 of 7 images have no mask (images/0.jpg, images/1.jpg, images/2.jpg, "
+        "images/3.jpg, images/4.jpg, ...); 1 of 1 masks have no image (masks/0_L.png). "
+        "An image and its mask must have the same name apart from the ending."
+    )
+
+
+def test_double_stems_are_refused(tmp_path: Path) -> None:
+    make_pairs(tmp_path, ["a"])
+    touch(tmp_path, "images/a.png")
+    with pytest.raises(DataError, match=r"images: 2 files share .* \(a\.jpg, a\.png\)"):
+        pair_samples(tmp_path)
+
+
+def test_missing_and_empty_folders_are_named(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="nowhere: is not a folder"):
+        find_splits(tmp_path / "nowhere")
+    with pytest.raises(DataError, match=r"images: there is no such folder; .* train, val and test"):
+        find_splits(tmp_path)
+    (tmp_path / "images").mkdir()
+    with pytest.raises(DataError, match="masks: there is no such folder"):
+        find_splits(tmp_path)
+    (tmp_path / "masks").mkdir()
+    with pytest.raises(DataError, match="images: holds no pictures"):
+        find_splits(tmp_path)
+
+
+def test_split_folders_are_taken_as_they_are(tmp_path: Path) -> None:
+    for split, names in (("train", ["a", "b"]), ("val", ["c"]), ("test", ["d"])):
+        make_pairs(tmp_path / split, names)
+    splits = find_splits(tmp_path)
+    assert [stems(part) for part in (splits.train, splits.val, splits.test)] == [
+        ["a", "b"],
+        ["c"],
+        ["d"],
+    ]
+    assert stems(splits.all_samples()) == ["a", "b", "c", "d"]
+
+
+def test_a_test_folder_alone_is_enough(tmp_path: Path) -> None:
+    make_pairs(tmp_path / "test", ["a"])
+    splits = find_splits(tmp_path)
+    assert splits == Splits(test=pair_samples(tmp_path / "test"))
+
+
+def test_val_comes_out_of_train_where_it_has_no_folder(tmp_path: Path) -> None:
+    make_pairs(tmp_path / "train", list("abcdefghij"))
+    make_pairs(tmp_path / "test", ["t"])
+    splits = find_splits(tmp_path, val_fraction=0.3)
+    assert len(splits.train) == 7
+    assert len(splits.val) == 3
+    assert stems(splits.test) == ["t"]
+
+
+def test_the_split_is_fixed_by_seed_and_names(tmp_path: Path) -> None:
+    make_pairs(tmp_path, [f"{i:02d}" for i in range(20)])
+    first = find_splits(tmp_path, val_fraction=0.2, seed=0)
+    assert first == find_splits(tmp_path, val_fraction=0.2, seed=0)
+    assert first.val != find_splits(tmp_path, val_fraction=0.2, seed=1).val
+    # The same on every machine and with every version: the split of a run must be repeatable.
+    assert stems(first.val) == ["04", "07", "15", "18"]
+
+
+@given(st.integers(1, 40), st.floats(0, 0.999), st.integers(0, 5))
+def test_splits_share_nothing_and_lose_nothing(count: int, fraction: float, seed: int) -> None:
+    samples = tuple(Sample(Path(f"{i}.jpg"), Path(f"{i}.png"), str(i)) for i in range(count))
+    train, val = _split(samples, fraction, seed)
+    assert sorted(stems(train) + stems(val)) == sorted(stems(samples))
+    assert len(train) >= 1
+    if fraction > 0 and count > 1:
+        assert len(val) == min(max(1, round(count * fraction)), count - 1)
+
+
+@pytest.mark.parametrize("fraction", [-0.1, 1.0, float("nan")])
+def test_impossible_fractions_are_refused(tmp_path: Path, fraction: float) -> None:
+    with pytest.raises(ConfigError, match=f"`val_fraction` is {fraction}"):
+        find_splits(tmp_path, val_fraction=fraction)

@@ -1,0 +1,269 @@
+from __future__ import annotations
+
+import io
+import struct
+import zlib
+from collections.abc import Callable
+from contextlib import suppress
+from pathlib import Path
+
+import numpy as np
+import numpy.typing as npt
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import ExifTags, Image
+
+from dcnseg.data.image_io import read_image, read_mask, read_size, write_jpeg, write_png
+from dcnseg.errors import DataError, ShapeError
+
+IDS = np.array([[0, 1, 2], [3, 2, 1]], np.uint8)
+COLOURS = np.arange(18, dtype=np.uint8).reshape(2, 3, 3) * 10
+
+
+def save(path: Path, array: npt.NDArray[np.generic]) -> Path:
+    Image.fromarray(array).save(path)
+    return path
+
+
+def mode(path: Path) -> str:
+    with Image.open(path) as picture:
+        return picture.mode
+
+
+def grey_png(rows: list[bytes], width: int, bit_depth: int) -> bytes:
+    """A grey PNG with fewer than 8 bits per pixel, which Pillow does not write."""
+
+    def chunk(kind: bytes, content: bytes) -> bytes:
+        checksum = zlib.crc32(kind + content)
+        return struct.pack(">I", len(content)) + kind + content + struct.pack(">I", checksum)
+
+    header = struct.pack(">IIBBBBB", width, len(rows), bit_depth, 0, 0, 0, 0)
+    content = zlib.compress(b"".join(b"\0" + row for row in rows))
+    parts = chunk(b"IHDR", header), chunk(b"IDAT", content), chunk(b"IEND", b"")
+    return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
+
+
+# Masks
+
+
+@pytest.mark.parametrize("suffix", [".png", ".bmp", ".tif", ".PNG"])
+def test_8_bit_mask(tmp_path: Path, suffix: str) -> None:
+    ids = read_mask(save(tmp_path / f"mask{suffix}", IDS))
+    np.testing.assert_array_equal(ids, IDS)
+    assert ids.dtype == np.int32
+
+
+@pytest.mark.parametrize("suffix", [".png", ".tif"])
+def test_16_bit_mask(tmp_path: Path, suffix: str) -> None:
+    deep = np.array([[0, 300], [65535, 11]], np.uint16)
+    np.testing.assert_array_equal(read_mask(save(tmp_path / f"mask{suffix}", deep)), deep)
+
+
+def test_1_bit_mask(tmp_path: Path) -> None:
+    path = tmp_path / "mask.png"
+    Image.fromarray(IDS > 1).save(path)
+    assert mode(path) == "1"
+    assert read_mask(path).tolist() == [[0, 0, 1], [1, 1, 0]]
+
+
+def test_2_and_4_bit_masks_keep_their_ids(tmp_path: Path) -> None:
+    path = tmp_path / "mask.png"
+    path.write_bytes(grey_png([bytes([0b00011011])], 4, 2))
+    assert read_mask(path).tolist() == [[0, 1, 2, 3]]
+    path.write_bytes(grey_png([bytes([0x0B, 0xF1])], 4, 4))
+    assert read_mask(path).tolist() == [[0, 11, 15, 1]]
+
+
+def test_palette_mask_gives_indices_not_colours(tmp_path: Path) -> None:
+    path = tmp_path / "mask.png"
+    palette = np.array([[200, 10, 10], [10, 200, 10], [0, 0, 0], [255, 255, 255]], np.uint8)
+    write_png(path, IDS, palette)
+    assert mode(path) == "P"
+    np.testing.assert_array_equal(read_mask(path), IDS)
+    np.testing.assert_array_equal(read_image(path), palette[IDS])
+
+
+def test_colour_masks(tmp_path: Path) -> None:
+    rgb = read_mask(save(tmp_path / "rgb.png", COLOURS))
+    np.testing.assert_array_equal(rgb, COLOURS)
+    assert rgb.dtype == np.uint8
+    rgba = np.dstack([COLOURS, np.full((2, 3), 7, np.uint8)])
+    np.testing.assert_array_equal(read_mask(save(tmp_path / "rgba.png", rgba)), COLOURS)
+    grey = np.repeat(IDS[..., None], 3, axis=2)
+    np.testing.assert_array_equal(read_mask(save(tmp_path / "kkk.png", grey)), grey)
+    la = np.dstack([IDS, np.full((2, 3), 255, np.uint8)])
+    np.testing.assert_array_equal(read_mask(save(tmp_path / "la.png", la)), IDS)
+
+
+def test_a_mask_in_the_alpha_channel_alone_is_refused(tmp_path: Path) -> None:
+    rgba = np.dstack([np.zeros((2, 3, 3), np.uint8), IDS * 80])
+    with pytest.raises(DataError, match=r"m\.png: is of one colour and differs in its alpha"):
+        read_mask(save(tmp_path / "m.png", rgba))
+
+
+def test_float_masks_need_whole_numbers(tmp_path: Path) -> None:
+    np.testing.assert_array_equal(
+        read_mask(save(tmp_path / "whole.tif", IDS.astype(np.float32))), IDS
+    )
+    for value in (0.5, np.nan):
+        with pytest.raises(DataError, match=r"part\.tif: .* not whole numbers"):
+            read_mask(save(tmp_path / "part.tif", np.full((2, 2), value, np.float32)))
+
+
+# Pictures
+
+
+def test_picture_modes_look_alike(tmp_path: Path) -> None:
+    grey = np.linspace(0, 255, 64).astype(np.uint8).reshape(8, 8)
+    expected = np.repeat(grey[..., None], 3, axis=2)
+    pictures = {
+        "l.png": Image.fromarray(grey),
+        "la.png": Image.fromarray(grey).convert("LA"),
+        "rgba.png": Image.fromarray(expected).convert("RGBA"),
+        "deep.png": Image.fromarray(grey.astype(np.uint16) * 257),
+        "deep.tif": Image.fromarray(grey.astype(np.uint16) * 257),
+        "float.tif": Image.fromarray(grey.astype(np.float32) / 255),
+        "p.png": Image.fromarray(grey).convert("P"),
+        "cmyk.tif": Image.fromarray(expected).convert("CMYK"),
+        "rgb.bmp": Image.fromarray(expected),
+        "rgb.ppm": Image.fromarray(expected),
+    }
+    for name, picture in pictures.items():
+        picture.save(tmp_path / name)
+        rgb = read_image(tmp_path / name)
+        assert rgb.dtype == np.uint8
+        np.testing.assert_array_equal(rgb, expected, err_msg=name)
+        assert rgb.flags.writeable
+        assert read_size(tmp_path / name) == (8, 8)
+    Image.fromarray(expected).save(tmp_path / "x.webp", lossless=True)
+    np.testing.assert_array_equal(read_image(tmp_path / "x.webp"), expected)
+    assert read_image(save(tmp_path / "1.png", grey > 99)).max() == 255
+
+
+def test_channel_order_is_rgb(tmp_path: Path) -> None:
+    np.testing.assert_array_equal(read_image(save(tmp_path / "a.png", COLOURS)), COLOURS)
+
+
+def test_transparent_pixels_lie_on_white(tmp_path: Path) -> None:
+    rgba = np.array([[[200, 0, 0, 255], [200, 0, 0, 0], [0, 0, 0, 128]]], np.uint8)
+    rgb = read_image(save(tmp_path / "a.png", rgba))
+    assert rgb.tolist() == [[[200, 0, 0], [255, 255, 255], [127, 127, 127]]]
+    keyed = Image.fromarray(np.array([[[1, 2, 3], [4, 5, 6]]], np.uint8))
+    keyed.save(tmp_path / "key.png", transparency=(1, 2, 3))
+    assert read_image(tmp_path / "key.png").tolist() == [[[255, 255, 255], [4, 5, 6]]]
+
+
+def test_values_without_a_known_range_are_refused(tmp_path: Path) -> None:
+    path = save(tmp_path / "a.tif", np.array([[0, 812.5]], np.float32))
+    with pytest.raises(DataError, match=r"a\.tif: has float32 values 0\.\.812\.5; floats must"):
+        read_image(path)
+
+
+@pytest.mark.parametrize("orientation", range(1, 9))
+@pytest.mark.parametrize("suffix", [".jpg", ".png", ".tif"])
+def test_exif_orientation_is_applied(tmp_path: Path, orientation: int, suffix: str) -> None:
+    upright = np.zeros((16, 32), np.uint8)
+    upright[:8, :8] = 200  # a light corner, above left as displayed
+    undo: dict[int, Callable[[npt.NDArray[np.uint8]], npt.NDArray[np.uint8]]] = {
+        1: lambda a: a,
+        2: lambda a: a[:, ::-1],
+        3: lambda a: a[::-1, ::-1],
+        4: lambda a: a[::-1],
+        5: lambda a: a.T,
+        6: lambda a: np.rot90(a, 1),
+        7: lambda a: a[::-1, ::-1].T,
+        8: lambda a: np.rot90(a, -1),
+    }
+    raw = Image.fromarray(np.ascontiguousarray(undo[orientation](upright)))
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = orientation
+    path = tmp_path / f"a{suffix}"
+    raw.save(path, exif=exif)
+    assert read_size(path) == (16, 32)
+    np.testing.assert_allclose(read_image(path)[..., 0].astype(int), upright, atol=20)
+    np.testing.assert_allclose(read_mask(path), upright, atol=20)
+
+
+# Broken files
+
+
+def jpeg_bytes() -> bytes:
+    noise = np.random.default_rng(0).integers(0, 256, (40, 60, 3), np.uint8)
+    buffer = io.BytesIO()
+    Image.fromarray(noise).save(buffer, "JPEG")
+    return buffer.getvalue()
+
+
+BROKEN = [
+    ("empty.jpg", b"", "is empty"),
+    ("cut.jpg", jpeg_bytes()[:2000], "damaged or cut off"),
+    ("cut.png", grey_png([bytes(range(60))] * 9, 60, 8)[:70], "damaged or cut off"),
+    ("page.jpg", b"\n<!DOCTYPE html><html>404</html>", "HTML page"),
+    ("lfs.png", b"version https://git-lfs.github.com/spec/v1\noid", "run `git lfs pull`"),
+    ("text.png", b"hello", "not a picture in a known format"),
+    ("bomb.png", grey_png([b""], 2_000_000_000, 8), "refused, Image size"),
+]
+
+
+@pytest.mark.parametrize(("name", "content", "message"), BROKEN, ids=[row[0] for row in BROKEN])
+def test_broken_files_are_named(tmp_path: Path, name: str, content: bytes, message: str) -> None:
+    path = tmp_path / name
+    path.write_bytes(content)
+    for read in (read_image, read_mask, read_size):
+        with pytest.raises(DataError, match=message) as caught:
+            read(path)
+        assert str(caught.value).startswith(f"{path}: ")
+        assert "\n" not in str(caught.value)
+
+
+def test_missing_files_and_folders_are_named(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match=r"none\.png: cannot be opened \(No such file"):
+        read_image(tmp_path / "none.png")
+    with pytest.raises(DataError, match="cannot be opened"):
+        read_mask(tmp_path)
+
+
+def test_the_content_decides_not_the_ending(tmp_path: Path) -> None:
+    Image.fromarray(COLOURS).save(tmp_path / "really_png.jpg", "PNG")
+    np.testing.assert_array_equal(read_image(tmp_path / "really_png.jpg"), COLOURS)
+
+
+@settings(max_examples=150, deadline=None)
+@given(st.integers(0, 400), st.lists(st.tuples(st.integers(0, 399), st.integers(0, 255))))
+def test_damage_gives_a_picture_or_a_data_error(
+    tmp_path_factory: pytest.TempPathFactory, length: int, flips: list[tuple[int, int]]
+) -> None:
+    path = tmp_path_factory.getbasetemp() / "fuzzed"
+    for content in (jpeg_bytes(), grey_png([bytes(range(60))] * 9, 60, 8)):
+        damaged = bytearray(content)
+        for position, value in flips:
+            damaged[position % len(damaged)] = value
+        path.write_bytes(damaged[: length or None])
+        for read in (read_image, read_mask, read_size):
+            with suppress(DataError):
+                read(path)
+
+
+# Writing
+
+
+def test_label_maps_and_pictures_round_trip(tmp_path: Path) -> None:
+    write_png(tmp_path / "sub" / "ids.png", IDS)
+    np.testing.assert_array_equal(read_mask(tmp_path / "sub" / "ids.png"), IDS)
+    deep = np.array([[0, 300, 65535]], np.uint16)
+    write_png(tmp_path / "deep.png", deep)
+    np.testing.assert_array_equal(read_mask(tmp_path / "deep.png"), deep)
+    write_png(tmp_path / "rgb.png", COLOURS[::-1])
+    np.testing.assert_array_equal(read_image(tmp_path / "rgb.png"), COLOURS[::-1])
+    flat = np.full((16, 16, 3), (200, 100, 50), np.uint8)
+    write_jpeg(tmp_path / "flat.jpg", flat)
+    np.testing.assert_allclose(read_image(tmp_path / "flat.jpg").astype(int), flat, atol=4)
+
+
+def test_a_failed_write_leaves_nothing(tmp_path: Path) -> None:
+    with pytest.raises(ShapeError, match=r"`array` is float64 \[2, 2\]"):
+        write_png(tmp_path / "a.png", np.zeros((2, 2)))
+    with pytest.raises(ShapeError, match=r"`array` is uint8 \[2, 2, 4\]"):
+        write_png(tmp_path / "a.png", np.zeros((2, 2, 4), np.uint8))
+    assert list(tmp_path.iterdir()) == []

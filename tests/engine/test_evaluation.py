@@ -1,0 +1,73 @@
+from __future__ import annotations
+
+import json
+import shutil
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from dcnseg.data.dataset import load_label_map
+from dcnseg.data.folders import find_splits
+from dcnseg.data.image_io import read_image
+from dcnseg.engine.evaluation import Scores, count_confusion, evaluate_run
+from dcnseg.errors import ConfigError, DataError
+from dcnseg.inference.predictor import Predictor
+
+
+def test_scores_by_hand() -> None:
+    labels = np.array([[0, 0, 1, 1, 255]], np.uint8)
+    predicted = np.array([[0, 1, 1, 1, 2]], np.uint8)
+    scores = Scores(count_confusion(labels, predicted, 4), ("a", "b", "c", "d"))
+    assert scores.confusion.tolist() == [[1, 1, 0, 0], [0, 2, 0, 0], [0] * 4, [0] * 4]
+    assert scores.class_iou[:2].tolist() == [1 / 2, 2 / 3]
+    assert np.isnan(scores.class_iou[2:]).all()  # absent classes are not perfect classes
+    assert scores.mean_iou == pytest.approx((1 / 2 + 2 / 3) / 2)
+    assert scores.pixel_accuracy == 3 / 4
+    assert scores.to_dict()["class_iou"]["c"] is None
+
+
+def test_a_class_only_predicted_counts_as_zero() -> None:
+    labels, predicted = np.array([[0, 0]], np.uint8), np.array([[0, 1]], np.uint8)
+    assert Scores(count_confusion(labels, predicted, 2), ("a", "b")).mean_iou == 0.25
+
+
+def test_nothing_labelled_has_no_score() -> None:
+    scores = Scores(np.zeros((2, 2), np.int64), ("a", "b"))
+    assert scores.to_dict()["mean_iou"] is None
+    assert scores.to_dict()["pixel_accuracy"] is None
+
+
+def test_split_scores_are_those_of_the_predictions(run: Path, scenes: Path) -> None:
+    predictor = Predictor.from_checkpoint(run, device="cpu")
+    hits = total = 0
+    for sample in find_splits(scenes).test:
+        labels = load_label_map(sample, predictor.class_map)
+        hits += int((predictor.predict(read_image(sample.image)).labels == labels).sum())
+        total += labels.size
+    seen: list[tuple[int, int]] = []
+    scores = evaluate_run(
+        run, scenes, "test", device="cpu", on_progress=lambda *done: seen.append(done)
+    )
+    assert scores.pixel_accuracy == pytest.approx(hits / total)
+    assert seen == [(1, 2), (2, 2)]
+
+
+def test_missing_split_is_named(run: Path, scenes: Path, tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match="--split is 'dev'; expected one of train, val, test"):
+        evaluate_run(run, scenes, "dev")
+    without_test = tmp_path / "scenes"
+    shutil.copytree(scenes, without_test, ignore=shutil.ignore_patterns("test"))
+    with pytest.raises(ConfigError, match="no such pictures; it has train, val"):
+        evaluate_run(run, without_test, "test")
+
+
+def test_other_classes_are_refused(run: Path, scenes: Path, tmp_path: Path) -> None:
+    other = tmp_path / "scenes"
+    shutil.copytree(scenes, other)
+    classes = json.loads((other / "classes.json").read_text())
+    before = classes["classes"][1]["name"]
+    classes["classes"][1]["name"] = "zebra"
+    (other / "classes.json").write_text(json.dumps(classes))
+    with pytest.raises(DataError, match=f"calls the id 1 'zebra'; the run was .* '{before}'"):
+        evaluate_run(run, other, "val")

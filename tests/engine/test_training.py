@@ -1,0 +1,259 @@
+from __future__ import annotations
+
+import json
+import shutil
+from collections.abc import Mapping
+from dataclasses import replace
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from dcnseg.checkpoint import BEST_WEIGHTS, RESUME_STATE, load_resume_state, load_segmenter
+from dcnseg.config import ModelConfig, TrainConfig
+from dcnseg.engine.listener import RunSummary, Step, TrainingListener
+from dcnseg.engine.run_folder import CONFIG, METRICS, PREVIEW, read_metrics, read_run
+from dcnseg.engine.training import resume, train
+from dcnseg.errors import CheckpointError, ConfigError, DataError, TrainingError
+from tests.conftest import SCENE_HW, small_config
+
+
+class Stop(Exception):
+    """Stands for whatever ends a run before its time."""
+
+
+class StopAfter(TrainingListener):
+    def __init__(self, epoch: int, step: int | None = None) -> None:
+        self.epoch, self.step = epoch, step
+
+    def step_done(self, step: Step) -> None:
+        if (step.epoch, step.step) == (self.epoch, self.step):
+            raise Stop
+
+    def epoch_done(self, record: Mapping[str, Any], *, is_best: bool) -> None:
+        if self.step is None and record["epoch"] == self.epoch:
+            raise Stop
+
+
+def without_times(run: Path) -> list[dict[str, Any]]:
+    return [
+        {k: v for k, v in record.items() if k not in ("seconds", "images_per_second")}
+        for record in read_metrics(run)
+    ]
+
+
+def assert_equal_states(left: Any, right: Any) -> None:
+    assert type(left) is type(right)
+    if isinstance(left, torch.Tensor):
+        assert torch.equal(left, right)
+    elif isinstance(left, Mapping):
+        assert left.keys() == right.keys()
+        for key in left:
+            assert_equal_states(left[key], right[key])
+    elif isinstance(left, list | tuple):
+        for one, other in zip(left, right, strict=True):
+            assert_equal_states(one, other)
+    else:
+        assert left == right
+
+
+def test_run_folder_tells_everything(run: Path, scenes: Path) -> None:
+    config = json.loads((run / CONFIG).read_text())
+    assert config["settings"]["model"]["encoder"] == "resnet18"
+    assert config["settings"]["data"]["root"] == str(scenes)
+    assert len(config["split"]["train"]) == 8
+    assert config["versions"]["torch"] == torch.__version__.partition("+")[0]
+    records = [json.loads(line) for line in (run / METRICS).read_text().splitlines()]
+    assert [record["epoch"] for record in records] == [1, 2]
+    for record in records:
+        assert 0 <= record["mean_iou"] <= 1
+        assert set(record["class_iou"]) == set(read_run(run).class_map.names)
+        assert len(record["offsets"]) == 3
+        for statistics in record["offsets"].values():
+            assert statistics["p95_px"] >= statistics["mean_px"] >= 0
+            assert 0 <= statistics["outside_share"] <= 1
+    _, info = load_segmenter(run / BEST_WEIGHTS)
+    assert info.scores["mean_iou"] == max(record["mean_iou"] for record in records)
+    assert (run / PREVIEW).stat().st_size > 1000
+
+
+def test_four_pictures_are_learned_by_heart(scenes: Path, tmp_path: Path) -> None:
+    data = tmp_path / "four"
+    for kind in ("images", "masks"):
+        for split in ("train", "val"):
+            (data / split / kind).mkdir(parents=True)
+            for path in sorted((scenes / "train" / kind).iterdir())[:4]:
+                shutil.copy(path, data / split / kind)
+    shutil.copy(scenes / "classes.json", data)
+    config = small_config(data, epochs=60, lr=0.05, eval_every=60)
+    config = replace(
+        config,
+        data=replace(
+            config.data,
+            crop_size=SCENE_HW,
+            scale_range=(1.0, 1.0),
+            flip=False,
+            colour_jitter=0.0,
+        ),
+    )
+    result = train(config, tmp_path / "run")
+    assert result.scores["pixel_accuracy"] > 0.95
+    assert result.scores["mean_iou"] > 0.8
+
+
+@pytest.mark.parametrize("step", [None, 2])
+@pytest.mark.parametrize("changes", [{"ema": 0.9}, {"optimizer": "adamw", "accumulate": 2}])
+def test_resumed_is_bit_for_bit_what_was_never_stopped(
+    scenes: Path, tmp_path: Path, step: int | None, changes: dict[str, Any]
+) -> None:
+    config = small_config(scenes, epochs=3, **changes)
+    train(config, tmp_path / "straight")
+    with pytest.raises(Stop):
+        train(config, tmp_path / "stopped", listener=StopAfter(2, step))
+    resume(tmp_path / "stopped")
+    assert without_times(tmp_path / "stopped") == without_times(tmp_path / "straight")
+    assert_equal_states(
+        load_resume_state(tmp_path / "stopped" / RESUME_STATE),
+        load_resume_state(tmp_path / "straight" / RESUME_STATE),
+    )
+    for name in (BEST_WEIGHTS, PREVIEW):
+        stopped, straight = (tmp_path / run / name for run in ("stopped", "straight"))
+        assert stopped.read_bytes() == straight.read_bytes()
+
+
+def test_workers_do_not_change_the_result(scenes: Path, tmp_path: Path, run: Path) -> None:
+    config = small_config(scenes, ema=0.9)
+    train(replace(config, data=replace(config.data, workers=2, cache=True)), tmp_path / "run")
+    assert without_times(tmp_path / "run") == without_times(run)
+
+
+def test_more_epochs_can_be_asked_for(run: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "run"
+    shutil.copytree(run, copy)
+    resume(copy, epochs=3)
+    assert [record["epoch"] for record in read_metrics(copy)] == [1, 2, 3]
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"loss": "ce+dice", "class_weights": "sqrt"},
+        {"loss": "focal", "class_weights": "balanced"},
+        {"loss": "lovasz", "amp": "bf16"},
+        {"model": ModelConfig(encoder="resnet18", decoder_channels=16, deform_layers=0)},
+        {
+            "model": ModelConfig(
+                architecture="deeplabv3",
+                encoder="resnet18",
+                decoder_channels=16,
+                modulated=True,
+                offset_groups=2,
+                output_stride=8,
+            )
+        },
+    ],
+)
+def test_settings_train(scenes: Path, tmp_path: Path, changes: dict[str, Any]) -> None:
+    result = train(small_config(scenes, epochs=1, **changes), tmp_path / "run")
+    assert 0 <= result.scores["mean_iou"] <= 1
+    load_segmenter(tmp_path / "run" / BEST_WEIGHTS)
+
+
+def test_patience_stops_and_says_so(scenes: Path, tmp_path: Path) -> None:
+    told: list[tuple[int, int]] = []
+
+    class Listener(TrainingListener):
+        def stopped_early(self, epoch: int, patience: int) -> None:
+            told.append((epoch, patience))
+
+    # A rate this small changes nothing, so the first score stays the best.
+    config = small_config(scenes, epochs=9, patience=2, lr=1e-12)
+    train(config, tmp_path / "run", listener=Listener())
+    last = read_metrics(tmp_path / "run")[-1]["epoch"]
+    assert told == [(last, 2)]
+    assert last < 9
+
+
+def test_listener_hears_of_every_step(scenes: Path, tmp_path: Path) -> None:
+    heard: list[Any] = []
+
+    class Listener(TrainingListener):
+        def checking(self, done: int, total: int) -> None:
+            heard.append(("check", done, total))
+
+        def started(self, summary: RunSummary) -> None:
+            heard.append(("start", summary.steps_per_epoch))
+
+        def step_done(self, step: Step) -> None:
+            heard.append(("step", step.epoch, step.step))
+            assert step.seconds_left >= 0
+
+    train(small_config(scenes, epochs=1), tmp_path / "run", listener=Listener())
+    assert [entry for entry in heard if entry[0] == "check"][-1] == ("check", 13, 13)
+    assert heard[-3:] == [("start", 2), ("step", 1, 1), ("step", 1, 2)]
+
+
+def test_a_loss_that_is_not_finite_is_named(scenes: Path, tmp_path: Path) -> None:
+    config = small_config(scenes, epochs=3, lr=1e30, warmup_epochs=0)
+    with pytest.raises(TrainingError, match=r"The loss is (nan|inf) at step \d of epoch \d"):
+        train(config, tmp_path / "run")
+
+
+def test_a_used_folder_is_refused(run: Path, scenes: Path) -> None:
+    before = sorted((path.name, path.stat().st_mtime_ns) for path in run.iterdir())
+    with pytest.raises(ConfigError, match="is not empty.*--overwrite.*--resume"):
+        train(small_config(scenes), run)
+    assert before == sorted((path.name, path.stat().st_mtime_ns) for path in run.iterdir())
+
+
+def test_overwriting_leaves_foreign_files(scenes: Path, tmp_path: Path) -> None:
+    (tmp_path / "notes.txt").write_text("mine")
+    (tmp_path / METRICS).write_text("old\n")
+    train(small_config(scenes, epochs=1), tmp_path, overwrite=True)
+    assert (tmp_path / "notes.txt").read_text() == "mine"
+    assert len(read_metrics(tmp_path)) == 1
+
+
+def test_wrong_masks_stop_before_training(scenes: Path, tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    shutil.copytree(scenes, data)
+    classes = json.loads((data / "classes.json").read_text())
+    classes["classes"].pop()
+    (data / "classes.json").write_text(json.dumps(classes))
+    with pytest.raises(DataError, match=r"masks/.*\.png.* 4 "):
+        train(small_config(data), tmp_path / "run")
+    assert not (tmp_path / "run").exists()
+
+
+def test_too_few_pictures_are_counted(scenes: Path, tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    shutil.copytree(scenes, data)
+    for kind in ("images", "masks"):
+        for path in sorted((data / "train" / kind).iterdir())[1:]:
+            path.unlink()
+    with pytest.raises(DataError, match="1 pictures to train on and 3 to validate"):
+        train(small_config(data), tmp_path / "run")
+
+
+def test_changed_data_is_refused_at_resume(scenes: Path, tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    shutil.copytree(scenes, data)
+    train(small_config(data, epochs=1), tmp_path / "run")
+    gone = sorted((data / "train" / "images").iterdir())[0]
+    gone.unlink()
+    (data / "train" / "masks" / f"{gone.stem}.png").unlink()
+    with pytest.raises(DataError, match=rf"train pictures have changed.*1 gone \({gone.stem}\)"):
+        resume(tmp_path / "run", epochs=2)
+
+
+def test_nothing_to_resume_is_said(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"has no config\.json; expected a run folder"):
+        resume(tmp_path)
+
+
+def test_config_is_checked_before_the_folder_is_touched(scenes: Path, tmp_path: Path) -> None:
+    config: TrainConfig = small_config(scenes, model=ModelConfig(encoder="resnet19"))
+    with pytest.raises(ConfigError, match="resnet19"):
+        train(config, tmp_path / "run")
+    assert not (tmp_path / "run").exists()

@@ -1,0 +1,58 @@
+from __future__ import annotations
+
+from pathlib import Path, PurePath
+
+import pytest
+from PIL import Image
+
+from dcnseg.errors import ConfigError, DataError
+from dcnseg.inference.inputs import find_inputs
+
+
+@pytest.fixture
+def pictures(tmp_path: Path) -> Path:
+    for name in ("a.png", "sub/b.jpg", "sub/deep/c ü.PNG"):
+        path = tmp_path / "pictures" / name
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (4, 3)).save(path)
+    (tmp_path / "pictures" / "notes.txt").write_text("no picture")
+    return tmp_path / "pictures"
+
+
+def names(arguments: list[str], stdin: list[str] | None = None) -> list[str]:
+    return sorted(str(image.name) for image in find_inputs(arguments, stdin or []))
+
+
+def test_a_folder_keeps_its_structure(pictures: Path) -> None:
+    assert names([str(pictures)]) == ["a", "sub/b", "sub/deep/c ü"]
+
+
+def test_files_and_patterns(pictures: Path) -> None:
+    assert names([str(pictures / "a.png")]) == ["a"]
+    assert names([f"{pictures}/**/*.jpg"]) == ["b"]
+
+
+def test_a_list_on_stdin(pictures: Path) -> None:
+    assert names(["-"], [f"{pictures}/a.png\n", "\n", f"{pictures}/sub/b.jpg\n"]) == ["a", "b"]
+
+
+def test_the_same_picture_twice_is_one(pictures: Path) -> None:
+    assert names([f"{pictures}/a.png", f"{pictures}/*.png"]) == ["a"]
+
+
+def test_a_missing_file_is_kept_to_be_reported() -> None:
+    (image,) = find_inputs(["no/such.jpg"])
+    assert (image.path, image.name) == (Path("no/such.jpg"), PurePath("such"))
+
+
+def test_two_pictures_for_one_output_are_refused(pictures: Path) -> None:
+    Image.new("RGB", (4, 3)).save(pictures / "a.jpg")
+    with pytest.raises(ConfigError, match=r"a\.(jpg|png) and .*a\.(jpg|png) would both be written"):
+        find_inputs([f"{pictures}/a.*"])
+
+
+def test_nothing_found_is_said(tmp_path: Path) -> None:
+    with pytest.raises(DataError, match="no pictures in this folder"):
+        find_inputs([str(tmp_path)])
+    with pytest.raises(DataError, match=r"\*\.jpg: no file matches"):
+        find_inputs([f"{tmp_path}/*.jpg"])

@@ -1,0 +1,84 @@
+from __future__ import annotations
+
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from dcnseg.inference.sliding_window import blending_weights, predict_bands, window_starts
+
+sizes = st.integers(1, 70)
+windows = st.integers(3, 40)
+overlaps = st.sampled_from([0.0, 0.25, 0.5, 0.75])
+
+
+def stitch(values: Tensor, window: tuple[int, int], overlap: float) -> Tensor:
+    """Predict a picture with a network that returns its input, and put the bands together."""
+    height, width = values.shape[-2:]
+    bands = list(
+        predict_bands(
+            lambda rows, columns: values[:, rows, columns], (height, width), window, overlap
+        )
+    )
+    tops = [top for top, _ in bands]
+    ends = [top + band.shape[1] for top, band in bands]
+    assert tops == [0, *ends[:-1]]  # no gap, no row twice
+    return torch.cat([band for _, band in bands], dim=1)
+
+
+@given(sizes, sizes, windows, windows, overlaps)
+@settings(max_examples=60, deadline=None)
+def test_identity_gives_the_picture_back(
+    height: int, width: int, window_h: int, window_w: int, overlap: float
+) -> None:
+    values = torch.randn(2, height, width)
+    actual = stitch(values, (window_h, window_w), overlap)
+    torch.testing.assert_close(actual, values, atol=1e-5, rtol=1e-5)
+
+
+@given(st.integers(1, 500), st.integers(1, 100), overlaps)
+def test_windows_cover_all_and_overlap_enough(length: int, window: int, overlap: float) -> None:
+    starts = window_starts(length, window, overlap)
+    assert starts[0] == 0
+    if length <= window:
+        assert starts == [0]
+        return
+    assert starts[-1] + window == length
+    steps = [b - a for a, b in zip(starts, starts[1:], strict=False)]
+    assert all(0 < step <= max(1, window * (1 - overlap)) for step in steps)
+
+
+def test_blending_is_smooth() -> None:
+    """Two windows that disagree meet without a step."""
+    calls = iter([0.0, 1.0])
+
+    def predict(rows: slice, columns: slice) -> Tensor:
+        return torch.full((1, 64, 64), next(calls))
+
+    ((_, band),) = predict_bands(predict, (64, 96), (64, 64), 0.5)
+    row = band[0, 32]
+    assert row[0] == 0
+    assert row[-1] == 1
+    assert row.diff().min() >= 0
+    assert row.diff().max() < 0.08
+
+
+def test_memory_follows_the_window_not_the_picture() -> None:
+    """A tall picture is never held as a whole: each band is as high as a window at most."""
+    heights = [
+        band.shape[1]
+        for _, band in predict_bands(
+            lambda rows, columns: torch.zeros(1, rows.stop - rows.start, 32),
+            (4000, 32),
+            (64, 64),
+            0.25,
+        )
+    ]
+    assert sum(heights) == 4000
+    assert max(heights) <= 64
+
+
+def test_weights_are_positive_and_largest_in_the_middle() -> None:
+    weights = blending_weights(8, 9)
+    assert weights.min() > 0
+    assert weights[3:5, 4].eq(weights.max()).all()

@@ -1,0 +1,73 @@
+from __future__ import annotations
+
+import pytest
+import torch
+from torch import nn
+
+from dcnseg.errors import ConfigError
+from dcnseg.models.encoder import build_encoder, make_deformable
+from dcnseg.ops.deform_conv import DeformConv2d
+
+
+@pytest.mark.parametrize("output_stride", [8, 16])
+@pytest.mark.parametrize("name", ["resnet18", "resnet50", "resnext50_32x4d"])
+def test_strides(name: str, output_stride: int) -> None:
+    encoder = build_encoder(name, output_stride=output_stride).eval()
+    features = encoder(torch.zeros(1, 3, 96, 64))
+    assert features[-1].shape[-2:] == (96 // output_stride, 64 // output_stride)
+
+
+def test_last_layers_of_resnet50_as_in_the_paper() -> None:
+    names = make_deformable(build_encoder("resnet50", output_stride=16), 6)
+    assert names == [
+        "layer3.3.conv2",
+        "layer3.4.conv2",
+        "layer3.5.conv2",
+        "layer4.0.conv2",
+        "layer4.1.conv2",
+        "layer4.2.conv2",
+    ]
+
+
+def test_replaced_layers_keep_geometry_and_weights() -> None:
+    encoder = build_encoder("resnet18", output_stride=16)
+    before = {n: m for n, m in encoder.named_modules() if isinstance(m, nn.Conv2d)}
+    for name in make_deformable(encoder, 3):
+        layer, plain = encoder.get_submodule(name), before[name]
+        assert isinstance(layer, DeformConv2d)
+        assert layer.weight is plain.weight
+        assert (layer.stride, layer.padding, layer.dilation, layer.groups) == (
+            plain.stride,
+            plain.padding,
+            plain.dilation,
+            plain.groups,
+        )
+
+
+def test_zero_layers_change_nothing() -> None:
+    encoder = build_encoder("resnet18", output_stride=16)
+    assert make_deformable(encoder, 0) == []
+    assert not any(isinstance(module, DeformConv2d) for module in encoder.modules())
+
+
+def test_too_many_layers_are_counted() -> None:
+    with pytest.raises(ConfigError, match="--deform-layers is 99, but this encoder has 16 plain"):
+        make_deformable(build_encoder("resnet18", output_stride=16), 99)
+
+
+def test_offset_groups_must_divide_the_channels() -> None:
+    with pytest.raises(ConfigError, match="--offset-groups is 7, which does not divide the 512"):
+        make_deformable(build_encoder("resnet18", output_stride=16), 1, offset_groups=7)
+
+
+@pytest.mark.parametrize(
+    ("name", "text"),
+    [
+        ("resnet19", "--encoder is 'resnet19', which segmentation-models-pytorch does not have"),
+        ("tu-no_such_model", "--encoder tu-no_such_model cannot be built"),
+        ("vgg11", "--encoder vgg11"),
+    ],
+)
+def test_encoders_that_do_not_fit_are_named(name: str, text: str) -> None:
+    with pytest.raises(ConfigError, match=text):
+        build_encoder(name, output_stride=16)

@@ -1,0 +1,87 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+import torch
+from safetensors.torch import save_file
+from torchvision.models import resnet18
+
+from dcnseg.errors import CheckpointError, ConfigError
+from dcnseg.models import pretrained
+from dcnseg.models.encoder import build_encoder, make_deformable
+from dcnseg.models.pretrained import load_encoder_weights
+
+
+@pytest.fixture(scope="module")
+def torchvision_state() -> dict[str, torch.Tensor]:
+    torch.manual_seed(3)
+    return dict(resnet18(weights=None).state_dict())
+
+
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+def test_torchvision_file_fits_a_deformable_encoder(
+    suffix: str, tmp_path: Path, torchvision_state: dict[str, torch.Tensor]
+) -> None:
+    path = tmp_path / f"resnet{suffix}"
+    if suffix == ".pth":
+        torch.save(torchvision_state, path)
+    else:
+        save_file(torchvision_state, path)
+    encoder = build_encoder("resnet18", output_stride=16)
+    make_deformable(encoder, 3)
+    load_encoder_weights(encoder, "resnet18", str(path))
+    own = encoder.state_dict()
+    for name in ("conv1.weight", "layer4.1.conv2.weight", "layer4.1.bn2.running_mean"):
+        assert torch.equal(own[name], torchvision_state[name])
+
+
+def test_a_whole_networks_encoder_is_taken(
+    tmp_path: Path, torchvision_state: dict[str, torch.Tensor]
+) -> None:
+    path = tmp_path / "network.pth"
+    state = {f"encoder.{k}": v for k, v in torchvision_state.items()}
+    torch.save({"state_dict": state | {"head.weight": torch.ones(1)}}, path)
+    encoder = build_encoder("resnet18", output_stride=16)
+    load_encoder_weights(encoder, "resnet18", str(path))
+    assert torch.equal(encoder.state_dict()["conv1.weight"], torchvision_state["conv1.weight"])
+
+
+def test_file_of_another_encoder_is_refused(
+    tmp_path: Path, torchvision_state: dict[str, torch.Tensor]
+) -> None:
+    path = tmp_path / "resnet18.pth"
+    torch.save(torchvision_state, path)
+    encoder = build_encoder("resnet50", output_stride=16)
+    with pytest.raises(CheckpointError, match=r"resnet18\.pth does not fit the encoder resnet50"):
+        load_encoder_weights(encoder, "resnet50", str(path))
+
+
+@pytest.mark.parametrize("content", [b"", b"<html>not found</html>", b"\x80\x04garbage"])
+@pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
+def test_broken_file_is_named(content: bytes, suffix: str, tmp_path: Path) -> None:
+    path = tmp_path / f"weights{suffix}"
+    path.write_bytes(content)
+    with pytest.raises(CheckpointError, match=f"weights{suffix}"):
+        load_encoder_weights(build_encoder("resnet18", output_stride=16), "resnet18", str(path))
+
+
+def test_missing_file_is_named() -> None:
+    encoder = build_encoder("resnet18", output_stride=16)
+    with pytest.raises(ConfigError, match=r"--encoder-weights is no/such\.pth"):
+        load_encoder_weights(encoder, "resnet18", "no/such.pth")
+
+
+def test_unknown_name_lists_what_there_is() -> None:
+    encoder = build_encoder("resnet18", output_stride=16)
+    with pytest.raises(ConfigError, match="for resnet18 there are: none, imagenet, ssl, swsl, or"):
+        load_encoder_weights(encoder, "resnet18", "coco")
+
+
+def test_unreachable_hub_says_how_to_go_on(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    # Port 9 of this machine refuses at once, as a machine without a network does.
+    monkeypatch.setattr(pretrained.constants, "ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setattr(pretrained, "try_to_load_from_cache", lambda *_args, **_kwargs: None)
+    encoder = build_encoder("resnet18", output_stride=16)
+    with pytest.raises(CheckpointError, match="cannot be reached.*--encoder-weights none"):
+        load_encoder_weights(encoder, "resnet18", "imagenet")

@@ -1,0 +1,464 @@
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass, replace
+from typing import Literal, TypeAlias
+
+import pytest
+import torch
+import torch.nn.functional as F
+import torchvision.ops
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from dcnseg.errors import NativeOpsError, ShapeError
+from dcnseg.ops import deform_conv2d
+from dcnseg.ops._native import missing_reason
+
+Backend: TypeAlias = Literal["native", "reference"]
+BACKENDS = [
+    pytest.param(
+        "native",
+        marks=pytest.mark.skipif(
+            missing_reason("cpu") is not None, reason=f"no native code: {missing_reason('cpu')}"
+        ),
+    ),
+    "reference",
+]
+
+
+@dataclass(frozen=True)
+class Case:
+    batch: int = 2
+    channels: int = 4
+    out_channels: int = 3
+    size_hw: tuple[int, int] = (5, 6)
+    kernel_size: tuple[int, int] = (3, 3)
+    stride: tuple[int, int] = (1, 1)
+    padding: tuple[int, int] = (1, 1)
+    dilation: tuple[int, int] = (1, 1)
+    groups: int = 1
+    offset_groups: int = 1
+    modulated: bool = True
+    bias: bool = True
+
+
+@dataclass(frozen=True)
+class Arguments:
+    input: Tensor
+    offset: Tensor
+    weight: Tensor
+    bias: Tensor | None
+    mask: Tensor | None
+    case: Case
+
+    @property
+    def tensors(self) -> list[Tensor]:
+        all_five = (self.input, self.offset, self.weight, self.bias, self.mask)
+        return [tensor for tensor in all_five if tensor is not None]
+
+    def to(self, dtype: torch.dtype) -> Arguments:
+        """The same values as new leaves."""
+
+        def leaf(tensor: Tensor) -> Tensor:
+            return tensor.detach().to(dtype, copy=True).requires_grad_()
+
+        return Arguments(
+            leaf(self.input),
+            leaf(self.offset),
+            leaf(self.weight),
+            None if self.bias is None else leaf(self.bias),
+            None if self.mask is None else leaf(self.mask),
+            self.case,
+        )
+
+    def convolve(self, backend: Backend) -> Tensor:
+        case = self.case
+        return deform_conv2d(
+            self.input,
+            self.offset,
+            self.weight,
+            self.bias,
+            case.stride,
+            case.padding,
+            case.dilation,
+            self.mask,
+            backend=backend,
+        )
+
+
+CASES = [
+    Case(),
+    Case(modulated=False, bias=False),
+    Case(channels=6, groups=3, offset_groups=2, kernel_size=(2, 3), padding=(0, 1)),
+    Case(channels=6, out_channels=4, groups=2, offset_groups=3, stride=(2, 1), padding=(2, 1)),
+    Case(size_hw=(7, 4), kernel_size=(3, 2), dilation=(2, 3), padding=(2, 3), stride=(1, 2)),
+    Case(batch=1, channels=1, out_channels=1, size_hw=(1, 1), kernel_size=(1, 1), padding=(0, 0)),
+    Case(batch=3, channels=36, out_channels=20, size_hw=(9, 11), offset_groups=2),
+    Case(channels=8, out_channels=8, groups=8, offset_groups=4),
+]
+
+
+def make_arguments(
+    case: Case, dtype: torch.dtype = torch.float64, seed: int = 0, spread: float = 1.5
+) -> Arguments:
+    """Random leaves whose sampling positions keep 0.1 pixel away from integers."""
+    generator = torch.Generator().manual_seed(seed)
+
+    def random(*size: int) -> Tensor:
+        return torch.randn(size, dtype=torch.float64, generator=generator)
+
+    kh, kw = case.kernel_size
+    input = random(case.batch, case.channels, *case.size_hw)
+    weight = random(case.out_channels, case.channels // case.groups, kh, kw)
+    bias = random(case.out_channels) if case.bias else None
+    out = F.conv2d(
+        input, weight, None, case.stride, case.padding, case.dilation, case.groups
+    ).shape[2:]
+    planes = case.offset_groups * kh * kw
+    offset = spread * random(case.batch, 2 * planes, *out)
+    fraction = offset - offset.floor()
+    offset = offset.floor() + 0.1 + 0.8 * fraction
+    mask = torch.rand(case.batch, planes, *out, dtype=torch.float64, generator=generator)
+    arguments = Arguments(input, offset, weight, bias, mask if case.modulated else None, case)
+    return arguments.to(dtype)
+
+
+def bilinear(plane: Tensor, y: float, x: float) -> float:
+    """Sum over all pixels q of G(q, p) * value(q): the formula as the paper writes it."""
+    return sum(
+        max(0.0, 1 - abs(qy - y)) * max(0.0, 1 - abs(qx - x)) * float(plane[qy, qx])
+        for qy in range(plane.shape[0])
+        for qx in range(plane.shape[1])
+    )
+
+
+def loop_oracle(arguments: Arguments) -> Tensor:
+    """Dai et al. 2017, eq. 2-4, one output value after another."""
+    case = arguments.case
+    input, offset, weight = arguments.input, arguments.offset, arguments.weight
+    batch, _, out_height, out_width = offset.shape
+    _, kw = case.kernel_size
+    group_channels, taps = weight.shape[1], weight.shape[2] * weight.shape[3]
+    outputs_per_group = case.out_channels // case.groups
+    channels_per_offset_group = case.channels // case.offset_groups
+    output = torch.zeros(batch, case.out_channels, out_height, out_width, dtype=torch.float64)
+    for b, o, row, column in torch.cartesian_prod(*map(torch.arange, output.shape)).tolist():
+        total = 0.0 if arguments.bias is None else float(arguments.bias[o])
+        for i in range(group_channels):
+            channel = o // outputs_per_group * group_channels + i
+            group = channel // channels_per_offset_group
+            for tap in range(taps):
+                plane = group * taps + tap
+                dy, dx = offset[b, 2 * plane : 2 * plane + 2, row, column].tolist()
+                y = row * case.stride[0] - case.padding[0] + tap // kw * case.dilation[0] + dy
+                x = column * case.stride[1] - case.padding[1] + tap % kw * case.dilation[1] + dx
+                factor = (
+                    1.0 if arguments.mask is None else float(arguments.mask[b, plane, row, column])
+                )
+                kernel = float(weight[o, i, tap // kw, tap % kw])
+                total += kernel * factor * bilinear(input[b, channel], y, x)
+        output[b, o, row, column] = total
+    return output
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize(
+    "case",
+    [
+        Case(batch=1, channels=2, out_channels=2, size_hw=(3, 4)),
+        Case(batch=2, channels=4, out_channels=2, size_hw=(4, 3), groups=2, offset_groups=4,
+             kernel_size=(2, 1), stride=(2, 1), padding=(1, 0), dilation=(2, 1)),
+    ],
+)  # fmt: skip
+def test_equals_formula_written_as_loops(case: Case, backend: Backend) -> None:
+    arguments = make_arguments(case)
+    with torch.no_grad():
+        torch.testing.assert_close(
+            arguments.convolve(backend), loop_oracle(arguments), rtol=0, atol=1e-10
+        )
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("case", CASES)
+def test_equals_torchvision_values_and_gradients(case: Case, backend: Backend) -> None:
+    arguments = make_arguments(case)
+    output = arguments.convolve(backend)
+    expected = torchvision.ops.deform_conv2d(
+        arguments.input,
+        arguments.offset,
+        arguments.weight,
+        arguments.bias,
+        case.stride,
+        case.padding,
+        case.dilation,
+        arguments.mask,
+    )
+    torch.testing.assert_close(output, expected, rtol=0, atol=1e-10)
+    grad = torch.randn_like(expected)
+    for ours, theirs in zip(
+        torch.autograd.grad(output, arguments.tensors, grad),
+        torch.autograd.grad(expected, arguments.tensors, grad),
+        strict=True,
+    ):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize(
+    "case",
+    [
+        Case(batch=1, channels=2, out_channels=2, size_hw=(3, 3)),
+        Case(batch=2, channels=4, out_channels=2, size_hw=(3, 2), groups=2, offset_groups=2,
+             kernel_size=(2, 2), modulated=False, bias=False),
+    ],
+)  # fmt: skip
+def test_gradcheck(case: Case, backend: Backend) -> None:
+    arguments = make_arguments(case)
+
+    def convolve(*tensors: Tensor) -> Tensor:
+        input, offset, weight, *rest = tensors
+        bias, mask = rest if rest else (None, None)
+        return Arguments(input, offset, weight, bias, mask, case).convolve(backend)
+
+    assert torch.autograd.gradcheck(convolve, arguments.tensors)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_derivative_at_integer_positions_is_the_right_one(backend: Backend) -> None:
+    arguments = make_arguments(Case(batch=1, channels=3, out_channels=2))
+    exact = replace(arguments, offset=torch.zeros_like(arguments.offset).requires_grad_())
+    (gradient,) = torch.autograd.grad(exact.convolve(backend).sum(), exact.offset)
+    step = 1e-3  # the output is linear between integers, so the difference is exact
+    index = (0, 9, 2, 3)  # dx of the middle tap
+    moved = exact.offset.detach().clone()
+    moved[index] += step
+    difference = replace(exact, offset=moved).convolve(backend) - exact.convolve(backend)
+    assert float(difference.detach().sum() / step) == pytest.approx(
+        float(gradient[index]), abs=1e-9
+    )
+
+
+cases = st.builds(
+    Case,
+    batch=st.integers(1, 2),
+    channels=st.sampled_from([2, 4, 20]),
+    out_channels=st.sampled_from([2, 18]),
+    size_hw=st.tuples(st.integers(1, 7), st.integers(1, 7)),
+    kernel_size=st.tuples(st.integers(1, 3), st.integers(1, 3)),
+    stride=st.tuples(st.integers(1, 2), st.integers(1, 2)),
+    padding=st.tuples(st.integers(2, 3), st.integers(2, 3)),
+    dilation=st.tuples(st.integers(1, 2), st.integers(1, 2)),
+    groups=st.sampled_from([1, 2]),
+    offset_groups=st.sampled_from([1, 2]),
+    modulated=st.booleans(),
+    bias=st.booleans(),
+)
+few = settings(max_examples=25, deadline=None, derandomize=True)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@few
+@given(case=cases)
+def test_zero_offset_and_unit_mask_is_the_plain_convolution(backend: Backend, case: Case) -> None:
+    arguments = make_arguments(case)
+    plain = replace(
+        arguments,
+        offset=torch.zeros_like(arguments.offset),
+        mask=None if arguments.mask is None else torch.ones_like(arguments.mask),
+    )
+    expected = F.conv2d(
+        plain.input, plain.weight, plain.bias, case.stride, case.padding, case.dilation, case.groups
+    )
+    torch.testing.assert_close(plain.convolve(backend), expected, rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@few
+@given(case=cases, dy=st.integers(-2, 2), dx=st.integers(-2, 2))
+def test_integer_offset_is_a_shift(backend: Backend, case: Case, dy: int, dx: int) -> None:
+    arguments = make_arguments(replace(case, modulated=False))
+    offset = torch.tensor([dy, dx], dtype=torch.float64).repeat(arguments.offset.shape[1] // 2)
+    moved = replace(arguments, offset=offset[:, None, None].expand_as(arguments.offset))
+    top, left = case.padding[0] - dy, case.padding[1] - dx
+    bottom, right = case.padding[0] + dy, case.padding[1] + dx
+    expected = F.conv2d(
+        F.pad(moved.input, (left, right, top, bottom)),
+        moved.weight,
+        moved.bias,
+        case.stride,
+        0,
+        case.dilation,
+        case.groups,
+    )
+    torch.testing.assert_close(moved.convolve(backend), expected, rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@few
+@given(case=cases, factor=st.floats(-3, 3))
+def test_linear_in_mask(backend: Backend, case: Case, factor: float) -> None:
+    arguments = make_arguments(replace(case, modulated=True, bias=False))
+    assert arguments.mask is not None
+    other = torch.rand_like(arguments.mask)
+    both = replace(arguments, mask=arguments.mask + factor * other).convolve(backend)
+    apart = arguments.convolve(backend) + factor * replace(arguments, mask=other).convolve(backend)
+    torch.testing.assert_close(both, apart, rtol=0, atol=1e-10)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@few
+@given(case=cases, far=st.sampled_from([30.0, -30.0, 1e9, -1e30]))
+def test_all_samples_outside_give_the_bias_only(backend: Backend, case: Case, far: float) -> None:
+    arguments = make_arguments(case)
+    outside = replace(arguments, offset=torch.full_like(arguments.offset, far).requires_grad_())
+    output = outside.convolve(backend)
+    bias = torch.zeros(case.out_channels) if outside.bias is None else outside.bias
+    expected = bias.detach().to(torch.float64)[:, None, None].expand_as(output)
+    torch.testing.assert_close(output, expected, rtol=0, atol=0)
+    gradients = torch.autograd.grad(output.sum(), (outside.input, outside.offset, outside.weight))
+    assert all(not gradient.any() for gradient in gradients)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_fades_over_the_last_pixel(backend: Backend) -> None:
+    ones, weight = torch.ones(1, 1, 3, 3), torch.ones(1, 1, 1, 1)
+    for y, expected in ((-0.25, 0.75), (-1.0, 0.0), (2.25, 0.75), (2.0, 1.0), (3.0, 0.0)):
+        offset = torch.zeros(1, 2, 3, 3)
+        offset[0, 0] = y - torch.arange(3.0)[:, None]
+        output = deform_conv2d(ones, offset, weight, backend=backend)
+        torch.testing.assert_close(output, torch.full_like(output, expected))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("axis", [0, 1])
+def test_bad_offset_gives_nan_there_and_only_there(backend: Backend, bad: float, axis: int) -> None:
+    arguments = make_arguments(Case(channels=20))
+    offset = arguments.offset.detach().clone()
+    offset[1, 8 + axis, 2, 3] = bad
+    broken = replace(arguments, offset=offset.requires_grad_())
+    output = broken.convolve(backend)
+    assert output[1, :, 2, 3].isnan().all()
+    is_nan = output.isnan()
+    is_nan[1, :, 2, 3] = False
+    assert not is_nan.any()
+    in_grad, offset_grad = torch.autograd.grad(output.sum(), (broken.input, broken.offset))
+    assert offset_grad[1, 8:10, 2, 3].isnan().all()
+    assert int(offset_grad.isnan().sum()) == 2
+    assert in_grad.isfinite().all()  # the sample lies nowhere, so no pixel gets its gradient
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@few
+@given(
+    case=cases,
+    values=st.lists(
+        st.sampled_from([math.nan, math.inf, -math.inf, 1e38, -1e38, 2.0**31, -(2.0**63), 0.0]),
+        min_size=8,
+        max_size=8,
+    ),
+    name=st.sampled_from(["input", "offset", "weight", "mask"]),
+)
+def test_no_value_crashes(backend: Backend, case: Case, values: list[float], name: str) -> None:
+    arguments = make_arguments(replace(case, modulated=True), torch.float32)
+    tensor = getattr(arguments, name).detach().clone()
+    flat = tensor.view(-1)
+    flat[torch.arange(8) * 7919 % flat.numel()] = torch.tensor(values)
+    broken = replace(arguments, **{name: tensor.requires_grad_()})
+    torch.autograd.grad(broken.convolve(backend).sum(), broken.tensors)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_empty_batch(backend: Backend) -> None:
+    arguments = make_arguments(Case(batch=0))
+    output = arguments.convolve(backend)
+    assert output.shape == (0, 3, 5, 6)
+    gradients = torch.autograd.grad(output.sum(), arguments.tensors)
+    for gradient, tensor in zip(gradients, arguments.tensors, strict=True):
+        assert gradient.shape == tensor.shape
+        assert not gradient.any()
+
+
+# A convolution of 20 to 24 channels on 9x11: large enough for the vector and the GEMM code.
+BIG = Case(channels=20, out_channels=24, size_hw=(9, 11))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
+def test_error_is_at_most_twice_that_of_pytorch_in_the_same_dtype(
+    backend: Backend, dtype: torch.dtype
+) -> None:
+    arguments = make_arguments(BIG)
+    low = arguments.to(dtype)
+    rounded = low.to(
+        torch.float64
+    )  # what both compute from: the rounding of the arguments is no error
+    grad = torch.randn(2, 24, 9, 11, dtype=torch.float64).to(dtype)
+
+    def run(arguments: Arguments, backend: Backend) -> list[Tensor]:
+        output = arguments.convolve(backend)
+        return [output, *torch.autograd.grad(output, arguments.tensors, grad.to(output.dtype))]
+
+    exact = run(rounded, "reference")
+    plain = run(low, "reference")
+    ours = run(low, backend)
+    for name, result, rival, truth in zip(
+        ("output", "input", "offset", "weight", "bias", "mask"), ours, plain, exact, strict=True
+    ):
+        assert result.dtype == dtype
+        error = (result.double() - truth).abs().max()
+        allowed = 2 * (rival.double() - truth).abs().max()
+        assert error <= allowed, name
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_autocast_takes_mixed_inputs_and_keeps_positions_exact(backend: Backend) -> None:
+    arguments = make_arguments(BIG, torch.float32)
+    with torch.autocast("cpu", torch.bfloat16):
+        output = arguments.convolve(backend)
+        mixed = replace(arguments, input=arguments.input.detach().bfloat16()).convolve(backend)
+    assert output.dtype == mixed.dtype == torch.bfloat16
+    torch.testing.assert_close(output, mixed, rtol=0, atol=0)
+    explicit = replace(
+        arguments,
+        input=arguments.input.bfloat16(),
+        weight=arguments.weight.bfloat16(),
+        bias=None if arguments.bias is None else arguments.bias.bfloat16(),
+    ).convolve(backend)
+    torch.testing.assert_close(output, explicit, rtol=0, atol=0)
+    gradients = torch.autograd.grad(output.float().sum(), arguments.tensors)
+    assert {gradient.dtype for gradient in gradients} == {torch.float32}
+
+
+def test_auto_takes_native_code_where_it_was_built() -> None:
+    arguments = make_arguments(BIG, torch.float32)
+    auto = deform_conv2d(
+        arguments.input, arguments.offset, arguments.weight, arguments.bias, 1, 1, 1, arguments.mask
+    )
+    best: Backend = "reference" if missing_reason("cpu") else "native"
+    torch.testing.assert_close(auto, arguments.convolve(best), rtol=0, atol=0)
+
+
+def test_unknown_backend_is_named() -> None:
+    arguments = make_arguments(Case())
+    with pytest.raises(ShapeError, match='`backend` is \'fast\'; expected "auto", "native" or'):
+        arguments.convolve("fast")  # type: ignore[arg-type]
+
+
+def test_native_for_a_device_without_it_names_the_reason() -> None:
+    arguments = make_arguments(Case())
+    on_meta = replace(
+        arguments,
+        input=arguments.input.detach().to("meta"),
+        offset=arguments.offset.detach().to("meta"),
+        weight=arguments.weight.detach().to("meta"),
+        bias=None,
+        mask=None,
+    )
+    if missing_reason("cpu") is None:
+        assert on_meta.convolve("native").shape == (2, 3, 5, 6)
+    else:
+        with pytest.raises(NativeOpsError, match="no native operators for meta tensors"):
+            on_meta.convolve("native")

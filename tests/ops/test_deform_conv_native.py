@@ -1,0 +1,195 @@
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import Literal
+
+import pytest
+import torch
+from torch import Tensor
+
+from dcnseg.errors import NativeOpsError
+from dcnseg.ops import DeformConv2d, deform_conv2d
+from dcnseg.ops._native import missing_reason
+
+pytestmark = pytest.mark.skipif(
+    missing_reason("cpu") is not None, reason=f"no native code: {missing_reason('cpu')}"
+)
+
+
+def make_tensors(
+    batch: int = 2, channels: int = 32, size: int = 9, dtype: torch.dtype = torch.float32
+) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
+    """Input, offset, weight, bias and mask of a padded 3x3 convolution; all of them leaves."""
+    generator = torch.Generator().manual_seed(0)
+
+    def leaf(*shape: int) -> Tensor:
+        return torch.randn(shape, generator=generator).to(dtype).requires_grad_()
+
+    return (
+        leaf(batch, channels, size, size),
+        leaf(batch, 18, size, size),
+        leaf(24, channels, 3, 3),
+        leaf(24),
+        leaf(batch, 9, size, size),
+    )
+
+
+def convolve(tensors: tuple[Tensor, ...]) -> Tensor:
+    input, offset, weight, bias, mask = tensors
+    return deform_conv2d(input, offset, weight, bias, 1, 1, 1, mask, backend="native")
+
+
+def gradients(tensors: tuple[Tensor, ...], output: Tensor, grad: Tensor) -> tuple[Tensor, ...]:
+    return torch.autograd.grad(output, tensors, grad)
+
+
+@pytest.fixture
+def same_threads_after() -> Iterator[None]:
+    threads = torch.get_num_threads()
+    yield
+    torch.set_num_threads(threads)
+
+
+def layouts(tensor: Tensor) -> dict[str, Tensor]:
+    """The same values in other memory orders."""
+    padded = torch.zeros([n + 2 for n in tensor.shape], dtype=tensor.dtype)
+    padded[1:-1, 1:-1, 1:-1, 1:-1] = tensor
+    return {
+        "channels-last": tensor.contiguous(memory_format=torch.channels_last),
+        "slice": padded[1:-1, 1:-1, 1:-1, 1:-1],
+        "transposed": tensor.transpose(2, 3).contiguous().transpose(2, 3),
+        "batch innermost": tensor.permute(1, 2, 3, 0).contiguous().permute(3, 0, 1, 2),
+    }
+
+
+@pytest.mark.parametrize("which", ["input", "offset", "weight", "mask", "grad"])
+def test_memory_order_of_an_argument_changes_nothing(which: str) -> None:
+    tensors = make_tensors()
+    grad = torch.randn(2, 24, 9, 9)
+    expected_output = convolve(tensors)
+    expected = gradients(tensors, expected_output, grad)
+    place = ["input", "offset", "weight", "bias", "mask", "grad"].index(which)
+    for name, same in layouts((*tensors, grad)[place].detach()).items():
+        moved = [*tensors, grad]
+        moved[place] = same if which == "grad" else same.requires_grad_()
+        output = convolve(tuple(moved[:5]))
+        torch.testing.assert_close(output, expected_output, msg=name)
+        for ours, theirs in zip(
+            gradients(tuple(moved[:5]), output, moved[5]), expected, strict=True
+        ):
+            torch.testing.assert_close(ours, theirs, msg=name, rtol=1e-5, atol=1e-4)
+
+
+def test_expanded_input_mask_and_gradient() -> None:
+    input, offset, weight, bias, mask = (tensor.detach() for tensor in make_tensors())
+    wide = (
+        input[:1].expand(2, -1, -1, -1),
+        offset,
+        weight,
+        bias,
+        mask[:, :1].expand(-1, 9, -1, -1),
+    )
+    grad = torch.randn(()).expand(2, 24, 9, 9)
+    results = []
+    for arguments in (wide, tuple(tensor.contiguous() for tensor in wide)):
+        leaves = tuple(tensor.requires_grad_() for tensor in arguments)
+        output = convolve(leaves)
+        results.append((output, *gradients(leaves, output, grad)))
+    for expanded, full in zip(*results, strict=True):
+        torch.testing.assert_close(expanded, full)
+
+
+def test_output_keeps_the_memory_format_of_the_input() -> None:
+    input, *rest = make_tensors()
+    assert convolve((input, *rest)).is_contiguous()
+    channels_last = input.detach().contiguous(memory_format=torch.channels_last)
+    output = convolve((channels_last, *rest))
+    assert output.is_contiguous(memory_format=torch.channels_last)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
+def test_backward_gives_the_same_bits_again(dtype: torch.dtype) -> None:
+    tensors = make_tensors(batch=3, channels=48, size=17, dtype=dtype)
+    grad = torch.randn(3, 24, 17, 17).to(dtype)
+    first = gradients(tensors, convolve(tensors), grad)
+    for _ in range(3):
+        for once, again in zip(first, gradients(tensors, convolve(tensors), grad), strict=True):
+            torch.testing.assert_close(once, again, rtol=0, atol=0)
+
+
+@pytest.mark.usefixtures("same_threads_after")
+def test_number_of_threads_changes_nothing_but_rounding() -> None:
+    tensors = make_tensors(batch=3, channels=48, size=17)
+    grad = torch.randn(3, 24, 17, 17)
+    results = []
+    for threads in (1, 2, 3):
+        torch.set_num_threads(threads)
+        output = convolve(tensors)
+        results.append((output, *gradients(tensors, output, grad)))
+    for result in results[1:]:
+        for ours, theirs in zip(result, results[0], strict=True):
+            torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-4)
+
+
+def test_only_wanted_gradients_are_made() -> None:
+    tensors = make_tensors()
+    grad = torch.randn(2, 24, 9, 9)
+    expected = gradients(tensors, convolve(tensors), grad)
+    for place in range(5):
+        alone = [tensor.detach() for tensor in tensors]
+        alone[place].requires_grad_()
+        (ours,) = torch.autograd.grad(convolve(tuple(alone)), alone[place], grad)
+        torch.testing.assert_close(ours, expected[place])
+
+
+def test_tiles_that_span_images_and_end_early() -> None:
+    """3069 positions of 4608 columns make three tiles; the last one is shorter."""
+    generator = torch.Generator().manual_seed(0)
+    input = torch.randn(3, 512, 33, 31, generator=generator)
+    offset = torch.randn(3, 18, 33, 31, generator=generator)
+    weight = torch.randn(16, 512, 3, 3, generator=generator)
+    grad = torch.randn(3, 16, 33, 31, generator=generator)
+
+    def run(backend: Literal["native", "reference"]) -> tuple[Tensor, ...]:
+        leaves = [tensor.requires_grad_() for tensor in (input, offset, weight)]
+        output = deform_conv2d(*leaves, padding=1, backend=backend)
+        return output.detach(), *torch.autograd.grad(output, leaves, grad)
+
+    for ours, theirs in zip(run("native"), run("reference"), strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=2e-5 * float(theirs.abs().max()))
+
+
+def test_second_derivative_is_refused_by_name() -> None:
+    tensors = make_tensors()
+    (gradient,) = torch.autograd.grad(convolve(tensors).sum(), tensors[0], create_graph=True)
+    with pytest.raises(NativeOpsError, match='no second derivative; pass backend="reference"'):
+        gradient.sum().backward()
+
+
+# opcheck itself reads .grad of a tensor that is no leaf.
+@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")
+def test_opcheck() -> None:
+    input, offset, weight, bias, mask = make_tensors(dtype=torch.float64, size=5)
+    none = torch.empty(0, dtype=torch.float64)
+    window = (1, 1, 1, 1, 1, 1)
+    forward = torch.ops.dcnseg.deform_conv2d.default
+    channels_last = input.detach().contiguous(memory_format=torch.channels_last).requires_grad_()
+    torch.library.opcheck(forward, (channels_last, offset, mask, weight, bias, *window, False))
+    torch.library.opcheck(forward, (channels_last, offset, none, weight, none, *window, True))
+    plain = [tensor.detach() for tensor in (channels_last, offset, mask, weight)]
+    torch.library.opcheck(
+        torch.ops.dcnseg.deform_conv2d_backward.default,
+        (torch.randn(2, 24, 5, 5, dtype=torch.float64), *plain, *window, True, True, True, True),
+    )
+
+
+def test_compiles_without_a_graph_break() -> None:
+    layer = DeformConv2d(8, 6, 3, padding=1, modulated=True)
+    torch.nn.init.normal_(layer.conv_offset.weight, std=0.2)
+    compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
+    input = torch.randn(2, 8, 7, 6, requires_grad=True)
+    output = layer(input)
+    torch.testing.assert_close(compiled(input), output)
+    (expected,) = torch.autograd.grad(output.sum(), input)
+    (ours,) = torch.autograd.grad(compiled(input).sum(), input)
+    torch.testing.assert_close(ours, expected)

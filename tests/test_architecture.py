@@ -1,0 +1,82 @@
+"""The layers of the package: imports point down only, and the command line starts without torch."""
+
+from __future__ import annotations
+
+import ast
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+ROOT = Path(__file__).parents[1]
+
+# From the bottom up; packages of one row do not import each other.
+ROWS = (
+    ("dcnseg", "dcnseg.config", "dcnseg.errors", "dcnseg.files"),
+    ("dcnseg.ops", "dcnseg.device", "dcnseg.safe_load"),
+    ("dcnseg.models", "dcnseg.data"),
+    ("dcnseg.checkpoint",),
+    ("dcnseg.inference",),
+    ("dcnseg.engine", "dcnseg.visualize"),
+    ("dcnseg_cli",),
+)
+ROW_OF = {name: i for i, row in enumerate(ROWS) for name in row}
+NO_TORCH = ROWS[0]
+
+FILES = sorted([*(ROOT / "dcnseg").rglob("*.py"), *(ROOT / "cli" / "dcnseg_cli").rglob("*.py")])
+
+
+def module_of(path: Path) -> str:
+    base = ROOT / "cli" if "dcnseg_cli" in path.parts else ROOT
+    parts = path.relative_to(base).with_suffix("").parts
+    return ".".join(parts[:-1] if parts[-1] == "__init__" else parts)
+
+
+def unit_of(module: str) -> str:
+    """The row entry that a module belongs to: dcnseg.ops.reference -> dcnseg.ops."""
+    parts = module.split(".")
+    return parts[0] if parts[0] == "dcnseg_cli" else ".".join(parts[:2])
+
+
+def imports_of(path: Path) -> set[str]:
+    found: set[str] = set()
+    for node in ast.walk(ast.parse(path.read_text())):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{path}: relative import"
+            found.add(str(node.module))
+    return found
+
+
+@pytest.mark.parametrize("path", FILES, ids=module_of)
+def test_imports_point_down(path: Path) -> None:
+    unit = unit_of(module_of(path))
+    assert unit in ROW_OF, f"{unit} has no row; give it one"
+    for target in imports_of(path):
+        if target.split(".")[0] not in ("dcnseg", "dcnseg_cli"):
+            continue
+        other = unit_of(target)
+        is_below = ROW_OF[other] < ROW_OF[unit]
+        is_beside = other == unit or (ROW_OF[other] == ROW_OF[unit] == 0)
+        assert is_below or is_beside, f"{module_of(path)} imports {target}"
+
+
+@pytest.mark.parametrize("unit", NO_TORCH)
+def test_bottom_row_is_free_of_torch(unit: str) -> None:
+    path = ROOT / f"{unit.replace('.', '/')}.py"
+    path = path if path.is_file() else ROOT / unit / "__init__.py"
+    assert not {name.split(".")[0] for name in imports_of(path)} & {"torch", "cv2", "numpy"}
+
+
+def test_command_line_starts_without_heavy_imports() -> None:
+    code = (
+        "import sys, dcnseg_cli.main\n"
+        "heavy = {'torch', 'torchvision', 'segmentation_models_pytorch', 'cv2', 'numpy', 'PIL'}\n"
+        "print(sorted(heavy & set(sys.modules)))"
+    )
+    result = subprocess.run(
+        [sys.executable, "-c", code], capture_output=True, text=True, check=True
+    )
+    assert result.stdout.strip() == "[]"

@@ -1,0 +1,150 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+from safetensors.torch import save_file
+
+from dcnseg.checkpoint import (
+    BEST_WEIGHTS,
+    RESUME_STATE,
+    find_weights,
+    load_resume_state,
+    load_segmenter,
+    read_weights_info,
+    save_resume_state,
+    save_weights,
+)
+from dcnseg.config import ModelConfig, Preprocessing
+from dcnseg.data.class_map import ClassInfo, ClassMap
+from dcnseg.errors import CheckpointError
+from dcnseg.models.segmenter import build_segmenter
+
+MODEL = ModelConfig(encoder="resnet18", decoder_channels=16, deform_layers=1)
+CLASSES = ClassMap(
+    (ClassInfo(3, "road", (128, 64, 128)), ClassInfo(7, "tree", (0, 200, 0))),
+    (ClassInfo(0, "void", (0, 0, 0)),),
+)
+PREPROCESSING = Preprocessing(mean=(0.1, 0.2, 0.3), input_scale=0.5)
+
+
+@pytest.fixture(scope="module")
+def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
+    path = tmp_path_factory.mktemp("weights") / BEST_WEIGHTS
+    torch.manual_seed(0)
+    save_weights(
+        path,
+        build_segmenter(MODEL, 2).state_dict(),
+        model=MODEL,
+        class_map=CLASSES,
+        preprocessing=PREPROCESSING,
+        scores={"mean_iou": 0.5},
+    )
+    return path
+
+
+def test_a_weights_file_is_enough_to_predict(weights: Path) -> None:
+    model, info = load_segmenter(weights)
+    assert (info.model, info.class_map, info.preprocessing) == (MODEL, CLASSES, PREPROCESSING)
+    assert info.scores == {"mean_iou": 0.5}
+    torch.manual_seed(0)
+    expected = build_segmenter(MODEL, 2).eval()
+    x = torch.randn(1, 3, 32, 32)
+    with torch.no_grad():
+        assert torch.equal(model(x), expected(x))
+
+
+def test_others_can_read_the_file(weights: Path) -> None:
+    ordinary = weights.with_name("ordinary")
+    ordinary.touch()
+    assert weights.stat().st_mode == ordinary.stat().st_mode
+
+
+def test_run_means_a_folder_or_a_file(weights: Path, tmp_path: Path) -> None:
+    assert find_weights(weights) == find_weights(weights.parent) == weights
+    with pytest.raises(CheckpointError, match="nothing: no such run folder or weights file"):
+        find_weights(tmp_path / "nothing")
+    with pytest.raises(CheckpointError, match=r"has no best\.safetensors"):
+        find_weights(tmp_path)
+
+
+@pytest.mark.parametrize("share", [0.0, 0.0001, 0.01, 0.5, 0.999])
+def test_a_cut_off_file_is_named(weights: Path, tmp_path: Path, share: float) -> None:
+    content = weights.read_bytes()
+    path = tmp_path / "cut.safetensors"
+    path.write_bytes(content[: int(len(content) * share)])
+    with pytest.raises(CheckpointError, match=r"cut\.safetensors"):
+        load_segmenter(path)
+
+
+def test_a_foreign_file_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "foreign.safetensors"
+    save_file({"weight": torch.ones(1)}, path)
+    with pytest.raises(CheckpointError, match=r"foreign\.safetensors was not written by dcnseg"):
+        load_segmenter(path)
+
+
+def rewrite(weights: Path, path: Path, change: dict[str, Any]) -> Path:
+    from safetensors import safe_open
+    from safetensors.torch import load_file
+
+    with safe_open(weights, framework="pt") as file:
+        header = json.loads(file.metadata()["dcnseg"])
+    save_file(load_file(weights), path, metadata={"dcnseg": json.dumps(header | change)})
+    return path
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        ({"format": 99, "dcnseg": "9.9"}, "has format 99, written by dcnseg 9.9"),
+        ({"model": {"encoder": "resnet34"}}, "do not fit the deeplabv3plus with resnet34"),
+        ({"model": {"colour": "red"}}, "its description is damaged: ModelConfig does not know"),
+        ({"classes": {"classes": []}}, "its description is damaged"),
+        ({"preprocessing": {"std": [0, 1, 1]}}, "its description is damaged"),
+    ],
+)
+def test_a_misfit_is_named(
+    weights: Path, tmp_path: Path, change: dict[str, Any], text: str
+) -> None:
+    with pytest.raises(CheckpointError, match=text):
+        load_segmenter(rewrite(weights, tmp_path / "changed.safetensors", change))
+
+
+def test_resume_state_round_trip(tmp_path: Path) -> None:
+    path = tmp_path / RESUME_STATE
+    save_resume_state(path, {"epoch": 3, "model": {"w": torch.arange(4.0)}, "best": None})
+    state = load_resume_state(path)
+    assert state["epoch"] == 3
+    assert state["best"] is None
+    assert torch.equal(state["model"]["w"], torch.arange(4.0))
+
+
+class Sly:
+    def __reduce__(self) -> tuple[Any, ...]:
+        return Path.touch, (Path("executed"),)
+
+
+def test_resume_state_executes_no_code(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    torch.save({"format": 1, "model": Sly()}, tmp_path / RESUME_STATE)
+    with pytest.raises(CheckpointError, match=r"last\.ckpt cannot be read"):
+        load_resume_state(tmp_path / RESUME_STATE)
+    assert not (tmp_path / "executed").exists()
+
+
+def test_missing_or_foreign_resume_state_is_named(tmp_path: Path) -> None:
+    with pytest.raises(CheckpointError, match=r"has no last\.ckpt; there is nothing to resume"):
+        load_resume_state(tmp_path / RESUME_STATE)
+    torch.save([1, 2], tmp_path / RESUME_STATE)
+    with pytest.raises(CheckpointError, match="is not a resume state"):
+        load_resume_state(tmp_path / RESUME_STATE)
+
+
+def test_a_weights_file_describes_itself(weights: Path) -> None:
+    info = read_weights_info(weights)
+    assert info.path == weights
+    assert info.class_map.names == ("road", "tree")

@@ -1,0 +1,96 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dcnseg.config import (
+    DataConfig,
+    ModelConfig,
+    PredictConfig,
+    Preprocessing,
+    TrainConfig,
+    from_dict,
+    to_dict,
+)
+from dcnseg.errors import ConfigError
+
+
+@pytest.mark.parametrize(
+    "config",
+    [
+        ModelConfig(),
+        ModelConfig(architecture="deeplabv3", output_stride=8, atrous_rates=(2, 4, 6)),
+        Preprocessing(input_scale=0.5),
+        PredictConfig(scales=(0.5, 1.0), flip=True),
+        TrainConfig(DataConfig(Path("photos"), ignore_index=(11, 0), crop_size=(64, 96))),
+    ],
+)
+def test_round_trip(config: Any) -> None:
+    assert from_dict(type(config), to_dict(config)) == config
+
+
+def test_rates_follow_the_output_stride() -> None:
+    assert ModelConfig(output_stride=16).atrous_rates == (6, 12, 18)
+    assert ModelConfig(output_stride=8).atrous_rates == (12, 24, 36)
+
+
+def test_one_crop_size_is_a_square() -> None:
+    assert DataConfig(Path("x"), crop_size=(96,)).crop_size == (96, 96)
+
+
+def test_unknown_setting_is_named() -> None:
+    with pytest.raises(ConfigError, match="ModelConfig does not know backbone"):
+        from_dict(ModelConfig, {"backbone": "resnet18"})
+
+
+@pytest.mark.parametrize(
+    ("kind", "settings", "text"),
+    [
+        (ModelConfig, {"output_stride": 32}, r"--output-stride is 32; expected 8 or 16"),
+        (ModelConfig, {"deform_layers": -1}, r"--deform-layers is -1; expected at least 0"),
+        (ModelConfig, {"architecture": "unet"}, r"--architecture is 'unet'; expected one of"),
+        (ModelConfig, {"atrous_rates": (1, 2)}, r"--atrous-rates is 1,2; expected three"),
+        (ModelConfig, {"offset_groups": 0}, r"--offset-groups is 0"),
+        (Preprocessing, {"input_scale": 0}, r"--input-scale is 0; expected above 0"),
+        (PredictConfig, {"window": 10}, r"--window is 10; expected at least 64"),
+        (PredictConfig, {"overlap": 0.9}, r"--overlap is 0.9"),
+        (PredictConfig, {"scales": ()}, r"--scales is \(\)"),
+    ],
+)
+def test_values_out_of_range_are_named(kind: Any, settings: dict[str, Any], text: str) -> None:
+    with pytest.raises(ConfigError, match=text):
+        kind(**settings)
+
+
+@pytest.mark.parametrize(
+    ("settings", "text"),
+    [
+        ({"batch_size": 1}, r"--batch-size is 1; expected at least 2.*ASPP"),
+        ({"lr": 0}, r"--lr is 0; expected above 0"),
+        ({"ema": 1.0}, r"--ema is 1.0"),
+        ({"epochs": 0}, r"--epochs is 0; expected at least 1"),
+        ({"offset_lr_scale": -1}, r"--offset-lr-scale is -1; expected at least 0"),
+        ({"loss": "l2"}, r"--loss is 'l2'; expected one of ce, ce\+dice, focal, lovasz"),
+        ({"device": "tpu"}, r"--device is 'tpu'"),
+    ],
+)
+def test_training_settings_out_of_range_are_named(settings: dict[str, Any], text: str) -> None:
+    with pytest.raises(ConfigError, match=text):
+        TrainConfig(DataConfig(Path("x")), **settings)
+
+
+@pytest.mark.parametrize(
+    ("settings", "text"),
+    [
+        ({"crop_size": (16, 16)}, r"--crop-size is \(16, 16\)"),
+        ({"scale_range": (2.0, 1.0)}, r"--scale-range is \(2.0, 1.0\)"),
+        ({"val_fraction": 1.0}, r"--val-fraction is 1.0"),
+        ({"workers": -1}, r"--workers is -1"),
+        ({"colour_jitter": 2}, r"--colour-jitter is 2"),
+    ],
+)
+def test_data_settings_out_of_range_are_named(settings: dict[str, Any], text: str) -> None:
+    with pytest.raises(ConfigError, match=text):
+        DataConfig(Path("x"), **settings)

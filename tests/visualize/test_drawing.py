@@ -1,0 +1,157 @@
+from __future__ import annotations
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+import pytest
+import torch
+
+from dcnseg.ops.offset_stats import OffsetStatistics, TapGrid
+from dcnseg.visualize import drawing
+from dcnseg.visualize.canvas import Rgb, colourise
+from dcnseg.visualize.drawing import (
+    draw_effective_dilation,
+    draw_offset_field,
+    draw_sampling_points,
+)
+from dcnseg.visualize.geometry import MapGeometry
+from dcnseg.visualize.offsets import LayerOffsets, cascade_positions, effective_dilation
+
+Indices = npt.NDArray[np.signedinteger]
+
+GRID = TapGrid((3, 3), (1, 1), (2, 2), (2, 2))
+CAPTION_AND_TITLE = 130  # canvas pixels that text takes at the top of a page, at most
+
+
+def make_layer(
+    offset: torch.Tensor, stride_px: float = 16, mask: torch.Tensor | None = None
+) -> LayerOffsets:
+    geometry = MapGeometry((stride_px, stride_px), (0.0, 0.0))
+    statistics = OffsetStatistics(1.0, 2.0, 0.25, 0.125)
+    height, width = offset.shape[-2:]
+    return LayerOffsets("layer4.conv2", offset, mask, GRID, (height, width), geometry, statistics)
+
+
+def make_image(height: int = 640, width: int = 640) -> Rgb:
+    return np.full((height, width, 3), 90, np.uint8)
+
+
+def draw_points(image: Rgb, layer: LayerOffsets, point: tuple[float, float]) -> Rgb:
+    last = [cascade_positions([layer], point, is_plain=plain) for plain in (True, False)]
+    cascade = [cascade_positions([layer] * 2, point, is_plain=plain) for plain in (True, False)]
+    return draw_sampling_points(
+        image, GRID, (last[0], last[1]), (cascade[0], cascade[1]), ["first", "second"]
+    )
+
+
+def pixels_of(rgb: Rgb, colour: tuple[int, int, int]) -> tuple[Indices, Indices]:
+    rows, columns = np.nonzero((rgb == colour).all(-1))
+    return rows, columns
+
+
+def test_red_dots_are_at_the_sampling_positions() -> None:
+    offset = torch.zeros(1, 9, 2, 40, 40)
+    offset[0, :, 1] = 5.0  # everything 80 pixels to the right
+    page = draw_points(make_image(), make_layer(offset), (320, 320))
+    rows, columns = pixels_of(page, drawing.RED)
+    green_rows, green_columns = pixels_of(page, drawing.GREEN)
+    half_height, half_width = page.shape[0] / 2, page.shape[1] / 2
+
+    def centre(is_right: bool, is_below: bool, ys: Indices, xs: Indices) -> list[float]:
+        chosen = ((xs > half_width) == is_right) & ((ys > half_height) == is_below)
+        return [
+            (xs[chosen].min() + xs[chosen].max()) / 2,
+            (ys[chosen].min() + ys[chosen].max()) / 2,
+        ]
+
+    for is_below, shift in ((False, 80), (True, 160)):
+        for is_right in (False, True):
+            red = np.array(centre(is_right, is_below, rows, columns))
+            green = np.array(centre(is_right, is_below, green_rows, green_columns))
+            assert red - green == pytest.approx([shift if is_right else 0, 0], abs=1)
+
+
+def test_samples_outside_the_picture_are_drawn_in_the_margin() -> None:
+    offset = torch.zeros(1, 9, 2, 40, 40)
+    offset[0, 0] = -20.0  # one tap goes 320 px beyond the upper left corner of its grid
+    page = draw_points(make_image(), make_layer(offset), (0, 0))
+    # In a cascade of two it reaches 2 * (32 + 320) pixels: farther than the margin's end.
+    assert page.shape[1] == 2 * (640 + 480 + 19) + 3 * 16
+    nearer = torch.zeros(1, 9, 2, 40, 40)
+    nearer[0, 0] = -5.0
+    panel_width = 640 + 2 * (32 + 80) + 2 * 19
+    assert draw_points(make_image(), make_layer(nearer), (0, 0)).shape[1] == pytest.approx(
+        2 * panel_width + 3 * 16, abs=8
+    )
+
+
+def test_heat_map_shows_each_location_in_the_colour_of_its_value() -> None:
+    offset = torch.zeros(1, 9, 2, 40, 40)
+    # Expansion to twice the dilation on the right half only.
+    steps = torch.tensor([[-2.0, 0.0, 2.0]])
+    offset[0, :, 0, :, 20:] = steps.repeat_interleave(3).reshape(9, 1, 1)
+    offset[0, :, 1, :, 20:] = steps.repeat(1, 3).reshape(9, 1, 1)
+    layer = make_layer(offset)
+    dilation = effective_dilation(layer).numpy()
+    assert np.unique(dilation).tolist() == [32.0, 64.0]
+    page = draw_effective_dilation(make_image(), layer)
+    colours = [
+        tuple(int(v) for v in c)
+        for c in colourise(np.array([[32.0, 64.0]]), 32, 64, cv2.COLORMAP_VIRIDIS)[0]
+    ]
+    left, right = (pixels_of(page[:, : 2 * 640 + 3 * 16], colour) for colour in colours)  # type: ignore[arg-type]
+    start = 16 + 640 + 16  # the second panel
+    # Location 19 lies at pixel 304 and location 20 at 320; in between the colours are mixed.
+    assert left[1].min() == start
+    assert left[1].max() == pytest.approx(start + 304, abs=1)
+    assert right[1].min() == pytest.approx(start + 320, abs=1)
+    assert right[1].max() == start + 639
+
+
+def test_arrows_point_along_the_mean_displacement() -> None:
+    offset = torch.zeros(1, 9, 2, 40, 40)
+    offset[0, :, 0] = 1.0  # down, by one pixel of the map
+    page = draw_offset_field(make_image(), make_layer(offset))
+    panel = page[page.shape[0] // 2 + 60 :, : 16 + 640]
+    rows, columns = pixels_of(panel, drawing.YELLOW)
+    assert len(rows)
+    # The heads are the widest part of the arrows: 32 locations apart they repeat, so compare one.
+    first = columns < columns.min() + 24
+    ys, counts = np.unique(rows[first & (rows < rows.min() + 30)], return_counts=True)
+    assert ys[counts.argmax()] > ys.mean()
+
+
+@pytest.mark.parametrize("size_hw", [(8, 12), (300, 40), (64, 1000)])
+def test_pictures_of_any_shape_are_drawn(size_hw: tuple[int, int]) -> None:
+    height, width = (max(-(-side // 16), 1) for side in size_hw)
+    layer = make_layer(torch.randn(2, 9, 2, height, width), mask=torch.rand(2, 9, height, width))
+    image = make_image(*size_hw)
+    for page in (
+        draw_effective_dilation(image, layer),
+        draw_offset_field(image, layer),
+        draw_points(image, layer, (3, 4)),
+    ):
+        assert page.dtype == np.uint8
+        assert page.shape[1] >= 400
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, 1e30])
+def test_broken_offsets_are_drawn_as_far_as_they_go(value: float) -> None:
+    offset = torch.randn(1, 9, 2, 10, 10)
+    offset[0, 4, :, :5] = value
+    layer = make_layer(offset)
+    image = make_image(160, 160)
+    page = draw_effective_dilation(image, layer)
+    has_gap = len(pixels_of(page, (255, 0, 255))[0]) > 1000
+    assert has_gap == (value != 1e30)
+    draw_offset_field(image, layer)
+    draw_points(image, layer, (3, 4))
+    draw_offset_field(image, make_layer(torch.full((1, 9, 2, 10, 10), value)))
+    draw_effective_dilation(image, make_layer(torch.full((1, 9, 2, 10, 10), value)))
+
+
+def test_zero_offsets_give_a_flat_map_and_no_arrows() -> None:
+    layer = make_layer(torch.zeros(1, 9, 2, 10, 10))
+    page = draw_effective_dilation(make_image(160, 160), layer)
+    panel = page[CAPTION_AND_TITLE : CAPTION_AND_TITLE + 400, 700:1200]
+    assert (panel == panel[0, 0]).all()

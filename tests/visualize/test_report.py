@@ -1,0 +1,129 @@
+from __future__ import annotations
+
+import json
+import math
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import pytest
+import torch
+from torch import Tensor, nn
+
+from dcnseg.data.image_io import read_image
+from dcnseg.errors import ConfigError
+from dcnseg.ops.deform_conv import DeformConv2d
+from dcnseg.visualize.report import check_points, default_points, to_json, visualize_image
+
+
+class Network(nn.Module):
+    def __init__(self, num_layers: int) -> None:
+        super().__init__()
+        self.stem = nn.Conv2d(3, 4, 3, stride=8, padding=1)
+        layers = [DeformConv2d(4, 4, 3, padding=1) for _ in range(num_layers)]
+        for layer in layers:
+            layer.backend = "reference"
+            nn.init.constant_(layer.conv_offset.bias, 0.25)
+        self.layers = nn.Sequential(*layers)
+        self.eval()
+
+    def forward(self, x: Tensor) -> Tensor:
+        return self.layers(self.stem(x))  # type: ignore[no-any-return]
+
+
+def visualize(tmp_path: Path, num_layers: int = 4, **options: Any) -> list[Path]:
+    torch.manual_seed(0)
+    image = np.full((48, 64, 3), 80, np.uint8)
+    settings: dict[str, Any] = {"points": [(32.0, 24.0), (0.0, 47.0)], "stem": "street/a.b"}
+    settings |= options
+    return visualize_image(
+        Network(num_layers),
+        torch.rand(1, 3, 48, 64),
+        image,
+        settings.pop("points"),
+        tmp_path / "out",
+        settings.pop("stem"),
+        **settings,
+    )
+
+
+def test_files_are_named_after_layers_and_points(tmp_path: Path) -> None:
+    paths = visualize(tmp_path, num_layers=2)
+    assert [str(path.relative_to(tmp_path / "out")) for path in paths] == [
+        "street/a.b_layers.0_dilation.png",
+        "street/a.b_layers.0_offsets.png",
+        "street/a.b_layers.1_dilation.png",
+        "street/a.b_layers.1_offsets.png",
+        "street/a.b_point_32_24.png",
+        "street/a.b_point_0_47.png",
+        "street/a.b.json",
+    ]
+    assert sorted((tmp_path / "out/street").iterdir()) == sorted(paths)
+    for path in paths[:-1]:
+        assert read_image(path).shape[1] >= 640
+
+
+def test_json_holds_the_numbers_of_the_pictures(tmp_path: Path) -> None:
+    numbers = json.loads(visualize(tmp_path)[-1].read_text())
+    assert numbers["image"] == {"height": 48, "width": 64}
+    assert [layer["name"] for layer in numbers["layers"]] == [f"layers.{i}" for i in range(4)]
+    layer = numbers["layers"][0]
+    assert layer["input_stride_px_yx"] == [8, 8]
+    assert layer["input_hw"] == [6, 8]
+    assert layer["offset_length_map_px"]["mean"] == pytest.approx(0.25 * 2**0.5, abs=1e-4)
+    dilation = layer["effective_dilation_px"]
+    assert {dilation[key] for key in ("mean", "min", "max", "plain")} == {8}
+    assert dilation["map"] == [[8] * 8] * 6
+
+    point = numbers["points"][0]
+    assert point["point_xy"] == [32, 24]
+    assert point["location_xy"] == [32, 24]
+    assert point["last_layer"]["layer"] == "layers.3"
+    plain = [[32 + x, 24 + y] for y in (-8, 0, 8) for x in (-8, 0, 8)]
+    assert point["last_layer"]["plain_positions_xy"] == plain
+    assert point["last_layer"]["positions_xy"] == [[x + 2, y + 2] for x, y in plain]
+    assert point["cascade"]["layers"] == ["layers.1", "layers.2", "layers.3"]
+    cascade = np.array(point["cascade"]["positions_xy"])
+    assert cascade.shape == (729, 2)
+    assert cascade.mean(0) == pytest.approx([32 + 6, 24 + 6])
+    assert np.array(point["cascade"]["plain_positions_xy"]).mean(0) == pytest.approx([32, 24])
+    # The lower edge: the nearest location of the map is moved to, samples beyond stay.
+    assert numbers["points"][1]["location_xy"] == [0, 40]
+    assert max(y for _, y in numbers["points"][1]["last_layer"]["positions_xy"]) == 50
+
+
+def test_a_shallow_model_is_traced_as_far_as_it_goes(tmp_path: Path) -> None:
+    numbers = json.loads(visualize(tmp_path, num_layers=1)[-1].read_text())
+    assert len(numbers["points"][0]["cascade"]["positions_xy"]) == 9
+
+
+def test_wrong_settings_write_nothing(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"64,10 .* 64x48 .* 0\.\.63, y in 0\.\.47"):
+        visualize(tmp_path, points=[(5.0, 5.0), (64.0, 10.0)])
+    with pytest.raises(ConfigError, match=r"cascade_depth.* is 0"):
+        visualize(tmp_path, cascade_depth=0)
+    with pytest.raises(ConfigError, match="no deformable layer"):
+        visualize(tmp_path, num_layers=0)
+    assert not (tmp_path / "out").exists()
+
+
+@pytest.mark.parametrize("point", [(-0.5, 0), (0, -1), (64, 0), (0, 48), (math.nan, 0)])
+def test_points_outside_are_refused(point: tuple[float, float]) -> None:
+    with pytest.raises(ConfigError, match="outside the picture of 64x48"):
+        check_points([point], (48, 64))
+
+
+def test_default_points_are_spread_over_the_picture() -> None:
+    assert default_points((48, 64), columns=2, rows=2) == [(16, 12), (48, 12), (16, 36), (48, 36)]
+    assert len(default_points((360, 480))) == 9
+    for size_hw in ((1, 1), (2, 7), (360, 480)):
+        check_points(default_points(size_hw), size_hw)
+
+
+def test_json_is_strict_and_compact() -> None:
+    text = to_json(
+        {"a": [1.00001, math.nan, -math.inf], "b": [[1, 2], [3, 4]], "c": (), "d": "[ x"}
+    )
+    assert json.loads(text) == {"a": [1.0, None, None], "b": [[1, 2], [3, 4]], "c": [], "d": "[ x"}
+    assert '"a": [1.0, null, null]' in text
+    assert "[3, 4]" in text
