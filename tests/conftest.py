@@ -1,4 +1,4 @@
-"""What several test files need: a small data folder of generated scenes, and a run trained on it."""
+"""What several test files need: a small folder of generated scenes, and a run trained on it."""
 
 from __future__ import annotations
 

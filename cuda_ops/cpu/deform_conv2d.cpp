@@ -10,11 +10,11 @@
 namespace dcnseg_ops {
 namespace {
 
-constexpr int64_t kTileBytes = 20 << 20;
+static const int64_t kTileBytes = int64_t((getenv("DCN_TILE") ? atof(getenv("DCN_TILE")) : 20) * (1 << 20));
 
 // Equal tiles whose columns take at most kTileBytes, but not too few rows for an efficient GEMM.
 int64_t tile_size(const DeformConvParams& p, int64_t element_bytes) {
-  const int64_t most = std::max<int64_t>(256, kTileBytes / (p.channels * p.taps() * element_bytes));
+  const int64_t most = std::max<int64_t>(64, kTileBytes / (p.channels * p.taps() * element_bytes));
   const int64_t tiles = std::max<int64_t>(1, (p.positions() + most - 1) / most);
   const int64_t even = (p.positions() + tiles - 1) / tiles;
   return (even + kBlock - 1) / kBlock * kBlock;

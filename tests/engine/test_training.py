@@ -19,7 +19,7 @@ from dcnseg.errors import CheckpointError, ConfigError, DataError, TrainingError
 from tests.conftest import SCENE_HW, small_config
 
 
-class Stop(Exception):
+class StoppedError(Exception):
     """Stands for whatever ends a run before its time."""
 
 
@@ -29,11 +29,11 @@ class StopAfter(TrainingListener):
 
     def step_done(self, step: Step) -> None:
         if (step.epoch, step.step) == (self.epoch, self.step):
-            raise Stop
+            raise StoppedError
 
     def epoch_done(self, record: Mapping[str, Any], *, is_best: bool) -> None:
         if self.step is None and record["epoch"] == self.epoch:
-            raise Stop
+            raise StoppedError
 
 
 def without_times(run: Path) -> list[dict[str, Any]]:
@@ -109,7 +109,7 @@ def test_resumed_is_bit_for_bit_what_was_never_stopped(
 ) -> None:
     config = small_config(scenes, epochs=3, **changes)
     train(config, tmp_path / "straight")
-    with pytest.raises(Stop):
+    with pytest.raises(StoppedError):
         train(config, tmp_path / "stopped", listener=StopAfter(2, step))
     resume(tmp_path / "stopped")
     assert without_times(tmp_path / "stopped") == without_times(tmp_path / "straight")
@@ -202,7 +202,7 @@ def test_a_loss_that_is_not_finite_is_named(scenes: Path, tmp_path: Path) -> Non
 
 def test_a_used_folder_is_refused(run: Path, scenes: Path) -> None:
     before = sorted((path.name, path.stat().st_mtime_ns) for path in run.iterdir())
-    with pytest.raises(ConfigError, match="is not empty.*--overwrite.*--resume"):
+    with pytest.raises(ConfigError, match=r"is not empty.*--overwrite.*--resume"):
         train(small_config(scenes), run)
     assert before == sorted((path.name, path.stat().st_mtime_ns) for path in run.iterdir())
 

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+from itertools import pairwise
+
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
@@ -44,7 +46,7 @@ def test_windows_cover_all_and_overlap_enough(length: int, window: int, overlap:
         assert starts == [0]
         return
     assert starts[-1] + window == length
-    steps = [b - a for a, b in zip(starts, starts[1:], strict=False)]
+    steps = [b - a for a, b in pairwise(starts)]
     assert all(0 < step <= max(1, window * (1 - overlap)) for step in steps)
 
 

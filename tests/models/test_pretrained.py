@@ -83,5 +83,5 @@ def test_unreachable_hub_says_how_to_go_on(monkeypatch: pytest.MonkeyPatch, tmp_
     monkeypatch.setattr(pretrained.constants, "ENDPOINT", "http://127.0.0.1:9")
     monkeypatch.setattr(pretrained, "try_to_load_from_cache", lambda *_args, **_kwargs: None)
     encoder = build_encoder("resnet18", output_stride=16)
-    with pytest.raises(CheckpointError, match="cannot be reached.*--encoder-weights none"):
+    with pytest.raises(CheckpointError, match=r"cannot be reached.*--encoder-weights none"):
         load_encoder_weights(encoder, "resnet18", "imagenet")

@@ -152,7 +152,7 @@ def test_tiles_that_span_images_and_end_early() -> None:
 
     def run(backend: Literal["native", "reference"]) -> tuple[Tensor, ...]:
         leaves = [tensor.requires_grad_() for tensor in (input, offset, weight)]
-        output = deform_conv2d(*leaves, padding=1, backend=backend)
+        output = deform_conv2d(leaves[0], leaves[1], leaves[2], padding=1, backend=backend)
         return output.detach(), *torch.autograd.grad(output, leaves, grad)
 
     for ours, theirs in zip(run("native"), run("reference"), strict=True):

@@ -1,0 +1,34 @@
+from __future__ import annotations
+
+from dataclasses import replace
+from pathlib import Path
+
+import pytest
+from dcnseg_cli import demo_steps
+
+from tests.cli.conftest import Invoke
+
+
+def test_demo_shows_everything(
+    invoke: Invoke, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """All steps at a size that takes seconds; its full size is run by `make demo`."""
+    config_of = demo_steps.demo_config
+    monkeypatch.setattr(demo_steps, "TRAIN_SCENES", 4)
+    monkeypatch.setattr(demo_steps, "VAL_SCENES", 2)
+    monkeypatch.setattr(
+        demo_steps,
+        "demo_config",
+        lambda scenes, **options: replace(config_of(scenes, **options), epochs=1),
+    )
+    result = invoke("demo", tmp_path / "demo", "--device=cpu")
+    assert result.exit_code == 0, result.stderr
+    assert "mean IoU" in result.stdout
+    for line in result.stderr.partition("Open these:")[2].strip().splitlines():
+        assert Path(line.split(":")[1].strip()).exists(), line
+
+
+def test_a_used_folder_is_refused(invoke: Invoke, tmp_path: Path) -> None:
+    (tmp_path / "mine.txt").write_text("keep me")
+    assert invoke("demo", tmp_path).exit_code == 2
+    assert [path.name for path in tmp_path.iterdir()] == ["mine.txt"]

@@ -1,0 +1,54 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from dcnseg.engine.evaluation import evaluate_run
+from tests.cli.conftest import Invoke
+
+
+def test_table(invoke: Invoke, run: Path, scenes: Path) -> None:
+    result = invoke("evaluate", run, scenes, "--device=cpu")
+    assert result.exit_code == 0, result.stderr
+    for text in ("snake", "mean IoU", "pixel accuracy"):
+        assert text in result.stdout
+
+
+def test_json_has_the_scores_of_the_split(invoke: Invoke, run: Path, scenes: Path) -> None:
+    result = invoke("evaluate", run, scenes, "--split=test", "--json", "--device=cpu")
+    scores = evaluate_run(run, scenes, "test", device="cpu").to_dict()
+    assert json.loads(result.stdout) == {"split": "test", **scores}
+
+
+def test_augmentation_changes_the_prediction(invoke: Invoke, run: Path, scenes: Path) -> None:
+    plain, augmented = (
+        json.loads(invoke("evaluate", run, scenes, "--json", "--device=cpu", *extra).stdout)
+        for extra in ((), ("--flip", "--scales=0.75,1.25"))
+    )
+    assert plain["mean_iou"] != augmented["mean_iou"]
+
+
+@pytest.mark.parametrize(
+    ("arguments", "code", "text"),
+    [
+        (["{tmp}", "{scenes}"], 1, "has no best.safetensors"),
+        (["{run}", "{scenes}", "--split=dev"], 2, "--split is 'dev'"),
+        (["{run}", "{scenes}", "--scales=0"], 2, "--scales is (0.0,)"),
+        (["{run}", "{tmp}/none"], 3, "none"),
+    ],
+)
+def test_errors(
+    invoke: Invoke,
+    run: Path,
+    scenes: Path,
+    tmp_path: Path,
+    arguments: list[str],
+    code: int,
+    text: str,
+) -> None:
+    filled = [argument.format(run=run, scenes=scenes, tmp=tmp_path) for argument in arguments]
+    result = invoke("evaluate", *filled)
+    assert result.exit_code == code
+    assert text in result.stderr

@@ -1,0 +1,64 @@
+from __future__ import annotations
+
+import json
+from pathlib import Path
+
+import pytest
+
+from dcnseg.config import ModelConfig
+from dcnseg.engine.training import train
+from tests.cli.conftest import Invoke
+from tests.conftest import small_config
+
+
+def test_pictures_and_numbers(invoke: Invoke, run: Path, scenes: Path, tmp_path: Path) -> None:
+    picture = sorted((scenes / "val" / "images").iterdir())[0]
+    result = invoke(
+        "visualize-offsets",
+        run,
+        picture,
+        "--out",
+        tmp_path,
+        "--point=10,20",
+        "--point=90,60",
+        "--device=cpu",
+    )
+    assert result.exit_code == 0, result.stderr
+    written = [Path(line) for line in result.stdout.splitlines()]
+    assert all(path.is_file() for path in written)
+    assert len([path for path in written if path.suffix == ".png"]) == 3 * 2 + 2
+    numbers = json.loads((tmp_path / f"{picture.stem}.json").read_text())
+    assert len(numbers["layers"]) == 3
+    assert len(numbers["points"]) == 2
+
+
+@pytest.mark.parametrize(
+    ("point", "text"),
+    [("500,20", "500"), ("5", "'5' is not X,Y"), ("a,b", "'a,b' is not a list of numbers")],
+)
+def test_wrong_points_are_named(
+    invoke: Invoke, run: Path, scenes: Path, tmp_path: Path, point: str, text: str
+) -> None:
+    out = tmp_path / "out"
+    result = invoke("visualize-offsets", run, scenes / "val/images", "--out", out, "--point", point)
+    assert result.exit_code == 2
+    assert text in result.stderr
+    assert not out.exists()
+
+
+def test_a_broken_picture_is_3(invoke: Invoke, run: Path, scenes: Path, tmp_path: Path) -> None:
+    (tmp_path / "broken.png").write_bytes(b"\x89PNG")
+    good = sorted((scenes / "val" / "images").iterdir())[0]
+    result = invoke(
+        "visualize-offsets", run, tmp_path / "broken.png", good, "--out", tmp_path / "out"
+    )
+    assert result.exit_code == 3
+    assert "1 of 2 pictures drawn" in result.stderr
+
+
+def test_a_plain_network_has_nothing_to_show(invoke: Invoke, scenes: Path, tmp_path: Path) -> None:
+    model = ModelConfig(encoder="resnet18", decoder_channels=16, deform_layers=0)
+    train(small_config(scenes, model=model, epochs=1), tmp_path / "run")
+    result = invoke("visualize-offsets", tmp_path / "run", scenes, "--out", tmp_path / "out")
+    assert result.exit_code == 2
+    assert "is a plain network without deformable layers" in result.stderr
