@@ -2,15 +2,20 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from pathlib import Path
 
 import pytest
 import torch
+from typer.testing import CliRunner, Result
 
 from dcnseg.config import DataConfig, ModelConfig, TrainConfig
 from dcnseg.data.synthetic import write_scenes
 from dcnseg.engine.training import train
 from dcnseg.inference.predictor import Predictor
+from dcnseg_cli.main import app
+
+Invoke = Callable[..., Result]
 
 SCENE_HW = (64, 96)
 
@@ -50,6 +55,18 @@ def run(scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
 def predictor(run: Path) -> Predictor:
     """The run's network on the CPU."""
     return Predictor.from_checkpoint(run, device="cpu")
+
+
+@pytest.fixture
+def invoke(monkeypatch: pytest.MonkeyPatch) -> Invoke:
+    """Run a command line in this process; stdout and stderr are apart."""
+    monkeypatch.delenv("DCNSEG_DEBUG", raising=False)
+    monkeypatch.setenv("COLUMNS", "200")
+
+    def run(*arguments: object, stdin: str | None = None) -> Result:
+        return CliRunner().invoke(app, [str(argument) for argument in arguments], input=stdin)
+
+    return run
 
 
 @pytest.fixture(autouse=True)

@@ -8,10 +8,11 @@ import typer
 
 from dcnseg import __version__
 from dcnseg_cli import demo, evaluate, info, predict, train, visualize_offsets
+from dcnseg_cli.reporting import terminate_as_interrupt
 
 EXIT_CODES = """
 Exit codes: 0 all well; 1 failure; 2 wrong usage; 3 data wrong, or some pictures failed;
-130 interrupted. Results go to stdout, progress and messages to stderr.
+130 interrupted; 143 terminated. Results go to stdout, progress and messages to stderr.
 Set DCNSEG_DEBUG=1 for the traceback of an unexpected error.
 """
 
@@ -51,4 +52,5 @@ def root(
 
 def main() -> None:
     """Run the command line."""
+    terminate_as_interrupt()
     app()

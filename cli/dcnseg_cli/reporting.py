@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import json
 import os
+import signal
 import sys
 from collections.abc import Callable, Mapping
 from typing import Any, NoReturn, TypeVar
@@ -13,8 +14,13 @@ import typer
 
 from dcnseg.errors import ConfigError, DataError, DcnsegError
 
-FAILURE, USAGE, DATA, INTERRUPTED = 1, 2, 3, 130
+FAILURE, USAGE, DATA, INTERRUPTED, TERMINATED = 1, 2, 3, 130, 143
 DEBUG_VARIABLE = "DCNSEG_DEBUG"
+
+
+class TerminatedError(KeyboardInterrupt):
+    """SIGTERM has come; handled as Ctrl-C is, but for the exit code."""
+
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
@@ -28,6 +34,8 @@ def reports_errors(command: Command) -> Command:
             return command(*args, **kwargs)
         except DcnsegError as error:
             fail(str(error), exit_code(error), error)
+        except TerminatedError as error:
+            fail("terminated", TERMINATED, error)
         except KeyboardInterrupt as error:
             fail("interrupted", INTERRUPTED, error)
         except BrokenPipeError:
@@ -54,6 +62,15 @@ def fail(text: str, code: int, error: BaseException) -> NoReturn:
         raise error
     message(f"Error: {text}")
     raise typer.Exit(code) from None
+
+
+def terminate_as_interrupt() -> None:
+    """From now on let SIGTERM unwind the program as Ctrl-C does, so that nothing is left half."""
+
+    def handle(_number: int, _frame: object) -> NoReturn:
+        raise TerminatedError
+
+    signal.signal(signal.SIGTERM, handle)
 
 
 def exit_code(error: DcnsegError) -> int:

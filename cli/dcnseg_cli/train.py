@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+import shlex
+from collections.abc import Iterator
+from contextlib import contextmanager
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -218,7 +221,7 @@ def train(
     from dcnseg.engine import training
     from dcnseg_cli.training_display import training_display
 
-    with training_display() as listener:
+    with _says_how_to_go_on(out), training_display() as listener:
         result = training.train(
             config, out, sources=sources, overwrite=overwrite, listener=listener
         )
@@ -230,9 +233,21 @@ def _resume(options: dict[str, Any], given: set[str]) -> None:
     from dcnseg_cli.training_display import training_display
 
     changed = {name: options[name] for name in ("epochs", "device", "workers") if name in given}
-    with training_display() as listener:
+    with _says_how_to_go_on(options["resume"]), training_display() as listener:
         result = training.resume(options["resume"], listener=listener, **changed)
     _report(result)
+
+
+@contextmanager
+def _says_how_to_go_on(run: Path) -> Iterator[None]:
+    from dcnseg.checkpoint import RESUME_STATE
+
+    try:
+        yield
+    except KeyboardInterrupt:
+        if (run / RESUME_STATE).is_file():
+            message(f"Go on with: dcnseg train --resume {shlex.quote(str(run))}")
+        raise
 
 
 def _report(result: Any) -> None:

@@ -136,14 +136,18 @@ def split_stems(splits: Splits) -> dict[str, list[str]]:
     }
 
 
-def check_split_is_unchanged(record: RunRecord, splits: Splits, class_map: ClassMap) -> None:
-    """Raise a DataError if the data folder no longer gives the run's classes and split."""
+def check_classes_are_unchanged(record: RunRecord, class_map: ClassMap) -> None:
+    """Raise a DataError if the data folder no longer gives the run's classes."""
     if class_map != record.class_map:
         raise DataError(
             f"{record.config.data.root}: the classes have changed since the run began: "
             f"{', '.join(record.class_map.names)} then, {', '.join(class_map.names)} now. "
             "Put the class list back, or start a new run."
         )
+
+
+def check_split_is_unchanged(record: RunRecord, splits: Splits) -> None:
+    """Raise a DataError if the data folder no longer gives the run's split."""
     now = split_stems(splits)
     for name, before in record.split.items():
         gone = sorted(set(before) - set(now[name]))

@@ -18,7 +18,7 @@ from dcnseg.config import TrainConfig
 from dcnseg.device import select_amp_dtype, select_device
 from dcnseg.engine.batches import epoch_batches
 from dcnseg.engine.evaluation import evaluate
-from dcnseg.engine.event_writer import open_event_writer
+from dcnseg.engine.event_writer import open_event_writer, require_tensorboard
 from dcnseg.engine.listener import RunSummary, TrainingListener
 from dcnseg.engine.losses import balance_classes, build_loss
 from dcnseg.engine.offset_monitor import OffsetMonitor
@@ -27,6 +27,7 @@ from dcnseg.engine.progress import EpochProgress
 from dcnseg.engine.run_folder import (
     PREVIEW,
     append_metrics,
+    check_classes_are_unchanged,
     check_run_is_free,
     check_split_is_unchanged,
     create_run,
@@ -34,9 +35,16 @@ from dcnseg.engine.run_folder import (
     read_run,
 )
 from dcnseg.engine.state import TrainingState, build_state, restore_state, save_state
-from dcnseg.engine.training_data import TrainingData, prepare_data, training_dataset
+from dcnseg.engine.training_data import (
+    TrainingData,
+    find_training_splits,
+    prepare_data,
+    training_dataset,
+)
 from dcnseg.errors import TrainingError
 from dcnseg.inference.predictor import Predictor
+from dcnseg.models.pretrained import require_encoder_weights
+from dcnseg.models.segmenter import build_segmenter
 
 
 @dataclass(frozen=True)
@@ -72,8 +80,14 @@ def train(
     """
     listener = listener or TrainingListener()
     check_run_is_free(run, overwrite=overwrite)
-    select_device(config.device)  # a wrong device is told before the masks are read
-    data = prepare_data(config, on_progress=listener.checking)
+    splits = find_training_splits(config)
+    # A setting that cannot be met is told before the masks are read, which may take minutes.
+    select_device(config.device)
+    build_segmenter(config.model, num_classes=2)
+    require_encoder_weights(config.model.encoder, config.encoder_weights)
+    if config.tensorboard:
+        require_tensorboard()
+    data = prepare_data(config, splits, on_progress=listener.checking)
     trainer = Trainer(config, run, data, listener, encoder_weights=config.encoder_weights)
     create_run(run, config, sources or {}, data.class_map, data.splits, overwrite=overwrite)
     return trainer.run_epochs()
@@ -110,8 +124,10 @@ def resume(
         device=before.device if device is None else device,
         data=replace(before.data, workers=before.data.workers if workers is None else workers),
     )
-    data = prepare_data(config, on_progress=listener.checking)
-    check_split_is_unchanged(record, data.splits, data.class_map)
+    splits = find_training_splits(config)
+    check_split_is_unchanged(record, splits)
+    data = prepare_data(config, splits, on_progress=listener.checking)
+    check_classes_are_unchanged(record, data.class_map)
     trainer = Trainer(config, run, data, listener, encoder_weights="none")
     restore_state(trainer.state, saved)
     drop_metrics_after(run, trainer.state.epoch)

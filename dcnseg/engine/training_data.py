@@ -1,4 +1,7 @@
-"""What a training run learns from, looked at before it begins; entry point `prepare_data`."""
+"""What a training run learns from, looked at before it begins.
+
+Entry points: `find_training_splits`, then `prepare_data`.
+"""
 
 from __future__ import annotations
 
@@ -26,17 +29,11 @@ class TrainingData:
     pixel_counts: Tensor
 
 
-def prepare_data(
-    config: TrainConfig, *, on_progress: Callable[[int, int], None] | None = None
-) -> TrainingData:
-    """Find the pictures and classes, and look at every mask.
-
-    Args:
-        config: All settings.
-        on_progress: Called with the masks looked at and their number.
+def find_training_splits(config: TrainConfig) -> Splits:
+    """Pair the pictures with their masks, without opening them.
 
     Raises:
-        DataError: a file is wrong; the message names it. Or there is too little to train on.
+        DataError: pictures and masks do not pair up, or there is too little to train on.
     """
     root = config.data.root
     splits = find_splits(root, val_fraction=config.data.val_fraction, seed=config.seed)
@@ -45,7 +42,26 @@ def prepare_data(
             f"{root}: {len(splits.train)} pictures to train on and {len(splits.val)} to validate "
             "with; expected at least 2 and 1."
         )
-    class_map = load_class_map(root, splits, config.data.ignore_index)
+    return splits
+
+
+def prepare_data(
+    config: TrainConfig,
+    splits: Splits,
+    *,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> TrainingData:
+    """Find the classes, and look at every mask.
+
+    Args:
+        config: All settings.
+        splits: From `find_training_splits`.
+        on_progress: Called with the masks looked at and their number.
+
+    Raises:
+        DataError: a file is wrong; the message names it.
+    """
+    class_map = load_class_map(config.data.root, splits, config.data.ignore_index)
     num_samples = len(splits.all_samples())
     num_train = len(splits.train)
 

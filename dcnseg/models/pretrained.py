@@ -1,6 +1,6 @@
 """Pretrained encoder weights, from a local file or the hub that segmentation-models-pytorch uses.
 
-Entry point: `load_encoder_weights`.
+Entry points: `load_encoder_weights`, and `require_encoder_weights` to know early.
 """
 
 from __future__ import annotations
@@ -18,6 +18,26 @@ from dcnseg.safe_load import load_tensors
 
 HUB_ANSWER_SECONDS = 3.0
 OFFSET_BRANCH = ".conv_offset."
+NO_WEIGHTS = "none"
+
+
+def require_encoder_weights(name: str, weights: str) -> None:
+    """Raise what `load_encoder_weights` would raise for want of the weights, within seconds."""
+    if weights == NO_WEIGHTS or Path(weights).is_file():
+        return
+    if Path(weights).suffix or "/" in weights:
+        raise ConfigError(f"--encoder-weights is {weights}, but there is no such file.")
+    entry = smp.encoders.encoders.get(name)
+    settings = entry["pretrained_settings"] if entry else {}
+    if weights not in settings:
+        there = ", ".join([NO_WEIGHTS, *sorted(settings)])
+        raise ConfigError(
+            f"--encoder-weights is {weights!r}; for {name} there are: {there}, or a local file."
+        )
+    repository, revision = settings[weights]["repo_id"], settings[weights]["revision"]
+    cached = try_to_load_from_cache(repository, "model.safetensors", revision=revision)
+    if not isinstance(cached, str):
+        _require_hub(name, weights)
 
 
 def load_encoder_weights(encoder: nn.Module, name: str, weights: str) -> Preprocessing:
@@ -34,31 +54,12 @@ def load_encoder_weights(encoder: nn.Module, name: str, weights: str) -> Preproc
         CheckpointError: the file cannot be read or does not fit the encoder; or the weights are
             not on this machine and the hub does not answer within a few seconds.
     """
-    if weights == "none":
+    require_encoder_weights(name, weights)
+    if weights == NO_WEIGHTS:
         return Preprocessing()
-    path = Path(weights)
-    if path.is_file():
-        _load_into(encoder, _read_state_dict(path), str(path), name)
+    if Path(weights).is_file():
+        _load_into(encoder, _read_state_dict(Path(weights)), weights, name)
         return Preprocessing()
-    if path.suffix or "/" in weights:
-        raise ConfigError(f"--encoder-weights is {weights}, but there is no such file.")
-    return _load_from_hub(encoder, name, weights)
-
-
-def _load_from_hub(encoder: nn.Module, name: str, weights: str) -> Preprocessing:
-    entry = smp.encoders.encoders.get(name)
-    available = sorted(entry["pretrained_settings"]) if entry else []
-    if weights not in available:
-        raise ConfigError(
-            f"--encoder-weights is {weights!r}; for {name} there are: none, "
-            f"{''.join(option + ', ' for option in available)}or a local file."
-        )
-    settings = entry["pretrained_settings"][weights]
-    cached = try_to_load_from_cache(
-        settings["repo_id"], "model.safetensors", revision=settings["revision"]
-    )
-    if not isinstance(cached, str):
-        _require_hub(name, weights)
     pretrained = smp.encoders.get_encoder(name, weights=weights)
     _load_into(encoder, pretrained.state_dict(), weights, name)
     params = smp.encoders.get_preprocessing_params(name, pretrained=weights)

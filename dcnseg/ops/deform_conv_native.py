@@ -31,10 +31,10 @@ def deform_conv2d_native(
     channels_last = not input.is_contiguous() and _is_channels_last(input)
     position_dtype = torch.promote_types(input.dtype, torch.float32)
     output: Tensor = torch.ops.dcnseg.deform_conv2d(
-        input.contiguous(memory_format=torch.channels_last),
+        _dense(input),
         offset.to(position_dtype),
         offset.new_empty(0, dtype=position_dtype) if mask is None else mask.to(position_dtype),
-        weight,
+        _dense(weight),
         input.new_empty(0) if bias is None else bias,
         *window.stride,
         *window.padding,
@@ -42,6 +42,11 @@ def deform_conv2d_native(
         channels_last,
     )
     return output.to(dtype)
+
+
+def _dense(tensor: Tensor) -> Tensor:
+    """The tensor itself if it is contiguous or channels-last, as the kernels need it."""
+    return tensor if _is_channels_last(tensor) else tensor.contiguous()
 
 
 def _is_channels_last(tensor: Tensor) -> bool:
@@ -72,19 +77,10 @@ def _fake_deform_conv2d_backward(
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
     input_wanted, offset_wanted, mask_wanted, weight_wanted = numbers[-4:]
     return (
-        torch.empty_like(input, memory_format=torch.channels_last)
-        if input_wanted
-        else input.new_empty(0),
+        torch.empty_like(input) if input_wanted else input.new_empty(0),
         offset.new_empty(offset.shape if offset_wanted else 0),
         mask.new_empty(mask.shape if mask_wanted else 0),
-        torch.empty_like(
-            weight,
-            memory_format=torch.channels_last
-            if _is_channels_last(weight)
-            else torch.contiguous_format,
-        )
-        if weight_wanted
-        else weight.new_empty(0),
+        torch.empty_like(weight) if weight_wanted else weight.new_empty(0),
     )
 
 

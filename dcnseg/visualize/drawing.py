@@ -141,10 +141,11 @@ def _samples_panel(
     weights = samples.weights.double().numpy()
     # The area stands for the weight, 1 being the plain convolution's; never quite invisible.
     radii = radius * np.sqrt(np.clip(np.nan_to_num(weights), 0.08, 2.0))
-    panel.dots(positions, radii, RED, WHITE if radius > 4 else None)
+    num_distinct = len(np.unique(np.round(positions, 3), axis=0))
+    # Few dots get an edge to stand out; hundreds would cover the picture with it.
+    panel.dots(positions, radii, RED, WHITE if num_distinct <= 100 else None)
     panel.square(samples.location_xy, 9.0, GREEN)
     text = f"{caption}: {len(positions)} samples"
-    num_distinct = len(np.unique(np.round(positions, 3), axis=0))
     if num_distinct < len(positions):
         text += f" at {num_distinct} places"
     is_finite = np.isfinite(positions).all(1)

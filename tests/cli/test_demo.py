@@ -4,9 +4,9 @@ from dataclasses import replace
 from pathlib import Path
 
 import pytest
-from dcnseg_cli import demo_steps
 
-from tests.cli.conftest import Invoke
+from dcnseg_cli import demo_steps
+from tests.conftest import Invoke
 
 
 def test_demo_shows_everything(

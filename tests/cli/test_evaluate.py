@@ -6,7 +6,7 @@ from pathlib import Path
 import pytest
 
 from dcnseg.engine.evaluation import evaluate_run
-from tests.cli.conftest import Invoke
+from tests.conftest import Invoke
 
 
 def test_table(invoke: Invoke, run: Path, scenes: Path) -> None:

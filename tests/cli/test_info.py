@@ -7,7 +7,7 @@ import torch
 
 from dcnseg import __version__
 from dcnseg.ops import native_status
-from tests.cli.conftest import Invoke
+from tests.conftest import Invoke
 
 
 def test_installation(invoke: Invoke) -> None:

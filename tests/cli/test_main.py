@@ -7,7 +7,7 @@ import sys
 import pytest
 
 from dcnseg import __version__
-from tests.cli.conftest import Invoke
+from tests.conftest import Invoke
 
 COMMANDS = ("train", "evaluate", "predict", "visualize-offsets", "demo", "info")
 

@@ -5,7 +5,7 @@ from pathlib import Path
 
 from PIL import Image
 
-from tests.cli.conftest import Invoke
+from tests.conftest import Invoke
 
 
 def test_a_folder(invoke: Invoke, run: Path, scenes: Path, tmp_path: Path) -> None:

@@ -1,13 +1,16 @@
 from __future__ import annotations
 
 import json
+import signal
+import subprocess
+import sys
 from pathlib import Path
 
 import pytest
 
 from dcnseg.config import DataConfig, ModelConfig, TrainConfig
 from dcnseg.engine.run_folder import CONFIG, read_metrics, read_run
-from tests.cli.conftest import Invoke
+from tests.conftest import Invoke
 
 SMALL = (
     "--encoder=resnet18",
@@ -97,3 +100,26 @@ def test_errors_are_one_line_and_a_code(
     assert text in " ".join(result.stderr.split())
     assert "Traceback" not in result.stderr
     assert not (tmp_path / "r").exists()
+
+
+@pytest.mark.parametrize(("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)])
+def test_a_stopped_run_can_go_on(
+    invoke: Invoke, scenes: Path, tmp_path: Path, number: signal.Signals, code: int
+) -> None:
+    run = tmp_path / "run"
+    program = Path(sys.executable).with_name("dcnseg")
+    command = [str(program), "train", str(scenes), "--out", str(run), *SMALL, "--epochs=500"]
+    with subprocess.Popen(command, stderr=subprocess.PIPE, text=True) as process:
+        assert process.stderr is not None
+        for line in process.stderr:
+            if "epoch 2/500" in line:
+                process.send_signal(number)
+                break
+        messages = process.stderr.read()
+    assert process.returncode == code
+    assert f"Go on with: dcnseg train --resume {run}" in messages
+    assert "Traceback" not in messages
+    before = len(read_metrics(run))
+    result = invoke("train", "--resume", run, f"--epochs={before + 1}")
+    assert result.exit_code == 0, result.stderr
+    assert len(read_metrics(run)) == before + 1

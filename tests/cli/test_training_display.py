@@ -3,16 +3,16 @@ from __future__ import annotations
 import io
 from pathlib import Path
 
+from rich.console import Console
+from rich.progress import Progress
+
+from dcnseg.engine.listener import RunSummary, Step, TrainingListener
 from dcnseg_cli.training_display import (
     LiveDisplay,
     PlainDisplay,
     describe_epoch,
     describe_seconds,
 )
-from rich.console import Console
-from rich.progress import Progress
-
-from dcnseg.engine.listener import RunSummary, Step, TrainingListener
 
 SUMMARY = RunSummary(
     run=Path("run"),

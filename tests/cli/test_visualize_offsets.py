@@ -7,8 +7,7 @@ import pytest
 
 from dcnseg.config import ModelConfig
 from dcnseg.engine.training import train
-from tests.cli.conftest import Invoke
-from tests.conftest import small_config
+from tests.conftest import Invoke, small_config
 
 
 def test_pictures_and_numbers(invoke: Invoke, run: Path, scenes: Path, tmp_path: Path) -> None:

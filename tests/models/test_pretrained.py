@@ -4,6 +4,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from huggingface_hub import constants
 from safetensors.torch import save_file
 from torchvision.models import resnet18
 
@@ -80,7 +81,7 @@ def test_unknown_name_lists_what_there_is() -> None:
 
 def test_unreachable_hub_says_how_to_go_on(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     # Port 9 of this machine refuses at once, as a machine without a network does.
-    monkeypatch.setattr(pretrained.constants, "ENDPOINT", "http://127.0.0.1:9")
+    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
     monkeypatch.setattr(pretrained, "try_to_load_from_cache", lambda *_args, **_kwargs: None)
     encoder = build_encoder("resnet18", output_stride=16)
     with pytest.raises(CheckpointError, match=r"cannot be reached.*--encoder-weights none"):
