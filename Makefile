@@ -40,7 +40,7 @@ format: $(VENV)/installed-dev  ## format the Python code
 	$(BIN)/ruff check --fix .
 
 test: $(VENV)/installed-dev  ## install with the test extras, then run the tests
-	$(BIN)/pytest -n 2
+	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2  # one thread each: two times two would wait for each other
 
 bench: $(VENV)/installed-dev  ## time the operators against torchvision's and the dense convolution
 	$(BIN)/python benchmarks/bench_ops.py

@@ -49,7 +49,7 @@ def make_operators(dilation: int, dtype: torch.dtype) -> dict[str, Operator]:
         )
         return made
 
-    operators = {"dense conv": dense, "dcnseg": ours}
+    operators: dict[str, Operator] = {"dense conv": dense, "dcnseg": ours}
     if dtype == torch.float32:  # torchvision's has no bfloat16 on the CPU
         operators["torchvision"] = rival
     return operators

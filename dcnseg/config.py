@@ -6,6 +6,7 @@ takes numbers. Defaults stand here and nowhere else.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
@@ -39,7 +40,13 @@ def _require_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
 
 
 def _require_at_least(name: str, value: float, least: float) -> None:
-    _require(value >= least, f"{name} is {value}; expected at least {least}.")
+    _require(
+        value >= least and math.isfinite(value), f"{name} is {value}; expected at least {least}."
+    )
+
+
+def _listed(values: tuple[float, ...]) -> str:
+    return ",".join(f"{value:g}" for value in values)
 
 
 @dataclass(frozen=True)
@@ -117,13 +124,13 @@ class DataConfig:
         crop = self.crop_size * 2 if len(self.crop_size) == 1 else self.crop_size
         _require(
             len(crop) == 2 and min(crop) >= 32,
-            f"--crop-size is {self.crop_size}; expected SIZE or HEIGHT,WIDTH, at least 32.",
+            f"--crop-size is {_listed(crop)}; expected SIZE or HEIGHT,WIDTH, at least 32.",
         )
         object.__setattr__(self, "crop_size", crop)
         low_high = self.scale_range
         _require(
-            len(low_high) == 2 and 0 < low_high[0] <= low_high[1],
-            f"--scale-range is {low_high}; expected LOW,HIGH with 0 < LOW <= HIGH.",
+            len(low_high) == 2 and 0 < low_high[0] <= low_high[1] < math.inf,
+            f"--scale-range is {_listed(low_high)}; expected LOW,HIGH with 0 < LOW <= HIGH.",
         )
         _require(
             0 <= self.colour_jitter <= 1,
@@ -150,7 +157,7 @@ class PredictConfig:
         )
         _require(
             bool(self.scales) and all(0 < scale <= 8 for scale in self.scales),
-            f"--scales is {self.scales}; expected factors above 0 and up to 8.",
+            f"--scales is {_listed(self.scales)}; expected factors above 0 and up to 8.",
         )
 
 
@@ -197,7 +204,8 @@ class TrainConfig:
             _require_at_least(f"--{name.replace('_', '-')}", getattr(self, name), least)
         for name in ("offset_lr_scale", "weight_decay", "warmup_epochs", "poly_power", "seed"):
             _require_at_least(f"--{name.replace('_', '-')}", getattr(self, name), 0)
-        _require(self.lr > 0, f"--lr is {self.lr}; expected above 0.")
+        _require(0 < self.lr < math.inf, f"--lr is {self.lr}; expected above 0.")
+        _require(self.seed < 2**32, f"--seed is {self.seed}; expected below 2**32.")
         _require(0 <= self.ema < 1, f"--ema is {self.ema}; expected from 0 (off) to below 1.")
 
 

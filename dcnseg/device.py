@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import torch
 
+from dcnseg.config import AMP_MODES, DEVICES
 from dcnseg.errors import ConfigError
 
 
@@ -22,8 +23,10 @@ def select_device(name: str) -> torch.device:
         return torch.device("mps" if torch.backends.mps.is_available() else "cpu")
     try:
         device = torch.device(name)
-    except RuntimeError as error:
-        raise ConfigError(f"--device is {name!r}; expected auto, cpu, cuda or mps.") from error
+    except RuntimeError:
+        device = None
+    if device is None or device.type not in DEVICES:
+        raise ConfigError(f"--device is {name!r}; expected one of {', '.join(DEVICES)}.")
     count = {"cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}
     if device.type in count and (device.index or 0) >= count[device.type]:
         raise ConfigError(
@@ -38,6 +41,8 @@ def select_amp_dtype(mode: str, device: torch.device) -> torch.dtype | None:
 
     "auto" takes bfloat16 where the machine multiplies it faster than float32.
     """
+    if mode not in AMP_MODES:
+        raise ConfigError(f"--amp is {mode!r}; expected one of {', '.join(AMP_MODES)}.")
     if mode == "off":
         return None
     if mode == "bf16":

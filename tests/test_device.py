@@ -22,6 +22,8 @@ def test_missing_device_is_named() -> None:
 def test_nonsense_is_named() -> None:
     with pytest.raises(ConfigError, match="--device is 'cuda:x'"):
         select_device("cuda:x")
+    with pytest.raises(ConfigError, match="--device is 'meta'; expected one of auto, cpu"):
+        select_device("meta")
 
 
 def test_amp_modes() -> None:
@@ -30,3 +32,5 @@ def test_amp_modes() -> None:
     assert select_amp_dtype("auto", CPU) in (None, torch.bfloat16)
     with pytest.raises(ConfigError, match="--amp fp16 needs a GPU"):
         select_amp_dtype("fp16", CPU)
+    with pytest.raises(ConfigError, match="--amp is 'half'; expected one of auto, off"):
+        select_amp_dtype("half", CPU)

@@ -8,7 +8,7 @@ import typer
 
 from dcnseg import __version__
 from dcnseg_cli import demo, evaluate, info, predict, train, visualize_offsets
-from dcnseg_cli.reporting import terminate_as_interrupt
+from dcnseg_cli.reporting import unwind_on_signals
 
 EXIT_CODES = """
 Exit codes: 0 all well; 1 failure; 2 wrong usage; 3 data wrong, or some pictures failed;
@@ -52,5 +52,5 @@ def root(
 
 def main() -> None:
     """Run the command line."""
-    terminate_as_interrupt()
+    unwind_on_signals()
     app()

@@ -36,13 +36,15 @@ OverwriteOption = Annotated[
 WindowOption = Annotated[
     int,
     typer.Option(
-        help="Side of the windows that larger pictures are cut into, in network input pixels.",
+        help="Side of the windows that larger pictures are cut into, in network pixels, from 64.",
         rich_help_panel="Inference",
     ),
 ]
 OverlapOption = Annotated[
     float,
-    typer.Option(help="Least overlap of windows, share of a side.", rich_help_panel="Inference"),
+    typer.Option(
+        help="Least overlap of windows, share of a side, 0..0.75.", rich_help_panel="Inference"
+    ),
 ]
 FlipOption = Annotated[
     bool,
@@ -50,7 +52,9 @@ FlipOption = Annotated[
 ]
 ScalesOption = Annotated[
     str,
-    typer.Option(help="Average over these scales: 0.75,1,1.25.", rich_help_panel="Inference"),
+    typer.Option(
+        help="Average over these scales, up to 8: 0.75,1,1.25.", rich_help_panel="Inference"
+    ),
 ]
 ImagesArgument = Annotated[
     list[str],
@@ -67,9 +71,9 @@ OutOption = Annotated[
 def check_out_folder(out: Path, *, overwrite: bool) -> None:
     """Raise a ConfigError if `out` is a file, or a folder that is not empty."""
     if out.exists() and not out.is_dir():
-        raise ConfigError(f"--out {out} is a file; expected a folder.")
+        raise ConfigError(f"{out} is a file; expected a folder to write to.")
     if out.is_dir() and any(out.iterdir()) and not overwrite:
-        raise ConfigError(f"--out {out} is not empty. Choose another folder or add --overwrite.")
+        raise ConfigError(f"{out} is not empty. Choose another folder or add --overwrite.")
 
 
 def parse_integers(text: str, option: str) -> tuple[int, ...]:
@@ -78,7 +82,7 @@ def parse_integers(text: str, option: str) -> tuple[int, ...]:
         return tuple(int(part) for part in text.split(",") if part.strip())
     except ValueError:
         raise typer.BadParameter(
-            f"{text!r} is not a list of whole numbers such as 512,512.", param_hint=option
+            f"{text!r} is not a list of whole numbers such as 1,2.", param_hint=option
         ) from None
 
 

@@ -64,13 +64,24 @@ def fail(text: str, code: int, error: BaseException) -> NoReturn:
     raise typer.Exit(code) from None
 
 
-def terminate_as_interrupt() -> None:
+_received: list[int] = []
+
+
+def unwind_on_signals() -> None:
     """From now on let SIGTERM unwind the program as Ctrl-C does, so that nothing is left half."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, _note_and_raise)
 
-    def handle(_number: int, _frame: object) -> NoReturn:
-        raise TerminatedError
 
-    signal.signal(signal.SIGTERM, handle)
+def raise_if_signalled() -> None:
+    """Raise what a signal should have raised; Python drops it where a hook may not fail."""
+    if _received:
+        raise TerminatedError if _received[0] == signal.SIGTERM else KeyboardInterrupt
+
+
+def _note_and_raise(number: int, _frame: object) -> None:
+    _received.append(number)
+    raise_if_signalled()
 
 
 def exit_code(error: DcnsegError) -> int:

@@ -110,20 +110,20 @@ def train(
         bool, _option("Write TensorBoard events too.", OUTPUT_PANEL, "--tensorboard")
     ] = TrainConfig.tensorboard,
     val_fraction: Annotated[
-        float, _option("Share kept for validation where DATA has no val folder.", DATA_PANEL)
+        float, _option("Share kept for validation where DATA has no val folder, 0..1.", DATA_PANEL)
     ] = DataConfig.val_fraction,
     ignore_index: Annotated[
         str, _option("Mask values to ignore besides 255: 11 or 0,254.", DATA_PANEL)
     ] = comma_list(DataConfig.ignore_index),
     input_scale: Annotated[
-        float, _option("Resize pictures by this factor, for predictions too.", DATA_PANEL)
+        float, _option("Resize pictures by this factor, for predictions too; up to 4.", DATA_PANEL)
     ] = DataConfig.input_scale,
     crop_size: Annotated[
-        str, _option("SIZE or HEIGHT,WIDTH of the crops, in resized pixels.", DATA_PANEL)
+        str, _option("SIZE or HEIGHT,WIDTH of the crops in resized pixels, from 32.", DATA_PANEL)
     ] = comma_list(DataConfig.crop_size),
-    scale_range: Annotated[str, _option("LOW,HIGH of the random scale.", DATA_PANEL)] = comma_list(
-        DataConfig.scale_range
-    ),
+    scale_range: Annotated[
+        str, _option("LOW,HIGH of the random scale, factors above 0.", DATA_PANEL)
+    ] = comma_list(DataConfig.scale_range),
     flip: Annotated[bool, _option("Mirror pictures at random.", DATA_PANEL)] = DataConfig.flip,
     colour_jitter: Annotated[
         float, _option("Strength of random colour changes, 0..1.", DATA_PANEL)
@@ -150,38 +150,41 @@ def train(
         bool, _option("Modulated deformable convolution (v2).", MODEL_PANEL, "--modulated")
     ] = ModelConfig.modulated,
     offset_groups: Annotated[
-        int, _option("Groups of channels with offsets of their own.", MODEL_PANEL)
+        int, _option("Groups of channels with offsets of their own, from 1.", MODEL_PANEL)
     ] = ModelConfig.offset_groups,
     decoder_channels: Annotated[
-        int, _option("Channels of the ASPP and the decoder.", MODEL_PANEL)
+        int, _option("Channels of the ASPP and the decoder, from 1.", MODEL_PANEL)
     ] = ModelConfig.decoder_channels,
     atrous_rates: Annotated[
-        str, _option("Three rates of the ASPP; empty: the paper's.", MODEL_PANEL)
+        str, _option("Three rates of the ASPP in feature pixels; empty: the paper's.", MODEL_PANEL)
     ] = comma_list(ModelConfig.atrous_rates),
     epochs: Annotated[
-        int, _option("Passes over the pictures.", LEARNING_PANEL)
+        int, _option("Passes over the pictures, from 1.", LEARNING_PANEL)
     ] = TrainConfig.epochs,
     batch_size: Annotated[
         int, _option("Pictures per batch, at least 2.", LEARNING_PANEL)
     ] = TrainConfig.batch_size,
     accumulate: Annotated[
-        int, _option("Batches per step of the optimizer.", LEARNING_PANEL)
+        int, _option("Batches per step of the optimizer, from 1.", LEARNING_PANEL)
     ] = TrainConfig.accumulate,
     optimizer: Annotated[
         str, _option(f"One of {', '.join(OPTIMIZERS)}.", LEARNING_PANEL)
     ] = TrainConfig.optimizer,
-    lr: Annotated[float, _option("Highest learning rate.", LEARNING_PANEL)] = TrainConfig.lr,
+    lr: Annotated[
+        float, _option("Highest learning rate, above 0.", LEARNING_PANEL)
+    ] = TrainConfig.lr,
     offset_lr_scale: Annotated[
-        float, _option("Learning rate of the offset branches, relative to --lr.", LEARNING_PANEL)
+        float,
+        _option("Learning rate of the offset branches relative to --lr, from 0.", LEARNING_PANEL),
     ] = TrainConfig.offset_lr_scale,
     weight_decay: Annotated[
-        float, _option("Weight decay.", LEARNING_PANEL)
+        float, _option("Weight decay of all but biases and normalisation, from 0.", LEARNING_PANEL)
     ] = TrainConfig.weight_decay,
     warmup_epochs: Annotated[
-        float, _option("Epochs over which the rate rises.", LEARNING_PANEL)
+        float, _option("Epochs over which the rate rises, from 0.", LEARNING_PANEL)
     ] = TrainConfig.warmup_epochs,
     poly_power: Annotated[
-        float, _option("Power of the poly schedule.", LEARNING_PANEL)
+        float, _option("Power of the poly schedule, from 0.", LEARNING_PANEL)
     ] = TrainConfig.poly_power,
     loss: Annotated[
         str, _option(f"One of {', '.join(LOSSES)}.", LEARNING_PANEL)
@@ -190,15 +193,20 @@ def train(
         str, _option(f"For rare classes: {', '.join(CLASS_WEIGHTS)}.", LEARNING_PANEL)
     ] = TrainConfig.class_weights,
     ema: Annotated[
-        float, _option("Decay of the weights' moving average, e.g. 0.999; 0: off.", LEARNING_PANEL)
+        float,
+        _option(
+            "Decay of the weights' moving average, e.g. 0.999, below 1; 0: off.", LEARNING_PANEL
+        ),
     ] = TrainConfig.ema,
     eval_every: Annotated[
-        int, _option("Epochs between evaluations.", LEARNING_PANEL)
+        int, _option("Epochs between evaluations, from 1.", LEARNING_PANEL)
     ] = TrainConfig.eval_every,
     patience: Annotated[
         int, _option("Stop after so many epochs without a better score; 0: never.", LEARNING_PANEL)
     ] = TrainConfig.patience,
-    seed: Annotated[int, _option("Of everything random.", LEARNING_PANEL)] = TrainConfig.seed,
+    seed: Annotated[
+        int, _option("Of everything random, 0 to 2^32 - 1.", LEARNING_PANEL)
+    ] = TrainConfig.seed,
     device: DeviceOption = TrainConfig.device,
     amp: AmpOption = TrainConfig.amp,
     workers: Annotated[

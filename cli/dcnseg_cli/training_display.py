@@ -18,6 +18,7 @@ from rich.progress import (
 )
 
 from dcnseg.engine.listener import RunSummary, Step, TrainingListener
+from dcnseg_cli.reporting import raise_if_signalled
 
 PLAIN_INTERVAL_SECONDS = 30.0
 
@@ -60,6 +61,7 @@ class PlainDisplay(TrainingListener):
 
     def step_done(self, step: Step) -> None:
         """Say how far the epoch is, from time to time."""
+        raise_if_signalled()
         if time.monotonic() - self._last_line >= PLAIN_INTERVAL_SECONDS:
             self._print(
                 f"epoch {step.epoch}/{self._epochs}  step {step.step}  {describe_step(step)}"
@@ -110,6 +112,7 @@ class LiveDisplay(TrainingListener):
 
     def step_done(self, step: Step) -> None:
         """Move the bar of the batches."""
+        raise_if_signalled()
         self._progress.update(
             self._steps_task,
             completed=step.step,

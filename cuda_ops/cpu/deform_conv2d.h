@@ -5,7 +5,8 @@
 namespace dcnseg_ops {
 
 // The arguments as they come from Python, checked there. `mask` and `bias` have no elements if
-// absent. input is channels-last; offset and mask have the type that sums are kept in.
+// absent. input and weight are contiguous or channels-last; offset and mask have the type that sums
+// are kept in, and any strides.
 struct DeformConvArgs {
   Tensor input, offset, mask, weight;
   DeformConvParams params;

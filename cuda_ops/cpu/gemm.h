@@ -6,6 +6,7 @@
 // 12.9 ms against 26.5). In bfloat16 both reach the same code; mm needs no memory of its own.
 #pragma once
 #include <type_traits>
+#include "layout.h"
 #include "simd.h"
 #include "torch_c_abi.h"
 namespace dcnseg_ops {
@@ -58,9 +59,9 @@ Tensor matrices(const T* data, int64_t groups, int64_t rows, int64_t cols, int64
   return borrow(data, {groups, rows, cols}, {rows * cols, row_stride, col_stride});
 }
 
-// out [m, n] = a [m, k] * b^T, b [n, k], per group. `scratch` has room for groups * m * n.
+// out [m, n] = a [m, k] * b^T, b [n, k], per group. `scratch` is allocated for `capacity` if needed.
 template <typename T>
-Product<T> multiply_rows(const T* a, const T* b, T* scratch, int64_t groups, int64_t m, int64_t k, int64_t n) {
+Product<T> multiply_rows(const T* a, const T* b, Buffer<T>& scratch, int64_t capacity, int64_t groups, int64_t m, int64_t k, int64_t n) {
   if (prefers_convolution<T>(m, k, n, groups)) {
     Tensor out = conv1x1(borrow(a, {1, k, 1, m}, {k * m, 1, k * m, k}), borrow(b, {n, k, 1, 1}, {k, 1, 1, 1}));
     const int64_t* stride = out.strides();
@@ -69,15 +70,16 @@ Product<T> multiply_rows(const T* a, const T* b, T* scratch, int64_t groups, int
       return {data, std::move(out)};
     }
   }
-  Tensor out = matrices(scratch, groups, m, n, n, 1);
+  T* data = scratch.get(capacity);
+  Tensor out = matrices<T>(data, groups, m, n, n, 1);
   batched<T>(out, matrices(a, groups, m, k, k, 1), matrices(b, groups, k, n, 1, k), groups);
-  return {scratch, std::move(out)};
+  return {data, std::move(out)};
 }
 
 // out [n, k] = g^T * a, g [m, n], a [m, k], per group. For the convolution `a` is an NCHW picture
 // of m channels and k pixels, and g^T [n, m] its weight.
 template <typename T>
-Product<T> multiply_columns(const T* g, const T* g_transposed, const T* a, T* scratch, int64_t groups, int64_t m, int64_t k, int64_t n) {
+Product<T> multiply_columns(const T* g, const T* g_transposed, const T* a, Buffer<T>& scratch, int64_t capacity, int64_t groups, int64_t m, int64_t k, int64_t n) {
   if (prefers_convolution<T>(m, k, n, groups)) {
     Tensor out = conv1x1(borrow(a, {1, m, 1, k}, {m * k, k, k, 1}), borrow(g_transposed, {n, m, 1, 1}, {m, 1, 1, 1}));
     const int64_t* stride = out.strides();
@@ -86,9 +88,10 @@ Product<T> multiply_columns(const T* g, const T* g_transposed, const T* a, T* sc
       return {data, std::move(out)};
     }
   }
-  Tensor out = matrices(scratch, groups, n, k, k, 1);
+  T* data = scratch.get(capacity);
+  Tensor out = matrices<T>(data, groups, n, k, k, 1);
   batched<T>(out, matrices(g, groups, n, m, 1, n), matrices(a, groups, m, k, k, 1), groups);
-  return {scratch, std::move(out)};
+  return {data, std::move(out)};
 }
 
 }  // namespace dcnseg_ops

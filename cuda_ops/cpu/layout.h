@@ -7,6 +7,7 @@
 #include "deform_conv_params.h"
 #include "simd.h"
 #include "torch_c_abi.h"
+#include "transpose.h"
 namespace dcnseg_ops {
 
 template <typename T>
@@ -15,7 +16,7 @@ struct Buffer {  // uninitialised memory, aligned to cache lines
   std::unique_ptr<T, Free> memory;
   T* get(int64_t count) {
     if (!memory) {
-      const size_t bytes = (static_cast<size_t>(count) * sizeof(T) + 63) / 64 * 64;
+      const size_t bytes = (static_cast<size_t>(count) * sizeof(T) / 64 + 1) * 64;
       memory.reset(static_cast<T*>(std::aligned_alloc(64, bytes)));
       if (!memory) throw std::bad_alloc();
     }
@@ -64,21 +65,46 @@ const T* weight_rows(const DeformConvParams& p, const Tensor& weight, Buffer<T>&
   return to;
 }
 
-// out [groups][columns][rows] = in [groups][rows][columns], in squares that fit the cache.
+// out [count][columns][rows] = in [count][rows][columns].
 template <typename T>
-void transpose(const T* in, T* out, int64_t groups, int64_t rows, int64_t columns) {
-  constexpr int64_t kSide = 32;
-  const int64_t strips = (columns + kSide - 1) / kSide;
-  parallel_for(0, groups * strips, grain(rows * kSide), [&](int64_t begin, int64_t end) {
+void transpose(const T* in, T* out, int64_t count, int64_t rows, int64_t columns) {
+  constexpr int64_t kStrip = 32;
+  const int64_t strips = (columns + kStrip - 1) / kStrip;
+  parallel_for(0, count * strips, grain(rows * kStrip), [&](int64_t begin, int64_t end) {
     for (int64_t item = begin; item < end; ++item) {
-      const int64_t group = item / strips, c0 = item % strips * kSide, c1 = std::min(columns, c0 + kSide);
-      const T* from = in + group * rows * columns;
-      T* to = out + group * rows * columns;
-      for (int64_t r0 = 0; r0 < rows; r0 += kSide)
-        for (int64_t c = c0; c < c1; ++c)
-          for (int64_t r = r0, r1 = std::min(rows, r0 + kSide); r < r1; ++r) to[c * rows + r] = from[r * columns + c];
+      const int64_t first = item % strips * kStrip, matrix = item / strips * rows * columns;
+      transpose_block(in + matrix + first, columns, out + matrix + first * rows, rows, rows, std::min(kStrip, columns - first));
     }
   });
+}
+
+// Weight to [groups][K][C_out/groups].
+template <typename T>
+const T* transposed_weight(const DeformConvParams& p, const Tensor& weight, Buffer<T>& rows_buffer, Buffer<T>& buffer) {
+  const T* rows = weight_rows(p, weight, rows_buffer);
+  T* to = buffer.get(p.out_channels * p.depth());
+  transpose(rows, to, p.groups, p.group_outputs(), p.depth());
+  rows_buffer.memory.reset();
+  return to;
+}
+
+// Input [B, C, H, W], contiguous or channels-last, to rows [B][H][W][C]; itself if it lies so.
+template <typename T>
+const T* pixel_rows(const DeformConvParams& p, const Tensor& input, Buffer<T>& buffer) {
+  if (is_channels_last(input)) return input.in<T>();
+  T* to = buffer.get(input.numel());
+  transpose(input.in<T>(), to, p.batch, p.channels, p.height * p.width);
+  return to;
+}
+
+// Positions [begin, end) cut where an image ends: f(first position, its image, its pixel, how many).
+template <typename F>
+void for_images(const DeformConvParams& p, int64_t begin, int64_t end, const F& f) {
+  while (begin < end) {
+    const int64_t pixel = begin % p.out_pixels(), n = std::min(end - begin, p.out_pixels() - pixel);
+    f(begin, begin / p.out_pixels(), pixel, n);
+    begin += n;
+  }
 }
 
 // Gradient rows [groups][tile][C_out/groups] of positions [begin, begin + tile) of grad
@@ -89,50 +115,51 @@ const T* gradient_rows(const DeformConvParams& p, const Tensor& grad, int64_t be
   if (p.groups == 1 && is_channels_last(grad)) return from + begin * p.out_channels;
   const Strides4 s(grad);
   const int64_t n = p.group_outputs();
-  constexpr int64_t kSide = 32;
+  const bool is_plane = (s.s[3] == 1 || p.out_width == 1) && (s.s[2] == p.out_width || p.out_height == 1);
   T* to = buffer.get(capacity * p.out_channels);
-  parallel_for(0, (tile + kSide - 1) / kSide, grain(kSide * p.out_channels), [&](int64_t block_begin, int64_t block_end) {
-    int64_t source[kSide];
-    for (int64_t block = block_begin; block < block_end; ++block) {
-      const int64_t first = block * kSide, count = std::min(kSide, tile - first);
-      for (int64_t j = 0; j < count; ++j) {
-        const int64_t position = begin + first + j, pixel = position % p.out_pixels();
-        source[j] = position / p.out_pixels() * s.s[0] + pixel / p.out_width * s.s[2] + pixel % p.out_width * s.s[3];
+  parallel_for(0, tile, grain(p.out_channels), [&](int64_t first, int64_t last) {
+    for_images(p, begin + first, begin + last, [&](int64_t position, int64_t image, int64_t pixel, int64_t count) {
+      for (int64_t group = 0; group < p.groups; ++group) {
+        const T* planes = from + image * s.s[0] + group * n * s.s[1];
+        T* rows = to + (group * tile + position - begin) * n;
+        if (is_plane) {
+          transpose_block(planes + pixel, s.s[1], rows, n, n, count);
+          continue;
+        }
+        for (int64_t j = pixel; j < pixel + count; ++j, rows += n)
+          for (int64_t o = 0; o < n; ++o) rows[o] = planes[o * s.s[1] + j / p.out_width * s.s[2] + j % p.out_width * s.s[3]];
       }
-      for (int64_t o0 = 0; o0 < p.out_channels; o0 += kSide)
-        for (int64_t j = 0; j < count; ++j)
-          for (int64_t o = o0, o1 = std::min(p.out_channels, o0 + kSide); o < o1; ++o)
-            to[(o / n * tile + first + j) * n + o % n] = from[source[j] + o * s.s[1]];
-    }
+    });
   });
   return to;
 }
 
-// Product rows [groups][tile][C_out/groups] plus bias to positions [begin, begin + tile) of the output.
 template <typename T>
-DCN_CLONES void write_output(const DeformConvParams& p, const T* rows, const T* bias, int64_t begin, int64_t tile, int64_t first, int64_t last,
-                             bool channels_last, T* out) {
+DCN_CLONES void add_bias(T* values, int64_t count, const T* bias, int64_t bias_step) {
+  for (int64_t i = 0; i < count; ++i) store_one(values + i, load_one(values + i) + load_one(bias + i * bias_step));
+}
+
+// Product rows [groups][tile][C_out/groups] plus bias to positions [begin + first, begin + last) of
+// the output; `begin` is where the tile begins.
+template <typename T>
+void write_output(const DeformConvParams& p, const T* rows, const T* bias, int64_t begin, int64_t tile, int64_t first, int64_t last,
+                  bool channels_last, T* out) {
   const int64_t n = p.group_outputs();
   if (channels_last) {
     for (int64_t j = first; j < last; ++j)
       for (int64_t group = 0; group < p.groups; ++group) {
-        const T* from = rows + (group * tile + j) * n;
         T* to = out + (begin + j) * p.out_channels + group * n;
-        if (bias) for (int64_t i = 0; i < n; ++i) store_one(to + i, load_one(from + i) + load_one(bias + group * n + i));
-        else for (int64_t i = 0; i < n; ++i) to[i] = from[i];
+        std::copy_n(rows + (group * tile + j) * n, n, to);
+        if (bias) add_bias(to, n, bias + group * n, 1);
       }
     return;
   }
-  constexpr int64_t kSide = 16;  // a cache line of float32
-  for (int64_t j0 = first; j0 < last; j0 += kSide)
-    for (int64_t o = 0; o < p.out_channels; ++o) {
-      const T* from = rows + (o / n * tile) * n + o % n;
-      for (int64_t j = j0, j1 = std::min(last, j0 + kSide); j < j1; ++j) {
-        const int64_t position = begin + j;
-        T* to = out + (position / p.out_pixels() * p.out_channels + o) * p.out_pixels() + position % p.out_pixels();
-        store_one(to, bias ? load_one(from + j * n) + load_one(bias + o) : load_one(from + j * n));
-      }
-    }
+  for_images(p, begin + first, begin + last, [&](int64_t position, int64_t image, int64_t pixel, int64_t count) {
+    T* planes = out + image * p.out_channels * p.out_pixels() + pixel;
+    for (int64_t group = 0; group < p.groups; ++group)
+      transpose_block(rows + (group * tile + position - begin) * n, n, planes + group * n * p.out_pixels(), p.out_pixels(), count, n);
+    for (int64_t o = 0; bias && o < p.out_channels; ++o) add_bias(planes + o * p.out_pixels(), count, bias + o, 0);
+  });
 }
 
 }  // namespace dcnseg_ops

@@ -38,7 +38,8 @@ struct Sampler {
 
 template <typename A>
 struct TapPlan {  // of one tap and one offset group at the positions of a block
-  int32_t index[4][kBlock];  // pixel of the batch, or kOutside
+  int64_t first[4][kBlock];  // number of the corner's first channel in the input, or kOutside
+  A weight[4][kBlock];       // of the corners, times the mask
   A ly[kBlock], lx[kBlock], mask[kBlock];
 };
 
@@ -100,21 +101,25 @@ DCN_INLINE void plan_tap(const Sampler<T>& s, const BlockPositions<AccOf<T>>& bl
     for (int j = 0; j < kBlock; ++j) x[j] = block.x[j] + tap_x + offset_x[block.offset[j]];
   }
   const int32_t height = static_cast<int32_t>(p.height), width = static_cast<int32_t>(p.width);
+  int32_t index[4][kBlock];
   for (int j = 0; j < kBlock; ++j) {
     const Bilinear<A> at = locate(y[j], x[j], height, width);
-    plan.index[0][j] = at.index[0] == kOutside ? kOutside : at.index[0] + block.image[j];
-    plan.index[1][j] = at.index[1] == kOutside ? kOutside : at.index[1] + block.image[j];
-    plan.index[2][j] = at.index[2] == kOutside ? kOutside : at.index[2] + block.image[j];
-    plan.index[3][j] = at.index[3] == kOutside ? kOutside : at.index[3] + block.image[j];
+    for (int k = 0; k < 4; ++k) index[k][j] = at.index[k];
     plan.ly[j] = at.ly;
     plan.lx[j] = at.lx;
   }
-  if (!s.mask.data) {
-    for (int j = 0; j < kBlock; ++j) plan.mask[j] = 1;
-    return;
+  for (int k = 0; k < 4; ++k)
+    for (int j = 0; j < kBlock; ++j) {
+      const int64_t first = (int64_t(index[k][j]) + block.image[j]) * p.channels;
+      plan.first[k][j] = index[k][j] == kOutside ? kOutside : first;
+    }
+  const A* mask = s.mask.data ? s.mask.data + (g * p.taps() + t) * s.mask.channel : nullptr;
+  for (int j = 0; j < kBlock; ++j) plan.mask[j] = mask ? mask[block.mask[j]] : A(1);
+  for (int j = 0; j < kBlock; ++j) {
+    A weight[4];
+    corner_weights(plan.ly[j], plan.lx[j], plan.mask[j], weight);
+    for (int k = 0; k < 4; ++k) plan.weight[k][j] = weight[k];
   }
-  const A* mask = s.mask.data + (g * p.taps() + t) * s.mask.channel;
-  for (int j = 0; j < kBlock; ++j) plan.mask[j] = mask[block.mask[j]];
 }
 
 template <typename T>
@@ -126,10 +131,10 @@ struct Corners {
 template <typename T>
 DCN_INLINE Corners<T> corners_of(const Sampler<T>& s, const TapPlan<AccOf<T>>& plan, int j) {
   Corners<T> c;
-  corner_weights(plan.ly[j], plan.lx[j], plan.mask[j], c.weight);
   for (int k = 0; k < 4; ++k) {
-    const int32_t index = plan.index[k][j];
-    c.row[k] = index == kOutside ? s.zeros : s.input + index * s.p.channels;
+    const int64_t first = plan.first[k][j];
+    c.row[k] = first == kOutside ? s.zeros : s.input + first;
+    c.weight[k] = plan.weight[k][j];
   }
   return c;
 }
@@ -147,6 +152,7 @@ DCN_INLINE void blend(const Corners<T>& c, int64_t first, int64_t n, T* out) {
   const T *r0 = c.row[0] + first, *r1 = c.row[1] + first, *r2 = c.row[2] + first, *r3 = c.row[3] + first;
   const AccOf<T> w0 = c.weight[0], w1 = c.weight[1], w2 = c.weight[2], w3 = c.weight[3];
   int64_t i = 0;
+#pragma GCC unroll 4
   for (; i + kLanes <= n; i += kLanes)
     store(out + i, w0 * load(r0 + i) + w1 * load(r1 + i) + w2 * load(r2 + i) + w3 * load(r3 + i));
   for (; i < n; ++i)
@@ -295,8 +301,11 @@ DCN_CLONES void scatter_columns(const Sampler<T>& s, int64_t tile_begin, int64_t
           const TapPlan<A>& plan = plans[t * p.offset_groups + segment.offset_group];
           const T* grad = grad_columns + column_index<T>(p, segment, tile, first + j - tile_begin, t) + (lo - segment.begin);
           A weight[4], *row[4];
-          corner_weights(plan.ly[j], plan.lx[j], plan.mask[j], weight);
-          for (int k = 0; k < 4; ++k) row[k] = plan.index[k][j] == kOutside ? waste : grad_input + plan.index[k][j] * p.channels + lo;
+          for (int k = 0; k < 4; ++k) {
+            const int64_t at = plan.first[k][j];
+            row[k] = at == kOutside ? waste : grad_input + at + lo;
+            weight[k] = plan.weight[k][j];
+          }
           add_to_corners(grad, n, weight, row);
         }
   }

@@ -8,14 +8,15 @@
 // that it gives NaN and nothing is read; the fractions poison each other, so that both
 // derivatives are NaN.
 #pragma once
+#include <math.h>
 #include <cstdint>
 #include "hd.h"
 namespace dcnseg_ops {
 
 constexpr int32_t kOutside = -1;  // index of a corner outside the map
 
-DCN_HD float floor_of(float v) { return __builtin_floorf(v); }
-DCN_HD double floor_of(double v) { return __builtin_floor(v); }
+DCN_HD float floor_of(float v) { return floorf(v); }
+DCN_HD double floor_of(double v) { return floor(v); }
 
 template <typename acc_t>
 struct Bilinear {

@@ -105,8 +105,8 @@ class ClassMap:
             raise DataError(f"{path}: cannot be read ({error.strerror or error}).") from error
         except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
             raise DataError(f"{path}: not a readable class list ({error}).") from error
-        except ConfigError as error:
-            raise DataError(f"{path}: {error}") from error
+        except ConfigError as error:  # its text begins with the list's name
+            raise DataError(f"{path}{str(error).removeprefix(path.name)}") from error
 
     @classmethod
     def from_values(cls, values: Iterable[int], *, source: str = "the masks' values") -> ClassMap:

@@ -2,7 +2,31 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+
 import numpy as np
+from torch.utils.data import Sampler
+
+
+class EpochBatches(Sampler[list[int]]):
+    """The batches of the epoch that `epoch` says, for a loader that outlives the epochs."""
+
+    def __init__(self, num_samples: int, batch_size: int, *, seed: int) -> None:
+        self._num_samples = num_samples
+        self._batch_size = batch_size
+        self._seed = seed
+        self.epoch = 1
+
+    def __iter__(self) -> Iterator[list[int]]:
+        """Yield the batches of the current epoch."""
+        yield from epoch_batches(
+            self._num_samples, self._batch_size, seed=self._seed, epoch=self.epoch
+        )
+
+    def __len__(self) -> int:
+        """Return the number of batches, the same in every epoch."""
+        batches, rest = divmod(self._num_samples, self._batch_size)
+        return batches + (1 if rest > 1 or not batches else 0)
 
 
 def epoch_batches(num_samples: int, batch_size: int, *, seed: int, epoch: int) -> list[list[int]]:

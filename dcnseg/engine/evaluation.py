@@ -13,7 +13,7 @@ import numpy.typing as npt
 
 from dcnseg.config import DataConfig, PredictConfig, TrainConfig
 from dcnseg.data.class_map import IGNORE_INDEX, ClassMap
-from dcnseg.data.dataset import find_class_list, load_label_map
+from dcnseg.data.dataset import find_class_list, load_label_map, size_mismatch
 from dcnseg.data.folders import Sample, find_splits
 from dcnseg.data.image_io import read_image
 from dcnseg.engine.run_folder import CONFIG, read_run
@@ -138,7 +138,8 @@ def evaluate_run(
     if split not in SPLITS:
         raise ConfigError(f"--split is {split!r}; expected one of {', '.join(SPLITS)}.")
     predictor = Predictor.from_checkpoint(run, device=device, amp=amp, config=config)
-    settings = read_run(run).config if (run / CONFIG).is_file() else None
+    folder = run if run.is_dir() else run.parent
+    settings = read_run(folder).config if (folder / CONFIG).is_file() else None
     splits = find_splits(
         root,
         val_fraction=settings.data.val_fraction if settings else DataConfig.val_fraction,
@@ -172,7 +173,10 @@ Pair = tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]
 
 def _read_ahead(samples: Iterable[Sample], class_map: ClassMap) -> Iterator[Pair]:
     def read(sample: Sample) -> Pair:
-        return read_image(sample.image), load_label_map(sample, class_map)
+        image, labels = read_image(sample.image), load_label_map(sample, class_map)
+        if image.shape[:2] != labels.shape:
+            raise DataError(size_mismatch(sample, image.shape[:2], labels.shape))
+        return image, labels
 
     with ThreadPoolExecutor(max_workers=2) as pool:
         waiting: list[Future[Pair]] = []

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -16,7 +16,7 @@ from torch.utils.data import DataLoader
 from dcnseg.checkpoint import BEST_WEIGHTS, RESUME_STATE, load_resume_state, save_weights
 from dcnseg.config import TrainConfig
 from dcnseg.device import select_amp_dtype, select_device
-from dcnseg.engine.batches import epoch_batches
+from dcnseg.engine.batches import EpochBatches
 from dcnseg.engine.evaluation import evaluate
 from dcnseg.engine.event_writer import open_event_writer, require_tensorboard
 from dcnseg.engine.listener import RunSummary, TrainingListener
@@ -41,9 +41,9 @@ from dcnseg.engine.training_data import (
     prepare_data,
     training_dataset,
 )
-from dcnseg.errors import TrainingError
+from dcnseg.errors import ConfigError, TrainingError
 from dcnseg.inference.predictor import Predictor
-from dcnseg.models.pretrained import require_encoder_weights
+from dcnseg.models.pretrained import NO_WEIGHTS, require_encoder_weights
 from dcnseg.models.segmenter import build_segmenter
 
 
@@ -111,6 +111,7 @@ def resume(
         listener: Told what happens.
 
     Raises:
+        ConfigError: all epochs are done.
         CheckpointError: the folder holds nothing to resume, or its files are damaged.
         DataError: the data has changed since the run began.
     """
@@ -124,11 +125,16 @@ def resume(
         device=before.device if device is None else device,
         data=replace(before.data, workers=before.data.workers if workers is None else workers),
     )
+    if saved["epoch"] >= config.epochs:
+        raise ConfigError(
+            f"{run} is complete: {saved['epoch']} of {config.epochs} epochs are done. "
+            f"To train on, give more --epochs than {saved['epoch']}."
+        )
     splits = find_training_splits(config)
     check_split_is_unchanged(record, splits)
     data = prepare_data(config, splits, on_progress=listener.checking)
     check_classes_are_unchanged(record, data.class_map)
-    trainer = Trainer(config, run, data, listener, encoder_weights="none")
+    trainer = Trainer(config, run, data, listener, encoder_weights=NO_WEIGHTS)
     restore_state(trainer.state, saved)
     drop_metrics_after(run, trainer.state.epoch)
     return trainer.run_epochs()
@@ -154,15 +160,24 @@ class Trainer:
         self.amp_dtype = select_amp_dtype(config.amp, self.device)
         weights = balance_classes(data.pixel_counts, config.class_weights)
         self.loss = build_loss(config.loss, None if weights is None else weights.to(self.device))
-        self.steps_per_epoch = len(self._batches(epoch=1))
+        self.batches = EpochBatches(len(data.splits.train), config.batch_size, seed=config.seed)
         self.state: TrainingState = build_state(
             config,
             num_classes=data.class_map.num_classes,
-            updates_per_epoch=math.ceil(self.steps_per_epoch / config.accumulate),
+            updates_per_epoch=math.ceil(len(self.batches) / config.accumulate),
             device=self.device,
             encoder_weights=encoder_weights,
         )
         self.dataset = training_dataset(config, data, self.state.preprocessing)
+        workers = min(config.data.workers, len(self.batches))
+        self.loader = DataLoader(
+            self.dataset,
+            batch_sampler=self.batches,
+            num_workers=workers,
+            persistent_workers=workers > 0,
+            pin_memory=self.device.type == "cuda",
+            generator=torch.Generator(),  # its own, so that the workers' seeds cost dropout none
+        )
 
     def run_epochs(self) -> TrainResult:
         """Train until the last epoch, or until the score has not improved for long enough."""
@@ -170,49 +185,50 @@ class Trainer:
         self.listener.started(self._summary())
         with open_event_writer(self.run if config.tensorboard else None) as write_events:
             for epoch in range(state.epoch + 1, config.epochs + 1):
-                is_best = self._run_epoch(epoch, write_events)
-                self.listener.epoch_done(self.last_record, is_best=is_best)
-                if config.patience and epoch - state.best_epoch >= config.patience:
+                record = self._run_epoch(epoch)
+                write_events(record)
+                self.listener.epoch_done(record, is_best=state.best_epoch == epoch)
+                if self._has_lost_patience(epoch):
                     self.listener.stopped_early(epoch, config.patience)
                     break
         return TrainResult(self.run, state.best_epoch, state.best_scores or {})
 
-    def _run_epoch(self, epoch: int, write_events: Callable[[Mapping[str, Any]], None]) -> bool:
+    def _is_evaluated(self, epoch: int) -> bool:
+        return epoch % self.config.eval_every == 0 or epoch == self.config.epochs
+
+    def _has_lost_patience(self, epoch: int) -> bool:
+        stale_epochs = epoch - self.state.best_epoch
+        return self._is_evaluated(epoch) and 0 < self.config.patience <= stale_epochs
+
+    def _run_epoch(self, epoch: int) -> dict[str, Any]:
         started = time.perf_counter()
         record: dict[str, Any] = {"epoch": epoch, "lr": self.state.schedule.get_last_lr()[0]}
         record |= self._train_epoch(epoch)
-        is_best = False
-        if epoch % self.config.eval_every == 0 or epoch == self.config.epochs:
-            is_best = self._evaluate_epoch(epoch, record)
+        if self._is_evaluated(epoch):
+            self._evaluate_epoch(epoch, record)
         record["seconds"] = round(time.perf_counter() - started, 2)
         self.state.epoch = epoch
         # The state last: what it says is done must be on the disk already.
         append_metrics(self.run, record)
         save_state(self.run / RESUME_STATE, self.state)
-        write_events(record)
-        self.last_record = record
-        return is_best
+        return record
 
     def _train_epoch(self, epoch: int) -> dict[str, float]:
         """One pass over the training pictures; returns the mean loss and the speed."""
         torch.manual_seed(self.config.seed * 1_000_003 + epoch)  # dropout: the same after a resume
         self.dataset.set_epoch(epoch)
-        loader = DataLoader(
-            self.dataset,
-            batch_sampler=self._batches(epoch),
-            num_workers=self.config.data.workers,
-            pin_memory=self.device.type == "cuda",
-        )
+        self.batches.epoch = epoch
         progress = EpochProgress(epoch, self.config.epochs, len(self.dataset), self.listener)
         self.state.model.train()
-        for step, (images, labels) in enumerate(loader, 1):
+        for step, (images, labels) in enumerate(self.loader, 1):
             loss = self._backward(images, labels)
             if not math.isfinite(loss):
                 raise TrainingError(
-                    f"The loss is {loss} at step {step} of epoch {epoch}. Lower --lr, lengthen "
-                    "--warmup-epochs or use --amp off; the run keeps the last complete epoch."
+                    f"The loss is {loss} at step {step} of epoch {epoch}. Start a new run with a "
+                    "lower --lr, longer --warmup-epochs or --amp off; this one keeps its last "
+                    "complete epoch."
                 )
-            if step % self.config.accumulate == 0 or step == self.steps_per_epoch:
+            if step % self.config.accumulate == 0 or step == len(self.batches):
                 self._update()
             progress.step_done(step, len(images), loss)
         return {"loss": progress.mean_loss, "images_per_second": progress.images_per_second}
@@ -237,18 +253,17 @@ class Trainer:
         if state.average is not None:
             state.average.update_parameters(state.model)
 
-    def _evaluate_epoch(self, epoch: int, record: dict[str, Any]) -> bool:
+    def _evaluate_epoch(self, epoch: int, record: dict[str, Any]) -> None:
         """Add the validation scores to `record`; keep the weights if they are the best so far."""
         state, class_map = self.state, self.data.class_map
         model = state.evaluated_model
-        predictor = Predictor(
-            model, class_map, state.preprocessing, device=self.device, amp_dtype=self.amp_dtype
-        )
+        # In float32, as `evaluate` and `predict` compute: the score here is the score there.
+        predictor = Predictor(model, class_map, state.preprocessing, device=self.device)
         with OffsetMonitor(model) as monitor:
             scores = evaluate(predictor, self.data.splits.val).to_dict()
         record |= scores | {"offsets": monitor.summary()}
         if state.best_scores is not None and (scores["mean_iou"] or 0) <= state.best_mean_iou:
-            return False
+            return
         state.best_epoch, state.best_scores = epoch, scores
         save_weights(
             self.run / BEST_WEIGHTS,
@@ -259,15 +274,6 @@ class Trainer:
             scores={"epoch": epoch, "split": "val", **scores},
         )
         write_preview(self.run / PREVIEW, predictor, self.data.splits.val)
-        return True
-
-    def _batches(self, epoch: int) -> list[list[int]]:
-        return epoch_batches(
-            len(self.data.splits.train),
-            self.config.batch_size,
-            seed=self.config.seed,
-            epoch=epoch,
-        )
 
     def _summary(self) -> RunSummary:
         splits, model = self.data.splits, self.state.model
@@ -285,5 +291,5 @@ class Trainer:
             number_format=str(self.amp_dtype or torch.float32).removeprefix("torch."),
             first_epoch=self.state.epoch + 1,
             epochs=self.config.epochs,
-            steps_per_epoch=self.steps_per_epoch,
+            steps_per_epoch=len(self.batches),
         )

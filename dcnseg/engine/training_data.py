@@ -63,14 +63,18 @@ def prepare_data(
     """
     class_map = load_class_map(config.data.root, splits, config.data.ignore_index)
     num_samples = len(splits.all_samples())
-    num_train = len(splits.train)
+    done_before = 0
 
-    def report(offset: int) -> Callable[[int, int], None]:
-        return lambda done, _: on_progress(offset + done, num_samples) if on_progress else None
+    def report(done: int, _: int) -> None:
+        if on_progress:
+            on_progress(done_before + done, num_samples)
 
-    summary = inspect_samples(splits.train, class_map, on_progress=report(0))
-    inspect_samples(splits.val + splits.test, class_map, on_progress=report(num_train))
-    return TrainingData(class_map, splits, torch.tensor(summary.pixel_counts))
+    summaries = []
+    # One by one, so that a split whose every pixel is ignored is found.
+    for samples in filter(None, (splits.train, splits.val, splits.test)):
+        summaries.append(inspect_samples(samples, class_map, on_progress=report))
+        done_before += len(samples)
+    return TrainingData(class_map, splits, torch.tensor(summaries[0].pixel_counts))
 
 
 def training_dataset(

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import glob
+import re
+from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePath
@@ -19,7 +21,8 @@ class InputImage:
 
     Attributes:
         path: The file.
-        name: Without a suffix; below a given folder the folder's structure is kept.
+        name: Below a given folder, or the fixed part of a pattern, the folders are kept. Without
+            the suffix, unless two pictures differ in it alone.
     """
 
     path: Path
@@ -27,48 +30,67 @@ class InputImage:
 
 
 def find_inputs(arguments: Sequence[str], stdin: Iterable[str] = ()) -> list[InputImage]:
-    """Expand files, folders (recursively), glob patterns and "-" (a list on stdin, one per line).
+    """Expand files, folders (recursively), glob patterns and "-" (a list on stdin).
 
-    A file that is named but missing is kept, so that it is reported beside the others' results.
+    The list has a picture per line, or per NUL as `find -print0` writes it. A file that is named
+    but missing is kept, so that it is reported beside the others' results.
 
     Raises:
         ConfigError: two pictures would write the same output.
         DataError: nothing was found for an argument.
     """
-    found: dict[PurePath, Path] = {}
+    found: dict[Path, tuple[Path, PurePath]] = {}  # by the file, however it was spelled
     for argument in _with_stdin(arguments, stdin):
-        for image in _expand(argument):
-            other = found.setdefault(image.name, image.path)
-            if other.resolve() != image.path.resolve():
-                raise ConfigError(
-                    f"{other} and {image.path} would both be written as {image.name}. "
-                    "Give their common folder, or use one --out per folder."
-                )
-    return [InputImage(path, name) for name, path in found.items()]
+        for path, full_name in _expand(argument):
+            found.setdefault(path.resolve(), (path, full_name))
+    sharing = Counter(full_name.with_suffix("") for _, full_name in found.values())
+    images: dict[PurePath, InputImage] = {}
+    for path, full_name in found.values():
+        stem = full_name.with_suffix("")
+        name = full_name if sharing[stem] > 1 else stem
+        other = images.setdefault(name, InputImage(path, name))
+        if other.path != path:
+            raise ConfigError(
+                f"{other.path} and {path} would both be written as {name}. "
+                "Give a folder that holds both, or call once for each of them."
+            )
+    return list(images.values())
 
 
 def _with_stdin(arguments: Sequence[str], stdin: Iterable[str]) -> Iterator[str]:
     for argument in arguments:
-        if argument == STDIN:
-            yield from (line.strip() for line in stdin if line.strip())
-        else:
+        if argument != STDIN:
             yield argument
+            continue
+        listed = [part.strip() for line in stdin for part in re.split("[\n\0]", line)]
+        if not any(listed):
+            raise DataError("-: no pictures were listed on stdin.")
+        yield from filter(None, listed)
 
 
-def _expand(argument: str) -> list[InputImage]:
+def _expand(argument: str) -> list[tuple[Path, PurePath]]:
     path = Path(argument)
     if path.is_dir():
-        images = [
-            InputImage(file, file.relative_to(path).with_suffix("")) for file in find_images(path)
-        ]
-        if not images:
+        files = find_images(path)
+        if not files:
             raise DataError(f"{path}: no pictures in this folder.")
-        return images
+        return [(file, file.relative_to(path)) for file in files]
     if not path.exists() and glob.has_magic(argument):
         # pathlib's glob takes no absolute pattern
         matches = sorted(glob.glob(argument, recursive=True))  # noqa: PTH207
         files = [Path(match) for match in matches if Path(match).is_file()]
         if not files:
             raise DataError(f"{argument}: no file matches this pattern.")
-        return [InputImage(file, PurePath(file.stem)) for file in files]
-    return [InputImage(path, PurePath(path.stem))]
+        folder = _fixed_part(path)
+        return [(file, file.relative_to(folder)) for file in files]
+    return [(path, PurePath(path.name))]
+
+
+def _fixed_part(pattern: Path) -> Path:
+    """The folder before the first part of a pattern that has a wildcard."""
+    fixed = Path()
+    for part in pattern.parts[:-1]:
+        if glob.has_magic(part):
+            break
+        fixed /= part
+    return fixed

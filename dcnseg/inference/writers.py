@@ -19,7 +19,9 @@ OVERLAY_OPACITY = 0.55
 
 
 def check_output_kinds(kinds: Collection[str]) -> None:
-    """Raise a ConfigError that names the first kind that is not one of OUTPUT_KINDS."""
+    """Raise a ConfigError that names the first kind that is not one of OUTPUT_KINDS, or none."""
+    if not kinds:
+        raise ConfigError(f"--save is empty; expected some of {', '.join(OUTPUT_KINDS)}.")
     for kind in kinds:
         if kind not in OUTPUT_KINDS:
             raise ConfigError(f"--save is {kind!r}; expected some of {', '.join(OUTPUT_KINDS)}.")

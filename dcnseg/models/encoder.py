@@ -39,7 +39,8 @@ def build_encoder(name: str, *, output_stride: int) -> nn.Module:
         ) from error
     except (ValueError, NotImplementedError, RuntimeError, TypeError) as error:
         raise ConfigError(
-            f"--encoder {name} cannot be built with output stride {output_stride}: {error} "
+            f"--encoder {name} cannot be built with output stride {output_stride} "
+            f"({str(error).rstrip('.')}). "
             "Choose a ResNet-family encoder such as resnet50."
         ) from error
     assert isinstance(encoder, nn.Module)
@@ -69,7 +70,8 @@ def make_deformable(
     if num_layers > len(candidates):
         raise ConfigError(
             f"--deform-layers is {num_layers}, but this encoder has {len(candidates)} plain 3x3 "
-            "convolutions. Choose fewer, or a ResNet-family encoder."
+            "convolutions that can be replaced. Choose fewer (0 is the plain network), or an "
+            "encoder of the ResNet family."
         )
     names = candidates[-num_layers:]
     for name in names:

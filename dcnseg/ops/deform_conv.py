@@ -16,13 +16,14 @@ from torch import Tensor, nn
 from dcnseg.errors import NativeOpsError, ShapeError
 from dcnseg.ops._native import missing_reason
 from dcnseg.ops.deform_conv_checks import check_shapes, check_tensors, make_window
-from dcnseg.ops.deform_conv_native import deform_conv2d_native
+from dcnseg.ops.deform_conv_native import cuda_self_test, deform_conv2d_native
 from dcnseg.ops.reference import deform_conv2d_reference
 
 Backend: TypeAlias = Literal["auto", "native", "reference"]
 _Pair: TypeAlias = tuple[int, int]
 
 _warned_devices: set[str] = set()
+_tested_gpus: dict[torch.device, str | None] = {}  # what the self-test said
 
 
 def deform_conv2d(
@@ -69,7 +70,7 @@ def deform_conv2d(
         input, weight, bias = _autocast(input, weight, bias)
     check_tensors(input, offset, weight, bias, mask)
     check_shapes(input, offset, weight, bias, window, mask)
-    native = _use_native(backend, device_type)
+    native = _use_native(backend, input.device)
     run = deform_conv2d_native if native else deform_conv2d_reference
     return run(input, offset, weight, bias, window, mask)
 
@@ -242,25 +243,40 @@ def _autocast(
     return cast(input), cast(weight), None if bias is None else cast(bias)
 
 
-def _use_native(backend: str, device_type: str) -> bool:
+def _use_native(backend: str, device: torch.device) -> bool:
     """Decide on the code to run; warn once if "auto" has to take the PyTorch code."""
     if backend == "reference":
         return False
     if backend not in ("auto", "native"):
         raise ShapeError(f'`backend` is {backend!r}; expected "auto", "native" or "reference".')
-    reason = missing_reason("cpu" if device_type == "meta" else device_type)
+    reason = _reason_against(device)
     if reason is None:
         return True
     if backend == "native":
         raise NativeOpsError(
-            f"There are no native operators for {device_type} tensors: {reason}. "
+            f"There are no native operators for {device.type} tensors: {reason}. "
             'Pass backend="auto" to take the PyTorch code instead.'
         )
-    if device_type not in _warned_devices:
-        _warned_devices.add(device_type)
+    if device.type not in _warned_devices:
+        _warned_devices.add(device.type)
         warnings.warn(
-            f"dcnseg takes the slower PyTorch code for {device_type} tensors: {reason}.",
+            f"dcnseg takes the slower PyTorch code for {device.type} tensors: {reason}.",
             RuntimeWarning,
             stacklevel=3,
         )
     return False
+
+
+def _reason_against(device: torch.device) -> str | None:
+    """Why the native code cannot serve this device; the first use of a GPU tests it."""
+    if device.type != "cuda":
+        return missing_reason("cpu" if device.type == "meta" else device.type)
+    if missing_reason("cuda") is not None:
+        return missing_reason("cuda")
+    if torch.are_deterministic_algorithms_enabled():
+        return "its gradients are not deterministic there, as torch is told that they must be"
+    if device not in _tested_gpus:
+        if torch.compiler.is_compiling():
+            return "its self-test has not run; call the operator once before torch.compile"
+        _tested_gpus[device] = cuda_self_test(device)
+    return _tested_gpus[device]

@@ -13,6 +13,7 @@ from torch import Tensor
 from dcnseg.errors import NativeOpsError
 from dcnseg.ops._native import missing_reason
 from dcnseg.ops.deform_conv_checks import Window
+from dcnseg.ops.reference import deform_conv2d_reference
 
 
 def deform_conv2d_native(
@@ -24,23 +25,28 @@ def deform_conv2d_native(
     mask: Tensor | None,
 ) -> Tensor:
     """Deformable convolution of checked arguments; see `dcnseg.ops.deform_conv2d`."""
-    dtype = input.dtype
-    if dtype == torch.float16 and input.device.type == "cpu":  # computed in float32
+    dtype, on_cuda = input.dtype, input.is_cuda
+    if dtype == torch.float16 and not on_cuda:  # computed in float32
         input, weight = input.float(), weight.float()
         bias = None if bias is None else bias.float()
     channels_last = not input.is_contiguous() and _is_channels_last(input)
     position_dtype = torch.promote_types(input.dtype, torch.float32)
+    offset = offset.to(position_dtype)
+    mask = offset.new_empty(0) if mask is None else mask.to(position_dtype)
+    bias = input.new_empty(0) if bias is None else bias
+    if on_cuda:  # its kernels read contiguous tensors only
+        tensors = [tensor.contiguous() for tensor in (input, offset, mask, weight, bias)]
+    else:
+        tensors = [_dense(input), offset, mask, _dense(weight), bias.contiguous()]
     output: Tensor = torch.ops.dcnseg.deform_conv2d(
-        _dense(input),
-        offset.to(position_dtype),
-        offset.new_empty(0, dtype=position_dtype) if mask is None else mask.to(position_dtype),
-        _dense(weight),
-        input.new_empty(0) if bias is None else bias,
+        *tensors,
         *window.stride,
         *window.padding,
         *window.dilation,
-        channels_last,
+        channels_last and not on_cuda,
     )
+    if channels_last and on_cuda:
+        output = output.contiguous(memory_format=torch.channels_last)
     return output.to(dtype)
 
 
@@ -95,6 +101,7 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     wanted = ctx.needs_input_grad[:4]
     grads: list[Tensor | None] = [None] * 5
     if any(wanted):
+        grad = grad.contiguous() if grad.is_cuda else grad
         made = torch.ops.dcnseg.deform_conv2d_backward(
             grad, input, offset, mask, weight, *ctx.numbers, *wanted
         )
@@ -110,6 +117,40 @@ def _refuse_second_derivative(ctx: Any, *grads: Tensor) -> None:
     raise NativeOpsError(
         'The native deform_conv2d has no second derivative; pass backend="reference" for one.'
     )
+
+
+def cuda_self_test(device: torch.device) -> str | None:
+    """Why the CUDA kernels cannot be trusted on this device; None if a small case comes out right.
+
+    A driver that is too old, or a GPU that the library was not built for, shows itself only at the
+    first launch.
+    """
+    generator = torch.Generator().manual_seed(0)
+    shapes = ((2, 4, 6, 5), (2, 36, 6, 5), (6, 2, 3, 3), (6,), (2, 18, 6, 5))
+    window = Window((1, 1), (1, 1), (1, 1))
+    results = []
+    try:
+        with (
+            torch.inference_mode(False),
+            torch.enable_grad(),
+            torch.autocast("cuda", enabled=False),
+        ):
+            for run in (deform_conv2d_reference, deform_conv2d_native):
+                generator.manual_seed(0)
+                input, offset, weight, bias, mask = leaves = [
+                    torch.randn(shape, generator=generator).to(device).requires_grad_()
+                    for shape in shapes
+                ]
+                output = run(input, offset, weight, bias, window, mask)
+                made = (output.detach(), *torch.autograd.grad(output.square().sum(), leaves))
+                results.append([tensor.double().cpu() for tensor in made])
+    except RuntimeError as error:
+        return f"failed its self-test on {device}: {error}"
+    for truth, ours in zip(*results, strict=True):
+        difference = float((ours - truth).abs().max() / truth.abs().max())
+        if not difference < 1e-2:  # TF32 may be on; a wrong kernel is off by far more
+            return f"failed its self-test on {device}: a result is off by {difference:.2g}"
+    return None
 
 
 def _register() -> None:

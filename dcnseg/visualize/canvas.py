@@ -27,6 +27,7 @@ MISSING: Colour = (255, 0, 255)  # where a number is NaN; in neither colour map
 SHORT_SIDE, LONG_SIDE = 640, 1280  # canvas pixels: the longer side of a panel is in between
 GAP = 16
 
+LEAST_BAR_HEIGHT = 160
 _SHIFT = 6  # cv2 takes coordinates as integers with so many fractional bits
 _MAX_COORDINATE = 30_000.0  # canvas pixels; beyond it cv2's fixed-point numbers overflow
 
@@ -172,7 +173,7 @@ def colour_bar(
     """A vertical scale from `low` at the bottom to `high` at the top, with numbers and unit.
 
     Args:
-        height: In canvas pixels.
+        height: In canvas pixels; at least LEAST_BAR_HEIGHT is used.
         low: Value at the bottom.
         high: Value at the top, larger than `low`.
         colour_map: A colour map of cv2.
@@ -180,6 +181,7 @@ def colour_bar(
         mark: A value to point out on the left-hand side, and its name. Off the scale, the name
             stands at the end it lies beyond and says so.
     """
+    height = max(height, LEAST_BAR_HEIGHT)
     top, bottom, bar_width, label_size = 34, height - 12, 22, 15
     name, name_width = "", 0
     if mark is not None:
@@ -250,8 +252,13 @@ def compose(
 
 
 def beside(left: Rgb, right: Rgb) -> Rgb:
-    """Two arrays of the same height side by side, without a gap."""
-    return np.concatenate([left, right], axis=1)
+    """Two pictures side by side, without a gap; the lower one is filled up with white."""
+    height = max(left.shape[0], right.shape[0])
+    filled = [
+        np.pad(part, ((0, height - part.shape[0]), (0, 0), (0, 0)), constant_values=255)
+        for part in (left, right)
+    ]
+    return np.concatenate(filled, axis=1)
 
 
 def write(rgb: Rgb, text: str, corner_xy: tuple[int, int], size: int, colour: Colour = INK) -> None:

@@ -6,11 +6,11 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-from dcnseg.data.image_io import read_image
+from dcnseg.data.image_io import read_image, read_size
 from dcnseg.errors import ConfigError, DcnsegError
 from dcnseg.inference.inputs import InputImage
 from dcnseg.inference.predictor import Predictor
-from dcnseg.visualize.report import default_points, visualize_image
+from dcnseg.visualize.report import check_points, default_points, visualize_image
 
 
 @dataclass(frozen=True)
@@ -51,6 +51,7 @@ def visualize_files(
         raise ConfigError(
             f"{run} is a plain network without deformable layers; train with --deform-layers 3."
         )
+    _check_points_everywhere(points, images)
     for image in images:
         try:
             pixels = read_image(image.path)
@@ -59,13 +60,26 @@ def visualize_files(
                 predictor.model,
                 predictor.prepare(pixels),
                 pixels,
-                points or default_points((height, width)),
+                list(dict.fromkeys(points or default_points((height, width)))),
                 out / image.name.parent,
                 image.name.name,
             )
-        except ConfigError:
-            raise
         except DcnsegError as error:
             yield DrawnImage(image, (), str(error))
         else:
             yield DrawnImage(image, tuple(paths))
+
+
+def _check_points_everywhere(
+    points: Sequence[tuple[float, float]], images: Sequence[InputImage]
+) -> None:
+    """Refuse a point outside of any picture before the first file is written."""
+    for image in images if points else ():
+        try:
+            size = read_size(image.path)
+        except DcnsegError:
+            continue  # a broken picture is reported when its turn comes
+        try:
+            check_points(points, size)
+        except ConfigError as error:
+            raise ConfigError(f"{image.path}: {error}") from error

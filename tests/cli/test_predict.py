@@ -70,3 +70,12 @@ def test_no_pictures_is_3(invoke: Invoke, run: Path, tmp_path: Path) -> None:
     result = invoke("predict", run, tmp_path / "empty", "--out", tmp_path / "out")
     assert result.exit_code == 3
     assert "no pictures in this folder" in result.stderr
+
+
+def test_nothing_to_do_is_said(invoke: Invoke, run: Path, scenes: Path, tmp_path: Path) -> None:
+    out = tmp_path / "out"
+    assert invoke("predict", run, "-", "--out", out, stdin="").exit_code == 3
+    result = invoke("predict", run, scenes / "val/images", "--out", out, "--save", "")
+    assert result.exit_code == 2
+    assert "--save is empty" in result.stderr
+    assert invoke("predict", run, scenes, "--out", out, "--amp=x").exit_code == 2

@@ -4,6 +4,7 @@ import json
 from pathlib import Path
 
 import pytest
+from PIL import Image
 
 from dcnseg.config import ModelConfig
 from dcnseg.engine.training import train
@@ -61,3 +62,33 @@ def test_a_plain_network_has_nothing_to_show(invoke: Invoke, scenes: Path, tmp_p
     result = invoke("visualize-offsets", tmp_path / "run", scenes, "--out", tmp_path / "out")
     assert result.exit_code == 2
     assert "is a plain network without deformable layers" in result.stderr
+
+
+@pytest.mark.parametrize("size", [(480, 31), (31, 480), (1, 1)])
+def test_pictures_of_any_shape_are_drawn(
+    invoke: Invoke, run: Path, tmp_path: Path, size: tuple[int, int]
+) -> None:
+    Image.new("RGB", size, (90, 120, 30)).save(tmp_path / "picture.png")
+    result = invoke(
+        "visualize-offsets",
+        run,
+        tmp_path / "picture.png",
+        "--out",
+        tmp_path / "out",
+        "--point=0,0",
+        "--point=0,0",
+        "--device=cpu",
+    )
+    assert result.exit_code == 0, result.stderr
+    assert len(result.stdout.splitlines()) == 3 * 2 + 1 + 1  # the same point is drawn once
+
+
+def test_a_point_outside_one_of_several_pictures_stops_before_any_is_drawn(
+    invoke: Invoke, run: Path, tmp_path: Path
+) -> None:
+    for name, size in (("a", (96, 64)), ("b", (20, 10))):
+        Image.new("RGB", size).save(tmp_path / f"{name}.png")
+    result = invoke("visualize-offsets", run, tmp_path, "--out", tmp_path / "out", "--point=50,30")
+    assert result.exit_code == 2
+    assert "b.png: The point 50,30 is outside the picture of 20x10" in result.stderr
+    assert not (tmp_path / "out").exists()

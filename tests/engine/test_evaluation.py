@@ -2,17 +2,22 @@ from __future__ import annotations
 
 import json
 import shutil
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
 import pytest
+from PIL import Image
 
+from dcnseg.checkpoint import BEST_WEIGHTS, load_segmenter
 from dcnseg.data.dataset import load_label_map
 from dcnseg.data.folders import find_splits
 from dcnseg.data.image_io import read_image
 from dcnseg.engine.evaluation import Scores, count_confusion, evaluate_run
+from dcnseg.engine.training import train
 from dcnseg.errors import ConfigError, DataError
 from dcnseg.inference.predictor import Predictor
+from tests.conftest import small_config
 
 
 def test_scores_by_hand() -> None:
@@ -71,3 +76,34 @@ def test_other_classes_are_refused(run: Path, scenes: Path, tmp_path: Path) -> N
     (other / "classes.json").write_text(json.dumps(classes))
     with pytest.raises(DataError, match=f"calls the id 1 'zebra'; the run was .* '{before}'"):
         evaluate_run(run, other, "val")
+
+
+def test_a_weights_file_in_a_run_means_the_runs_own_split(scenes: Path, tmp_path: Path) -> None:
+    data = tmp_path / "flat"
+    for kind in ("images", "masks"):
+        shutil.copytree(scenes / "train" / kind, data / kind)
+    shutil.copy(scenes / "classes.json", data)
+    config = small_config(data, epochs=1, seed=5)
+    config = replace(config, data=replace(config.data, val_fraction=0.5))
+    train(config, tmp_path / "run")
+    by_folder, by_file = (
+        evaluate_run(run, data, "val", device="cpu").confusion
+        for run in (tmp_path / "run", tmp_path / "run" / BEST_WEIGHTS)
+    )
+    assert by_folder.sum() > 0
+    np.testing.assert_array_equal(by_folder, by_file)
+
+
+def test_the_scores_of_training_are_those_of_evaluate(run: Path, scenes: Path) -> None:
+    _, info = load_segmenter(run / BEST_WEIGHTS)
+    assert evaluate_run(run, scenes, "val", device="cpu").to_dict().items() <= info.scores.items()
+
+
+def test_a_mask_of_another_size_is_named(run: Path, scenes: Path, tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    shutil.copytree(scenes, data)
+    path = sorted((data / "val" / "masks").iterdir())[0]
+    with Image.open(path) as mask:
+        mask.resize((90, 60)).save(path)
+    with pytest.raises(DataError, match=rf"{path.name}: is 90x60 pixels.*96x64"):
+        evaluate_run(run, data, "val", device="cpu")

@@ -9,6 +9,7 @@ from typing import Any
 
 import pytest
 import torch
+from PIL import Image
 
 from dcnseg.checkpoint import BEST_WEIGHTS, RESUME_STATE, load_resume_state, load_segmenter
 from dcnseg.config import ModelConfig, TrainConfig
@@ -173,6 +174,29 @@ def test_patience_stops_and_says_so(scenes: Path, tmp_path: Path) -> None:
     last = read_metrics(tmp_path / "run")[-1]["epoch"]
     assert told == [(last, 2)]
     assert last < 9
+
+
+def test_patience_counts_evaluated_epochs_only(scenes: Path, tmp_path: Path) -> None:
+    config = small_config(scenes, epochs=4, eval_every=3, patience=1)
+    result = train(config, tmp_path / "run")
+    assert result.best_epoch in (3, 4)
+    assert read_metrics(tmp_path / "run")[-1]["epoch"] == 4
+
+
+def test_a_complete_run_has_nothing_to_resume(run: Path) -> None:
+    with pytest.raises(ConfigError, match=r"is complete: 2 of 2 epochs are done.*more --epochs"):
+        resume(run)
+    with pytest.raises(ConfigError, match="2 of 1 epochs are done"):
+        resume(run, epochs=1)
+
+
+def test_ignored_validation_masks_are_refused(scenes: Path, tmp_path: Path) -> None:
+    data = tmp_path / "data"
+    shutil.copytree(scenes, data)
+    for path in (data / "val" / "masks").iterdir():
+        Image.new("L", (96, 64), 255).save(path)
+    with pytest.raises(DataError, match="val/masks: every pixel of all 3 masks is ignored"):
+        train(small_config(data), tmp_path / "run")
 
 
 def test_listener_hears_of_every_step(scenes: Path, tmp_path: Path) -> None:

@@ -29,11 +29,15 @@ def test_a_folder_keeps_its_structure(pictures: Path) -> None:
 
 def test_files_and_patterns(pictures: Path) -> None:
     assert names([str(pictures / "a.png")]) == ["a"]
-    assert names([f"{pictures}/**/*.jpg"]) == ["b"]
+    assert names([f"{pictures}/**/*.jpg"]) == ["sub/b"]
+    assert names([f"{pictures}/sub/*.jpg"]) == ["b"]
 
 
 def test_a_list_on_stdin(pictures: Path) -> None:
     assert names(["-"], [f"{pictures}/a.png\n", "\n", f"{pictures}/sub/b.jpg\n"]) == ["a", "b"]
+    assert names(["-"], [f"{pictures}/a.png\0{pictures}/sub/b.jpg\0"]) == ["a", "b"]
+    with pytest.raises(DataError, match="no pictures were listed on stdin"):
+        names(["-"], ["\n"])
 
 
 def test_the_same_picture_twice_is_one(pictures: Path) -> None:
@@ -45,10 +49,17 @@ def test_a_missing_file_is_kept_to_be_reported() -> None:
     assert (image.path, image.name) == (Path("no/such.jpg"), PurePath("such"))
 
 
-def test_two_pictures_for_one_output_are_refused(pictures: Path) -> None:
+def test_pictures_that_differ_in_the_suffix_alone_keep_it(pictures: Path) -> None:
     Image.new("RGB", (4, 3)).save(pictures / "a.jpg")
-    with pytest.raises(ConfigError, match=r"a\.(jpg|png) and .*a\.(jpg|png) would both be written"):
-        find_inputs([f"{pictures}/a.*"])
+    assert names([str(pictures)]) == ["a.jpg", "a.png", "sub/b", "sub/deep/c ü"]
+
+
+def test_two_pictures_for_one_output_are_refused(pictures: Path) -> None:
+    Image.new("RGB", (4, 3)).save(pictures / "sub" / "a.png")
+    with pytest.raises(
+        ConfigError, match=r"a\.png and .*sub/a\.png would both be written as a\.png"
+    ):
+        find_inputs([f"{pictures}/a.png", f"{pictures}/sub/a.png"])
 
 
 def test_nothing_found_is_said(tmp_path: Path) -> None:

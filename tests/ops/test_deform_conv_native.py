@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 from collections.abc import Iterator
 from typing import Literal
 
@@ -8,7 +9,7 @@ import torch
 from torch import Tensor
 
 from dcnseg.errors import NativeOpsError
-from dcnseg.ops import DeformConv2d, deform_conv2d
+from dcnseg.ops import DeformConv2d, deform_conv, deform_conv2d, deform_conv_native
 from dcnseg.ops._native import missing_reason
 
 pytestmark = pytest.mark.skipif(
@@ -193,3 +194,82 @@ def test_compiles_without_a_graph_break() -> None:
     (expected,) = torch.autograd.grad(output.sum(), input)
     (ours,) = torch.autograd.grad(compiled(input).sum(), input)
     torch.testing.assert_close(ours, expected)
+
+
+def test_self_test_trusts_right_code_and_names_what_is_wrong(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    """On the CPU, as the same code checks a GPU."""
+    cpu = torch.device("cpu")
+    with torch.inference_mode():
+        assert deform_conv_native.cuda_self_test(cpu) is None
+    native = deform_conv_native.deform_conv2d_native
+    for factor, reason in ((1.1, "a result is off by 0.1"), (math.nan, "is off by nan")):
+        monkeypatch.setattr(
+            deform_conv_native,
+            "deform_conv2d_native",
+            lambda *arguments, factor=factor: native(*arguments) * factor,
+        )
+        said = deform_conv_native.cuda_self_test(cpu)
+        assert said is not None
+        assert said.startswith("failed its self-test on cpu")
+        assert reason in said
+
+    def fail(*arguments: object) -> Tensor:
+        raise RuntimeError("no kernel image is available")
+
+    monkeypatch.setattr(deform_conv_native, "deform_conv2d_native", fail)
+    said = deform_conv_native.cuda_self_test(cpu)
+    assert said == "failed its self-test on cpu: no kernel image is available"
+
+
+def test_gpu_is_tested_once_and_refused_where_it_cannot_serve(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    gpu, calls = torch.device("cuda", 0), []
+
+    def self_test(device: torch.device) -> str:
+        calls.append(device)
+        return "failed its self-test"
+
+    monkeypatch.setattr(deform_conv, "missing_reason", lambda _device_type: None)
+    monkeypatch.setattr(deform_conv, "_tested_gpus", {})
+    monkeypatch.setattr(deform_conv, "_warned_devices", set())
+    monkeypatch.setattr(deform_conv, "cuda_self_test", self_test)
+    with pytest.warns(RuntimeWarning, match="PyTorch code for cuda tensors: failed its self-test"):
+        assert not deform_conv._use_native("auto", gpu)
+    assert not deform_conv._use_native(
+        "auto", gpu
+    )  # and no second warning, which would be an error
+    with pytest.raises(NativeOpsError, match="for cuda tensors: failed its self-test"):
+        deform_conv._use_native("native", gpu)
+    assert calls == [gpu]
+    monkeypatch.setattr(deform_conv, "_tested_gpus", {gpu: None})
+    assert deform_conv._use_native("auto", gpu)
+    torch.use_deterministic_algorithms(True)
+    try:
+        with pytest.raises(NativeOpsError, match="not deterministic"):
+            deform_conv._use_native("native", gpu)
+    finally:
+        torch.use_deterministic_algorithms(False)
+
+
+@pytest.mark.gpu
+@pytest.mark.skipif(not torch.cuda.is_available(), reason="no NVIDIA GPU")
+@pytest.mark.parametrize(
+    "dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16], ids=str
+)
+def test_gpu_equals_reference(dtype: torch.dtype) -> None:
+    low = tuple(tensor.detach().cuda().to(dtype).requires_grad_() for tensor in make_tensors())
+    exact = tuple(tensor.detach().double().requires_grad_() for tensor in low)
+    grad = torch.randn(2, 24, 9, 9, device="cuda")
+    output = convolve(low)
+    input, offset, weight, bias, mask = exact
+    truth = deform_conv2d(input, offset, weight, bias, 1, 1, 1, mask, backend="reference")
+    ours = (output, *gradients(low, output, grad.to(dtype)))
+    tolerance = {torch.float64: 1e-10, torch.float32: 2e-3}.get(dtype, 3e-2)
+    for result, expected in zip(
+        ours, (truth, *gradients(exact, truth, grad.double())), strict=True
+    ):
+        scale = float(expected.detach().abs().max())
+        torch.testing.assert_close(result.double(), expected, rtol=0, atol=tolerance * scale)

@@ -1,0 +1,85 @@
+// Transposes of row-major matrices, 16 x 16 numbers at a time in vector registers.
+#pragma once
+#include <algorithm>
+#include "simd.h"
+namespace dcnseg_ops {
+
+typedef int32_t i32x16 __attribute__((vector_size(64)));
+
+// 16 numbers of 4 bytes, or of 2 bytes widened to 4.
+template <typename T> DCN_INLINE u32x16 load_bits(const T* p) {
+  if constexpr (sizeof(T) == 2) {
+    u16x16 half;
+    __builtin_memcpy(&half, p, sizeof half);
+    return __builtin_convertvector(half, u32x16);
+  } else {
+    u32x16 v;
+    __builtin_memcpy(&v, p, sizeof v);
+    return v;
+  }
+}
+template <typename T> DCN_INLINE void store_bits(T* p, u32x16 v) {
+  if constexpr (sizeof(T) == 2) {
+    const u16x16 half = __builtin_convertvector(v, u16x16);
+    __builtin_memcpy(p, &half, sizeof half);
+  } else {
+    __builtin_memcpy(p, &v, sizeof v);
+  }
+}
+
+#if defined(__clang__)
+#define DCN_SHUFFLE16(a, b, ...) __builtin_shufflevector(a, b, __VA_ARGS__)
+#else
+#define DCN_SHUFFLE16(a, b, ...) __builtin_shuffle(a, b, i32x16{__VA_ARGS__})
+#endif
+
+// Rows i and i + S exchange the halves of each 2S x 2S block that lie off its diagonal.
+template <int S> DCN_INLINE void exchange(u32x16& a, u32x16& b) {
+  const u32x16 x = a, y = b;
+  if constexpr (S == 8) {
+    a = DCN_SHUFFLE16(x, y, 0, 1, 2, 3, 4, 5, 6, 7, 16, 17, 18, 19, 20, 21, 22, 23);
+    b = DCN_SHUFFLE16(x, y, 8, 9, 10, 11, 12, 13, 14, 15, 24, 25, 26, 27, 28, 29, 30, 31);
+  } else if constexpr (S == 4) {
+    a = DCN_SHUFFLE16(x, y, 0, 1, 2, 3, 16, 17, 18, 19, 8, 9, 10, 11, 24, 25, 26, 27);
+    b = DCN_SHUFFLE16(x, y, 4, 5, 6, 7, 20, 21, 22, 23, 12, 13, 14, 15, 28, 29, 30, 31);
+  } else if constexpr (S == 2) {
+    a = DCN_SHUFFLE16(x, y, 0, 1, 16, 17, 4, 5, 20, 21, 8, 9, 24, 25, 12, 13, 28, 29);
+    b = DCN_SHUFFLE16(x, y, 2, 3, 18, 19, 6, 7, 22, 23, 10, 11, 26, 27, 14, 15, 30, 31);
+  } else {
+    a = DCN_SHUFFLE16(x, y, 0, 16, 2, 18, 4, 20, 6, 22, 8, 24, 10, 26, 12, 28, 14, 30);
+    b = DCN_SHUFFLE16(x, y, 1, 17, 3, 19, 5, 21, 7, 23, 9, 25, 11, 27, 13, 29, 15, 31);
+  }
+}
+template <int S> DCN_INLINE void exchange_all(u32x16 (&r)[16]) {
+#pragma GCC unroll 16
+  for (int i = 0; i < 16; ++i)
+    if (!(i & S)) exchange<S>(r[i], r[i + S]);
+}
+
+// out[c][r] = in[r][c] for r < rows and c < columns; consecutive rows are a stride apart.
+template <typename T>
+DCN_CLONES void transpose_block(const T* in, int64_t in_stride, T* out, int64_t out_stride, int64_t rows, int64_t columns) {
+  int64_t r = 0;
+  if constexpr (sizeof(T) <= 4) {
+    for (; r + 16 <= rows; r += 16) {
+      int64_t c = 0;
+      for (; c + 16 <= columns; c += 16) {
+        u32x16 v[16];
+#pragma GCC unroll 16
+        for (int i = 0; i < 16; ++i) v[i] = load_bits(in + (r + i) * in_stride + c);
+        exchange_all<8>(v);
+        exchange_all<4>(v);
+        exchange_all<2>(v);
+        exchange_all<1>(v);
+#pragma GCC unroll 16
+        for (int i = 0; i < 16; ++i) store_bits(out + (c + i) * out_stride + r, v[i]);
+      }
+      for (; c < columns; ++c)
+        for (int64_t i = r; i < r + 16; ++i) out[c * out_stride + i] = in[i * in_stride + c];
+    }
+  }
+  for (; r < rows; ++r)
+    for (int64_t c = 0; c < columns; ++c) out[c * out_stride + r] = in[r * in_stride + c];
+}
+
+}  // namespace dcnseg_ops
