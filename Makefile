@@ -3,6 +3,7 @@ PYTHON ?= python3
 VENV := .venv
 BIN := $(VENV)/bin
 NATIVE_SOURCES := $(shell find cuda_ops -type f)
+CPP_SOURCES := $(shell find cuda_ops tests -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 
 # A broken native build is an error here; `pip install .` by itself falls back to the PyTorch code.
 export DCNSEG_REQUIRE_NATIVE = 1
@@ -32,10 +33,12 @@ demo: install  ## install, then train, evaluate, predict and visualise on genera
 
 check: $(VENV)/installed-dev  ## formatting, lint and types
 	$(BIN)/ruff format --check .
+	$(BIN)/clang-format --dry-run --Werror $(CPP_SOURCES)
 	$(BIN)/ruff check .
 	$(BIN)/mypy
 
-format: $(VENV)/installed-dev  ## format the Python code
+format: $(VENV)/installed-dev  ## format the Python and C++ code
+	$(BIN)/clang-format -i $(CPP_SOURCES)
 	$(BIN)/ruff format .
 	$(BIN)/ruff check --fix .
 

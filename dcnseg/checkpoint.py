@@ -57,8 +57,8 @@ def find_weights(run: Path) -> Path:
     path = run / BEST_WEIGHTS
     if not path.is_file():
         raise CheckpointError(
-            f"{run} has no {BEST_WEIGHTS}; expected a run folder of `dcnseg train` whose first "
-            "epoch has ended, or a weights file."
+            f"{run} has no {BEST_WEIGHTS}; expected a run folder of `dcnseg train` that has "
+            "been evaluated once, or a weights file."
         )
     return path
 

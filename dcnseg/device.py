@@ -52,7 +52,9 @@ def select_amp_dtype(mode: str, device: torch.device) -> torch.dtype | None:
             raise ConfigError("--amp fp16 needs a GPU; use --amp bf16 or off on the CPU.")
         return torch.float16
     if device.type == "cuda":
-        return torch.bfloat16 if torch.cuda.is_bf16_supported() else torch.float16
+        # Older GPUs emulate bfloat16, which is slower than float32.
+        has_bfloat16 = torch.version.hip or torch.cuda.get_device_capability(device) >= (8, 0)
+        return torch.bfloat16 if has_bfloat16 else torch.float16
     if device.type == "cpu" and cpu_multiplies_bfloat16():
         return torch.bfloat16
     return None

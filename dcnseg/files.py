@@ -38,7 +38,8 @@ def atomic_path(path: Path, *, is_durable: bool = True) -> Iterator[Path]:
             temporary.unlink(missing_ok=True)
         raise
     if is_durable and os.name == "posix":
-        _flush_to_disk(path.parent, os.O_RDONLY)  # the rename itself is content of the folder
+        with suppress(OSError):  # some network file systems cannot flush a folder
+            _flush_to_disk(path.parent, os.O_RDONLY)  # the rename is content of the folder
 
 
 def _flush_to_disk(path: Path, flags: int) -> None:

@@ -70,5 +70,8 @@ def invoke(monkeypatch: pytest.MonkeyPatch) -> Invoke:
 
 
 @pytest.fixture(autouse=True)
-def _seed() -> None:
+def _same_everywhere(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """The same random numbers, and the CPU for "auto", on every machine."""
     torch.manual_seed(0)
+    if "gpu" not in request.keywords:
+        monkeypatch.setattr(torch.cuda, "is_available", lambda: False)

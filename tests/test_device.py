@@ -3,6 +3,7 @@ from __future__ import annotations
 import pytest
 import torch
 
+from dcnseg import device
 from dcnseg.device import select_amp_dtype, select_device
 from dcnseg.errors import ConfigError
 
@@ -26,10 +27,28 @@ def test_nonsense_is_named() -> None:
         select_device("meta")
 
 
+@pytest.mark.parametrize(("is_fast", "dtype"), [(True, torch.bfloat16), (False, None)])
+def test_auto_takes_bfloat16_where_the_cpu_multiplies_it(
+    monkeypatch: pytest.MonkeyPatch, is_fast: bool, dtype: torch.dtype | None
+) -> None:
+    monkeypatch.setattr(device, "cpu_multiplies_bfloat16", lambda: is_fast)
+    assert select_amp_dtype("auto", CPU) is dtype
+
+
+@pytest.mark.parametrize(
+    ("capability", "dtype"), [((7, 5), torch.float16), ((8, 0), torch.bfloat16)]
+)
+def test_auto_takes_bfloat16_on_gpus_that_have_it(
+    monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int], dtype: torch.dtype
+) -> None:
+    monkeypatch.setattr(torch.version, "hip", None)
+    monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
+    assert select_amp_dtype("auto", torch.device("cuda")) is dtype
+
+
 def test_amp_modes() -> None:
     assert select_amp_dtype("off", CPU) is None
     assert select_amp_dtype("bf16", CPU) is torch.bfloat16
-    assert select_amp_dtype("auto", CPU) in (None, torch.bfloat16)
     with pytest.raises(ConfigError, match="--amp fp16 needs a GPU"):
         select_amp_dtype("fp16", CPU)
     with pytest.raises(ConfigError, match="--amp is 'half'; expected one of auto, off"):

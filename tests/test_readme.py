@@ -40,7 +40,7 @@ def commands() -> list[list[str]]:
 
 
 @pytest.fixture
-def workplace(scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
+def folder(scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """A folder with the data that the README speaks of."""
     for name in ("photos", "camvid"):
         shutil.copytree(scenes, tmp_path / name)
@@ -48,7 +48,7 @@ def workplace(scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> 
     return tmp_path
 
 
-def test_commands_and_snippets(workplace: Path, invoke: Invoke) -> None:
+def test_commands_and_snippets(folder: Path, invoke: Invoke) -> None:
     assert [command[0] for command in commands()] == [
         "train",
         "predict",
@@ -60,8 +60,8 @@ def test_commands_and_snippets(workplace: Path, invoke: Invoke) -> None:
         extra = SMALL_TRAINING if command[0] == "train" else ["--device=cpu"]
         result = invoke(*command, *extra)
         assert result.exit_code == 0, result.stderr
-    assert len(list((workplace / "predictions" / "labels").rglob("*.png"))) == 2
-    assert list((workplace / "offsets").glob("*.json"))
+    assert len(list((folder / "predictions" / "labels").rglob("*.png"))) == 2
+    assert list((folder / "offsets").glob("*.json"))
     for snippet in blocks("python"):
         exec(compile(snippet, "README.md", "exec"), {})
 
@@ -71,6 +71,10 @@ def test_class_list() -> None:
     class_map = ClassMap.from_dict(json.loads(text))
     assert class_map.names == ("road", "tree")
     assert class_map.ignored_ids[:1] == (2,)
+
+
+def test_nothing_is_left_to_fill_in() -> None:
+    assert not re.search(r"@[A-Z]+@|TBD", README)
 
 
 def test_make_targets_exist() -> None:

@@ -8,12 +8,14 @@ from typing import Annotated
 import typer
 
 from dcnseg_cli.options import DeviceOption, OverwriteOption, check_out_folder
-from dcnseg_cli.reporting import message, reports_errors
+from dcnseg_cli.reporting import reports_errors
 
 EPILOG = """
-Example:
+Examples:
 
-  dcnseg demo somewhere/demo
+  dcnseg demo
+
+  dcnseg demo somewhere/demo --seed 7 --overwrite
 """
 
 
@@ -31,8 +33,7 @@ def demo(
     from dcnseg_cli.demo_steps import run_demo
 
     run_demo(folder, seed=seed, device=device)
-    message("")
-    message("Open these:")
+    typer.echo("\nOpen these:")
     for what, path in (
         ("scenes with their masks", "scenes/train"),
         ("validation pictures, masks and predictions", "run/preview.jpg"),
@@ -40,4 +41,4 @@ def demo(
         ("predictions", "predictions/overlays"),
         ("what the offsets do", "offsets"),
     ):
-        message(f"  {what + ':':<45}{folder / path}")
+        typer.echo(f"  {what + ':':<45}{folder / path}")

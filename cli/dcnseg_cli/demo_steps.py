@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
-from pathlib import Path, PurePath
+from pathlib import Path
 
 from dcnseg.config import DataConfig, ModelConfig, TrainConfig
 from dcnseg.data.synthetic import write_scenes
 from dcnseg.engine.evaluation import evaluate_run
 from dcnseg.engine.training import train
+from dcnseg.errors import DataError
 from dcnseg.inference.batch import predict_files
 from dcnseg.inference.inputs import find_inputs
 from dcnseg.inference.predictor import Predictor
@@ -70,4 +71,5 @@ def run_demo(folder: Path, *, seed: int, device: str) -> None:
     height, width = SCENE_SIZE
     centre = (float(width // 2), float(height // 2))
     for result in visualize_files(run, drawn, folder / "offsets", [centre], device=device):
-        assert result.error is None, PurePath(result.image.path)
+        if result.error is not None:
+            raise DataError(result.error)

@@ -13,6 +13,11 @@ from rich.progress import Progress
 def progress_bar(title: str) -> Iterator[Callable[[int, int], None]]:
     """Yield a function that takes what is done and what there is in all."""
     console = Console(stderr=True)
-    with Progress(console=console, disable=not console.is_terminal, transient=True) as progress:
+    with Progress(
+        console=console,
+        disable=not console.is_terminal,
+        transient=True,
+        redirect_stdout=False,  # results stay on stdout, where a program may read them
+    ) as progress:
         task = progress.add_task(title, total=None)
         yield lambda done, total: progress.update(task, completed=done, total=total)

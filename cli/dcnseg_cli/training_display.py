@@ -102,6 +102,7 @@ class LiveDisplay(TrainingListener):
     def started(self, summary: RunSummary) -> None:
         """Say what will be done and put up the bars."""
         self._epochs = summary.epochs
+        self._best = summary.best_mean_iou
         self._print(describe_run(summary))
         self._epochs_task = self._progress.add_task(
             "epochs", total=summary.epochs, completed=summary.first_epoch - 1, detail=""

@@ -83,20 +83,27 @@ std::vector<Segment> segments_of(const DeformConvParams& p) {
 
 template <typename T>
 Sampler<T> sampler_of(const DeformConvArgs& a, const std::vector<T>& zeros, Buffer<T>& input) {
-  return {a.params, pixel_rows(a.params, a.input, input), zeros.data(), planes_of<AccOf<T>>(a.offset), planes_of<AccOf<T>>(a.mask), segments_of(a.params)};
+  return {a.params,
+          pixel_rows(a.params, a.input, input),
+          zeros.data(),
+          planes_of<AccOf<T>>(a.offset),
+          planes_of<AccOf<T>>(a.mask),
+          segments_of(a.params)};
 }
 
 // f(begin, end) for ranges of [0, count) that are multiples of kBlock long.
 template <typename F>
 void for_blocks(int64_t count, const F& f) {
-  parallel_for(0, (count + kBlock - 1) / kBlock, 1, [&](int64_t b, int64_t e) { f(b * kBlock, std::min(count, e * kBlock)); });
+  parallel_for(0, (count + kBlock - 1) / kBlock, 1,
+               [&](int64_t b, int64_t e) { f(b * kBlock, std::min(count, e * kBlock)); });
 }
 
 template <typename T>
 Tensor forward(const DeformConvArgs& a, const Tensor& bias, bool channels_last) {
   const DeformConvParams& p = a.params;
   const std::vector<int64_t> sizes = {p.batch, p.out_channels, p.out_height, p.out_width};
-  Tensor output = channels_last ? empty_strided(sizes, channels_last_strides(sizes), a.input) : empty_contiguous(sizes, a.input);
+  Tensor output =
+      channels_last ? empty_strided(sizes, channels_last_strides(sizes), a.input) : empty_contiguous(sizes, a.input);
   if (p.positions() == 0) return output;
   const std::vector<T> zeros(static_cast<size_t>(p.channels), T{});
   Buffer<T> input_buffer, weight_buffer;
@@ -111,9 +118,11 @@ Tensor forward(const DeformConvArgs& a, const Tensor& bias, bool channels_last) 
     for (int64_t tile = tiles.first_of(slot); tile < tiles.first_of(slot + 1); ++tile) {
       const int64_t begin = tiles.begin(tile), n = tiles.rows(tile);
       for_blocks(n, [&](int64_t b, int64_t e) { sample_columns(sampler, begin, n, begin + b, begin + e, columns); });
-      const Product<T> product =
-          multiply_rows(columns, weight, product_buffer, tiles.size * p.out_channels, p.groups, n, p.depth(), p.group_outputs());
-      for_blocks(n, [&](int64_t b, int64_t e) { write_output(p, product.data, bias_data, begin, n, b, e, channels_last, out); });
+      const Product<T> product = multiply_rows(columns, weight, product_buffer, tiles.size * p.out_channels, p.groups,
+                                               n, p.depth(), p.group_outputs());
+      for_blocks(n, [&](int64_t b, int64_t e) {
+        write_output(p, product.data, bias_data, begin, n, b, e, channels_last, out);
+      });
     }
   });
   return output;
@@ -122,8 +131,8 @@ Tensor forward(const DeformConvArgs& a, const Tensor& bias, bool channels_last) 
 // Gradients of input (sums [B, H, W, C]), offset and mask. The threads first make the gradients of
 // the columns, each of its own tile, then split the channels to add them to the input's.
 template <typename T>
-void input_and_position_grads(const DeformConvArgs& a, const Sampler<T>& sampler, const Tensor& grad, const PositionGrads<T>& positions,
-                              AccOf<T>* grad_input) {
+void input_and_position_grads(const DeformConvArgs& a, const Sampler<T>& sampler, const Tensor& grad,
+                              const PositionGrads<T>& positions, AccOf<T>* grad_input) {
   const DeformConvParams& p = a.params;
   Buffer<T> weight_buffer, transposed_buffer;
   const T* transposed = transposed_weight(p, a.weight, weight_buffer, transposed_buffer);
@@ -135,10 +144,13 @@ void input_and_position_grads(const DeformConvArgs& a, const Sampler<T>& sampler
     for_slots(slots, [&](int64_t slot) {
       const int64_t begin = tiles.begin(first + slot), n = tiles.rows(first + slot);
       const T* rows = gradient_rows(p, grad, begin, n, rows_buffers[slot], tiles.size);
-      products[slot] = multiply_rows(rows, transposed, product_buffers[slot], tiles.size * p.channels * p.taps(), p.groups, n, p.group_outputs(), p.depth());
+      products[slot] = multiply_rows(rows, transposed, product_buffers[slot], tiles.size * p.channels * p.taps(),
+                                     p.groups, n, p.group_outputs(), p.depth());
       const T* columns = products[slot]->data;
       if (positions.offset || positions.mask)
-        for_blocks(n, [&](int64_t b, int64_t e) { position_grads(sampler, begin, n, begin + b, begin + e, columns, positions); });
+        for_blocks(n, [&](int64_t b, int64_t e) {
+          position_grads(sampler, begin, n, begin + b, begin + e, columns, positions);
+        });
     });
     if (!grad_input) continue;
     constexpr int64_t kChannels = 16;  // a cache line of float32: threads do not share one
@@ -146,7 +158,8 @@ void input_and_position_grads(const DeformConvArgs& a, const Sampler<T>& sampler
       const int64_t low = b * kChannels, high = std::min(p.channels, e * kChannels);
       std::vector<AccOf<T>> waste(static_cast<size_t>(high - low));
       for (int64_t slot = 0; slot < slots; ++slot)
-        scatter_columns(sampler, tiles.begin(first + slot), tiles.rows(first + slot), low, high, products[slot]->data, grad_input, waste.data());
+        scatter_columns(sampler, tiles.begin(first + slot), tiles.rows(first + slot), low, high, products[slot]->data,
+                        grad_input, waste.data());
     });
   }
 }
@@ -154,8 +167,10 @@ void input_and_position_grads(const DeformConvArgs& a, const Sampler<T>& sampler
 // to += from, or to = from.
 template <typename F, typename A>
 void accumulate(const F* from, A* to, int64_t begin, int64_t end, bool is_first) {
-  if (is_first) for (int64_t i = begin; i < end; ++i) to[i] = load_one(from + i);
-  else for (int64_t i = begin; i < end; ++i) to[i] += load_one(from + i);
+  if (is_first)
+    for (int64_t i = begin; i < end; ++i) to[i] = load_one(from + i);
+  else
+    for (int64_t i = begin; i < end; ++i) to[i] += load_one(from + i);
 }
 
 // Gradient of the weight: sums [C_out][T][C/groups].
@@ -179,18 +194,22 @@ void weight_grads(const DeformConvArgs& a, const Sampler<T>& sampler, const Tens
         transposed = transposed_buffer.get(tiles.size * p.out_channels);
         transpose(rows, transposed, 1, n, outputs);
       }
-      const Product<T> product = multiply_columns(rows, transposed, columns, product_buffer, size, p.groups, n, depth, outputs);
+      const Product<T> product =
+          multiply_columns(rows, transposed, columns, product_buffer, size, p.groups, n, depth, outputs);
       const bool is_first = tile == tiles.first_of(slot);
       parallel_for(0, size, 32768, [&](int64_t b, int64_t e) { accumulate(product.data, slot_sums, b, e, is_first); });
     }
   });
   for (int64_t slot = 1; slot < tiles.slots; ++slot)
-    parallel_for(0, size, 32768, [&](int64_t b, int64_t e) { accumulate(sums_buffers[slot].get(size), sums, b, e, false); });
+    parallel_for(0, size, 32768,
+                 [&](int64_t b, int64_t e) { accumulate(sums_buffers[slot].get(size), sums, b, e, false); });
 }
 
 template <typename T>
 void convert(const AccOf<T>* from, T* to, int64_t count) {
-  parallel_for(0, count, 32768, [&](int64_t b, int64_t e) { for (int64_t i = b; i < e; ++i) store_one(to + i, from[i]); });
+  parallel_for(0, count, 32768, [&](int64_t b, int64_t e) {
+    for (int64_t i = b; i < e; ++i) store_one(to + i, from[i]);
+  });
 }
 
 // Sums [C_out][T][C/groups] to a tensor laid out as the weight is: channels-last or contiguous.
@@ -207,7 +226,8 @@ Tensor weight_gradient(const DeformConvArgs& a, const AccOf<T>* from) {
   parallel_for(0, p.out_channels, grain(p.depth()), [&](int64_t b, int64_t e) {
     for (int64_t o = b; o < e; ++o)
       for (int64_t c = 0; c < channels; ++c)
-        for (int64_t t = 0; t < taps; ++t) store_one(to + (o * channels + c) * taps + t, from[(o * taps + t) * channels + c]);
+        for (int64_t t = 0; t < taps; ++t)
+          store_one(to + (o * channels + c) * taps + t, from[(o * taps + t) * channels + c]);
   });
   return grad;
 }
@@ -223,8 +243,10 @@ void input_gradient(const DeformConvParams& p, AccOf<T>* from, const Tensor& gra
   }
   Buffer<T> rounded;
   const T* rows;
-  if constexpr (std::is_same_v<T, AccOf<T>>) rows = from;
-  else convert<T>(from, rounded.get(count), count), rows = rounded.get(count);
+  if constexpr (std::is_same_v<T, AccOf<T>>)
+    rows = from;
+  else
+    convert<T>(from, rounded.get(count), count), rows = rounded.get(count);
   transpose(rows, to, p.batch, pixels, p.channels);
 }
 
@@ -240,11 +262,13 @@ DeformConvGrads backward(const Tensor& grad, const DeformConvArgs& a, WantedGrad
   const DeformConvParams& p = a.params;
   const int64_t in_count = p.batch * p.channels * p.height * p.width;
   const auto planes = [&](bool is_wanted, int64_t channels) {
-    return empty_contiguous(is_wanted ? std::vector<int64_t>{p.batch, channels, p.out_height, p.out_width} : std::vector<int64_t>{0}, a.offset);
+    return empty_contiguous(
+        is_wanted ? std::vector<int64_t>{p.batch, channels, p.out_height, p.out_width} : std::vector<int64_t>{0},
+        a.offset);
   };
   DeformConvGrads grads = {wanted.input ? empty_like(a.input) : empty_contiguous({0}, a.input),
-                           planes(wanted.offset, 2 * p.offset_groups * p.taps()), planes(wanted.mask, p.offset_groups * p.taps()),
-                           empty_contiguous({0}, a.weight)};
+                           planes(wanted.offset, 2 * p.offset_groups * p.taps()),
+                           planes(wanted.mask, p.offset_groups * p.taps()), empty_contiguous({0}, a.weight)};
   Buffer<A> input_sums, weight_sums;
   PositionGrads<T> positions;
   A *grad_input = nullptr, *grad_weight = nullptr;

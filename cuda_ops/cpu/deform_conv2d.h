@@ -14,8 +14,12 @@ struct DeformConvArgs {
 
 Tensor deform_conv2d(const DeformConvArgs& args, const Tensor& bias, bool channels_last);
 
-struct DeformConvGrads { Tensor input, offset, mask, weight; };  // no elements if not wanted
-struct WantedGrads { bool input, offset, mask, weight; };
+struct DeformConvGrads {
+  Tensor input, offset, mask, weight;
+};  // no elements if not wanted
+struct WantedGrads {
+  bool input, offset, mask, weight;
+};
 DeformConvGrads deform_conv2d_backward(const Tensor& grad, const DeformConvArgs& args, WantedGrads wanted);
 
 }  // namespace dcnseg_ops

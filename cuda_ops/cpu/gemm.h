@@ -11,17 +11,21 @@
 #include "torch_c_abi.h"
 namespace dcnseg_ops {
 
-template <typename T> int32_t dtype_of() {
-  if constexpr (std::is_same_v<T, float>) return aoti_torch_dtype_float32();
-  else if constexpr (std::is_same_v<T, double>) return aoti_torch_dtype_float64();
-  else return aoti_torch_dtype_bfloat16();
+template <typename T>
+int32_t dtype_of() {
+  if constexpr (std::is_same_v<T, float>)
+    return aoti_torch_dtype_float32();
+  else if constexpr (std::is_same_v<T, double>)
+    return aoti_torch_dtype_float64();
+  else
+    return aoti_torch_dtype_bfloat16();
 }
 
 template <typename T>
 Tensor borrow(const T* data, const std::vector<int64_t>& sizes, const std::vector<int64_t>& strides) {
   AtenTensorHandle h;
-  DCN_CALL(aoti_torch_create_tensor_from_blob(const_cast<T*>(data), static_cast<int64_t>(sizes.size()),
-      sizes.data(), strides.data(), 0, dtype_of<T>(), aoti_torch_device_type_cpu(), 0, &h));
+  DCN_CALL(aoti_torch_create_tensor_from_blob(const_cast<T*>(data), static_cast<int64_t>(sizes.size()), sizes.data(),
+                                              strides.data(), 0, dtype_of<T>(), aoti_torch_device_type_cpu(), 0, &h));
   return Tensor(h);
 }
 
@@ -37,19 +41,23 @@ inline Tensor conv1x1(const Tensor& input, const Tensor& weight) {
   // BLAS when it runs on one thread (51 ms instead of 24 for P = 1056, K = 4608, N = 512).
   const int64_t one[2] = {1, 1}, zero[2] = {0, 0}, dilation[2] = {2, 2};
   AtenTensorHandle h;
-  DCN_CALL(aoti_torch_cpu_convolution(input.get(), weight.get(), nullptr, one, 2, zero, 2, dilation, 2, 0, zero, 2, 1, &h));
+  DCN_CALL(
+      aoti_torch_cpu_convolution(input.get(), weight.get(), nullptr, one, 2, zero, 2, dilation, 2, 0, zero, 2, 1, &h));
   return Tensor(h);
 }
 
 // Sizes too small for a convolution are left to mm: there the memory format is ambiguous, too.
-template <typename T> bool prefers_convolution(int64_t m, int64_t k, int64_t n, int64_t groups) {
+template <typename T>
+bool prefers_convolution(int64_t m, int64_t k, int64_t n, int64_t groups) {
   return std::is_same_v<T, float> && groups == 1 && m >= 16 && k >= 16 && n >= 16;
 }
 
 template <typename T>
 void batched(const Tensor& out, const Tensor& a, const Tensor& b, int64_t groups) {
-  if (groups == 1) DCN_CALL(aoti_torch_cpu_mm_out(out.get(), a.get(), b.get()));
-  else DCN_CALL(aoti_torch_cpu_bmm_out(out.get(), a.get(), b.get()));
+  if (groups == 1)
+    DCN_CALL(aoti_torch_cpu_mm_out(out.get(), a.get(), b.get()));
+  else
+    DCN_CALL(aoti_torch_cpu_bmm_out(out.get(), a.get(), b.get()));
 }
 
 // [groups, rows, cols] with a row stride and a column stride; two dimensions if groups == 1.
@@ -61,7 +69,8 @@ Tensor matrices(const T* data, int64_t groups, int64_t rows, int64_t cols, int64
 
 // out [m, n] = a [m, k] * b^T, b [n, k], per group. `scratch` is allocated for `capacity` if needed.
 template <typename T>
-Product<T> multiply_rows(const T* a, const T* b, Buffer<T>& scratch, int64_t capacity, int64_t groups, int64_t m, int64_t k, int64_t n) {
+Product<T> multiply_rows(const T* a, const T* b, Buffer<T>& scratch, int64_t capacity, int64_t groups, int64_t m,
+                         int64_t k, int64_t n) {
   if (prefers_convolution<T>(m, k, n, groups)) {
     Tensor out = conv1x1(borrow(a, {1, k, 1, m}, {k * m, 1, k * m, k}), borrow(b, {n, k, 1, 1}, {k, 1, 1, 1}));
     const int64_t* stride = out.strides();
@@ -79,7 +88,8 @@ Product<T> multiply_rows(const T* a, const T* b, Buffer<T>& scratch, int64_t cap
 // out [n, k] = g^T * a, g [m, n], a [m, k], per group. For the convolution `a` is an NCHW picture
 // of m channels and k pixels, and g^T [n, m] its weight.
 template <typename T>
-Product<T> multiply_columns(const T* g, const T* g_transposed, const T* a, Buffer<T>& scratch, int64_t capacity, int64_t groups, int64_t m, int64_t k, int64_t n) {
+Product<T> multiply_columns(const T* g, const T* g_transposed, const T* a, Buffer<T>& scratch, int64_t capacity,
+                            int64_t groups, int64_t m, int64_t k, int64_t n) {
   if (prefers_convolution<T>(m, k, n, groups)) {
     Tensor out = conv1x1(borrow(a, {1, m, 1, k}, {m * k, k, k, 1}), borrow(g_transposed, {n, m, 1, 1}, {m, 1, 1, 1}));
     const int64_t* stride = out.strides();

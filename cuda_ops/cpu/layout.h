@@ -12,7 +12,9 @@ namespace dcnseg_ops {
 
 template <typename T>
 struct Buffer {  // uninitialised memory, aligned to cache lines
-  struct Free { void operator()(T* p) const { std::free(p); } };
+  struct Free {
+    void operator()(T* p) const { std::free(p); }
+  };
   std::unique_ptr<T, Free> memory;
   T* get(int64_t count) {
     if (!memory) {
@@ -26,7 +28,9 @@ struct Buffer {  // uninitialised memory, aligned to cache lines
 
 struct Strides4 {
   int64_t s[4];
-  explicit Strides4(const Tensor& t) { for (int i = 0; i < 4; ++i) s[i] = t.strides()[i]; }
+  explicit Strides4(const Tensor& t) {
+    for (int i = 0; i < 4; ++i) s[i] = t.strides()[i];
+  }
 };
 
 // Whether a [n0, n1, n2, n3] tensor lies in memory as [n0, n2, n3, n1] without gaps.
@@ -45,7 +49,9 @@ inline std::vector<int64_t> channels_last_strides(const std::vector<int64_t>& n)
 }
 
 // Elements that one thread should have at least.
-inline int64_t grain(int64_t elements_per_item) { return std::max<int64_t>(1, 32768 / std::max<int64_t>(1, elements_per_item)); }
+inline int64_t grain(int64_t elements_per_item) {
+  return std::max<int64_t>(1, 32768 / std::max<int64_t>(1, elements_per_item));
+}
 
 // Weight [C_out, C/groups, kh, kw] to rows [C_out][T][C/groups]; itself if it lies so.
 template <typename T>
@@ -73,7 +79,8 @@ void transpose(const T* in, T* out, int64_t count, int64_t rows, int64_t columns
   parallel_for(0, count * strips, grain(rows * kStrip), [&](int64_t begin, int64_t end) {
     for (int64_t item = begin; item < end; ++item) {
       const int64_t first = item % strips * kStrip, matrix = item / strips * rows * columns;
-      transpose_block(in + matrix + first, columns, out + matrix + first * rows, rows, rows, std::min(kStrip, columns - first));
+      transpose_block(in + matrix + first, columns, out + matrix + first * rows, rows, rows,
+                      std::min(kStrip, columns - first));
     }
   });
 }
@@ -110,7 +117,8 @@ void for_images(const DeformConvParams& p, int64_t begin, int64_t end, const F& 
 // Gradient rows [groups][tile][C_out/groups] of positions [begin, begin + tile) of grad
 // [B, C_out, H_out, W_out], which may have any strides, 0 too.
 template <typename T>
-const T* gradient_rows(const DeformConvParams& p, const Tensor& grad, int64_t begin, int64_t tile, Buffer<T>& buffer, int64_t capacity) {
+const T* gradient_rows(const DeformConvParams& p, const Tensor& grad, int64_t begin, int64_t tile, Buffer<T>& buffer,
+                       int64_t capacity) {
   const T* from = grad.in<T>();
   if (p.groups == 1 && is_channels_last(grad)) return from + begin * p.out_channels;
   const Strides4 s(grad);
@@ -127,7 +135,8 @@ const T* gradient_rows(const DeformConvParams& p, const Tensor& grad, int64_t be
           continue;
         }
         for (int64_t j = pixel; j < pixel + count; ++j, rows += n)
-          for (int64_t o = 0; o < n; ++o) rows[o] = planes[o * s.s[1] + j / p.out_width * s.s[2] + j % p.out_width * s.s[3]];
+          for (int64_t o = 0; o < n; ++o)
+            rows[o] = planes[o * s.s[1] + j / p.out_width * s.s[2] + j % p.out_width * s.s[3]];
       }
     });
   });
@@ -142,8 +151,8 @@ DCN_CLONES void add_bias(T* values, int64_t count, const T* bias, int64_t bias_s
 // Product rows [groups][tile][C_out/groups] plus bias to positions [begin + first, begin + last) of
 // the output; `begin` is where the tile begins.
 template <typename T>
-void write_output(const DeformConvParams& p, const T* rows, const T* bias, int64_t begin, int64_t tile, int64_t first, int64_t last,
-                  bool channels_last, T* out) {
+void write_output(const DeformConvParams& p, const T* rows, const T* bias, int64_t begin, int64_t tile, int64_t first,
+                  int64_t last, bool channels_last, T* out) {
   const int64_t n = p.group_outputs();
   if (channels_last) {
     for (int64_t j = first; j < last; ++j)
@@ -157,7 +166,8 @@ void write_output(const DeformConvParams& p, const T* rows, const T* bias, int64
   for_images(p, begin + first, begin + last, [&](int64_t position, int64_t image, int64_t pixel, int64_t count) {
     T* planes = out + image * p.out_channels * p.out_pixels() + pixel;
     for (int64_t group = 0; group < p.groups; ++group)
-      transpose_block(rows + (group * tile + position - begin) * n, n, planes + group * n * p.out_pixels(), p.out_pixels(), count, n);
+      transpose_block(rows + (group * tile + position - begin) * n, n, planes + group * n * p.out_pixels(),
+                      p.out_pixels(), count, n);
     for (int64_t o = 0; bias && o < p.out_channels; ++o) add_bias(planes + o * p.out_pixels(), count, bias + o, 0);
   });
 }

@@ -24,20 +24,22 @@ struct Planes {  // a [B, channels, H_out, W_out] tensor of any strides; data is
 };
 
 // Channels [begin, end) that lie in one convolution group and one offset group.
-struct Segment { int64_t begin, end, group, offset_group; };
+struct Segment {
+  int64_t begin, end, group, offset_group;
+};
 
 template <typename T>
 struct Sampler {
   using A = AccOf<T>;
   DeformConvParams p;
-  const T* input;        // [B, H, W, C]
-  const T* zeros;        // C of them: what a corner outside the map reads
+  const T* input;  // [B, H, W, C]
+  const T* zeros;  // C of them: what a corner outside the map reads
   Planes<A> offset, mask;
   std::vector<Segment> segments;
 };
 
 template <typename A>
-struct TapPlan {  // of one tap and one offset group at the positions of a block
+struct TapPlan {             // of one tap and one offset group at the positions of a block
   int64_t first[4][kBlock];  // number of the corner's first channel in the input, or kOutside
   A weight[4][kBlock];       // of the corners, times the mask
   A ly[kBlock], lx[kBlock], mask[kBlock];
@@ -46,10 +48,10 @@ struct TapPlan {  // of one tap and one offset group at the positions of a block
 template <typename A>
 struct BlockPositions {
   int count;
-  A y[kBlock], x[kBlock];           // of tap (0, 0), undisplaced
+  A y[kBlock], x[kBlock];                // of tap (0, 0), undisplaced
   int64_t offset[kBlock], mask[kBlock];  // where their first channel lies
-  int32_t image[kBlock];            // first pixel of the image
-  bool is_run;  // whether the block's offsets lie one after another, and so do its masks
+  int32_t image[kBlock];                 // first pixel of the image
+  bool is_run;                           // whether the block's offsets lie one after another, and so do its masks
 };
 
 // Whether the pixels of a channel lie one after another.
@@ -72,10 +74,14 @@ DCN_INLINE void start_block(const Sampler<T>& s, int64_t begin, int64_t end, Blo
     block.image[j] = static_cast<int32_t>(b * p.height * p.width);
     if (++column == p.out_width) {
       column = 0;
-      if (++row == p.out_height) { row = 0; ++b; }
+      if (++row == p.out_height) {
+        row = 0;
+        ++b;
+      }
     }
   }
-  block.is_run = block.count == kBlock && begin % p.out_pixels() + kBlock <= p.out_pixels() && is_run(s.offset, p) && is_run(s.mask, p);
+  block.is_run = block.count == kBlock && begin % p.out_pixels() + kBlock <= p.out_pixels() && is_run(s.offset, p) &&
+                 is_run(s.mask, p);
   for (int j = block.count; j < kBlock; ++j) {  // the vector loops run over all of the block
     block.y[j] = block.x[j] = 0;
     block.offset[j] = block.offset[0];
@@ -85,7 +91,8 @@ DCN_INLINE void start_block(const Sampler<T>& s, int64_t begin, int64_t end, Blo
 }
 
 template <typename T>
-DCN_INLINE void plan_tap(const Sampler<T>& s, const BlockPositions<AccOf<T>>& block, int64_t g, int64_t t, TapPlan<AccOf<T>>& plan) {
+DCN_INLINE void plan_tap(const Sampler<T>& s, const BlockPositions<AccOf<T>>& block, int64_t g, int64_t t,
+                         TapPlan<AccOf<T>>& plan) {
   using A = AccOf<T>;
   const DeformConvParams& p = s.p;
   const A tap_y = static_cast<A>(t / p.kernel_w * p.dilation_h), tap_x = static_cast<A>(t % p.kernel_w * p.dilation_w);
@@ -140,7 +147,8 @@ DCN_INLINE Corners<T> corners_of(const Sampler<T>& s, const TapPlan<AccOf<T>>& p
 }
 
 template <typename T>
-DCN_INLINE int64_t column_index(const DeformConvParams& p, const Segment& segment, int64_t tile, int64_t position, int64_t t) {
+DCN_INLINE int64_t column_index(const DeformConvParams& p, const Segment& segment, int64_t tile, int64_t position,
+                                int64_t t) {
   const int64_t first = segment.begin - segment.group * p.group_channels();
   return ((segment.group * tile + position) * p.taps() + t) * p.group_channels() + first;
 }
@@ -163,7 +171,8 @@ template <typename T>
 using Plans = std::vector<TapPlan<AccOf<T>>>;  // [T][G]
 
 template <typename T>
-DCN_INLINE void plan_block(const Sampler<T>& s, int64_t begin, int64_t end, BlockPositions<AccOf<T>>& block, Plans<T>& plans) {
+DCN_INLINE void plan_block(const Sampler<T>& s, int64_t begin, int64_t end, BlockPositions<AccOf<T>>& block,
+                           Plans<T>& plans) {
   start_block(s, begin, end, block);
   for (int64_t t = 0; t < s.p.taps(); ++t)
     for (int64_t g = 0; g < s.p.offset_groups; ++g) plan_tap(s, block, g, t, plans[t * s.p.offset_groups + g]);
@@ -171,7 +180,8 @@ DCN_INLINE void plan_block(const Sampler<T>& s, int64_t begin, int64_t end, Bloc
 
 // Columns of positions [begin, end), which lie in the tile that starts at `tile_begin`.
 template <typename T>
-DCN_CLONES void sample_columns(const Sampler<T>& s, int64_t tile_begin, int64_t tile, int64_t begin, int64_t end, T* columns) {
+DCN_CLONES void sample_columns(const Sampler<T>& s, int64_t tile_begin, int64_t tile, int64_t begin, int64_t end,
+                               T* columns) {
   const DeformConvParams& p = s.p;
   BlockPositions<AccOf<T>> block;
   Plans<T> plans(static_cast<size_t>(p.taps() * p.offset_groups));
@@ -180,8 +190,8 @@ DCN_CLONES void sample_columns(const Sampler<T>& s, int64_t tile_begin, int64_t 
     for (int j = 0; j < block.count; ++j)
       for (int64_t t = 0; t < p.taps(); ++t)
         for (const Segment& segment : s.segments)
-          blend(corners_of(s, plans[t * p.offset_groups + segment.offset_group], j), segment.begin, segment.end - segment.begin,
-                columns + column_index<T>(p, segment, tile, first + j - tile_begin, t));
+          blend(corners_of(s, plans[t * p.offset_groups + segment.offset_group], j), segment.begin,
+                segment.end - segment.begin, columns + column_index<T>(p, segment, tile, first + j - tile_begin, t));
   }
 }
 
@@ -218,8 +228,9 @@ struct PositionGrads {  // contiguous [B, 2*G*T, H_out, W_out] and [B, G*T, H_ou
 
 // To the planes of tap t and offset group g, from the dot products of a block.
 template <typename T>
-DCN_INLINE void write_position_grads(const Sampler<T>& s, const TapPlan<AccOf<T>>& plan, const AccOf<T> (&dots)[4][kBlock], int64_t first, int count,
-                                     int64_t g, int64_t t, const PositionGrads<T>& out) {
+DCN_INLINE void write_position_grads(const Sampler<T>& s, const TapPlan<AccOf<T>>& plan,
+                                     const AccOf<T> (&dots)[4][kBlock], int64_t first, int count, int64_t g, int64_t t,
+                                     const PositionGrads<T>& out) {
   using A = AccOf<T>;
   const DeformConvParams& p = s.p;
   A grad_y[kBlock], grad_x[kBlock], grad_mask[kBlock];
@@ -232,18 +243,22 @@ DCN_INLINE void write_position_grads(const Sampler<T>& s, const TapPlan<AccOf<T>
     const int64_t plane = (b * p.offset_groups + g) * p.taps() + t;
     const int64_t n = count - j < p.out_pixels() - pixel ? count - j : p.out_pixels() - pixel;
     for (int64_t i = 0; out.offset && i < n; ++i) out.offset[2 * plane * p.out_pixels() + pixel + i] = grad_y[j + i];
-    for (int64_t i = 0; out.offset && i < n; ++i) out.offset[(2 * plane + 1) * p.out_pixels() + pixel + i] = grad_x[j + i];
+    for (int64_t i = 0; out.offset && i < n; ++i)
+      out.offset[(2 * plane + 1) * p.out_pixels() + pixel + i] = grad_x[j + i];
     for (int64_t i = 0; out.mask && i < n; ++i) out.mask[plane * p.out_pixels() + pixel + i] = grad_mask[j + i];
     j += n;
   }
 }
 
-template <typename A> struct BlockDots { A of[4][kBlock]; };
+template <typename A>
+struct BlockDots {
+  A of[4][kBlock];
+};
 
 // Gradients of offset and mask at positions [begin, end) from the gradients of the tile's columns.
 template <typename T>
-DCN_CLONES void position_grads(const Sampler<T>& s, int64_t tile_begin, int64_t tile, int64_t begin, int64_t end, const T* grad_columns,
-                               const PositionGrads<T>& out) {
+DCN_CLONES void position_grads(const Sampler<T>& s, int64_t tile_begin, int64_t tile, int64_t begin, int64_t end,
+                               const T* grad_columns, const PositionGrads<T>& out) {
   using A = AccOf<T>;
   const DeformConvParams& p = s.p;
   BlockPositions<A> block;
@@ -263,7 +278,8 @@ DCN_CLONES void position_grads(const Sampler<T>& s, int64_t tile_begin, int64_t 
         }
     for (int64_t t = 0; t < p.taps(); ++t)
       for (int64_t g = 0; g < p.offset_groups; ++g)
-        write_position_grads(s, plans[t * p.offset_groups + g], dots[t * p.offset_groups + g].of, first, block.count, g, t, out);
+        write_position_grads(s, plans[t * p.offset_groups + g], dots[t * p.offset_groups + g].of, first, block.count, g,
+                             t, out);
   }
 }
 
@@ -283,8 +299,8 @@ DCN_INLINE void add_to_corners(const T* grad, int64_t n, const AccOf<T> weight[4
 // channel_end) of a whole tile. Threads split the channels, so each sum has one order whatever
 // their number. `waste` takes what falls outside the map: channel_end - channel_begin numbers.
 template <typename T>
-DCN_CLONES void scatter_columns(const Sampler<T>& s, int64_t tile_begin, int64_t tile, int64_t channel_begin, int64_t channel_end,
-                                const T* grad_columns, AccOf<T>* grad_input, AccOf<T>* waste) {
+DCN_CLONES void scatter_columns(const Sampler<T>& s, int64_t tile_begin, int64_t tile, int64_t channel_begin,
+                                int64_t channel_end, const T* grad_columns, AccOf<T>* grad_input, AccOf<T>* waste) {
   using A = AccOf<T>;
   const DeformConvParams& p = s.p;
   const int64_t tile_end = tile_begin + tile;
@@ -299,7 +315,8 @@ DCN_CLONES void scatter_columns(const Sampler<T>& s, int64_t tile_begin, int64_t
           const int64_t n = (segment.end < channel_end ? segment.end : channel_end) - lo;
           if (n <= 0) continue;
           const TapPlan<A>& plan = plans[t * p.offset_groups + segment.offset_group];
-          const T* grad = grad_columns + column_index<T>(p, segment, tile, first + j - tile_begin, t) + (lo - segment.begin);
+          const T* grad =
+              grad_columns + column_index<T>(p, segment, tile, first + j - tile_begin, t) + (lo - segment.begin);
           A weight[4], *row[4];
           for (int k = 0; k < 4; ++k) {
             const int64_t at = plan.first[k][j];

@@ -15,7 +15,9 @@
 
 namespace dcnseg_ops {
 
-struct bf16 { uint16_t bits; };
+struct bf16 {
+  uint16_t bits;
+};
 
 typedef float f32x16 __attribute__((vector_size(64)));
 typedef double f64x8 __attribute__((vector_size(64)));
@@ -23,12 +25,25 @@ typedef uint32_t u32x16 __attribute__((vector_size(64)));
 typedef uint16_t u16x16 __attribute__((vector_size(32)));
 
 // The type that sums are kept in, and the vector that holds values of T in that type.
-template <typename T> struct Simd { using Acc = float; using Vec = f32x16; static constexpr int kLanes = 16; };
-template <> struct Simd<double> { using Acc = double; using Vec = f64x8; static constexpr int kLanes = 8; };
-template <typename T> using AccOf = typename Simd<T>::Acc;
-template <typename T> using VecOf = typename Simd<T>::Vec;
+template <typename T>
+struct Simd {
+  using Acc = float;
+  using Vec = f32x16;
+  static constexpr int kLanes = 16;
+};
+template <>
+struct Simd<double> {
+  using Acc = double;
+  using Vec = f64x8;
+  static constexpr int kLanes = 8;
+};
+template <typename T>
+using AccOf = typename Simd<T>::Acc;
+template <typename T>
+using VecOf = typename Simd<T>::Vec;
 
-template <typename T> DCN_INLINE AccOf<T> load_one(const T* p) {
+template <typename T>
+DCN_INLINE AccOf<T> load_one(const T* p) {
   if constexpr (std::is_same_v<T, bf16>) {
     const uint32_t u = uint32_t(p->bits) << 16;
     float f;
@@ -38,7 +53,8 @@ template <typename T> DCN_INLINE AccOf<T> load_one(const T* p) {
     return *p;
   }
 }
-template <typename T> DCN_INLINE void store_one(T* p, AccOf<T> v) {
+template <typename T>
+DCN_INLINE void store_one(T* p, AccOf<T> v) {
   if constexpr (std::is_same_v<T, bf16>) {  // to the nearest, ties to even; NaN stays NaN
     uint32_t u;
     __builtin_memcpy(&u, &v, 4);
@@ -47,7 +63,8 @@ template <typename T> DCN_INLINE void store_one(T* p, AccOf<T> v) {
     *p = v;
   }
 }
-template <typename T> DCN_INLINE VecOf<T> load(const T* p) {
+template <typename T>
+DCN_INLINE VecOf<T> load(const T* p) {
   if constexpr (std::is_same_v<T, bf16>) {
     u16x16 half;
     __builtin_memcpy(&half, p, sizeof half);
@@ -59,7 +76,8 @@ template <typename T> DCN_INLINE VecOf<T> load(const T* p) {
     return v;
   }
 }
-template <typename T> DCN_INLINE void store(T* p, VecOf<T> v) {
+template <typename T>
+DCN_INLINE void store(T* p, VecOf<T> v) {
   if constexpr (std::is_same_v<T, bf16>) {
     const u32x16 u = (u32x16)v;
     const u32x16 rounded = (u + 0x7fff + ((u >> 16) & 1)) >> 16;
@@ -70,7 +88,10 @@ template <typename T> DCN_INLINE void store(T* p, VecOf<T> v) {
     __builtin_memcpy(p, &v, sizeof v);
   }
 }
-template <typename A> struct Quad { A of[4]; };
+template <typename A>
+struct Quad {
+  A of[4];
+};
 
 typedef float f32x8 __attribute__((vector_size(32)));
 typedef float f32x4 __attribute__((vector_size(16)));

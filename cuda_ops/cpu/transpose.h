@@ -7,7 +7,8 @@ namespace dcnseg_ops {
 typedef int32_t i32x16 __attribute__((vector_size(64)));
 
 // 16 numbers of 4 bytes, or of 2 bytes widened to 4.
-template <typename T> DCN_INLINE u32x16 load_bits(const T* p) {
+template <typename T>
+DCN_INLINE u32x16 load_bits(const T* p) {
   if constexpr (sizeof(T) == 2) {
     u16x16 half;
     __builtin_memcpy(&half, p, sizeof half);
@@ -18,7 +19,8 @@ template <typename T> DCN_INLINE u32x16 load_bits(const T* p) {
     return v;
   }
 }
-template <typename T> DCN_INLINE void store_bits(T* p, u32x16 v) {
+template <typename T>
+DCN_INLINE void store_bits(T* p, u32x16 v) {
   if constexpr (sizeof(T) == 2) {
     const u16x16 half = __builtin_convertvector(v, u16x16);
     __builtin_memcpy(p, &half, sizeof half);
@@ -34,7 +36,8 @@ template <typename T> DCN_INLINE void store_bits(T* p, u32x16 v) {
 #endif
 
 // Rows i and i + S exchange the halves of each 2S x 2S block that lie off its diagonal.
-template <int S> DCN_INLINE void exchange(u32x16& a, u32x16& b) {
+template <int S>
+DCN_INLINE void exchange(u32x16& a, u32x16& b) {
   const u32x16 x = a, y = b;
   if constexpr (S == 8) {
     a = DCN_SHUFFLE16(x, y, 0, 1, 2, 3, 4, 5, 6, 7, 16, 17, 18, 19, 20, 21, 22, 23);
@@ -50,7 +53,8 @@ template <int S> DCN_INLINE void exchange(u32x16& a, u32x16& b) {
     b = DCN_SHUFFLE16(x, y, 1, 17, 3, 19, 5, 21, 7, 23, 9, 25, 11, 27, 13, 29, 15, 31);
   }
 }
-template <int S> DCN_INLINE void exchange_all(u32x16 (&r)[16]) {
+template <int S>
+DCN_INLINE void exchange_all(u32x16 (&r)[16]) {
 #pragma GCC unroll 16
   for (int i = 0; i < 16; ++i)
     if (!(i & S)) exchange<S>(r[i], r[i + S]);
@@ -58,7 +62,8 @@ template <int S> DCN_INLINE void exchange_all(u32x16 (&r)[16]) {
 
 // out[c][r] = in[r][c] for r < rows and c < columns; consecutive rows are a stride apart.
 template <typename T>
-DCN_CLONES void transpose_block(const T* in, int64_t in_stride, T* out, int64_t out_stride, int64_t rows, int64_t columns) {
+DCN_CLONES void transpose_block(const T* in, int64_t in_stride, T* out, int64_t out_stride, int64_t rows,
+                                int64_t columns) {
   int64_t r = 0;
   if constexpr (sizeof(T) <= 4) {
     for (; r + 16 <= rows; r += 16) {

@@ -24,17 +24,29 @@
 #include "deform_conv_params.h"
 namespace dcnseg_ops {
 
-constexpr int kThreads = 256;        // of a block
-constexpr int64_t kChannels = 32;    // that one thread samples
+constexpr int kThreads = 256;      // of a block
+constexpr int64_t kChannels = 32;  // that one thread samples
 
 __device__ inline float to_sum(float v) { return v; }
 __device__ inline double to_sum(double v) { return v; }
-template <typename T> struct Value { template <typename A> __device__ static T from(A v) { return v; } };
+template <typename T>
+struct Value {
+  template <typename A>
+  __device__ static T from(A v) {
+    return v;
+  }
+};
 #ifndef DCN_EMULATE
 __device__ inline float to_sum(__half v) { return __half2float(v); }
 __device__ inline float to_sum(__nv_bfloat16 v) { return __bfloat162float(v); }
-template <> struct Value<__half> { __device__ static __half from(float v) { return __float2half_rn(v); } };
-template <> struct Value<__nv_bfloat16> { __device__ static __nv_bfloat16 from(float v) { return __float2bfloat16_rn(v); } };
+template <>
+struct Value<__half> {
+  __device__ static __half from(float v) { return __float2half_rn(v); }
+};
+template <>
+struct Value<__nv_bfloat16> {
+  __device__ static __nv_bfloat16 from(float v) { return __float2bfloat16_rn(v); }
+};
 #endif
 
 template <typename A>
@@ -43,7 +55,9 @@ struct Positions {  // of one image: [2*G*T, H_out, W_out] and [G*T, H_out, W_ou
   const A* mask;
 };
 
-struct Range { int64_t first, count; };  // output pixels
+struct Range {
+  int64_t first, count;
+};  // output pixels
 
 template <typename A>
 struct TapSample {
@@ -53,7 +67,8 @@ struct TapSample {
 
 // Where tap t of offset group g samples for output pixel `pixel`.
 template <typename A>
-__device__ inline TapSample<A> locate_tap(const DeformConvParams& p, const Positions<A>& positions, int64_t g, int64_t t, int64_t pixel) {
+__device__ inline TapSample<A> locate_tap(const DeformConvParams& p, const Positions<A>& positions, int64_t g,
+                                          int64_t t, int64_t pixel) {
   const int64_t plane = g * p.taps() + t, pixels = p.out_pixels();
   const A y = static_cast<A>(pixel / p.out_width * p.stride_h - p.pad_h + t / p.kernel_w * p.dilation_h) +
               positions.offset[2 * plane * pixels + pixel];
@@ -66,9 +81,13 @@ __device__ inline TapSample<A> locate_tap(const DeformConvParams& p, const Posit
 }
 
 // Thread i of a grid over [chunks of channels][T][count]; chunks do not cross offset groups.
-struct Work { int64_t pixel, column, t, g, channel_begin, channel_end; };
+struct Work {
+  int64_t pixel, column, t, g, channel_begin, channel_end;
+};
 
-DCN_HD int64_t chunks_per_group(const DeformConvParams& p) { return (p.offset_group_channels() + kChannels - 1) / kChannels; }
+DCN_HD int64_t chunks_per_group(const DeformConvParams& p) {
+  return (p.offset_group_channels() + kChannels - 1) / kChannels;
+}
 
 __device__ inline Work work_of(const DeformConvParams& p, Range range, int64_t i) {
   Work w;
@@ -83,11 +102,13 @@ __device__ inline Work work_of(const DeformConvParams& p, Range range, int64_t i
   return w;
 }
 
-#define DCN_FOR_EACH(i, n) \
-  for (int64_t i = blockIdx.x * static_cast<int64_t>(blockDim.x) + threadIdx.x; i < (n); i += static_cast<int64_t>(gridDim.x) * blockDim.x)
+#define DCN_FOR_EACH(i, n)                                                               \
+  for (int64_t i = blockIdx.x * static_cast<int64_t>(blockDim.x) + threadIdx.x; i < (n); \
+       i += static_cast<int64_t>(gridDim.x) * blockDim.x)
 
 template <typename T, typename A>
-__global__ void sample_columns(DeformConvParams p, const T* input, Positions<A> positions, Range range, int64_t n, T* columns) {
+__global__ void sample_columns(DeformConvParams p, const T* input, Positions<A> positions, Range range, int64_t n,
+                               T* columns) {
   DCN_FOR_EACH(i, n) {
     const Work w = work_of(p, range, i);
     const TapSample<A> sample = locate_tap(p, positions, w.g, w.t, w.pixel);
@@ -107,10 +128,11 @@ __global__ void sample_columns(DeformConvParams p, const T* input, Positions<A> 
 
 // Threads over [G][T][count]; grads are of one image, contiguous; null if not wanted.
 template <typename T, typename A>
-__global__ void position_grads(DeformConvParams p, const T* input, Positions<A> positions, const T* grad_columns, Range range, int64_t n,
-                               A* grad_offset, A* grad_mask) {
+__global__ void position_grads(DeformConvParams p, const T* input, Positions<A> positions, const T* grad_columns,
+                               Range range, int64_t n, A* grad_offset, A* grad_mask) {
   DCN_FOR_EACH(i, n) {
-    const int64_t column = i % range.count, pixel = range.first + column, plane = i / range.count, g = plane / p.taps(), t = plane % p.taps();
+    const int64_t column = i % range.count, pixel = range.first + column, plane = i / range.count, g = plane / p.taps(),
+                  t = plane % p.taps();
     const TapSample<A> sample = locate_tap(p, positions, g, t, pixel);
     A dot[4] = {0, 0, 0, 0};
     for (int64_t c = g * p.offset_group_channels(); c < (g + 1) * p.offset_group_channels(); ++c) {
@@ -131,7 +153,8 @@ __global__ void position_grads(DeformConvParams p, const T* input, Positions<A> 
 }
 
 template <typename T, typename A>
-__global__ void add_to_input(DeformConvParams p, Positions<A> positions, const T* grad_columns, Range range, int64_t n, A* grad_input) {
+__global__ void add_to_input(DeformConvParams p, Positions<A> positions, const T* grad_columns, Range range, int64_t n,
+                             A* grad_input) {
   DCN_FOR_EACH(i, n) {
     const Work w = work_of(p, range, i);
     const TapSample<A> sample = locate_tap(p, positions, w.g, w.t, w.pixel);
@@ -164,7 +187,11 @@ inline dim3 blocks_for(int64_t n) {
   const int64_t blocks = (n + kThreads - 1) / kThreads;
   return dim3(static_cast<unsigned>(blocks < (1 << 20) ? blocks : (1 << 20)));
 }
-inline int64_t sample_threads(const DeformConvParams& p, Range range) { return p.offset_groups * chunks_per_group(p) * p.taps() * range.count; }
-inline int64_t position_threads(const DeformConvParams& p, Range range) { return p.offset_groups * p.taps() * range.count; }
+inline int64_t sample_threads(const DeformConvParams& p, Range range) {
+  return p.offset_groups * chunks_per_group(p) * p.taps() * range.count;
+}
+inline int64_t position_threads(const DeformConvParams& p, Range range) {
+  return p.offset_groups * p.taps() * range.count;
+}
 
 }  // namespace dcnseg_ops

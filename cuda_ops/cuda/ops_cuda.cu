@@ -31,26 +31,27 @@ void check_launch(const char* kernel) {
   DCN_CHECK(error == cudaSuccess, std::string(kernel) + ": " + cudaGetErrorString(error));
 }
 
-#define DCN_RUN(kernel, n, stream, ...)                                                  \
-  do {                                                                                   \
-    if ((n) > 0) {                                                                       \
-      DCN_LAUNCH((kernel), blocks_for(n), dim3(kThreads), 0, stream, __VA_ARGS__);       \
-      check_launch(#kernel);                                                             \
-    }                                                                                    \
+#define DCN_RUN(kernel, n, stream, ...)                                            \
+  do {                                                                             \
+    if ((n) > 0) {                                                                 \
+      DCN_LAUNCH((kernel), blocks_for(n), dim3(kThreads), 0, stream, __VA_ARGS__); \
+      check_launch(#kernel);                                                       \
+    }                                                                              \
   } while (0)
 
 // [groups][rows][columns] on the device of `like`; strides are in numbers.
-Tensor matrices(const void* data, int64_t groups, int64_t rows, int64_t columns, int64_t group_stride, int64_t row_stride,
-                int64_t column_stride, const Tensor& like) {
+Tensor matrices(const void* data, int64_t groups, int64_t rows, int64_t columns, int64_t group_stride,
+                int64_t row_stride, int64_t column_stride, const Tensor& like) {
   const int64_t sizes[3] = {groups, rows, columns}, strides[3] = {group_stride, row_stride, column_stride};
   AtenTensorHandle handle;
-  DCN_CALL(aoti_torch_create_tensor_from_blob(const_cast<void*>(data), 3, sizes, strides, 0, like.dtype(), like.device_type(),
-                                              like.device_index(), &handle));
+  DCN_CALL(aoti_torch_create_tensor_from_blob(const_cast<void*>(data), 3, sizes, strides, 0, like.dtype(),
+                                              like.device_type(), like.device_index(), &handle));
   return Tensor(handle);
 }
 
 void multiply(const Tensor& out, const Tensor& a, const Tensor& b) {
-  StableIValue stack[3] = {from_tensor(a), from_tensor(b), from_tensor(out)};  // copies of the handles, which the call takes over
+  StableIValue stack[3] = {from_tensor(a), from_tensor(b),
+                           from_tensor(out)};  // copies of the handles, which the call takes over
   DCN_CALL(torch_call_dispatcher("aten::bmm", "out", stack, kAbi));
   as_tensor(stack[0]);
 }
@@ -78,17 +79,30 @@ struct Call {
   }
   // Views of one tile: columns [groups][K][count], the weight [groups][outputs][K], its transpose,
   // and rows of an output-like tensor [groups][outputs][count].
-  Tensor columns_view(const T* columns, Range r) const { return matrices(columns, p.groups, p.depth(), r.count, p.depth() * r.count, r.count, 1, input); }
-  Tensor columns_transposed(const T* columns, Range r) const { return matrices(columns, p.groups, r.count, p.depth(), p.depth() * r.count, 1, r.count, input); }
-  Tensor weight_view() const { return matrices(weight.in<T>(), p.groups, p.group_outputs(), p.depth(), p.group_outputs() * p.depth(), p.depth(), 1, input); }
-  Tensor weight_transposed() const { return matrices(weight.in<T>(), p.groups, p.depth(), p.group_outputs(), p.group_outputs() * p.depth(), 1, p.depth(), input); }
+  Tensor columns_view(const T* columns, Range r) const {
+    return matrices(columns, p.groups, p.depth(), r.count, p.depth() * r.count, r.count, 1, input);
+  }
+  Tensor columns_transposed(const T* columns, Range r) const {
+    return matrices(columns, p.groups, r.count, p.depth(), p.depth() * r.count, 1, r.count, input);
+  }
+  Tensor weight_view() const {
+    return matrices(weight.in<T>(), p.groups, p.group_outputs(), p.depth(), p.group_outputs() * p.depth(), p.depth(), 1,
+                    input);
+  }
+  Tensor weight_transposed() const {
+    return matrices(weight.in<T>(), p.groups, p.depth(), p.group_outputs(), p.group_outputs() * p.depth(), 1, p.depth(),
+                    input);
+  }
   Tensor output_view(const T* output, int64_t b, Range r) const {
     const int64_t pixels = p.out_pixels();
-    return matrices(output + b * p.out_channels * pixels + r.first, p.groups, p.group_outputs(), r.count, p.group_outputs() * pixels, pixels, 1, input);
+    return matrices(output + b * p.out_channels * pixels + r.first, p.groups, p.group_outputs(), r.count,
+                    p.group_outputs() * pixels, pixels, 1, input);
   }
-  template <typename F> void for_tiles(const F& f) const {
+  template <typename F>
+  void for_tiles(const F& f) const {
     for (int64_t b = 0; b < p.batch; ++b)
-      for (int64_t first = 0; first < p.out_pixels(); first += tile()) f(b, Range{first, std::min(tile(), p.out_pixels() - first)});
+      for (int64_t first = 0; first < p.out_pixels(); first += tile())
+        f(b, Range{first, std::min(tile(), p.out_pixels() - first)});
   }
 
   Tensor forward(const Tensor& bias) const {
@@ -102,7 +116,8 @@ struct Call {
     });
     const int64_t n = p.out_channels * p.out_pixels();
     if (bias.numel())
-      for (int64_t b = 0; b < p.batch; ++b) DCN_RUN((add_bias<T>), n, stream, bias.template in<T>(), p.out_pixels(), n, out + b * n);
+      for (int64_t b = 0; b < p.batch; ++b)
+        DCN_RUN((add_bias<T>), n, stream, bias.template in<T>(), p.out_pixels(), n, out + b * n);
     return output;
   }
 
@@ -113,20 +128,23 @@ struct Call {
     const T* grads = grad.template in<T>();
     const int64_t planes = p.offset_groups * p.taps() * p.out_pixels();
     for_tiles([&](int64_t b, Range range) {
-      if (grad_input || grad_offset || grad_mask) multiply(columns_view(columns, range), weight_transposed(), output_view(grads, b, range));
+      if (grad_input || grad_offset || grad_mask)
+        multiply(columns_view(columns, range), weight_transposed(), output_view(grads, b, range));
       if (grad_offset || grad_mask) {
         const int64_t n = position_threads(p, range);
-        DCN_RUN((position_grads<T, A>), n, stream, p, image(b), positions(b), columns, range, n, grad_offset ? grad_offset + b * 2 * planes : nullptr,
-                grad_mask ? grad_mask + b * planes : nullptr);
+        DCN_RUN((position_grads<T, A>), n, stream, p, image(b), positions(b), columns, range, n,
+                grad_offset ? grad_offset + b * 2 * planes : nullptr, grad_mask ? grad_mask + b * planes : nullptr);
       }
       if (grad_input) {
         const int64_t n = sample_threads(p, range);
-        DCN_RUN((add_to_input<T, A>), n, stream, p, positions(b), columns, range, n, grad_input + b * p.channels * p.height * p.width);
+        DCN_RUN((add_to_input<T, A>), n, stream, p, positions(b), columns, range, n,
+                grad_input + b * p.channels * p.height * p.width);
       }
       if (grad_weight) {
         sample(b, range, columns);
         const int64_t n = weight.numel();
-        multiply(matrices(product.template in<T>(), p.groups, p.group_outputs(), p.depth(), p.group_outputs() * p.depth(), p.depth(), 1, input),
+        multiply(matrices(product.template in<T>(), p.groups, p.group_outputs(), p.depth(),
+                          p.group_outputs() * p.depth(), p.depth(), 1, input),
                  output_view(grads, b, range), columns_transposed(columns, range));
         DCN_RUN((add_values<T, A>), n, stream, product.template in<T>(), n, grad_weight);
       }
@@ -144,7 +162,9 @@ auto by_dtype(const Tensor& input, const F& f) {
   throw std::runtime_error("deform_conv2d: expected a floating-point tensor");
 }
 
-struct Arguments { Tensor input, offset, mask, weight; };
+struct Arguments {
+  Tensor input, offset, mask, weight;
+};
 
 DeformConvParams params_of(const Arguments& a, const StableIValue* numbers) {
   return make_params(a.input.sizes(), a.offset.sizes(), a.weight.sizes(), numbers);
@@ -156,7 +176,8 @@ void deform_conv2d_boxed(StableIValue* stack, uint64_t, uint64_t) {
   const DeviceGuard guard(a.input.device_index());
   const DeformConvParams p = params_of(a, stack + 5);
   stack[0] = from_tensor(by_dtype(a.input, [&](auto value, auto sum) {
-    return Call<decltype(value), decltype(sum)>{a.input, a.offset, a.mask, a.weight, p, current_stream(a.input)}.forward(bias);
+    return Call<decltype(value), decltype(sum)>{a.input, a.offset, a.mask, a.weight, p, current_stream(a.input)}
+        .forward(bias);
   }));
 }
 
@@ -177,14 +198,17 @@ void deform_conv2d_backward_boxed(StableIValue* stack, uint64_t, uint64_t) {
   const auto like = [](const Tensor& t, StableIValue wanted) {
     return as_bool(wanted) ? empty_contiguous({t.sizes(), t.sizes() + t.dim()}, t) : empty_contiguous({0}, t);
   };
-  Tensor grads[4] = {like(a.input, stack[11]), like(a.offset, stack[12]), like(a.mask, stack[13]), like(a.weight, stack[14])};
+  Tensor grads[4] = {like(a.input, stack[11]), like(a.offset, stack[12]), like(a.mask, stack[13]),
+                     like(a.weight, stack[14])};
   by_dtype(a.input, [&](auto value, auto sum) {
     using T = decltype(value);
     using A = decltype(sum);
     const Call<T, A> call{a.input, a.offset, a.mask, a.weight, p, current_stream(a.input)};
-    Tensor input_sums = zeroed_sums<A>(grads[0], a.offset, call.stream), weight_sums = zeroed_sums<A>(grads[3], a.offset, call.stream);
+    Tensor input_sums = zeroed_sums<A>(grads[0], a.offset, call.stream),
+           weight_sums = zeroed_sums<A>(grads[3], a.offset, call.stream);
     const auto wanted = [](Tensor& t, const Tensor& asked) { return asked.numel() ? t.out<A>() : nullptr; };
-    call.backward(grad, wanted(input_sums, grads[0]), wanted(grads[1], grads[1]), wanted(grads[2], grads[2]), wanted(weight_sums, grads[3]));
+    call.backward(grad, wanted(input_sums, grads[0]), wanted(grads[1], grads[1]), wanted(grads[2], grads[2]),
+                  wanted(weight_sums, grads[3]));
     const int64_t inputs = grads[0].numel(), weights = grads[3].numel();
     DCN_RUN((round_values<T, A>), inputs, call.stream, input_sums.in<A>(), inputs, grads[0].out<T>());
     DCN_RUN((round_values<T, A>), weights, call.stream, weight_sums.in<A>(), weights, grads[3].out<T>());

@@ -65,8 +65,8 @@ DCN_HD void corner_weights(acc_t ly, acc_t lx, acc_t mask, acc_t weight[4]) {
 // Derivatives of a loss by y, x and mask, where dot[k] is the sum over the channels of
 // (gradient of the column) * (value of corner k).
 template <typename acc_t>
-DCN_HD void position_gradient(const acc_t dot[4], acc_t ly, acc_t lx, acc_t mask, acc_t* grad_y,
-                              acc_t* grad_x, acc_t* grad_mask) {
+DCN_HD void position_gradient(const acc_t dot[4], acc_t ly, acc_t lx, acc_t mask, acc_t* grad_y, acc_t* grad_x,
+                              acc_t* grad_mask) {
   const acc_t hy = acc_t(1) - ly, hx = acc_t(1) - lx;
   *grad_y = mask * (hx * (dot[2] - dot[0]) + lx * (dot[3] - dot[1]));
   *grad_x = mask * (hy * (dot[1] - dot[0]) + ly * (dot[3] - dot[2]));

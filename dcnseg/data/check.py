@@ -54,6 +54,7 @@ def inspect_samples(
     *,
     workers: int = 0,
     on_progress: Callable[[int, int], None] | None = None,
+    may_be_void: bool = False,
 ) -> DatasetSummary:
     """Open every picture and every mask, in parallel, and count the pixels of each class.
 
@@ -62,6 +63,7 @@ def inspect_samples(
         class_map: The classes that the masks may hold.
         workers: Threads; 0 means one per processor.
         on_progress: Called with (done, total) after each sample, from the calling thread.
+        may_be_void: Whether every pixel may be ignored.
 
     Raises:
         DataError: Files are broken, a mask has another size than its image or holds values outside
@@ -79,7 +81,7 @@ def inspect_samples(
     done = [results[index] for index in sorted(results)]
     histograms = np.array([one.histogram for one in done], np.int64)  # [N, 256]
     totals = histograms.sum(axis=0)
-    if totals[:IGNORE_INDEX].sum() == 0:
+    if totals[:IGNORE_INDEX].sum() == 0 and not may_be_void:
         raise DataError(
             f"{samples[0].mask.parent}: every pixel of all {len(samples)} masks is ignored; there "
             "is nothing to learn from. Check `ignore` in the class list and --ignore-index."

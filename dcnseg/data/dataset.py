@@ -19,22 +19,9 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from dcnseg.data.class_map import ClassMap, UnknownLabelsError
-from dcnseg.data.folders import Sample, Splits, find_images, find_splits, pair_samples
+from dcnseg.data.folders import Sample, Splits, find_splits
 from dcnseg.data.image_io import read_image, read_mask
 from dcnseg.errors import ConfigError, DataError
-
-__all__ = [
-    "Sample",
-    "SegmentationDataset",
-    "Splits",
-    "decode_mask",
-    "find_class_list",
-    "find_images",
-    "find_splits",
-    "load_class_map",
-    "load_label_map",
-    "pair_samples",
-]
 
 _MAX_VALUES: Final = 64  # more distinct values than that are not classes but a smeared mask
 
@@ -184,9 +171,7 @@ class SegmentationDataset(Dataset[tuple[Tensor, Tensor]]):
             return self.transform(image_tensor, label_tensor)
 
     def _load(self, sample: Sample) -> tuple[UInt8Array, UInt8Array]:
-        image, labels = read_image(sample.image), load_label_map(sample, self.class_map)
-        if image.shape[:2] != labels.shape:
-            raise DataError(size_mismatch(sample, image.shape[:2], labels.shape))
+        image, labels = load_pair(sample, self.class_map)
         if self.input_scale == 1:
             return image, labels
         size_hw = scaled_size_hw(labels.shape, self.input_scale)
@@ -203,6 +188,18 @@ def _shared_number() -> Tensor:
     number = torch.zeros((), dtype=torch.int64)
     number.share_memory_()
     return number
+
+
+def load_pair(sample: Sample, class_map: ClassMap) -> tuple[UInt8Array, UInt8Array]:
+    """Read a picture, RGB uint8 [H, W, 3], and its training indices, uint8 [H, W].
+
+    Raises:
+        DataError: One of the two is broken, or they differ in size; the message names the file.
+    """
+    image, labels = read_image(sample.image), load_label_map(sample, class_map)
+    if image.shape[:2] != labels.shape:
+        raise DataError(size_mismatch(sample, image.shape[:2], labels.shape))
+    return image, labels
 
 
 def scaled_size_hw(size_hw: Sequence[int], input_scale: float) -> tuple[int, int]:

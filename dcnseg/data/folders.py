@@ -111,7 +111,10 @@ def _split(
     count = round(len(samples) * val_fraction)
     if val_fraction > 0:
         count = min(max(count, 1), len(samples) - 1)
-    ranked = sorted(samples, key=lambda s: hashlib.sha256(f"{seed}:{s.stem}".encode()).digest())
+    ranked = sorted(
+        samples,
+        key=lambda s: hashlib.sha256(f"{seed}:{s.stem}".encode(errors="surrogateescape")).digest(),
+    )
     chosen = {sample.stem for sample in ranked[:count]}
     train = tuple(sample for sample in samples if sample.stem not in chosen)
     return train, tuple(sample for sample in samples if sample.stem in chosen)

@@ -11,12 +11,11 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
-from dcnseg.config import DataConfig, PredictConfig, TrainConfig
+from dcnseg.config import PredictConfig
 from dcnseg.data.class_map import IGNORE_INDEX, ClassMap
-from dcnseg.data.dataset import find_class_list, load_label_map, size_mismatch
-from dcnseg.data.folders import Sample, find_splits
-from dcnseg.data.image_io import read_image
-from dcnseg.engine.run_folder import CONFIG, read_run
+from dcnseg.data.dataset import find_class_list, load_pair
+from dcnseg.data.folders import Sample, Splits, find_splits
+from dcnseg.engine.run_folder import is_run, read_run
 from dcnseg.errors import ConfigError, DataError
 from dcnseg.inference.predictor import Predictor
 
@@ -120,7 +119,8 @@ def evaluate_run(
 ) -> Scores:
     """Score a run folder or weights file on a split of a data folder.
 
-    Where the run was trained on the same folder, its own seeded split is meant.
+    On the folder that the run was trained on, the run's own split is meant, whatever pictures have
+    been added since. Another folder without a val folder is split with the default seed.
 
     Args:
         run: Run folder or weights file.
@@ -133,24 +133,38 @@ def evaluate_run(
 
     Raises:
         ConfigError: there is no such split.
-        DataError: the folder's classes are not the run's, or a file is wrong.
+        DataError: the folder's classes are not the run's, or a file is missing or wrong.
     """
     if split not in SPLITS:
         raise ConfigError(f"--split is {split!r}; expected one of {', '.join(SPLITS)}.")
     predictor = Predictor.from_checkpoint(run, device=device, amp=amp, config=config)
-    folder = run if run.is_dir() else run.parent
-    settings = read_run(folder).config if (folder / CONFIG).is_file() else None
-    splits = find_splits(
-        root,
-        val_fraction=settings.data.val_fraction if settings else DataConfig.val_fraction,
-        seed=settings.seed if settings else TrainConfig.seed,
-    )
+    splits = _splits_of(run if run.is_dir() else run.parent, root)
     samples = splits.all_samples() if split == "all" else getattr(splits, split)
     if not samples:
         there = ", ".join(name for name in SPLITS[:3] if getattr(splits, name))
         raise ConfigError(f"--split is {split}, but {root} has no such pictures; it has {there}.")
     _check_classes(root, predictor.class_map)
     return evaluate(predictor, samples, on_progress=on_progress)
+
+
+def _splits_of(run: Path, root: Path) -> Splits:
+    """The splits of a data folder, as the run recorded them if it was trained on that folder."""
+    record = read_run(run) if is_run(run) else None
+    if record is None or record.config.data.root.resolve() != root.resolve():
+        return find_splits(root)
+    settings = record.config
+    splits = find_splits(root, val_fraction=settings.data.val_fraction, seed=settings.seed)
+    by_stem = {sample.stem: sample for sample in splits.all_samples()}
+    chosen: dict[str, tuple[Sample, ...]] = {}
+    for name, stems in record.split.items():
+        own = {sample.stem: sample for sample in getattr(splits, name)}  # stems repeat over splits
+        missing = [stem for stem in stems if stem not in own and stem not in by_stem]
+        if missing:
+            raise DataError(
+                f"{root}: {len(missing)} {name} pictures of the run are gone, {missing[0]} for one."
+            )
+        chosen[name] = tuple(own.get(stem) or by_stem[stem] for stem in stems)
+    return Splits(**chosen)
 
 
 def _check_classes(root: Path, trained: ClassMap) -> None:
@@ -172,16 +186,10 @@ Pair = tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]
 
 
 def _read_ahead(samples: Iterable[Sample], class_map: ClassMap) -> Iterator[Pair]:
-    def read(sample: Sample) -> Pair:
-        image, labels = read_image(sample.image), load_label_map(sample, class_map)
-        if image.shape[:2] != labels.shape:
-            raise DataError(size_mismatch(sample, image.shape[:2], labels.shape))
-        return image, labels
-
     with ThreadPoolExecutor(max_workers=2) as pool:
         waiting: list[Future[Pair]] = []
         for sample in samples:
-            waiting.append(pool.submit(read, sample))
+            waiting.append(pool.submit(load_pair, sample, class_map))
             if len(waiting) > READ_AHEAD:
                 yield waiting.pop(0).result()
         for future in waiting:

@@ -23,6 +23,7 @@ class RunSummary:
         first_epoch: The epoch that comes next, counted from 1; more than 1 after a resume.
         epochs: Epochs in all.
         steps_per_epoch: Batches of an epoch.
+        best_mean_iou: Best validation score of the epochs before a resume; None without one.
     """
 
     run: Path
@@ -35,11 +36,12 @@ class RunSummary:
     first_epoch: int
     epochs: int
     steps_per_epoch: int
+    best_mean_iou: float | None = None
 
 
 @dataclass(frozen=True)
 class Step:
-    """One batch of an epoch is done; epoch and step count from 1."""
+    """One batch of an epoch is done; both count from 1. `loss` is the mean of the epoch so far."""
 
     epoch: int
     step: int
@@ -64,4 +66,4 @@ class TrainingListener:
         """An epoch is done; `record` is its line of metrics.jsonl."""
 
     def stopped_early(self, epoch: int, patience: int) -> None:
-        """The score has not improved for `patience` evaluations."""
+        """The score has not improved for `patience` epochs."""

@@ -9,7 +9,8 @@ import torch
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
-OFFSET_BRANCH = ".conv_offset."
+from dcnseg.ops.deform_conv import OFFSET_BRANCH
+
 SGD_MOMENTUM = 0.9
 
 

@@ -9,9 +9,9 @@ import cv2
 import numpy as np
 import numpy.typing as npt
 
-from dcnseg.data.dataset import load_label_map
+from dcnseg.data.dataset import load_pair
 from dcnseg.data.folders import Sample
-from dcnseg.data.image_io import read_image, write_jpeg
+from dcnseg.data.image_io import write_jpeg
 from dcnseg.inference.predictor import Predictor
 from dcnseg.inference.writers import draw_overlay
 
@@ -35,8 +35,7 @@ def _spread(length: int, count: int) -> list[int]:
 
 
 def _row(predictor: Predictor, sample: Sample) -> npt.NDArray[np.uint8]:
-    image = read_image(sample.image)
-    truth = load_label_map(sample, predictor.class_map)
+    image, truth = load_pair(sample, predictor.class_map)
     predicted = predictor.predict(image).labels
     size = CELL_WIDTH, max(1, round(image.shape[0] * CELL_WIDTH / image.shape[1]))
     gap = np.full((size[1], GAP, 3), 255, np.uint8)

@@ -14,11 +14,16 @@ import json
 import platform
 import sys
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from importlib.metadata import version
 from pathlib import Path
 from typing import Any
+
+import cv2
+import numpy as np
+import segmentation_models_pytorch as smp
+import torch
+import torchvision
 
 from dcnseg import __version__
 from dcnseg.checkpoint import BEST_WEIGHTS, RESUME_STATE
@@ -33,13 +38,6 @@ CLASSES = "classes.json"
 METRICS = "metrics.jsonl"
 PREVIEW = "preview.jpg"
 RUN_FILES = (CONFIG, CLASSES, METRICS, PREVIEW, BEST_WEIGHTS, RESUME_STATE)
-PACKAGES = (
-    "torch",
-    "torchvision",
-    "segmentation-models-pytorch",
-    "numpy",
-    "opencv-python-headless",
-)
 
 
 @dataclass(frozen=True)
@@ -77,18 +75,43 @@ def create_run(
     check_run_is_free(run, overwrite=overwrite)
     for name in RUN_FILES:
         (run / name).unlink(missing_ok=True)
-    versions = {package: version(package) for package in PACKAGES}
     record = {
         "dcnseg": __version__,
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": sys.argv,
-        "versions": {"python": platform.python_version(), **versions},
-        "settings": to_dict(config),
+        "versions": {
+            "python": platform.python_version(),
+            "torch": torch.__version__,
+            "torchvision": torchvision.__version__,
+            "segmentation-models-pytorch": smp.__version__,
+            "numpy": np.__version__,
+            "opencv": cv2.__version__,
+        },
+        "settings": to_dict(_with_absolute_root(config)),
         "sources": dict(sources),
         "split": split_stems(splits),
     }
     _write_json(run / CONFIG, record)
     _write_json(run / CLASSES, class_map.to_dict())
+
+
+def update_settings(run: Path, config: TrainConfig, changed: Sequence[str]) -> None:
+    """Write settings that a resumed run was given anew, so that the next resume knows them.
+
+    Args:
+        run: The run folder.
+        config: All settings as they are now.
+        changed: Names of those that were given.
+    """
+    record = json.loads((run / CONFIG).read_text(encoding="utf-8"))
+    record["settings"] = to_dict(_with_absolute_root(config))
+    record["sources"] |= dict.fromkeys(changed, "command line, at resume")
+    _write_json(run / CONFIG, record)
+
+
+def _with_absolute_root(config: TrainConfig) -> TrainConfig:
+    """A run can be resumed from any folder."""
+    return replace(config, data=replace(config.data, root=config.data.root.resolve()))
 
 
 def check_run_is_free(run: Path, *, overwrite: bool) -> None:
@@ -102,6 +125,15 @@ def check_run_is_free(run: Path, *, overwrite: bool) -> None:
         )
 
 
+def is_run(folder: Path) -> bool:
+    """Whether a folder's config.json is one of dcnseg's; other programs use that name, too."""
+    try:
+        record = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+    except (OSError, ValueError):
+        return False
+    return isinstance(record, dict) and {"dcnseg", "settings"} <= set(record)
+
+
 def read_run(run: Path) -> RunRecord:
     """Read the settings of a run.
 
@@ -112,12 +144,12 @@ def read_run(run: Path) -> RunRecord:
     if not path.is_file():
         raise CheckpointError(f"{run} has no {CONFIG}; expected a run folder of `dcnseg train`.")
     try:
-        record = json.loads(path.read_text())
+        record = json.loads(path.read_text(encoding="utf-8"))
         return RunRecord(
             config=from_dict(TrainConfig, record["settings"]),
             sources=record["sources"],
             split=record["split"],
-            class_map=ClassMap.from_dict(json.loads((run / CLASSES).read_text())),
+            class_map=ClassMap.from_dict(json.loads((run / CLASSES).read_text(encoding="utf-8"))),
         )
     except (OSError, ValueError, KeyError, TypeError, ConfigError, DataError) as error:
         raise CheckpointError(f"{path} is damaged: {error}") from error
@@ -162,23 +194,28 @@ def check_split_is_unchanged(record: RunRecord, splits: Splits) -> None:
 
 def append_metrics(run: Path, record: Mapping[str, Any]) -> None:
     """Add the line of an epoch to metrics.jsonl."""
-    with (run / METRICS).open("a") as file:
+    with (run / METRICS).open("a", encoding="utf-8") as file:
         file.write(json.dumps(record, allow_nan=False) + "\n")
 
 
 def read_metrics(run: Path) -> list[dict[str, Any]]:
     """The epochs that metrics.jsonl tells of, in order."""
     path = run / METRICS
-    return [json.loads(line) for line in path.read_text().splitlines()] if path.is_file() else []
+    return (
+        [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
+        if path.is_file()
+        else []
+    )
 
 
 def drop_metrics_after(run: Path, epoch: int) -> None:
     """Keep the lines of epochs up to `epoch`; later ones will be computed again."""
     kept = [record for record in read_metrics(run) if record["epoch"] <= epoch]
     with atomic_path(run / METRICS) as temporary:
-        temporary.write_text("".join(json.dumps(record) + "\n" for record in kept))
+        lines = [json.dumps(record) + "\n" for record in kept]
+        temporary.write_text("".join(lines), encoding="utf-8")
 
 
 def _write_json(path: Path, content: Mapping[str, Any]) -> None:
     with atomic_path(path) as temporary:
-        temporary.write_text(json.dumps(content, indent=2, ensure_ascii=False) + "\n")
+        temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

@@ -18,6 +18,7 @@ from dcnseg.checkpoint import save_resume_state
 from dcnseg.config import Preprocessing, TrainConfig
 from dcnseg.device import select_amp_dtype
 from dcnseg.engine.optim import build_optimizer, build_schedule
+from dcnseg.errors import CheckpointError
 from dcnseg.models.pretrained import load_encoder_weights
 from dcnseg.models.segmenter import Segmenter, build_segmenter
 
@@ -95,13 +96,28 @@ def build_state(
 
 
 def restore_state(state: TrainingState, saved: Mapping[str, Any]) -> None:
-    """Put a resume state back into the objects of a fresh state."""
+    """Put a resume state back into the objects of a fresh state.
+
+    Raises:
+        CheckpointError: the resume state is of another network or lacks something.
+    """
+    try:
+        _restore(state, saved)
+    except (KeyError, RuntimeError, TypeError, ValueError) as error:
+        reason = str(error).partition("\n")[0]
+        raise CheckpointError(
+            f"The resume state does not fit the run's settings: {reason}"
+        ) from error
+
+
+def _restore(state: TrainingState, saved: Mapping[str, Any]) -> None:
     state.model.load_state_dict(saved["model"])
     if state.average is not None:
         state.average.load_state_dict(saved["average"])
     state.optimizer.load_state_dict(saved["optimizer"])
     state.schedule.load_state_dict(saved["schedule"])
-    state.scaler.load_state_dict(saved["scaler"])
+    if saved["scaler"]:  # empty where the run was not in float16 before
+        state.scaler.load_state_dict(saved["scaler"])
     state.preprocessing = Preprocessing(**saved["preprocessing"])
     state.epoch = saved["epoch"]
     state.best_epoch = saved["best_epoch"]

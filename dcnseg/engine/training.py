@@ -33,6 +33,7 @@ from dcnseg.engine.run_folder import (
     create_run,
     drop_metrics_after,
     read_run,
+    update_settings,
 )
 from dcnseg.engine.state import TrainingState, build_state, restore_state, save_state
 from dcnseg.engine.training_data import (
@@ -82,7 +83,7 @@ def train(
     check_run_is_free(run, overwrite=overwrite)
     splits = find_training_splits(config)
     # A setting that cannot be met is told before the masks are read, which may take minutes.
-    select_device(config.device)
+    select_amp_dtype(config.amp, select_device(config.device))
     build_segmenter(config.model, num_classes=2)
     require_encoder_weights(config.model.encoder, config.encoder_weights)
     if config.tensorboard:
@@ -136,6 +137,8 @@ def resume(
     check_classes_are_unchanged(record, data.class_map)
     trainer = Trainer(config, run, data, listener, encoder_weights=NO_WEIGHTS)
     restore_state(trainer.state, saved)
+    given = {"epochs": epochs, "device": device, "data.workers": workers}
+    update_settings(run, config, [name for name, value in given.items() if value is not None])
     drop_metrics_after(run, trainer.state.epoch)
     return trainer.run_epochs()
 
@@ -221,19 +224,25 @@ class Trainer:
         progress = EpochProgress(epoch, self.config.epochs, len(self.dataset), self.listener)
         self.state.model.train()
         for step, (images, labels) in enumerate(self.loader, 1):
-            loss = self._backward(images, labels)
+            loss = self._backward(images, labels, share=1 / self._group_size(step))
             if not math.isfinite(loss):
                 raise TrainingError(
                     f"The loss is {loss} at step {step} of epoch {epoch}. Start a new run with a "
-                    "lower --lr, longer --warmup-epochs or --amp off; this one keeps its last "
-                    "complete epoch."
+                    "lower --lr, longer --warmup-epochs or --amp off; what was complete of this "
+                    "one is kept."
                 )
             if step % self.config.accumulate == 0 or step == len(self.batches):
                 self._update()
             progress.step_done(step, len(images), loss)
         return {"loss": progress.mean_loss, "images_per_second": progress.images_per_second}
 
-    def _backward(self, images: Tensor, labels: Tensor) -> float:
+    def _group_size(self, step: int) -> int:
+        """Batches of the update that batch `step`, from 1, belongs to; the last may have fewer."""
+        first = (step - 1) // self.config.accumulate * self.config.accumulate
+        return min(self.config.accumulate, len(self.batches) - first)
+
+    def _backward(self, images: Tensor, labels: Tensor, *, share: float) -> float:
+        """Add the gradient of `share` times the batch's loss; returns the loss."""
         images = images.to(self.device, memory_format=torch.channels_last, non_blocking=True)
         labels = labels.to(self.device, non_blocking=True)
         with torch.autocast(
@@ -241,14 +250,17 @@ class Trainer:
         ):
             logits = self.state.model(images)
         loss = self.loss(logits, labels)
-        self.state.scaler.scale(loss / self.config.accumulate).backward()
+        self.state.scaler.scale(loss * share).backward()
         return float(loss.detach())
 
     def _update(self) -> None:
         state = self.state
+        scale = state.scaler.get_scale()
         state.scaler.step(state.optimizer)
         state.scaler.update()
         state.optimizer.zero_grad(set_to_none=True)
+        if state.scaler.get_scale() < scale:
+            return  # float16 overflowed and the optimizer did nothing; it will at the lower scale
         state.schedule.step()
         if state.average is not None:
             state.average.update_parameters(state.model)
@@ -292,4 +304,5 @@ class Trainer:
             first_epoch=self.state.epoch + 1,
             epochs=self.config.epochs,
             steps_per_epoch=len(self.batches),
+            best_mean_iou=(self.state.best_scores or {}).get("mean_iou"),
         )

@@ -69,12 +69,14 @@ def prepare_data(
         if on_progress:
             on_progress(done_before + done, num_samples)
 
-    summaries = []
-    # One by one, so that a split whose every pixel is ignored is found.
-    for samples in filter(None, (splits.train, splits.val, splits.test)):
-        summaries.append(inspect_samples(samples, class_map, on_progress=report))
-        done_before += len(samples)
-    return TrainingData(class_map, splits, torch.tensor(summaries[0].pixel_counts))
+    # One by one: train and val need labelled pixels each. Test masks are often dummies.
+    summary = inspect_samples(splits.train, class_map, on_progress=report)
+    done_before += len(splits.train)
+    inspect_samples(splits.val, class_map, on_progress=report)
+    done_before += len(splits.val)
+    if splits.test:
+        inspect_samples(splits.test, class_map, on_progress=report, may_be_void=True)
+    return TrainingData(class_map, splits, torch.tensor(summary.pixel_counts))
 
 
 def training_dataset(

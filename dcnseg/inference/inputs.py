@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import glob
+import os
 import re
 from collections import Counter
 from collections.abc import Iterable, Iterator, Sequence
@@ -43,18 +44,32 @@ def find_inputs(arguments: Sequence[str], stdin: Iterable[str] = ()) -> list[Inp
     for argument in _with_stdin(arguments, stdin):
         for path, full_name in _expand(argument):
             found.setdefault(path.resolve(), (path, full_name))
-    sharing = Counter(full_name.with_suffix("") for _, full_name in found.values())
+    named = _told_apart(list(found.values()))
+    sharing = Counter(full_name.with_suffix("") for _, full_name in named)
     images: dict[PurePath, InputImage] = {}
-    for path, full_name in found.values():
+    for path, full_name in named:
         stem = full_name.with_suffix("")
         name = full_name if sharing[stem] > 1 else stem
         other = images.setdefault(name, InputImage(path, name))
         if other.path != path:
             raise ConfigError(
                 f"{other.path} and {path} would both be written as {name}. "
-                "Give a folder that holds both, or call once for each of them."
+                "Rename one, or call once for each of them."
             )
     return list(images.values())
+
+
+def _told_apart(named: list[tuple[Path, PurePath]]) -> list[tuple[Path, PurePath]]:
+    """Files of one name from several folders are named from the folder that they have in common."""
+    sharing = Counter(full_name for _, full_name in named)
+    clashing = [path.absolute() for path, full_name in named if sharing[full_name] > 1]
+    if not clashing:
+        return named
+    common = os.path.commonpath([path.parent for path in clashing])
+    return [
+        (path, path.absolute().relative_to(common) if sharing[full_name] > 1 else full_name)
+        for path, full_name in named
+    ]
 
 
 def _with_stdin(arguments: Sequence[str], stdin: Iterable[str]) -> Iterator[str]:

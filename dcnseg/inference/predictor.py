@@ -14,6 +14,7 @@ from torch import Tensor
 from dcnseg.checkpoint import find_weights, load_segmenter
 from dcnseg.config import PredictConfig, Preprocessing
 from dcnseg.data.class_map import ClassMap
+from dcnseg.data.dataset import scaled_size_hw
 from dcnseg.device import select_amp_dtype, select_device
 from dcnseg.errors import ShapeError
 from dcnseg.inference.sliding_window import predict_bands
@@ -112,9 +113,8 @@ class Predictor:
             )
         x = torch.from_numpy(np.ascontiguousarray(image)).to(self.device).permute(2, 0, 1)
         x = ((x.float() - self._mean) / self._std)[None]
-        scale = self.preprocessing.input_scale
-        if scale != 1:
-            size = [max(1, round(n * scale)) for n in x.shape[-2:]]
+        if self.preprocessing.input_scale != 1:
+            size = scaled_size_hw(x.shape[-2:], self.preprocessing.input_scale)
             x = F.interpolate(x, size=size, mode="bilinear", antialias=True)
         return x.contiguous(memory_format=torch.channels_last)
 

@@ -11,6 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from dcnseg.data.dataset import scaled_size_hw
+
 
 def augmented(
     predict: Callable[[Tensor], Tensor], *, flip: bool, scales: Sequence[float]
@@ -42,6 +44,7 @@ def augmented(
 def _at_scale(predict: Callable[[Tensor], Tensor], image: Tensor, scale: float) -> Tensor:
     if scale == 1:
         return predict(image)
-    size = [max(1, round(n * scale)) for n in image.shape[-2:]]
-    resized = F.interpolate(image, size=size, mode="bilinear", antialias=True)
+    resized = F.interpolate(
+        image, size=scaled_size_hw(image.shape[-2:], scale), mode="bilinear", antialias=True
+    )
     return F.interpolate(predict(resized), size=image.shape[-2:], mode="bilinear")

@@ -25,26 +25,30 @@ def build_encoder(name: str, *, output_stride: int) -> nn.Module:
     Raises:
         ConfigError: smp has no such encoder, or it cannot be dilated to the output stride.
     """
-    # smp's answer to an unknown name is a KeyError that lists all names; timm's is a RuntimeError.
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)
             encoder = smp.encoders.get_encoder(
                 name, in_channels=3, depth=5, weights=None, output_stride=output_stride
             )
-    except KeyError as error:
+        strides = _feature_strides(encoder)
+    except KeyError as error:  # its text lists all of smp's names
         raise ConfigError(
             f"--encoder is {name!r}, which segmentation-models-pytorch does not have. The ResNet "
             "family fits best: resnet18, resnet34, resnet50, resnet101, resnext50_32x4d."
         ) from error
-    except (ValueError, NotImplementedError, RuntimeError, TypeError) as error:
+    except Exception as error:  # each family of encoders has its own way to refuse a stride
         raise ConfigError(
             f"--encoder {name} cannot be built with output stride {output_stride} "
             f"({str(error).rstrip('.')}). "
             "Choose a ResNet-family encoder such as resnet50."
         ) from error
     assert isinstance(encoder, nn.Module)
-    _check_strides(encoder, name, output_stride)
+    if strides != (4, output_stride):
+        raise ConfigError(
+            f"--encoder {name} gives features of stride {strides[0]} and {strides[1]}; DeepLab "
+            f"needs 4 and {output_stride}. Choose a ResNet-family encoder such as resnet50."
+        )
     return encoder
 
 
@@ -90,15 +94,10 @@ def make_deformable(
     return names
 
 
-def _check_strides(encoder: nn.Module, name: str, output_stride: int) -> None:
+def _feature_strides(encoder: nn.Module) -> tuple[int, int]:
+    """Strides of the features that DeepLabV3+ fuses: the third, and the last."""
     features = _probe(encoder)
-    stride = PROBE_SIZE // features[-1].shape[-1]
-    high_resolution = PROBE_SIZE // features[2].shape[-1] if len(features) > 2 else 0
-    if stride != output_stride or high_resolution != 4:
-        raise ConfigError(
-            f"--encoder {name} gives features of stride {high_resolution} and {stride}; DeepLab "
-            f"needs 4 and {output_stride}. Choose a ResNet-family encoder such as resnet50."
-        )
+    return PROBE_SIZE // features[2].shape[-1], PROBE_SIZE // features[-1].shape[-1]
 
 
 def _probe(encoder: nn.Module) -> list[torch.Tensor]:

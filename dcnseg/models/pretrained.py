@@ -9,15 +9,15 @@ import threading
 from pathlib import Path
 
 import segmentation_models_pytorch as smp
-from huggingface_hub import constants, get_session, try_to_load_from_cache
+from huggingface_hub import get_session, hf_hub_url, try_to_load_from_cache
 from torch import Tensor, nn
 
 from dcnseg.config import Preprocessing
 from dcnseg.errors import CheckpointError, ConfigError
+from dcnseg.ops.deform_conv import OFFSET_BRANCH
 from dcnseg.safe_load import load_tensors
 
 HUB_ANSWER_SECONDS = 3.0
-OFFSET_BRANCH = ".conv_offset."
 NO_WEIGHTS = "none"
 
 
@@ -37,7 +37,7 @@ def require_encoder_weights(name: str, weights: str) -> None:
     repository, revision = settings[weights]["repo_id"], settings[weights]["revision"]
     cached = try_to_load_from_cache(repository, "model.safetensors", revision=revision)
     if not isinstance(cached, str):
-        _require_hub(name, weights)
+        _require_hub(hf_hub_url(repository, "model.safetensors", revision=revision), name, weights)
 
 
 def load_encoder_weights(encoder: nn.Module, name: str, weights: str) -> Preprocessing:
@@ -60,34 +60,44 @@ def load_encoder_weights(encoder: nn.Module, name: str, weights: str) -> Preproc
     if Path(weights).is_file():
         _load_into(encoder, _read_state_dict(Path(weights)), weights, name)
         return Preprocessing()
-    pretrained = smp.encoders.get_encoder(name, weights=weights)
+    try:
+        pretrained = smp.encoders.get_encoder(name, weights=weights)
+        params = smp.encoders.get_preprocessing_params(name, pretrained=weights)
+    except Exception as error:  # whatever the hub's client, or its network, comes up with
+        raise _unavailable(name, weights, error) from error
     _load_into(encoder, pretrained.state_dict(), weights, name)
-    params = smp.encoders.get_preprocessing_params(name, pretrained=weights)
     return Preprocessing(mean=tuple(params["mean"]), std=tuple(params["std"]))
 
 
-def _require_hub(name: str, weights: str) -> None:
+def _require_hub(url: str, name: str, weights: str) -> None:
     """Fail within seconds where the hub cannot be reached; its own client retries for 20 s."""
-    failure: list[str] = ["it did not answer"]
+    failures: list[Exception] = [TimeoutError("no answer")]
 
     def ask() -> None:
         try:
-            get_session().head(constants.ENDPOINT, timeout=HUB_ANSWER_SECONDS)
+            answer = get_session().head(url, timeout=HUB_ANSWER_SECONDS)
+            if answer.status_code >= 400:
+                raise ConnectionError(f"status {answer.status_code}")
         except Exception as error:  # any failure of the connection, told below by its text
-            failure[0] = f"{type(error).__name__}: {error}"
+            failures[0] = error
         else:
-            failure.clear()
+            failures.clear()
 
     # A thread, since the look-up of a host name has no time-out of its own.
     thread = threading.Thread(target=ask, daemon=True)
     thread.start()
     thread.join(HUB_ANSWER_SECONDS + 1)
-    if failure:
-        raise CheckpointError(
-            f"The pretrained weights {weights!r} of {name} are not on this machine, and the hub "
-            f"they come from cannot be reached ({failure[0]}). Go on with --encoder-weights none, "
-            "or with a local file: --encoder-weights PATH."
-        )
+    if failures:
+        raise _unavailable(name, weights, failures[0])
+
+
+def _unavailable(name: str, weights: str, error: Exception) -> CheckpointError:
+    reason = str(error).partition("\n")[0]
+    return CheckpointError(
+        f"The pretrained weights {weights!r} of {name} are not on this machine, and the hub they "
+        f"come from cannot be reached ({type(error).__name__}: {reason}). Go on with "
+        "--encoder-weights none, or with a local file: --encoder-weights PATH."
+    )
 
 
 def _read_state_dict(path: Path) -> dict[str, Tensor]:

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from dcnseg.errors import NativeOpsError, ShapeError
+from dcnseg.errors import ConfigError, NativeOpsError, ShapeError
 from dcnseg.ops._native import missing_reason
 from dcnseg.ops.deform_conv_checks import check_shapes, check_tensors, make_window
 from dcnseg.ops.deform_conv_native import cuda_self_test, deform_conv2d_native
@@ -21,6 +21,8 @@ from dcnseg.ops.reference import deform_conv2d_reference
 
 Backend: TypeAlias = Literal["auto", "native", "reference"]
 _Pair: TypeAlias = tuple[int, int]
+
+OFFSET_BRANCH = ".conv_offset."  # in the names of the parameters that predict offsets
 
 _warned_devices: set[str] = set()
 _tested_gpus: dict[torch.device, str | None] = {}  # what the self-test said
@@ -62,6 +64,7 @@ def deform_conv2d(
 
     Raises:
         ShapeError: A shape, dtype or device disagrees with the others; the message gives both.
+        ConfigError: `backend` is none of the three.
         NativeOpsError: `backend="native"`, and there is no native code for this device.
     """
     window = make_window(stride, padding, dilation)
@@ -248,7 +251,7 @@ def _use_native(backend: str, device: torch.device) -> bool:
     if backend == "reference":
         return False
     if backend not in ("auto", "native"):
-        raise ShapeError(f'`backend` is {backend!r}; expected "auto", "native" or "reference".')
+        raise ConfigError(f'`backend` is {backend!r}; expected "auto", "native" or "reference".')
     reason = _reason_against(device)
     if reason is None:
         return True

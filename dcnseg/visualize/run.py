@@ -6,11 +6,16 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
+import torch.nn.functional as F
+from torch import Tensor
+
 from dcnseg.data.image_io import read_image, read_size
 from dcnseg.errors import ConfigError, DcnsegError
 from dcnseg.inference.inputs import InputImage
 from dcnseg.inference.predictor import Predictor
 from dcnseg.visualize.report import check_points, default_points, visualize_image
+
+MOST_NETWORK_PIXELS = 2048 * 2048
 
 
 @dataclass(frozen=True)
@@ -58,7 +63,7 @@ def visualize_files(
             height, width = pixels.shape[:2]
             paths = visualize_image(
                 predictor.model,
-                predictor.prepare(pixels),
+                _bounded(predictor.prepare(pixels)),
                 pixels,
                 list(dict.fromkeys(points or default_points((height, width)))),
                 out / image.name.parent,
@@ -68,6 +73,19 @@ def visualize_files(
             yield DrawnImage(image, (), str(error))
         else:
             yield DrawnImage(image, tuple(paths))
+
+
+def _bounded(network_input: Tensor) -> Tensor:
+    """A picture that is too large to go through the network at once is shown to it smaller.
+
+    Positions stay pixels of the picture, since they are worked out from both sizes.
+    """
+    height, width = network_input.shape[-2:]
+    factor = (MOST_NETWORK_PIXELS / (height * width)) ** 0.5
+    if factor >= 1:
+        return network_input
+    size = max(1, int(height * factor)), max(1, int(width * factor))
+    return F.interpolate(network_input, size=size, mode="bilinear", antialias=True)
 
 
 def _check_points_everywhere(

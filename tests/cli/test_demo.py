@@ -24,7 +24,7 @@ def test_demo_shows_everything(
     result = invoke("demo", tmp_path / "demo", "--device=cpu")
     assert result.exit_code == 0, result.stderr
     assert "mean IoU" in result.stdout
-    for line in result.stderr.partition("Open these:")[2].strip().splitlines():
+    for line in result.stdout.partition("Open these:")[2].strip().splitlines():
         assert Path(line.split(":")[1].strip()).exists(), line
 
 

@@ -1,6 +1,5 @@
 from __future__ import annotations
 
-import os
 import subprocess
 import sys
 
@@ -66,11 +65,10 @@ def test_interrupt_is_130(invoke: Invoke, monkeypatch: pytest.MonkeyPatch) -> No
 def test_a_reader_that_goes_away_is_no_error_to_show() -> None:
     code = "from dcnseg_cli.main import main; main()"
     process = subprocess.run(
-        f"{sys.executable} -c '{code}' info | true",
-        shell=True,
+        ["bash", "-c", f"set -o pipefail; {sys.executable} -c '{code}' info | true"],
         capture_output=True,
         text=True,
-        env=os.environ | {"NO_COLOR": "1"},
         check=False,
     )
-    assert "Traceback" not in process.stderr
+    assert process.stderr == ""
+    assert process.returncode in (0, 1)  # 0 if all was written before the reader went

@@ -8,6 +8,7 @@ from PIL import Image
 
 from dcnseg.config import ModelConfig
 from dcnseg.engine.training import train
+from dcnseg.visualize import run as visualize_run
 from tests.conftest import Invoke, small_config
 
 
@@ -92,3 +93,14 @@ def test_a_point_outside_one_of_several_pictures_stops_before_any_is_drawn(
     assert result.exit_code == 2
     assert "b.png: The point 50,30 is outside the picture of 20x10" in result.stderr
     assert not (tmp_path / "out").exists()
+
+
+def test_a_huge_picture_is_shown_to_the_network_smaller(
+    invoke: Invoke, run: Path, scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(visualize_run, "MOST_NETWORK_PIXELS", 32 * 48)
+    picture = sorted((scenes / "val" / "images").iterdir())[0]
+    result = invoke("visualize-offsets", run, picture, "--out", tmp_path, "--point=90,60")
+    assert result.exit_code == 0, result.stderr
+    numbers = json.loads((tmp_path / f"{picture.stem}.json").read_text())
+    assert numbers["layers"][-1]["input_stride_px_yx"] == [32, 32]  # 16, at half the size

@@ -11,7 +11,8 @@ static bool check(const Convolution& c, double tolerance) {
   const auto input = cast(c.input), offset = cast(c.offset), mask = cast(c.mask), grad_columns = cast(c.grad_columns);
   const int64_t pixels = p.out_pixels(), planes = p.offset_groups * p.taps() * pixels;
   const int64_t image_values = p.channels * p.height * p.width, image_columns = p.channels * p.taps() * pixels;
-  std::vector<A> columns(grad_columns.size()), grad_offset(offset.size()), grad_mask(mask.size()), grad_input(input.size());
+  std::vector<A> columns(grad_columns.size()), grad_offset(offset.size()), grad_mask(mask.size()),
+      grad_input(input.size());
   const dim3 grid(3), block(32);  // fewer threads than numbers: each has several
   for (int64_t b = 0; b < p.batch; ++b)
     for (const Range range : {Range{0, pixels / 2}, Range{pixels / 2, pixels - pixels / 2}}) {
@@ -27,7 +28,8 @@ static bool check(const Convolution& c, double tolerance) {
       DCN_LAUNCH((sample_columns<A, A>), grid, block, 0, 0, p, image, positions, range, samples, tile.data());
       DCN_LAUNCH((position_grads<A, A>), grid, block, 0, 0, p, image, positions, tile_grads.data(), range, places,
                  grad_offset.data() + b * 2 * planes, grad_mask.data() + b * planes);
-      DCN_LAUNCH((add_to_input<A, A>), grid, block, 0, 0, p, positions, tile_grads.data(), range, samples, grad_input.data() + b * image_values);
+      DCN_LAUNCH((add_to_input<A, A>), grid, block, 0, 0, p, positions, tile_grads.data(), range, samples,
+                 grad_input.data() + b * image_values);
       for (int64_t row = 0; row < p.channels * p.taps(); ++row)
         for (int64_t i = 0; i < range.count; ++i)
           columns[b * image_columns + row * pixels + range.first + i] = tile[row * range.count + i];
@@ -35,11 +37,17 @@ static bool check(const Convolution& c, double tolerance) {
   const auto doubles = [](const std::vector<A>& values) { return std::vector<double>(values.begin(), values.end()); };
   const Expected e = expect(
       p, doubles(input), offset, mask, doubles(grad_columns),
-      [&](int64_t b, int64_t channel, int64_t y, int64_t x) { return ((b * p.channels + channel) * p.height + y) * p.width + x; },
-      [&](int64_t b, int64_t pixel, int64_t channel, int64_t t) { return b * image_columns + (channel * p.taps() + t) * pixels + pixel; });
+      [&](int64_t b, int64_t channel, int64_t y, int64_t x) {
+        return ((b * p.channels + channel) * p.height + y) * p.width + x;
+      },
+      [&](int64_t b, int64_t pixel, int64_t channel, int64_t t) {
+        return b * image_columns + (channel * p.taps() + t) * pixels + pixel;
+      });
   const auto number = [](A v) { return static_cast<double>(v); };
-  return compare("columns", columns, e.columns, tolerance, number) && compare("grad_offset", grad_offset, e.offset, 10 * tolerance, number) &&
-         compare("grad_mask", grad_mask, e.mask, 10 * tolerance, number) && compare("grad_input", grad_input, e.input, 10 * tolerance, number);
+  return compare("columns", columns, e.columns, tolerance, number) &&
+         compare("grad_offset", grad_offset, e.offset, 10 * tolerance, number) &&
+         compare("grad_mask", grad_mask, e.mask, 10 * tolerance, number) &&
+         compare("grad_input", grad_input, e.input, 10 * tolerance, number);
 }
 
 int main() {

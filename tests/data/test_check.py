@@ -7,7 +7,7 @@ import pytest
 
 from dcnseg.data.check import inspect_samples
 from dcnseg.data.class_map import ClassInfo, ClassMap
-from dcnseg.data.dataset import pair_samples
+from dcnseg.data.folders import pair_samples
 from dcnseg.data.image_io import write_png
 from dcnseg.errors import DataError
 

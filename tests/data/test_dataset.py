@@ -11,14 +11,8 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from dcnseg.data.class_map import ClassInfo, ClassMap
-from dcnseg.data.dataset import (
-    SegmentationDataset,
-    decode_mask,
-    find_splits,
-    load_class_map,
-    load_label_map,
-    pair_samples,
-)
+from dcnseg.data.dataset import SegmentationDataset, decode_mask, load_class_map, load_label_map
+from dcnseg.data.folders import find_splits, pair_samples
 from dcnseg.data.image_io import write_png
 from dcnseg.errors import ConfigError, DataError
 

@@ -5,7 +5,8 @@ from pathlib import Path
 import numpy as np
 
 from dcnseg.data.check import inspect_samples
-from dcnseg.data.dataset import find_splits, load_class_map
+from dcnseg.data.dataset import load_class_map
+from dcnseg.data.folders import find_splits
 from dcnseg.data.synthetic import SCENE_CLASSES, generate_scene, write_scenes
 
 

@@ -94,6 +94,29 @@ def test_a_weights_file_in_a_run_means_the_runs_own_split(scenes: Path, tmp_path
     np.testing.assert_array_equal(by_folder, by_file)
 
 
+def test_pictures_added_later_do_not_move_the_split(scenes: Path, tmp_path: Path) -> None:
+    data = tmp_path / "flat"
+    for kind in ("images", "masks"):
+        shutil.copytree(scenes / "train" / kind, data / kind)
+    shutil.copy(scenes / "classes.json", data)
+    train(small_config(data, epochs=1), tmp_path / "run")
+    before = evaluate_run(tmp_path / "run", data, "val", device="cpu").confusion
+    for i in range(20):
+        for kind, suffix in (("images", ".jpg"), ("masks", ".png")):
+            shutil.copy(data / kind / f"scene_0000{suffix}", data / kind / f"added_{i}{suffix}")
+    after = evaluate_run(tmp_path / "run", data, "val", device="cpu").confusion
+    np.testing.assert_array_equal(before, after)
+
+
+def test_a_foreign_config_beside_a_weights_file_is_left_alone(
+    run: Path, scenes: Path, tmp_path: Path
+) -> None:
+    shutil.copy(run / BEST_WEIGHTS, tmp_path)
+    (tmp_path / "config.json").write_text('{"architectures": ["Other"]}')
+    scores = evaluate_run(tmp_path / BEST_WEIGHTS, scenes, "val", device="cpu")
+    assert scores.confusion.sum() == 3 * 64 * 96
+
+
 def test_the_scores_of_training_are_those_of_evaluate(run: Path, scenes: Path) -> None:
     _, info = load_segmenter(run / BEST_WEIGHTS)
     assert evaluate_run(run, scenes, "val", device="cpu").to_dict().items() <= info.scores.items()

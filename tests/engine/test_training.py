@@ -11,11 +11,18 @@ import pytest
 import torch
 from PIL import Image
 
-from dcnseg.checkpoint import BEST_WEIGHTS, RESUME_STATE, load_resume_state, load_segmenter
+from dcnseg.checkpoint import (
+    BEST_WEIGHTS,
+    RESUME_STATE,
+    load_resume_state,
+    load_segmenter,
+    save_resume_state,
+)
 from dcnseg.config import ModelConfig, TrainConfig
 from dcnseg.engine.listener import RunSummary, Step, TrainingListener
 from dcnseg.engine.run_folder import CONFIG, METRICS, PREVIEW, read_metrics, read_run
-from dcnseg.engine.training import resume, train
+from dcnseg.engine.training import Trainer, resume, train
+from dcnseg.engine.training_data import find_training_splits, prepare_data
 from dcnseg.errors import CheckpointError, ConfigError, DataError, TrainingError
 from tests.conftest import SCENE_HW, small_config
 
@@ -64,7 +71,7 @@ def test_run_folder_tells_everything(run: Path, scenes: Path) -> None:
     assert config["settings"]["model"]["encoder"] == "resnet18"
     assert config["settings"]["data"]["root"] == str(scenes)
     assert len(config["split"]["train"]) == 8
-    assert config["versions"]["torch"] == torch.__version__.partition("+")[0]
+    assert config["versions"]["torch"] == torch.__version__
     records = [json.loads(line) for line in (run / METRICS).read_text().splitlines()]
     assert [record["epoch"] for record in records] == [1, 2]
     for record in records:
@@ -197,6 +204,37 @@ def test_ignored_validation_masks_are_refused(scenes: Path, tmp_path: Path) -> N
         Image.new("L", (96, 64), 255).save(path)
     with pytest.raises(DataError, match="val/masks: every pixel of all 3 masks is ignored"):
         train(small_config(data), tmp_path / "run")
+
+
+def test_a_longer_resume_is_remembered(run: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "run"
+    shutil.copytree(run, copy)
+    with pytest.raises(StoppedError):
+        resume(copy, epochs=4, listener=StopAfter(3))
+    resume(copy)
+    assert [record["epoch"] for record in read_metrics(copy)] == [1, 2, 3, 4]
+    config = json.loads((copy / CONFIG).read_text())
+    assert config["settings"]["epochs"] == 4
+    assert config["sources"]["epochs"] == "command line, at resume"
+
+
+def test_a_resume_state_of_another_network_is_named(run: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "run"
+    shutil.copytree(run, copy)
+    state = load_resume_state(copy / RESUME_STATE)
+    del state["optimizer"]
+    save_resume_state(copy / RESUME_STATE, state)
+    with pytest.raises(CheckpointError, match="does not fit the run's settings: 'optimizer'"):
+        resume(copy, epochs=3)
+
+
+def test_updates_weigh_their_batches_equally(scenes: Path, tmp_path: Path) -> None:
+    """Three batches in groups of two: the last update has one batch, which counts fully."""
+    config = small_config(scenes, batch_size=3, accumulate=2, epochs=1)
+    splits = find_training_splits(config)
+    data = prepare_data(config, splits)
+    trainer = Trainer(config, tmp_path, data, TrainingListener(), encoder_weights="none")
+    assert [trainer._group_size(step) for step in (1, 2, 3)] == [2, 2, 1]
 
 
 def test_listener_hears_of_every_step(scenes: Path, tmp_path: Path) -> None:

@@ -54,12 +54,26 @@ def test_pictures_that_differ_in_the_suffix_alone_keep_it(pictures: Path) -> Non
     assert names([str(pictures)]) == ["a.jpg", "a.png", "sub/b", "sub/deep/c ü"]
 
 
-def test_two_pictures_for_one_output_are_refused(pictures: Path) -> None:
+def test_files_of_one_name_are_told_apart_by_their_folders(pictures: Path) -> None:
     Image.new("RGB", (4, 3)).save(pictures / "sub" / "a.png")
-    with pytest.raises(
-        ConfigError, match=r"a\.png and .*sub/a\.png would both be written as a\.png"
-    ):
-        find_inputs([f"{pictures}/a.png", f"{pictures}/sub/a.png"])
+    files = [f"{pictures}/a.png", f"{pictures}/sub/a.png", f"{pictures}/sub/b.jpg"]
+    assert names(files) == ["a", "b", "sub/a"]
+
+
+def test_folders_of_one_structure_are_told_apart(pictures: Path, tmp_path: Path) -> None:
+    other = tmp_path / "other" / "sub"
+    other.mkdir(parents=True)
+    Image.new("RGB", (4, 3)).save(other / "b.png")  # would be sub/b, as sub/b.jpg is
+    Image.new("RGB", (4, 3)).save(other / "b.jpg")
+    images = find_inputs([str(pictures), str(other.parent)])
+    assert len({image.name for image in images}) == len(images)
+
+
+def test_two_pictures_for_one_output_are_refused(tmp_path: Path) -> None:
+    for name in ("x.jpg", "x.png", "x.jpg.png"):
+        Image.new("RGB", (4, 3)).save(tmp_path / name)
+    with pytest.raises(ConfigError, match=r"would both be written as x\.jpg\. Rename"):
+        find_inputs([str(tmp_path)])
 
 
 def test_nothing_found_is_said(tmp_path: Path) -> None:

@@ -1,10 +1,10 @@
 from __future__ import annotations
 
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
-from huggingface_hub import constants
 from safetensors.torch import save_file
 from torchvision.models import resnet18
 
@@ -79,9 +79,18 @@ def test_unknown_name_lists_what_there_is() -> None:
         load_encoder_weights(encoder, "resnet18", "coco")
 
 
-def test_unreachable_hub_says_how_to_go_on(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    # Port 9 of this machine refuses at once, as a machine without a network does.
-    monkeypatch.setattr(constants, "ENDPOINT", "http://127.0.0.1:9")
+@pytest.mark.parametrize("status", [None, 403, 503])
+def test_unreachable_hub_says_how_to_go_on(
+    monkeypatch: pytest.MonkeyPatch, status: int | None
+) -> None:
+    class Session:
+        def head(self, url: str, timeout: float) -> SimpleNamespace:
+            assert url.endswith("model.safetensors")
+            if status is None:
+                raise OSError("no route to host")
+            return SimpleNamespace(status_code=status)
+
+    monkeypatch.setattr(pretrained, "get_session", Session)
     monkeypatch.setattr(pretrained, "try_to_load_from_cache", lambda *_args, **_kwargs: None)
     encoder = build_encoder("resnet18", output_stride=16)
     with pytest.raises(CheckpointError, match=r"cannot be reached.*--encoder-weights none"):

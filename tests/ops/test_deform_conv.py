@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from dcnseg.errors import NativeOpsError, ShapeError
+from dcnseg.errors import ConfigError, NativeOpsError
 from dcnseg.ops import deform_conv2d
 from dcnseg.ops._native import missing_reason
 
@@ -443,7 +443,7 @@ def test_auto_takes_native_code_where_it_was_built() -> None:
 
 def test_unknown_backend_is_named() -> None:
     arguments = make_arguments(Case())
-    with pytest.raises(ShapeError, match='`backend` is \'fast\'; expected "auto", "native" or'):
+    with pytest.raises(ConfigError, match='`backend` is \'fast\'; expected "auto", "native" or'):
         arguments.convolve("fast")  # type: ignore[arg-type]
 
 

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import Tensor, nn
 
-from dcnseg.errors import ShapeError
+from dcnseg.errors import ConfigError, ShapeError
 from dcnseg.ops import DeformConv2d, deform_conv2d
 
 SETTINGS: list[dict[str, Any]] = [
@@ -91,7 +91,7 @@ def test_everything_learns() -> None:
 def test_backend_attribute_is_used() -> None:
     layer = DeformConv2d(4, 6, 3)
     layer.backend = "none"  # type: ignore[assignment]
-    with pytest.raises(ShapeError, match="`backend` is 'none'"):
+    with pytest.raises(ConfigError, match="`backend` is 'none'"):
         layer(torch.randn(1, 4, 8, 8))
 
 
