@@ -5,8 +5,9 @@
 // first needs few barriers: on a machine whose cores others use, too, each of them costs a
 // scheduler's time slice (64 channels, 2 threads, 2 other processes: 30 ms instead of 330).
 //
-// Memory beyond input and output: 2 * kMostBytes for columns or their gradients, and copies of the
-// weight's size. Sums have an order that does not depend on which thread is first.
+// Memory beyond input and output: the columns and output rows of one tile (twice kMostBytes at most)
+// and, in the backward, their gradients, as much again; copies of the weight's size. An input that is
+// not channels-last is copied once to be so, and its gradient is summed in float32 at least.
 #include "deform_conv2d.h"
 #include <algorithm>
 #include <mutex>
@@ -35,7 +36,7 @@ struct Tiles {
 // Equal tiles whose columns fit the cache, or have kGoodRows rows if that is more. `slot_bytes` is
 // what a slot needs beside the columns.
 Tiles tiles_of(const DeformConvParams& p, int64_t element_bytes, int64_t slot_bytes) {
-  const int64_t row_bytes = p.channels * p.taps() * element_bytes, threads = thread_count();
+  const int64_t row_bytes = (p.channels * p.taps() + p.out_channels) * element_bytes, threads = thread_count();
   const int64_t wanted = std::max<int64_t>(kGoodRows, kCacheBytes / row_bytes);
   const bool is_shared = p.positions() < kGoodRows || (wanted * row_bytes + slot_bytes) * threads > 2 * kMostBytes;
   const int64_t most = std::max<int64_t>(128, std::min(wanted, kMostBytes / row_bytes));

@@ -185,6 +185,7 @@ void deform_conv2d_boxed(StableIValue* stack, uint64_t, uint64_t) {
 template <typename A>
 Tensor zeroed_sums(const Tensor& like, const Tensor& positions, cudaStream_t stream) {
   Tensor sums = empty_contiguous({like.numel()}, positions);  // offset has the type that sums are kept in
+  if (like.numel() == 0) return sums;
   const cudaError_t error = cudaMemsetAsync(sums.out<A>(), 0, static_cast<size_t>(like.numel()) * sizeof(A), stream);
   DCN_CHECK(error == cudaSuccess, cudaGetErrorString(error));
   return sums;

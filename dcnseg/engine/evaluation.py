@@ -148,17 +148,22 @@ def evaluate_run(
 
 
 def _splits_of(run: Path, root: Path) -> Splits:
-    """The splits of a data folder, as the run recorded them if it was trained on that folder."""
+    """The splits of a data folder, as the run recorded them if it was trained on these pictures."""
     record = read_run(run) if is_run(run) else None
-    if record is None or record.config.data.root.resolve() != root.resolve():
-        return find_splits(root)
-    settings = record.config
-    splits = find_splits(root, val_fraction=settings.data.val_fraction, seed=settings.seed)
+    splits = find_splits(root)
+    if record is None:
+        return splits
+    is_own = record.config.data.root.resolve() == root.resolve()
+    is_flat = any(sample.mask.is_relative_to(root / "masks") for sample in splits.train)
+    if not is_own and not is_flat:
+        return splits  # the folder says itself what is val
     by_stem = {sample.stem: sample for sample in splits.all_samples()}
     chosen: dict[str, tuple[Sample, ...]] = {}
     for name, stems in record.split.items():
         own = {sample.stem: sample for sample in getattr(splits, name)}  # stems repeat over splits
         missing = [stem for stem in stems if stem not in own and stem not in by_stem]
+        if missing and not is_own:
+            return splits  # other pictures than the run's
         if missing:
             raise DataError(
                 f"{root}: {len(missing)} {name} pictures of the run are gone, {missing[0]} for one."

@@ -60,16 +60,11 @@ def find_inputs(arguments: Sequence[str], stdin: Iterable[str] = ()) -> list[Inp
 
 
 def _told_apart(named: list[tuple[Path, PurePath]]) -> list[tuple[Path, PurePath]]:
-    """Files of one name from several folders are named from the folder that they have in common."""
-    sharing = Counter(full_name for _, full_name in named)
-    clashing = [path.absolute() for path, full_name in named if sharing[full_name] > 1]
-    if not clashing:
+    """Where two names are the same, all are named from the folder that the files have in common."""
+    if len({full_name for _, full_name in named}) == len(named):
         return named
-    common = os.path.commonpath([path.parent for path in clashing])
-    return [
-        (path, path.absolute().relative_to(common) if sharing[full_name] > 1 else full_name)
-        for path, full_name in named
-    ]
+    common = os.path.commonpath([path.absolute().parent for path, _ in named])
+    return [(path, path.absolute().relative_to(common)) for path, _ in named]
 
 
 def _with_stdin(arguments: Sequence[str], stdin: Iterable[str]) -> Iterator[str]:

@@ -12,6 +12,7 @@ from typing import Literal, Self, TypeAlias
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
+from torch.autograd import forward_ad
 
 from dcnseg.errors import ConfigError, NativeOpsError, ShapeError
 from dcnseg.ops._native import missing_reason
@@ -73,7 +74,9 @@ def deform_conv2d(
         input, weight, bias = _autocast(input, weight, bias)
     check_tensors(input, offset, weight, bias, mask)
     check_shapes(input, offset, weight, bias, window, mask)
-    native = _use_native(backend, input.device)
+    native = _use_native(backend, input.device) and not _is_transformed(
+        backend, (input, offset, weight, bias, mask)
+    )
     run = deform_conv2d_native if native else deform_conv2d_reference
     return run(input, offset, weight, bias, window, mask)
 
@@ -270,6 +273,28 @@ def _use_native(backend: str, device: torch.device) -> bool:
     return False
 
 
+def _is_transformed(backend: str, tensors: tuple[Tensor | None, ...]) -> bool:
+    """Whether torch.func or forward-mode differentiation looks on, which only PyTorch code serves.
+
+    The native code would give their tangents as zero without a word.
+    """
+    if torch.compiler.is_compiling():
+        return False
+    transformed = torch._C._are_functorch_transforms_active()
+    if not transformed and forward_ad._current_level >= 0:
+        transformed = any(
+            forward_ad.unpack_dual(tensor).tangent is not None
+            for tensor in tensors
+            if tensor is not None
+        )
+    if transformed and backend == "native":
+        raise NativeOpsError(
+            "The native deform_conv2d serves neither torch.func nor forward-mode differentiation; "
+            'pass backend="auto" or "reference".'
+        )
+    return transformed
+
+
 def _reason_against(device: torch.device) -> str | None:
     """Why the native code cannot serve this device; the first use of a GPU tests it."""
     if device.type != "cuda":
@@ -279,7 +304,7 @@ def _reason_against(device: torch.device) -> str | None:
     if torch.are_deterministic_algorithms_enabled():
         return "its gradients are not deterministic there, as torch is told that they must be"
     if device not in _tested_gpus:
-        if torch.compiler.is_compiling():
-            return "its self-test has not run; call the operator once before torch.compile"
+        if torch.compiler.is_compiling() or torch.cuda.is_current_stream_capturing():
+            return "its self-test has not run; call the operator once before compiling or capturing"
         _tested_gpus[device] = cuda_self_test(device)
     return _tested_gpus[device]

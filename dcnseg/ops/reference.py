@@ -102,7 +102,9 @@ def _convolve_tile(
     batch, _, taps, _, rows, columns = offset.shape
     y = offset[:, :, :, 0] + grid[0]  # [B, G, T, rows, W_out], float32 at least
     x = offset[:, :, :, 1] + grid[1]
-    poison = 0 * (y + x).detach()  # NaN where either is not finite, so that both gradients are NaN
+    poison = (
+        0 * y.detach() + 0 * x.detach()
+    )  # NaN where either is not finite, so that both gradients are NaN
     sampled = _sample(pixels, y + poison, x + poison, size_hw)  # [B, G, T, rows, W_out, Cg]
     if mask is not None:
         sampled = sampled * mask.unsqueeze(-1)

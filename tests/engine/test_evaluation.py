@@ -108,6 +108,20 @@ def test_pictures_added_later_do_not_move_the_split(scenes: Path, tmp_path: Path
     np.testing.assert_array_equal(before, after)
 
 
+def test_a_run_knows_its_pictures_in_a_moved_folder(scenes: Path, tmp_path: Path) -> None:
+    data, moved = tmp_path / "flat", tmp_path / "moved"
+    for kind in ("images", "masks"):
+        shutil.copytree(scenes / "train" / kind, data / kind)
+    shutil.copy(scenes / "classes.json", data)
+    config = small_config(data, epochs=1, seed=3)
+    config = replace(config, data=replace(config.data, val_fraction=0.5))
+    train(config, tmp_path / "run")
+    before = evaluate_run(tmp_path / "run", data, "val", device="cpu").confusion
+    data.rename(moved)
+    after = evaluate_run(tmp_path / "run", moved, "val", device="cpu").confusion
+    np.testing.assert_array_equal(before, after)
+
+
 def test_a_foreign_config_beside_a_weights_file_is_left_alone(
     run: Path, scenes: Path, tmp_path: Path
 ) -> None:

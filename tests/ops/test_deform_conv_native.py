@@ -1,12 +1,13 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from typing import Literal
 
 import pytest
 import torch
 from torch import Tensor
+from torch.autograd import forward_ad
 
 from dcnseg.errors import NativeOpsError
 from dcnseg.ops import DeformConv2d, deform_conv, deform_conv2d, deform_conv_native
@@ -236,6 +237,7 @@ def test_gpu_is_tested_once_and_refused_where_it_cannot_serve(
     monkeypatch.setattr(deform_conv, "_tested_gpus", {})
     monkeypatch.setattr(deform_conv, "_warned_devices", set())
     monkeypatch.setattr(deform_conv, "cuda_self_test", self_test)
+    monkeypatch.setattr(torch.cuda, "is_current_stream_capturing", lambda: False)
     with pytest.warns(RuntimeWarning, match="PyTorch code for cuda tensors: failed its self-test"):
         assert not deform_conv._use_native("auto", gpu)
     assert not deform_conv._use_native(
@@ -273,3 +275,36 @@ def test_gpu_equals_reference(dtype: torch.dtype) -> None:
     ):
         scale = float(expected.detach().abs().max())
         torch.testing.assert_close(result.double(), expected, rtol=0, atol=tolerance * scale)
+
+
+# torch's own forward-mode rules are scripted on first use.
+@pytest.mark.filterwarnings("ignore:.*torch.jit.script.*:FutureWarning")
+def test_forward_mode_and_torch_func_take_the_code_that_serves_them() -> None:
+    tensors = tuple(tensor.detach().double() for tensor in make_tensors(channels=4, size=5))
+    tangents = tuple(torch.randn_like(tensor) for tensor in tensors)
+
+    def run(backend: Literal["auto", "native", "reference"]) -> Callable[..., Tensor]:
+        def call(*arguments: Tensor) -> Tensor:
+            input, offset, weight, bias, mask = arguments
+            return deform_conv2d(input, offset, weight, bias, 1, 1, 1, mask, backend=backend)
+
+        return call
+
+    expected, expected_tangent = torch.func.jvp(run("reference"), tensors, tangents)  # type: ignore[misc]
+    output, tangent = torch.func.jvp(run("auto"), tensors, tangents)  # type: ignore[misc]
+    torch.testing.assert_close(output, expected)
+    torch.testing.assert_close(tangent, expected_tangent)
+    assert tangent.abs().max() > 0.1
+    with forward_ad.dual_level():
+        duals = tuple(map(forward_ad.make_dual, tensors, tangents))
+        torch.testing.assert_close(
+            forward_ad.unpack_dual(run("auto")(*duals)).tangent, expected_tangent
+        )
+    with pytest.raises(NativeOpsError, match=r"serves neither torch\.func nor forward-mode"):
+        torch.func.jvp(run("native"), tensors, tangents)
+
+
+def test_self_test_is_left_alone_by_what_is_going_on() -> None:
+    """Run on the CPU, whose native code stands in for the GPU's."""
+    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16), torch.device("meta"):
+        assert deform_conv_native.cuda_self_test(torch.device("cpu")) is None
