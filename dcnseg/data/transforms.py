@@ -1,7 +1,7 @@
 """Joint augmentation of picture and label map, and normalisation.
 
-The entry points are `build_train_transform` and `build_eval_transform`; what they return is called
-with a picture uint8 [3, H, W] and training indices uint8 [H, W], and returns float32 and int64.
+The entry point is `build_train_transform`; what it returns is called with a picture uint8 [3, H, W]
+and training indices uint8 [H, W], and returns float32 and int64.
 """
 
 from __future__ import annotations
@@ -142,11 +142,6 @@ def build_train_transform(
     if colour_jitter:
         steps.append(v2.ColorJitter(colour_jitter, colour_jitter, colour_jitter))
     return JointTransform(v2.Compose([*steps, Normalise(mean, std)]))
-
-
-def build_eval_transform(mean: Sequence[float], std: Sequence[float]) -> JointTransform:
-    """Normalisation alone; sizes stay."""
-    return JointTransform(Normalise(mean, std))
 
 
 def _place_axis(size: int, crop: int, scale: float, place: float) -> tuple[int, ...]:

@@ -7,7 +7,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from dcnseg.data.transforms import _place_axis, build_eval_transform, build_train_transform
+from dcnseg.data.transforms import JointTransform, Normalise, _place_axis, build_train_transform
 from dcnseg.errors import ConfigError
 
 MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.25, 0.5)
@@ -21,9 +21,9 @@ def pair_that_says_where(height: int, width: int) -> tuple[Tensor, Tensor]:
     return image, labels
 
 
-def test_eval_normalises_and_keeps_the_size() -> None:
+def test_normalising_keeps_the_size() -> None:
     image, labels = pair_that_says_where(5, 7)
-    values, indices = build_eval_transform(MEAN, STD)(image, labels)
+    values, indices = JointTransform(Normalise(MEAN, STD))(image, labels)
     expected = (image.float() / 255 - torch.tensor(MEAN)[:, None, None]) / torch.tensor(STD)[
         :, None, None
     ]
