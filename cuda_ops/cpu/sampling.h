@@ -109,12 +109,15 @@ DCN_INLINE void plan_tap(const Sampler<T>& s, const BlockPositions<AccOf<T>>& bl
   }
   const int32_t height = static_cast<int32_t>(p.height), width = static_cast<int32_t>(p.width);
   int32_t index[4][kBlock];
-  for (int j = 0; j < kBlock; ++j) {
-    const Bilinear<A> at = locate(y[j], x[j], height, width);
+  const auto put = [&](int j, const Bilinear<A>& at) {
     for (int k = 0; k < 4; ++k) index[k][j] = at.index[k];
     plan.ly[j] = at.ly;
     plan.lx[j] = at.lx;
-  }
+  };
+  if (p.border == Border::zero)  // a loop of its own, which vectorises
+    for (int j = 0; j < kBlock; ++j) put(j, locate(y[j], x[j], height, width));
+  else
+    for (int j = 0; j < kBlock; ++j) put(j, locate_clamped(p.border, y[j], x[j], height, width));
   for (int k = 0; k < 4; ++k)
     for (int j = 0; j < kBlock; ++j) {
       const int64_t first = (int64_t(index[k][j]) + block.image[j]) * p.channels;

@@ -75,7 +75,7 @@ __device__ inline TapSample<A> locate_tap(const DeformConvParams& p, const Posit
   const A x = static_cast<A>(pixel % p.out_width * p.stride_w - p.pad_w + t % p.kernel_w * p.dilation_w) +
               positions.offset[(2 * plane + 1) * pixels + pixel];
   TapSample<A> sample;
-  sample.at = locate(y, x, static_cast<int32_t>(p.height), static_cast<int32_t>(p.width));
+  sample.at = locate(p.border, y, x, static_cast<int32_t>(p.height), static_cast<int32_t>(p.width));
   sample.mask = positions.mask ? positions.mask[plane * pixels + pixel] : A(1);
   return sample;
 }

@@ -199,8 +199,8 @@ void deform_conv2d_backward_boxed(StableIValue* stack, uint64_t, uint64_t) {
   const auto like = [](const Tensor& t, StableIValue wanted) {
     return as_bool(wanted) ? empty_contiguous({t.sizes(), t.sizes() + t.dim()}, t) : empty_contiguous({0}, t);
   };
-  Tensor grads[4] = {like(a.input, stack[11]), like(a.offset, stack[12]), like(a.mask, stack[13]),
-                     like(a.weight, stack[14])};
+  Tensor grads[4] = {like(a.input, stack[12]), like(a.offset, stack[13]), like(a.mask, stack[14]),
+                     like(a.weight, stack[15])};
   by_dtype(a.input, [&](auto value, auto sum) {
     using T = decltype(value);
     using A = decltype(sum);

@@ -4,6 +4,10 @@
 // (row, column). Corners outside the map read as zero. The derivative at an integer position is
 // the right one, as floor() chooses the corners.
 //
+// What lies at the edge of the map is a matter of convention, the Border: `zero` fades to zero over
+// one pixel, as if the map went on with zeros; the others are valid up to a limit, are zero beyond
+// it and replicate the edge in between, where the derivative across the edge is zero.
+//
 // Traps: a NaN or infinite position has no corner inside the map and NaN as its fractions, so
 // that it gives NaN and nothing is read; the fractions poison each other, so that both
 // derivatives are NaN.
@@ -17,6 +21,23 @@ constexpr int32_t kOutside = -1;  // index of a corner outside the map
 
 DCN_HD float floor_of(float v) { return floorf(v); }
 DCN_HD double floor_of(double v) { return floor(v); }
+
+// The numbers cross from Python (dcnseg/ops): do not change them.
+enum class Border : int32_t {
+  zero = 0,   // Dai et al. eq. 3, torchvision's deform_conv2d, MXNet since 1.5
+  mmcv = 1,   // valid where -1 <= v <= size
+  mxnet = 2,  // valid where -0.5 <= v <= size - 0.5
+  dcnv1 = 3   // valid where 0 <= v < size: the published code of 2017
+};
+
+// Whether coordinate v lies where a border reads something. NaN does not.
+template <typename acc_t>
+DCN_HD bool is_valid(Border border, acc_t v, int32_t size) {
+  if (border == Border::mmcv) return v >= acc_t(-1) && v <= acc_t(size);
+  if (border == Border::mxnet) return v >= acc_t(-0.5) && v <= acc_t(size) - acc_t(0.5);
+  if (border == Border::dcnv1) return v >= acc_t(0) && v < acc_t(size);
+  return v > acc_t(-1) && v < acc_t(size);
+}
 
 template <typename acc_t>
 struct Bilinear {
@@ -51,6 +72,34 @@ DCN_HD Bilinear<acc_t> locate(acc_t y, acc_t x, int32_t height, int32_t width) {
   s.ly += poison;
   s.lx += poison;
   return s;
+}
+
+// As `locate`, for a border that replicates the edge.
+template <typename acc_t>
+DCN_HD Bilinear<acc_t> locate_clamped(Border border, acc_t y, acc_t x, int32_t height, int32_t width) {
+  const bool valid = is_valid(border, y, height) && is_valid(border, x, width);
+  const acc_t poison = acc_t(0) * y + acc_t(0) * x;  // 0, or NaN where either is not finite
+  const acc_t last_y = acc_t(height - 1), last_x = acc_t(width - 1);
+  const acc_t cy = y > acc_t(0) ? (y < last_y ? y : last_y) : acc_t(0);  // NaN gives 0
+  const acc_t cx = x > acc_t(0) ? (x < last_x ? x : last_x) : acc_t(0);
+  const int32_t row = static_cast<int32_t>(cy), column = static_cast<int32_t>(cx), first = row * width + column;
+  // Where the edge is replicated both corners are one pixel, so that their difference, the
+  // derivative, is zero.
+  const int32_t down = y >= acc_t(0) && row < height - 1 ? width : 0;
+  const int32_t right = x >= acc_t(0) && column < width - 1 ? 1 : 0;
+  Bilinear<acc_t> s;
+  s.index[0] = valid ? first : kOutside;
+  s.index[1] = valid ? first + right : kOutside;
+  s.index[2] = valid ? first + down : kOutside;
+  s.index[3] = valid ? first + down + right : kOutside;
+  s.ly = cy - static_cast<acc_t>(row) + poison;
+  s.lx = cx - static_cast<acc_t>(column) + poison;
+  return s;
+}
+
+template <typename acc_t>
+DCN_HD Bilinear<acc_t> locate(Border border, acc_t y, acc_t x, int32_t height, int32_t width) {
+  return border == Border::zero ? locate(y, x, height, width) : locate_clamped(border, y, x, height, width);
 }
 
 template <typename acc_t>

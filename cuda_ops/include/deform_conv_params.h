@@ -2,6 +2,7 @@
 #pragma once
 #include <cstdint>
 #include <stdexcept>
+#include "bilinear.h"
 #include "hd.h"
 namespace dcnseg_ops {
 
@@ -10,6 +11,7 @@ struct DeformConvParams {
   int64_t out_channels, out_height, out_width;  // output
   int64_t kernel_h, kernel_w, stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w;
   int64_t groups, offset_groups;
+  Border border;
 
   DCN_HD int64_t taps() const { return kernel_h * kernel_w; }
   DCN_HD int64_t out_pixels() const { return out_height * out_width; }
@@ -20,7 +22,7 @@ struct DeformConvParams {
   DCN_HD int64_t depth() const { return taps() * group_channels(); }  // K of the GEMM
 };
 
-// From the sizes of input, offset and weight, and the six numbers of the schemas.
+// From the sizes of input, offset and weight, and the seven numbers of the schemas.
 inline DeformConvParams make_params(const int64_t* in, const int64_t* out, const int64_t* w, const uint64_t* numbers) {
   const auto number = [&](int i) { return static_cast<int64_t>(numbers[i]); };
   DeformConvParams p{};
@@ -30,6 +32,7 @@ inline DeformConvParams make_params(const int64_t* in, const int64_t* out, const
   p.stride_h = number(0), p.stride_w = number(1);
   p.pad_h = number(2), p.pad_w = number(3);
   p.dilation_h = number(4), p.dilation_w = number(5);
+  p.border = static_cast<Border>(number(6));
   p.groups = p.channels / w[1];
   p.offset_groups = out[1] / (2 * p.taps());
   // Pixels are numbered in 32 bits; everything that counts channels, taps or bytes has 64.

@@ -6,27 +6,21 @@ Zhu et al. 2019, "Deformable ConvNets v2". Argument layout as in torchvision.ops
 
 from __future__ import annotations
 
-import warnings
 from typing import Literal, Self, TypeAlias
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
-from torch.autograd import forward_ad
 
-from dcnseg.errors import ConfigError, NativeOpsError, ShapeError
-from dcnseg.ops._native import missing_reason
-from dcnseg.ops.deform_conv_checks import check_shapes, check_tensors, make_window
+from dcnseg.errors import ShapeError
+from dcnseg.ops.backend import Backend, takes_native
+from dcnseg.ops.deform_conv_checks import Border, check_shapes, check_tensors, make_window
 from dcnseg.ops.deform_conv_native import cuda_self_test, deform_conv2d_native
 from dcnseg.ops.reference import deform_conv2d_reference
 
-Backend: TypeAlias = Literal["auto", "native", "reference"]
 _Pair: TypeAlias = tuple[int, int]
 
 OFFSET_BRANCH = ".conv_offset."  # in the names of the parameters that predict offsets
-
-_warned_devices: set[str] = set()
-_tested_gpus: dict[torch.device, str | None] = {}  # what the self-test said
 
 
 def deform_conv2d(
@@ -39,13 +33,14 @@ def deform_conv2d(
     dilation: int | _Pair = 1,
     mask: Tensor | None = None,
     *,
+    border: Border = "zero",
     backend: Backend = "auto",
 ) -> Tensor:
     """Convolve with every kernel tap displaced by its own offset, sampling bilinearly.
 
-    A sample outside the map is zero, fading over the last pixel. A NaN or infinite offset gives
-    NaN at its output positions. Positions are computed in float32 at least. Under autocast,
-    input, weight and bias are cast as a convolution's are.
+    A sample outside the map is zero, by default fading over the last pixel. A NaN or infinite
+    offset gives NaN at its output positions. Positions are computed in float32 at least. Under
+    autocast, input, weight and bias are cast as a convolution's are.
 
     Args:
         input: Map to sample, [B, C, H, W].
@@ -57,6 +52,9 @@ def deform_conv2d(
         padding: Rows and columns of zeros assumed around `input`.
         dilation: Distance between the taps before they are displaced, in pixels.
         mask: Factor of every sample (modulation), [B, G*T, H_out, W_out].
+        border: "zero": the map goes on with zeros, as in the paper, torchvision, mmcv and MXNet
+            since 1.5. "dcnv1", for weights trained with the code of 2017: a sample is zero unless
+            0 <= y < H and 0 <= x < W, and behind the last row and column they are replicated.
         backend: "native" or "reference" code, or "auto": native where it was built for the
             tensors' device, else the PyTorch code with one warning that gives the reason.
 
@@ -65,18 +63,17 @@ def deform_conv2d(
 
     Raises:
         ShapeError: A shape, dtype or device disagrees with the others; the message gives both.
-        ConfigError: `backend` is none of the three.
+        ConfigError: `backend` or `border` is none of those above.
         NativeOpsError: `backend="native"`, and there is no native code for this device.
     """
-    window = make_window(stride, padding, dilation)
+    window = make_window(stride, padding, dilation, border)
     device_type = input.device.type
     if torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type):
         input, weight, bias = _autocast(input, weight, bias)
     check_tensors(input, offset, weight, bias, mask)
     check_shapes(input, offset, weight, bias, window, mask)
-    native = _use_native(backend, input.device) and not _is_transformed(
-        backend, (input, offset, weight, bias, mask)
-    )
+    tensors = (input, offset, weight, bias, mask)
+    native = takes_native("deform_conv2d", backend, tensors, cuda_self_test)
     run = deform_conv2d_native if native else deform_conv2d_reference
     return run(input, offset, weight, bias, window, mask)
 
@@ -103,6 +100,7 @@ class DeformConv2d(nn.Conv2d):
         dtype: As in `nn.Conv2d`.
         offset_groups: G; each of G equal groups of input channels has its own offsets.
         modulated: Also predict a factor 2*sigmoid(.) for every sample (DCNv2).
+        border: As in `deform_conv2d`.
     """
 
     def __init__(
@@ -121,6 +119,7 @@ class DeformConv2d(nn.Conv2d):
         *,
         offset_groups: int = 1,
         modulated: bool = False,
+        border: Border = "zero",
     ) -> None:
         if offset_groups < 1 or in_channels % offset_groups:
             raise ShapeError(
@@ -141,6 +140,7 @@ class DeformConv2d(nn.Conv2d):
         )
         self.offset_groups = offset_groups
         self.modulated = modulated
+        self.border: Border = border
         self.backend: Backend = "auto"
         taps = self.kernel_size[0] * self.kernel_size[1]
         # skip_init: a seeded DeformConv2d draws the same `weight` as a seeded Conv2d.
@@ -159,7 +159,14 @@ class DeformConv2d(nn.Conv2d):
         self._zero_offsets()
 
     @classmethod
-    def from_conv(cls, conv: nn.Conv2d, *, offset_groups: int = 1, modulated: bool = False) -> Self:
+    def from_conv(
+        cls,
+        conv: nn.Conv2d,
+        *,
+        offset_groups: int = 1,
+        modulated: bool = False,
+        border: Border = "zero",
+    ) -> Self:
         """Make a deformable convolution of `conv`; the parameters are shared, not copied."""
         layer: Self = nn.utils.skip_init(
             cls,
@@ -176,6 +183,7 @@ class DeformConv2d(nn.Conv2d):
             dtype=conv.weight.dtype,
             offset_groups=offset_groups,
             modulated=modulated,
+            border=border,
         )
         layer._zero_offsets()
         layer.weight = conv.weight
@@ -215,13 +223,15 @@ class DeformConv2d(nn.Conv2d):
             padding,  # type: ignore[arg-type]
             self.dilation,  # type: ignore[arg-type]
             mask,
+            border=self.border,
             backend=self.backend,
         )
 
     def extra_repr(self) -> str:
         """Arguments as `nn.Conv2d` shows them, and those of the offsets."""
         text = f"{super().extra_repr()}, offset_groups={self.offset_groups}"  # type: ignore[no-untyped-call]
-        return text + (", modulated=True" if self.modulated else "")
+        text += ", modulated=True" if self.modulated else ""
+        return text + (f", border={self.border}" if self.border != "zero" else "")
 
     def _zero_offsets(self) -> None:
         nn.init.zeros_(self.conv_offset.weight)
@@ -247,64 +257,3 @@ def _autocast(
         return tensor.to(dtype) if eligible else tensor
 
     return cast(input), cast(weight), None if bias is None else cast(bias)
-
-
-def _use_native(backend: str, device: torch.device) -> bool:
-    """Decide on the code to run; warn once if "auto" has to take the PyTorch code."""
-    if backend == "reference":
-        return False
-    if backend not in ("auto", "native"):
-        raise ConfigError(f'`backend` is {backend!r}; expected "auto", "native" or "reference".')
-    reason = _reason_against(device)
-    if reason is None:
-        return True
-    if backend == "native":
-        raise NativeOpsError(
-            f"There are no native operators for {device.type} tensors: {reason}. "
-            'Pass backend="auto" to take the PyTorch code instead.'
-        )
-    if device.type not in _warned_devices:
-        _warned_devices.add(device.type)
-        warnings.warn(
-            f"dcnseg takes the slower PyTorch code for {device.type} tensors: {reason}.",
-            RuntimeWarning,
-            stacklevel=3,
-        )
-    return False
-
-
-def _is_transformed(backend: str, tensors: tuple[Tensor | None, ...]) -> bool:
-    """Whether torch.func or forward-mode differentiation looks on, which only PyTorch code serves.
-
-    The native code would give their tangents as zero without a word.
-    """
-    if torch.compiler.is_compiling():
-        return False
-    transformed = torch._C._are_functorch_transforms_active()
-    if not transformed and forward_ad._current_level >= 0:
-        transformed = any(
-            forward_ad.unpack_dual(tensor).tangent is not None
-            for tensor in tensors
-            if tensor is not None
-        )
-    if transformed and backend == "native":
-        raise NativeOpsError(
-            "The native deform_conv2d serves neither torch.func nor forward-mode differentiation; "
-            'pass backend="auto" or "reference".'
-        )
-    return transformed
-
-
-def _reason_against(device: torch.device) -> str | None:
-    """Why the native code cannot serve this device; the first use of a GPU tests it."""
-    if device.type != "cuda":
-        return missing_reason("cpu" if device.type == "meta" else device.type)
-    if missing_reason("cuda") is not None:
-        return missing_reason("cuda")
-    if torch.are_deterministic_algorithms_enabled():
-        return "its gradients are not deterministic there, as torch is told that they must be"
-    if device not in _tested_gpus:
-        if torch.compiler.is_compiling() or torch.cuda.is_current_stream_capturing():
-            return "its self-test has not run; call the operator once before compiling or capturing"
-        _tested_gpus[device] = cuda_self_test(device)
-    return _tested_gpus[device]

@@ -2,19 +2,22 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Literal, NamedTuple, TypeAlias
 
 from torch import Tensor
 
-from dcnseg.errors import ShapeError
+from dcnseg.errors import ConfigError, ShapeError
+
+Border: TypeAlias = Literal["zero", "dcnv1"]
 
 
 class Window(NamedTuple):
-    """How the kernel moves over the input; each (y, x) in pixels."""
+    """How the kernel moves over the input, each (y, x) in pixels, and what lies at its edge."""
 
     stride: tuple[int, int]
     padding: tuple[int, int]
     dilation: tuple[int, int]
+    border: Border = "zero"
 
 
 def _pair(value: int | tuple[int, int], name: str, least: int) -> tuple[int, int]:
@@ -25,11 +28,24 @@ def _pair(value: int | tuple[int, int], name: str, least: int) -> tuple[int, int
 
 
 def make_window(
-    stride: int | tuple[int, int], padding: int | tuple[int, int], dilation: int | tuple[int, int]
+    stride: int | tuple[int, int],
+    padding: int | tuple[int, int],
+    dilation: int | tuple[int, int],
+    border: Border,
 ) -> Window:
-    """Numbers to pairs. Raises: ShapeError: one is negative, or not one or two integers."""
+    """Numbers to pairs.
+
+    Raises:
+        ShapeError: A number is negative, or not one or two integers.
+        ConfigError: `border` is neither "zero" nor "dcnv1".
+    """
+    if border not in ("zero", "dcnv1"):
+        raise ConfigError(f'`border` is {border!r}; expected "zero" or "dcnv1".')
     return Window(
-        _pair(stride, "stride", 1), _pair(padding, "padding", 0), _pair(dilation, "dilation", 1)
+        _pair(stride, "stride", 1),
+        _pair(padding, "padding", 0),
+        _pair(dilation, "dilation", 1),
+        border,
     )
 
 
@@ -146,7 +162,9 @@ def _out_size(
 ) -> tuple[int, int]:
     height, width = (
         (size + 2 * padding - dilation * (taps - 1) - 1) // stride + 1
-        for size, taps, stride, padding, dilation in zip(size_hw, kernel_size, *window, strict=True)
+        for size, taps, stride, padding, dilation in zip(
+            size_hw, kernel_size, window.stride, window.padding, window.dilation, strict=True
+        )
     )
     return height, width
 

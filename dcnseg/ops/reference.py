@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from dcnseg.ops.deform_conv_checks import Window
+from dcnseg.ops.deform_conv_checks import Border, Window
 
 # Sampled values (B * rows * W_out * C * T) that one tile of output rows may hold: 64 MB in float32.
 _TILE_ELEMENTS = 1 << 24
@@ -59,6 +59,7 @@ def deform_conv2d_reference(
             weight,
             grid,
             (height, width),
+            window.border,
         )
         if torch.is_grad_enabled() and rows < out_height:  # keep no sampled values for the backward
             tile = checkpoint(
@@ -80,7 +81,7 @@ def _tap_grid(
     """Undisplaced tap positions: y [T, rows, 1] and x [T, 1, W_out], in pixels of the input."""
     dtype = torch.promote_types(like.dtype, torch.float32)
     device = like.device
-    stride, padding, dilation = window
+    stride, padding, dilation = window.stride, window.padding, window.dilation
     taps_y = torch.arange(kernel_size[0], device=device, dtype=dtype) * dilation[0]
     taps_x = torch.arange(kernel_size[1], device=device, dtype=dtype) * dilation[1]
     out_y = torch.arange(*rows, device=device, dtype=dtype) * stride[0] - padding[0]
@@ -97,6 +98,7 @@ def _convolve_tile(
     weight: Tensor,
     grid: tuple[Tensor, Tensor],
     size_hw: tuple[int, int],
+    border: Border,
 ) -> Tensor:
     """One tile of output rows: sample every tap, then multiply with the kernel."""
     batch, _, taps, _, rows, columns = offset.shape
@@ -105,7 +107,10 @@ def _convolve_tile(
     poison = (
         0 * y.detach() + 0 * x.detach()
     )  # NaN where either is not finite, so that both gradients are NaN
-    sampled = _sample(pixels, y + poison, x + poison, size_hw)  # [B, G, T, rows, W_out, Cg]
+    y, x = y + poison, x + poison
+    if border == "dcnv1":
+        y, x = _clamp_to_edge(y, x, size_hw)
+    sampled = _sample(pixels, y, x, size_hw)  # [B, G, T, rows, W_out, Cg]
     if mask is not None:
         sampled = sampled * mask.unsqueeze(-1)
     sampled = sampled.to(pixels.dtype).permute(0, 3, 4, 2, 1, 5)  # [B, rows, W_out, T, G, Cg]
@@ -116,6 +121,15 @@ def _convolve_tile(
     kernel = weight.reshape(groups, weight.shape[0] // groups, channels_per_group, taps)
     output = torch.einsum("bptgc,goct->bgop", sampled, kernel)
     return output.reshape(batch, weight.shape[0], rows, columns)
+
+
+def _clamp_to_edge(y: Tensor, x: Tensor, size_hw: tuple[int, int]) -> tuple[Tensor, Tensor]:
+    """Positions in [0, size) into [0, size - 1]; others to where every sample is zero."""
+    height, width = size_hw
+    outside = (y < 0) | (y >= height) | (x < 0) | (x >= width)
+    y = torch.where(outside, -2, torch.where(y >= height - 1, height - 1, y))
+    x = torch.where(outside, -2, torch.where(x >= width - 1, width - 1, x))
+    return y, x
 
 
 def _sample(pixels: Tensor, y: Tensor, x: Tensor, size_hw: tuple[int, int]) -> Tensor:

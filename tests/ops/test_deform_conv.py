@@ -15,6 +15,7 @@ from torch import Tensor
 from dcnseg.errors import ConfigError, NativeOpsError
 from dcnseg.ops import deform_conv2d
 from dcnseg.ops._native import missing_reason
+from dcnseg.ops.deform_conv_checks import Border
 
 Backend: TypeAlias = Literal["native", "reference"]
 BACKENDS = [
@@ -42,6 +43,7 @@ class Case:
     offset_groups: int = 1
     modulated: bool = True
     bias: bool = True
+    border: Border = "zero"
 
 
 @dataclass(frozen=True)
@@ -84,6 +86,7 @@ class Arguments:
             case.padding,
             case.dilation,
             self.mask,
+            border=case.border,
             backend=backend,
         )
 
@@ -134,6 +137,14 @@ def bilinear(plane: Tensor, y: float, x: float) -> float:
     )
 
 
+def replicated(plane: Tensor, y: float, x: float) -> float:
+    """As the code of 2017: zero unless 0 <= y < H and 0 <= x < W, the last pixels replicated."""
+    height, width = plane.shape
+    if not (0 <= y < height and 0 <= x < width):
+        return 0.0
+    return bilinear(plane, min(y, height - 1.0), min(x, width - 1.0))
+
+
 def loop_oracle(arguments: Arguments) -> Tensor:
     """Dai et al. 2017, eq. 2-4, one output value after another."""
     case = arguments.case
@@ -158,7 +169,11 @@ def loop_oracle(arguments: Arguments) -> Tensor:
                     1.0 if arguments.mask is None else float(arguments.mask[b, plane, row, column])
                 )
                 kernel = float(weight[o, i, tap // kw, tap % kw])
-                total += kernel * factor * bilinear(input[b, channel], y, x)
+                if case.border == "dcnv1":
+                    value = replicated(input[b, channel], y, x)
+                else:
+                    value = bilinear(input[b, channel], y, x)
+                total += kernel * factor * value
         output[b, o, row, column] = total
     return output
 
@@ -170,6 +185,8 @@ def loop_oracle(arguments: Arguments) -> Tensor:
         Case(batch=1, channels=2, out_channels=2, size_hw=(3, 4)),
         Case(batch=2, channels=4, out_channels=2, size_hw=(4, 3), groups=2, offset_groups=4,
              kernel_size=(2, 1), stride=(2, 1), padding=(1, 0), dilation=(2, 1)),
+        Case(batch=1, channels=2, out_channels=2, size_hw=(3, 4), border="dcnv1"),
+        Case(batch=1, channels=1, out_channels=1, size_hw=(1, 1), border="dcnv1"),
     ],
 )  # fmt: skip
 def test_equals_formula_written_as_loops(case: Case, backend: Backend) -> None:
@@ -212,6 +229,7 @@ def test_equals_torchvision_values_and_gradients(case: Case, backend: Backend) -
         Case(batch=1, channels=2, out_channels=2, size_hw=(3, 3)),
         Case(batch=2, channels=4, out_channels=2, size_hw=(3, 2), groups=2, offset_groups=2,
              kernel_size=(2, 2), modulated=False, bias=False),
+        Case(batch=1, channels=2, out_channels=2, size_hw=(3, 3), border="dcnv1"),
     ],
 )  # fmt: skip
 def test_gradcheck(case: Case, backend: Backend) -> None:
@@ -462,3 +480,9 @@ def test_native_for_a_device_without_it_names_the_reason() -> None:
     else:
         with pytest.raises(NativeOpsError, match="no native operators for meta tensors"):
             on_meta.convolve("native")
+
+
+def test_unknown_border_is_refused() -> None:
+    arguments = make_arguments(replace(Case(), border="edge"))  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match='`border` is \'edge\'; expected "zero" or "dcnv1"'):
+        arguments.convolve("reference")

@@ -119,3 +119,14 @@ def test_works_under_autocast() -> None:
 def test_offset_groups_must_divide_the_channels(offset_groups: int) -> None:
     with pytest.raises(ShapeError, match=f"`in_channels`=4 .* `offset_groups`={offset_groups}"):
         DeformConv2d(4, 6, 3, offset_groups=offset_groups)
+
+
+def test_border_of_a_layer_is_used_and_shown() -> None:
+    layer = DeformConv2d.from_conv(nn.Conv2d(1, 1, 1, bias=False), border="dcnv1")
+    nn.init.ones_(layer.weight)
+    assert layer.conv_offset.bias is not None
+    nn.init.constant_(layer.conv_offset.bias, 0.75)  # behind the only pixel's centre
+    assert layer(torch.ones(1, 1, 1, 1)).item() == 1
+    layer.border = "zero"
+    assert layer(torch.ones(1, 1, 1, 1)).item() == 0.0625
+    assert "border=dcnv1" in repr(DeformConv2d(1, 1, 1, border="dcnv1"))

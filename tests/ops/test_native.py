@@ -57,7 +57,7 @@ def test_switched_off_warns_once_and_native_raises_the_reason() -> None:
         "dcnseg takes the slower PyTorch code for cpu tensors: switched off by DCNSEG_NATIVE=0."
     ]
     assert answer["error"] == (
-        "There are no native operators for cpu tensors: switched off by DCNSEG_NATIVE=0. "
+        "There is no native deform_conv2d for cpu tensors: switched off by DCNSEG_NATIVE=0. "
         'Pass backend="auto" to take the PyTorch code instead.'
     )
 
