@@ -1,316 +1,198 @@
-// The CPU operator: tiles of output positions, each sampled to columns, multiplied and forgotten.
+// The forward: blocks of output positions, each sampled to columns, multiplied and forgotten.
 //
-// Either each thread works on tiles of its own ("slots"), and torch's GEMM inside of it on one
-// thread; or, where so many tiles would take too much memory, all threads share each tile. The
-// first needs few barriers: on a machine whose cores others use, too, each of them costs a
-// scheduler's time slice (64 channels, 2 threads, 2 other processes: 30 ms instead of 330).
+// Each thread takes blocks of positions of its own. For each step of the depth it goes through the block: the
+// columns of some positions are sampled, multiplied with all of the step's panels of the weight while they are
+// in the second cache, and forgotten.
 //
-// Memory beyond input and output: the columns and output rows of one tile (twice kMostBytes at most)
-// and, in the backward, their gradients, as much again; copies of the weight's size. An input that is
-// not channels-last is copied once to be so, and its gradient is summed in float32 at least.
+// Memory beyond input and output: the packed weight; a megabyte or two per thread; and, of an input that is not
+// channels-last, a copy that is, for as many positions at a time as kMostCopies bytes serve. Where offsets
+// reach too far for that, the input is sampled from its planes.
 #include "deform_conv2d.h"
-#include <algorithm>
-#include <mutex>
-#include <optional>
-#include <string>
-#include "gemm.h"
+#include "dtypes.h"
 #include "layout.h"
+#include "parts.h"
+#include "product.h"
 #include "sampling.h"
+#include "values.h"
+#include "weights.h"
 namespace dcnseg_ops {
 namespace {
 
-constexpr int64_t kMostBytes = 20 << 20;  // of a tile's columns
-constexpr int64_t kCacheBytes = 4 << 20;  // what stays near the cores
-constexpr int64_t kGoodRows = 1024;       // fewer, and the GEMM's packing of the weight begins to show
+constexpr int64_t kDepthBytes = 2304;  // of a row of columns: 576 in float, 9 taps of 64 channels
+constexpr int64_t kPositions = 128;    // that are sampled at a time: 300 kB of columns
+constexpr int64_t kMostRows = 512;     // of a block, for which the whole weight is read once
 
-int64_t round_up(int64_t value, int64_t step) { return (value + step - 1) / step * step; }
+// Positions cut into blocks: equal but for one tile of the products, and as many for each thread.
+struct Blocks {
+  int64_t first, last, tile, tiles, count, slots;
 
-struct Tiles {
-  int64_t positions, size, count, slots;  // slots: threads with tiles of their own; 1: tiles are shared
-
-  int64_t begin(int64_t tile) const { return tile * size; }
-  int64_t rows(int64_t tile) const { return std::min(size, positions - begin(tile)); }
+  int64_t begin(int64_t block) const { return std::min(last, first + block * tiles / count * tile); }
   int64_t first_of(int64_t slot) const { return slot * count / slots; }
+  int64_t most() const { return (tiles + count - 1) / count * tile; }
 };
 
-// Equal tiles whose columns fit the cache, or have kGoodRows rows if that is more. `slot_bytes` is
-// what a slot needs beside the columns.
-Tiles tiles_of(const DeformConvParams& p, int64_t element_bytes, int64_t slot_bytes) {
-  const int64_t row_bytes = (p.channels * p.taps() + p.out_channels) * element_bytes, threads = thread_count();
-  const int64_t wanted = std::max<int64_t>(kGoodRows, kCacheBytes / row_bytes);
-  const bool is_shared = p.positions() < kGoodRows || (wanted * row_bytes + slot_bytes) * threads > 2 * kMostBytes;
-  const int64_t most = std::max<int64_t>(128, std::min(wanted, kMostBytes / row_bytes));
-  const int64_t slots = is_shared ? 1 : threads;
-  const int64_t count = round_up(std::max<int64_t>(1, (p.positions() + most - 1) / most), slots);
-  const int64_t size = round_up(std::max<int64_t>(1, (p.positions() + count - 1) / count), kBlock);
-  const int64_t filled = (p.positions() + size - 1) / size;
-  return {p.positions(), size, filled, std::min(slots, std::max<int64_t>(1, filled))};
+Blocks blocks_of(int64_t first, int64_t last, int64_t tile) {
+  const int64_t tiles = (last - first + tile - 1) / tile, slots = std::min(thread_count(), tiles);
+  const int64_t fit = std::max<int64_t>(1, kMostRows / tile);
+  const int64_t count = std::min(tiles, round_up((tiles + fit - 1) / fit, slots));
+  return {first, last, tile, tiles, count, slots};
 }
 
-// f(i) for each i < count, each on a thread of its own if there are several.
-template <typename F>
-void for_slots(int64_t count, const F& f) {
-  if (count == 1) return f(0);
-  std::mutex mutex;
-  std::string error;
-  parallel_for(0, count, 1, [&](int64_t begin, int64_t end) {
-    try {
-      for (int64_t i = begin; i < end; ++i) f(i);
-    } catch (const std::exception& e) {  // may not leave a parallel region
-      const std::lock_guard<std::mutex> lock(mutex);
-      error = e.what();
-    }
-  });
-  DCN_CHECK(error.empty(), error);
-}
+// Where a block's product rows [positions][C_out] are summed, and how they get to the output.
+template <typename T>
+struct OutputRows {
+  using A = AccOf<T>;
+  const DeformConvParams& p;
+  const T* bias;
+  T* out;
+  bool channels_last;
 
-template <typename A>
-Planes<A> planes_of(const Tensor& t) {
-  if (t.numel() == 0) return {};
-  const Strides4 s(t);
-  return {t.in<A>(), s.s[0], s.s[1], s.s[2], s.s[3]};
-}
+  // The output itself can hold the sums.
+  bool is_direct() const { return channels_last && std::is_same_v<T, A>; }
 
-std::vector<Segment> segments_of(const DeformConvParams& p) {
-  std::vector<Segment> segments;
-  for (int64_t begin = 0; begin < p.channels;) {
-    const int64_t group = begin / p.group_channels(), offset_group = begin / p.offset_group_channels();
-    const int64_t end = std::min((group + 1) * p.group_channels(), (offset_group + 1) * p.offset_group_channels());
-    segments.push_back({begin, end, group, offset_group});
-    begin = end;
+  A* direct(int64_t begin) const { return reinterpret_cast<A*>(out) + begin * p.out_channels; }
+  void finish(int64_t begin, int64_t end, A* rows, T* rounded) const {
+    const int64_t n = p.out_channels, pixels = p.out_pixels();
+    if (bias) add_bias_to_rows(rows, end - begin, n, bias);
+    if (is_direct()) return;
+    const T* from = rounded;
+    if constexpr (std::is_same_v<T, A>)
+      from = rows;
+    else
+      convert_values(rows, (end - begin) * n, channels_last ? out + begin * n : rounded);
+    if (channels_last) return;
+    for_images(begin, end, pixels, [&](int64_t image, int64_t pixel, int64_t count, int64_t before) {
+      transpose_block(from + before * n, n, out + image * n * pixels + pixel, pixels, count, n);
+    });
   }
-  return segments;
-}
+};
 
-template <typename T>
-Sampler<T> sampler_of(const DeformConvArgs& a, const std::vector<T>& zeros, Buffer<T>& input) {
-  return {a.params,
-          pixel_rows(a.params, a.input, input),
-          zeros.data(),
-          planes_of<AccOf<T>>(a.offset),
-          planes_of<AccOf<T>>(a.mask),
-          segments_of(a.params)};
-}
+template <typename T, typename E>
+class Forward {
+  using A = AccOf<T>;
 
-// f(begin, end) for ranges of [0, count) that are multiples of kBlock long.
-template <typename F>
-void for_blocks(int64_t count, const F& f) {
-  parallel_for(0, (count + kBlock - 1) / kBlock, 1,
-               [&](int64_t b, int64_t e) { f(b * kBlock, std::min(count, e * kBlock)); });
-}
+ public:
+  Forward(const DeformConvArgs& a, OutputRows<T> output)
+      : a_(a),
+        p_(a.params),
+        output_(output),
+        tile_(microkernel<E>().rows),
+        sampled_(kPositions / tile_ * tile_),
+        zeros_(static_cast<size_t>(p_.channels), T{}) {
+    for (int64_t group = 0; group < p_.groups; ++group)
+      steps_.push_back(depth_steps(p_, group * p_.group_channels(), (group + 1) * p_.group_channels(),
+                                   kDepthBytes / static_cast<int64_t>(sizeof(E))));
+    for (const DepthStep& step : steps_[0]) stride_ = std::max(stride_, step.size());
+    stride_ = round_up(stride_, 16) + 16;  // no power of two: rows would share cache sets
+  }
 
-template <typename T>
+  void run() {
+    const ForwardPanels<E> panels(p_, steps_[0]);
+    pack_weight_forward(p_, Weight<T>(a_.weight), steps_[0], panels, weight_.get(p_.groups * panels.size()));
+    Sampler<T> s{p_, nullptr, p_.channels, nullptr, 0, planes_of<A>(a_.offset), planes_of<A>(a_.mask)};
+    const Part all{0, p_.positions(), 0, p_.batch * p_.height * p_.width};
+    if (is_channels_last(a_.input)) {
+      s.input = a_.input.template in<T>();
+      s.zeros = distance(s.input, zeros_.data());
+      return go_through(all, s, panels);
+    }
+    const int64_t row_bytes = p_.channels * static_cast<int64_t>(sizeof(T));
+    const Parts parts = parts_of(p_, s.offset, kMostCopies / row_bytes);
+    if (parts.parts.empty()) {
+      s.planes = a_.input.template in<T>();
+      return go_through(all, s, panels);
+    }
+    Buffer<T> copy;
+    copy.get(parts.most_pixels() * p_.channels);
+    for (const Part& part : parts.parts) {
+      copy_input(part, copy.get(0));
+      s.input = shifted<const T>(copy.get(0), -part.first_pixel * p_.channels);
+      s.zeros = distance(s.input, zeros_.data());
+      go_through(part, s, panels);
+    }
+  }
+
+ private:
+  // The pixels of a part, channels-last.
+  void copy_input(const Part& part, T* to) const {
+    const int64_t pixels = p_.height * p_.width;
+    parallel_for(part.first_pixel, part.last_pixel, grain(p_.channels), [&](int64_t begin, int64_t end) {
+      for_images(begin, end, pixels, [&](int64_t image, int64_t pixel, int64_t count, int64_t before) {
+        transpose_block(a_.input.template in<T>() + image * p_.channels * pixels + pixel, pixels,
+                        to + (begin + before - part.first_pixel) * p_.channels, p_.channels, p_.channels, count);
+      });
+    });
+  }
+
+  void go_through(const Part& part, const Sampler<T>& sampler, const ForwardPanels<E>& panels) {
+    const Blocks blocks = blocks_of(part.begin, part.end, tile_);
+    for_slots(blocks.slots, [&](int64_t slot) {
+      Buffer<E> columns;
+      Buffer<A> sums;
+      Buffer<T> rounded;
+      StepPlans<T> plans;
+      columns.get(sampled_ * stride_);
+      if (!output_.is_direct()) sums.get(blocks.most() * p_.out_channels);
+      if (!std::is_same_v<T, A> && !output_.channels_last) rounded.get(blocks.most() * p_.out_channels);
+      for (int64_t block = blocks.first_of(slot); block < blocks.first_of(slot + 1); ++block) {
+        const int64_t begin = blocks.begin(block), end = blocks.begin(block + 1);
+        A* rows = output_.is_direct() ? output_.direct(begin) : sums.get(0);
+        for (int64_t group = 0; group < p_.groups; ++group)
+          for (size_t i = 0; i < steps_[group].size(); ++i) {
+            const E* right = weight_.get(0) + group * panels.size() + panels.begin[i] * panels.width();
+            for (int64_t first = begin; first < end; first += sampled_) {
+              const int64_t last = std::min(end, first + sampled_);
+              sample(sampler, steps_[group][i], first, last, plans, columns.get(0));
+              multiply(columns.get(0), stride_, last - first, right, panels.panel_size(),
+                       {steps_[group][i].size(), p_.group_outputs()},
+                       rows + (first - begin) * p_.out_channels + group * p_.group_outputs(), p_.out_channels, i > 0);
+            }
+          }
+        output_.finish(begin, end, rows, rounded.get(0));
+      }
+    });
+  }
+
+  void sample(const Sampler<T>& sampler, const DepthStep& step, int64_t begin, int64_t end, StepPlans<T>& plans,
+              E* columns) const {
+    if (sampler.input)
+      sample_rows(sampler, step, begin, end, plans, columns, stride_);
+    else
+      sample_rows_of_planes(sampler, step, begin, end, plans, columns, stride_);
+    if (step.size() % 2 && std::is_same_v<E, bf16>)  // a pair's second half
+      for (int64_t j = 0; j < end - begin; ++j) columns[j * stride_ + step.size()] = E{};
+  }
+
+  const DeformConvArgs& a_;
+  const DeformConvParams& p_;
+  OutputRows<T> output_;
+  int64_t tile_, sampled_;                     // positions: of a tile of the products; that are sampled at a time
+  int64_t stride_ = 0;                         // of a row of columns
+  std::vector<std::vector<DepthStep>> steps_;  // of each group
+  std::vector<T> zeros_;
+  Buffer<E> weight_;
+};
+
+template <typename T, typename E>
 Tensor forward(const DeformConvArgs& a, const Tensor& bias, bool channels_last) {
   const DeformConvParams& p = a.params;
   const std::vector<int64_t> sizes = {p.batch, p.out_channels, p.out_height, p.out_width};
   Tensor output =
       channels_last ? empty_strided(sizes, channels_last_strides(sizes), a.input) : empty_contiguous(sizes, a.input);
-  if (p.positions() == 0) return output;
-  const std::vector<T> zeros(static_cast<size_t>(p.channels), T{});
-  Buffer<T> input_buffer, weight_buffer;
-  const Sampler<T> sampler = sampler_of<T>(a, zeros, input_buffer);
-  const T* bias_data = bias.numel() ? bias.in<T>() : nullptr;
-  T* out = output.out<T>();
-  const T* weight = weight_rows(p, a.weight, weight_buffer);
-  const Tiles tiles = tiles_of(p, sizeof(T), 0);
-  for_slots(tiles.slots, [&](int64_t slot) {
-    Buffer<T> columns_buffer, product_buffer;
-    T* columns = columns_buffer.get(tiles.size * p.channels * p.taps());
-    for (int64_t tile = tiles.first_of(slot); tile < tiles.first_of(slot + 1); ++tile) {
-      const int64_t begin = tiles.begin(tile), n = tiles.rows(tile);
-      for_blocks(n, [&](int64_t b, int64_t e) { sample_columns(sampler, begin, n, begin + b, begin + e, columns); });
-      const Product<T> product = multiply_rows(columns, weight, product_buffer, tiles.size * p.out_channels, p.groups,
-                                               n, p.depth(), p.group_outputs());
-      for_blocks(n, [&](int64_t b, int64_t e) {
-        write_output(p, product.data, bias_data, begin, n, b, e, channels_last, out);
-      });
-    }
-  });
+  if (p.positions() > 0)
+    Forward<T, E>(a, {p, bias.numel() ? bias.in<T>() : nullptr, output.out<T>(), channels_last}).run();
   return output;
-}
-
-// Gradients of input (sums [B, H, W, C]), offset and mask. The threads first make the gradients of
-// the columns, each of its own tile, then split the channels to add them to the input's.
-template <typename T>
-void input_and_position_grads(const DeformConvArgs& a, const Sampler<T>& sampler, const Tensor& grad,
-                              const PositionGrads<T>& positions, AccOf<T>* grad_input) {
-  const DeformConvParams& p = a.params;
-  Buffer<T> weight_buffer, transposed_buffer;
-  const T* transposed = transposed_weight(p, a.weight, weight_buffer, transposed_buffer);
-  const Tiles tiles = tiles_of(p, sizeof(T), 0);
-  std::vector<Buffer<T>> rows_buffers(tiles.slots), product_buffers(tiles.slots);
-  for (int64_t first = 0; first < tiles.count; first += tiles.slots) {
-    const int64_t slots = std::min(tiles.slots, tiles.count - first);
-    std::vector<std::optional<Product<T>>> products(slots);
-    for_slots(slots, [&](int64_t slot) {
-      const int64_t begin = tiles.begin(first + slot), n = tiles.rows(first + slot);
-      const T* rows = gradient_rows(p, grad, begin, n, rows_buffers[slot], tiles.size);
-      products[slot] = multiply_rows(rows, transposed, product_buffers[slot], tiles.size * p.channels * p.taps(),
-                                     p.groups, n, p.group_outputs(), p.depth());
-      const T* columns = products[slot]->data;
-      if (positions.offset || positions.mask)
-        for_blocks(n, [&](int64_t b, int64_t e) {
-          position_grads(sampler, begin, n, begin + b, begin + e, columns, positions);
-        });
-    });
-    if (!grad_input) continue;
-    constexpr int64_t kChannels = 16;  // a cache line of float32: threads do not share one
-    parallel_for(0, (p.channels + kChannels - 1) / kChannels, 1, [&](int64_t b, int64_t e) {
-      const int64_t low = b * kChannels, high = std::min(p.channels, e * kChannels);
-      std::vector<AccOf<T>> waste(static_cast<size_t>(high - low));
-      for (int64_t slot = 0; slot < slots; ++slot)
-        scatter_columns(sampler, tiles.begin(first + slot), tiles.rows(first + slot), low, high, products[slot]->data,
-                        grad_input, waste.data());
-    });
-  }
-}
-
-// to += from, or to = from.
-template <typename F, typename A>
-void accumulate(const F* from, A* to, int64_t begin, int64_t end, bool is_first) {
-  if (is_first)
-    for (int64_t i = begin; i < end; ++i) to[i] = load_one(from + i);
-  else
-    for (int64_t i = begin; i < end; ++i) to[i] += load_one(from + i);
-}
-
-// Gradient of the weight: sums [C_out][T][C/groups].
-template <typename T>
-void weight_grads(const DeformConvArgs& a, const Sampler<T>& sampler, const Tensor& grad, AccOf<T>* sums) {
-  using A = AccOf<T>;
-  const DeformConvParams& p = a.params;
-  const int64_t outputs = p.group_outputs(), depth = p.depth(), size = p.out_channels * depth;
-  const Tiles tiles = tiles_of(p, sizeof(T), size * static_cast<int64_t>(sizeof(T) + sizeof(A)));
-  std::vector<Buffer<A>> sums_buffers(tiles.slots);
-  for_slots(tiles.slots, [&](int64_t slot) {
-    Buffer<T> rows_buffer, transposed_buffer, columns_buffer, product_buffer;
-    T* columns = columns_buffer.get(tiles.size * p.channels * p.taps());
-    A* slot_sums = slot == 0 ? sums : sums_buffers[slot].get(size);
-    for (int64_t tile = tiles.first_of(slot); tile < tiles.first_of(slot + 1); ++tile) {
-      const int64_t begin = tiles.begin(tile), n = tiles.rows(tile);
-      const T* rows = gradient_rows(p, grad, begin, n, rows_buffer, tiles.size);
-      for_blocks(n, [&](int64_t b, int64_t e) { sample_columns(sampler, begin, n, begin + b, begin + e, columns); });
-      T* transposed = nullptr;
-      if (prefers_convolution<T>(n, depth, outputs, p.groups)) {
-        transposed = transposed_buffer.get(tiles.size * p.out_channels);
-        transpose(rows, transposed, 1, n, outputs);
-      }
-      const Product<T> product =
-          multiply_columns(rows, transposed, columns, product_buffer, size, p.groups, n, depth, outputs);
-      const bool is_first = tile == tiles.first_of(slot);
-      parallel_for(0, size, 32768, [&](int64_t b, int64_t e) { accumulate(product.data, slot_sums, b, e, is_first); });
-    }
-  });
-  for (int64_t slot = 1; slot < tiles.slots; ++slot)
-    parallel_for(0, size, 32768,
-                 [&](int64_t b, int64_t e) { accumulate(sums_buffers[slot].get(size), sums, b, e, false); });
-}
-
-template <typename T>
-void convert(const AccOf<T>* from, T* to, int64_t count) {
-  parallel_for(0, count, 32768, [&](int64_t b, int64_t e) {
-    for (int64_t i = b; i < e; ++i) store_one(to + i, from[i]);
-  });
-}
-
-// Sums [C_out][T][C/groups] to a tensor laid out as the weight is: channels-last or contiguous.
-template <typename T>
-Tensor weight_gradient(const DeformConvArgs& a, const AccOf<T>* from) {
-  const DeformConvParams& p = a.params;
-  Tensor grad = empty_like(a.weight);
-  T* to = grad.out<T>();
-  if (is_channels_last(a.weight)) {
-    convert<T>(from, to, p.out_channels * p.depth());
-    return grad;
-  }
-  const int64_t taps = p.taps(), channels = p.group_channels();
-  parallel_for(0, p.out_channels, grain(p.depth()), [&](int64_t b, int64_t e) {
-    for (int64_t o = b; o < e; ++o)
-      for (int64_t c = 0; c < channels; ++c)
-        for (int64_t t = 0; t < taps; ++t)
-          store_one(to + (o * channels + c) * taps + t, from[(o * taps + t) * channels + c]);
-  });
-  return grad;
-}
-
-// Sums [B, H, W, C] to `grad`, laid out as the input is. They may be the memory of `grad` itself.
-template <typename T>
-void input_gradient(const DeformConvParams& p, AccOf<T>* from, const Tensor& grad) {
-  const int64_t pixels = p.height * p.width, count = p.batch * p.channels * pixels;
-  T* to = grad.out<T>();
-  if (is_channels_last(grad)) {
-    if constexpr (!std::is_same_v<T, AccOf<T>>) convert<T>(from, to, count);
-    return;
-  }
-  Buffer<T> rounded;
-  const T* rows;
-  if constexpr (std::is_same_v<T, AccOf<T>>)
-    rows = from;
-  else
-    convert<T>(from, rounded.get(count), count), rows = rounded.get(count);
-  transpose(rows, to, p.batch, pixels, p.channels);
-}
-
-template <typename A>
-A* zeroed(A* data, int64_t count) {
-  parallel_for(0, count, 65536, [&](int64_t b, int64_t e) { std::fill(data + b, data + e, A(0)); });
-  return data;
-}
-
-template <typename T>
-DeformConvGrads backward(const Tensor& grad, const DeformConvArgs& a, WantedGrads wanted) {
-  using A = AccOf<T>;
-  const DeformConvParams& p = a.params;
-  const int64_t in_count = p.batch * p.channels * p.height * p.width;
-  const auto planes = [&](bool is_wanted, int64_t channels) {
-    return empty_contiguous(
-        is_wanted ? std::vector<int64_t>{p.batch, channels, p.out_height, p.out_width} : std::vector<int64_t>{0},
-        a.offset);
-  };
-  DeformConvGrads grads = {wanted.input ? empty_like(a.input) : empty_contiguous({0}, a.input),
-                           planes(wanted.offset, 2 * p.offset_groups * p.taps()),
-                           planes(wanted.mask, p.offset_groups * p.taps()), empty_contiguous({0}, a.weight)};
-  Buffer<A> input_sums, weight_sums;
-  PositionGrads<T> positions;
-  A *grad_input = nullptr, *grad_weight = nullptr;
-  if (wanted.input) {
-    const bool is_direct = std::is_same_v<T, A> && is_channels_last(grads.input);
-    grad_input = zeroed(is_direct ? grads.input.out<A>() : input_sums.get(in_count), in_count);
-  }
-  if (wanted.offset) positions.offset = grads.offset.out<A>();
-  if (wanted.mask) positions.mask = grads.mask.out<A>();
-  if (wanted.weight) grad_weight = weight_sums.get(p.out_channels * p.depth());
-  if (p.positions() == 0) {
-    if (wanted.weight) zeroed(grad_weight, p.out_channels * p.depth());
-  } else {
-    const std::vector<T> zeros(static_cast<size_t>(p.channels), T{});
-    Buffer<T> input_buffer;
-    const Sampler<T> sampler = sampler_of<T>(a, zeros, input_buffer);
-    if (wanted.input || wanted.offset || wanted.mask) input_and_position_grads(a, sampler, grad, positions, grad_input);
-    if (wanted.weight) weight_grads(a, sampler, grad, grad_weight);
-  }
-  if (wanted.input) input_gradient<T>(p, grad_input, grads.input);
-  if (wanted.weight) grads.weight = weight_gradient<T>(a, grad_weight);
-  return grads;
-}
-
-template <typename F>
-auto by_dtype(const Tensor& input, const F& f) {
-  const int32_t dtype = input.dtype();
-  if (dtype == aoti_torch_dtype_float32()) return f(float{});
-  if (dtype == aoti_torch_dtype_float64()) return f(double{});
-  if (dtype == aoti_torch_dtype_bfloat16()) return f(bf16{});
-  throw std::runtime_error("deform_conv2d: expected float32, float64 or bfloat16 on the CPU");
 }
 
 }  // namespace
 
 Tensor deform_conv2d(const DeformConvArgs& args, const Tensor& bias, bool channels_last) {
-  return by_dtype(args.input, [&](auto zero) { return forward<decltype(zero)>(args, bias, channels_last); });
-}
-
-DeformConvGrads deform_conv2d_backward(const Tensor& grad, const DeformConvArgs& args, WantedGrads wanted) {
-  return by_dtype(args.input, [&](auto zero) { return backward<decltype(zero)>(grad, args, wanted); });
+  check_density(args);
+  check_bias(bias, args.input, args.params);
+  DCN_CHECK(is_contiguous(bias), "deform_conv2d: bias must be contiguous");
+  return by_product_types(args.input, [&](auto value, auto element) {
+    return forward<decltype(value), decltype(element)>(args, bias, channels_last);
+  });
 }
 
 }  // namespace dcnseg_ops

@@ -1,46 +1,53 @@
 // The sampled columns of a deformable convolution and their derivatives, on the CPU.
 //
-// Positions p count output pixels over all images of the batch, row-major. A tile of them has
-// columns [groups][tile][T][C/groups]: per convolution group the left matrix of a GEMM.
-// Work goes in blocks of kBlock positions. Where the taps sample is worked out once per block and
-// offset group (TapPlan), vectorised over the positions; the channels then share it, vectorised
-// over the channels of the channels-last input. The columns are walked in the order they lie in
-// memory: tap after tap of one position (the other way round took twice as long at 64 channels).
+// Positions count output pixels over all images of the batch, row-major. They are taken in blocks of kBlock:
+// where the taps sample is worked out once per block, tap and offset group (TapPlan), vectorised over the
+// positions; the channels then share it, vectorised over the channels of channels-last pixels. Columns are
+// walked in the order they lie in memory, tap after tap of one position (the other way round took twice as long
+// at 64 channels).
 //
 // Functions marked DCN_CLONES are compiled once per instruction set; all they call is inlined.
 #pragma once
 #include <vector>
 #include "bilinear.h"
 #include "deform_conv_params.h"
+#include "depth_steps.h"
 #include "simd.h"
+#include "transpose.h"
 namespace dcnseg_ops {
 
 constexpr int kBlock = 32;
 
 template <typename A>
-struct Planes {  // a [B, channels, H_out, W_out] tensor of any strides; data is null if absent
+struct Planes {  // a [B, channels, H_out, W_out] tensor of any strides; data is
+                 // null if absent
   const A* data = nullptr;
   int64_t batch = 0, channel = 0, row = 0, column = 0;
-};
-
-// Channels [begin, end) that lie in one convolution group and one offset group.
-struct Segment {
-  int64_t begin, end, group, offset_group;
 };
 
 template <typename T>
 struct Sampler {
   using A = AccOf<T>;
   DeformConvParams p;
-  const T* input;  // [B, H, W, C]
-  const T* zeros;  // C of them: what a corner outside the map reads
+  // Channel c of pixel i, counted over all images, lies at input[i * pixel_stride + c]. Null where the input is
+  // read from its planes.
+  const T* input;
+  int64_t pixel_stride;
+  const T* planes;  // [B, C, H, W]
+  int64_t zeros;    // as many of them as channels, counted from `input`: what a corner outside reads
   Planes<A> offset, mask;
-  std::vector<Segment> segments;
 };
+
+// From one array to another, in numbers: as an offset for `Sampler::zeros`.
+template <typename T>
+int64_t distance(const T* from, const T* to) {
+  return (reinterpret_cast<intptr_t>(to) - reinterpret_cast<intptr_t>(from)) / static_cast<int64_t>(sizeof(T));
+}
 
 template <typename A>
 struct TapPlan {             // of one tap and one offset group at the positions of a block
-  int64_t first[4][kBlock];  // number of the corner's first channel in the input, or kOutside
+  int64_t pixel[4][kBlock];  // of the corners, counted over all images, or kOutside
+  int64_t row[4][kBlock];    // where the channels of that pixel lie, counted from the input, or the zeros
   A weight[4][kBlock];       // of the corners, times the mask
   A ly[kBlock], lx[kBlock], mask[kBlock];
 };
@@ -50,8 +57,8 @@ struct BlockPositions {
   int count;
   A y[kBlock], x[kBlock];                // of tap (0, 0), undisplaced
   int64_t offset[kBlock], mask[kBlock];  // where their first channel lies
-  int32_t image[kBlock];                 // first pixel of the image
-  bool is_run;                           // whether the block's offsets lie one after another, and so do its masks
+  int64_t image[kBlock];                 // number of the image
+  bool is_run;                           // whether kBlock offsets lie one after another, and so do the masks
 };
 
 // Whether the pixels of a channel lie one after another.
@@ -71,7 +78,7 @@ DCN_INLINE void start_block(const Sampler<T>& s, int64_t begin, int64_t end, Blo
     block.x[j] = static_cast<A>(column * p.stride_w - p.pad_w);
     block.offset[j] = b * s.offset.batch + row * s.offset.row + column * s.offset.column;
     block.mask[j] = b * s.mask.batch + row * s.mask.row + column * s.mask.column;
-    block.image[j] = static_cast<int32_t>(b * p.height * p.width);
+    block.image[j] = b;
     if (++column == p.out_width) {
       column = 0;
       if (++row == p.out_height) {
@@ -80,8 +87,7 @@ DCN_INLINE void start_block(const Sampler<T>& s, int64_t begin, int64_t end, Blo
       }
     }
   }
-  block.is_run = block.count == kBlock && begin % p.out_pixels() + kBlock <= p.out_pixels() && is_run(s.offset, p) &&
-                 is_run(s.mask, p);
+  block.is_run = begin % p.out_pixels() + kBlock <= p.out_pixels() && is_run(s.offset, p) && is_run(s.mask, p);
   for (int j = block.count; j < kBlock; ++j) {  // the vector loops run over all of the block
     block.y[j] = block.x[j] = 0;
     block.offset[j] = block.offset[0];
@@ -118,10 +124,13 @@ DCN_INLINE void plan_tap(const Sampler<T>& s, const BlockPositions<AccOf<T>>& bl
     for (int j = 0; j < kBlock; ++j) put(j, locate(y[j], x[j], height, width));
   else
     for (int j = 0; j < kBlock; ++j) put(j, locate_clamped(p.border, y[j], x[j], height, width));
+  const int64_t image_pixels = p.height * p.width, stride = s.pixel_stride, zeros = s.zeros;
   for (int k = 0; k < 4; ++k)
     for (int j = 0; j < kBlock; ++j) {
-      const int64_t first = (int64_t(index[k][j]) + block.image[j]) * p.channels;
-      plan.first[k][j] = index[k][j] == kOutside ? kOutside : first;
+      const int64_t pixel = index[k][j] + block.image[j] * image_pixels;
+      const bool outside = index[k][j] == kOutside;
+      plan.pixel[k][j] = outside ? kOutside : pixel;
+      plan.row[k][j] = outside ? zeros : pixel * stride;
     }
   const A* mask = s.mask.data ? s.mask.data + (g * p.taps() + t) * s.mask.channel : nullptr;
   for (int j = 0; j < kBlock; ++j) plan.mask[j] = mask ? mask[block.mask[j]] : A(1);
@@ -132,77 +141,126 @@ DCN_INLINE void plan_tap(const Sampler<T>& s, const BlockPositions<AccOf<T>>& bl
   }
 }
 
+// The plans of a step's taps and offset groups, [taps][offset groups], for the positions of a block. One is
+// kept for many blocks, for its memory.
+template <typename T>
+struct StepPlans {
+  BlockPositions<AccOf<T>> block;
+  std::vector<TapPlan<AccOf<T>>> plans;
+  int64_t groups;
+
+  DCN_INLINE void make(const Sampler<T>& s, const DepthStep& step, int64_t begin, int64_t end) {
+    groups = step.offset_groups();
+    if (plans.size() < static_cast<size_t>(step.taps() * groups)) plans.resize(step.taps() * groups);
+    start_block(s, begin, end, block);
+    for (int64_t t = 0; t < step.taps(); ++t)
+      for (int64_t g = 0; g < groups; ++g)
+        plan_tap(s, block, step.first_offset_group() + g, step.tap_begin + t, plans[t * groups + g]);
+  }
+  DCN_INLINE int64_t index(const DepthStep& step, const Segment& segment, int64_t t) const {
+    return t * groups + segment.offset_group - step.first_offset_group();
+  }
+};
+
 template <typename T>
 struct Corners {
   const T* row[4];  // channels of the corner's pixel, or zeros
   AccOf<T> weight[4];
 };
 
+// Of position j, from channel `first` on.
 template <typename T>
-DCN_INLINE Corners<T> corners_of(const Sampler<T>& s, const TapPlan<AccOf<T>>& plan, int j) {
-  Corners<T> c;
-  for (int k = 0; k < 4; ++k) {
-    const int64_t first = plan.first[k][j];
-    c.row[k] = first == kOutside ? s.zeros : s.input + first;
-    c.weight[k] = plan.weight[k][j];
-  }
-  return c;
+DCN_INLINE Corners<T> corners_of(const Sampler<T>& s, const TapPlan<AccOf<T>>& plan, int j, int64_t first) {
+  const intptr_t input = reinterpret_cast<intptr_t>(s.input) + first * static_cast<intptr_t>(sizeof(T));
+  const auto row = [&](int k) {
+    return reinterpret_cast<const T*>(input + plan.row[k][j] * static_cast<intptr_t>(sizeof(T)));
+  };
+  return {{row(0), row(1), row(2), row(3)},
+          {plan.weight[0][j], plan.weight[1][j], plan.weight[2][j], plan.weight[3][j]}};
 }
 
-template <typename T>
-DCN_INLINE int64_t column_index(const DeformConvParams& p, const Segment& segment, int64_t tile, int64_t position,
-                                int64_t t) {
-  const int64_t first = segment.begin - segment.group * p.group_channels();
-  return ((segment.group * tile + position) * p.taps() + t) * p.group_channels() + first;
-}
-
-// out = the blend of four rows, n channels.
-template <typename T>
-DCN_INLINE void blend(const Corners<T>& c, int64_t first, int64_t n, T* out) {
+// Blends four rows of n channels; `to` takes vectors and the numbers left over.
+template <typename T, typename To>
+DCN_INLINE void blend(const Corners<T>& c, int64_t n, const To& to) {
   constexpr int kLanes = Simd<T>::kLanes;
-  const T *r0 = c.row[0] + first, *r1 = c.row[1] + first, *r2 = c.row[2] + first, *r3 = c.row[3] + first;
+  const T *r0 = c.row[0], *r1 = c.row[1], *r2 = c.row[2], *r3 = c.row[3];
   const AccOf<T> w0 = c.weight[0], w1 = c.weight[1], w2 = c.weight[2], w3 = c.weight[3];
   int64_t i = 0;
 #pragma GCC unroll 4
   for (; i + kLanes <= n; i += kLanes)
-    store(out + i, w0 * load(r0 + i) + w1 * load(r1 + i) + w2 * load(r2 + i) + w3 * load(r3 + i));
+    to.put(i, w0 * load(r0 + i) + w1 * load(r1 + i) + w2 * load(r2 + i) + w3 * load(r3 + i));
   for (; i < n; ++i)
-    store_one(out + i, w0 * load_one(r0 + i) + w1 * load_one(r1 + i) + w2 * load_one(r2 + i) + w3 * load_one(r3 + i));
+    to.put_one(i, w0 * load_one(r0 + i) + w1 * load_one(r1 + i) + w2 * load_one(r2 + i) + w3 * load_one(r3 + i));
 }
 
-template <typename T>
-using Plans = std::vector<TapPlan<AccOf<T>>>;  // [T][G]
+template <typename E>
+struct ToRow {
+  E* row;
+  DCN_INLINE void put(int64_t i, VecOf<E> v) const { store(row + i, v); }
+  DCN_INLINE void put_one(int64_t i, AccOf<E> v) const { store_one(row + i, v); }
+};
 
-template <typename T>
-DCN_INLINE void plan_block(const Sampler<T>& s, int64_t begin, int64_t end, BlockPositions<AccOf<T>>& block,
-                           Plans<T>& plans) {
-  start_block(s, begin, end, block);
-  for (int64_t t = 0; t < s.p.taps(); ++t)
-    for (int64_t g = 0; g < s.p.offset_groups; ++g) plan_tap(s, block, g, t, plans[t * s.p.offset_groups + g]);
-}
-
-// Columns of positions [begin, end), which lie in the tile that starts at `tile_begin`.
-template <typename T>
-DCN_CLONES void sample_columns(const Sampler<T>& s, int64_t tile_begin, int64_t tile, int64_t begin, int64_t end,
-                               T* columns) {
-  const DeformConvParams& p = s.p;
-  BlockPositions<AccOf<T>> block;
-  Plans<T> plans(static_cast<size_t>(p.taps() * p.offset_groups));
+// Columns of positions [begin, end) to rows [end - begin][step.size()], `stride` numbers apart.
+template <typename T, typename E>
+DCN_CLONES void sample_rows(const Sampler<T>& s, const DepthStep& step, int64_t begin, int64_t end, StepPlans<T>& plans,
+                            E* rows, int64_t stride) {
   for (int64_t first = begin; first < end; first += kBlock) {
-    plan_block(s, first, first + kBlock < end ? first + kBlock : end, block, plans);
-    for (int j = 0; j < block.count; ++j)
-      for (int64_t t = 0; t < p.taps(); ++t)
-        for (const Segment& segment : s.segments)
-          blend(corners_of(s, plans[t * p.offset_groups + segment.offset_group], j), segment.begin,
-                segment.end - segment.begin, columns + column_index<T>(p, segment, tile, first + j - tile_begin, t));
+    plans.make(s, step, first, first + kBlock < end ? first + kBlock : end);
+    for (int j = 0; j < plans.block.count; ++j) {
+      E* row = rows + (first + j - begin) * stride;
+      for (int64_t t = 0; t < step.taps(); ++t)
+        for (const Segment& segment : step.segments) {
+          const auto& plan = plans.plans[plans.index(step, segment, t)];
+          blend(corners_of(s, plan, j, segment.begin), segment.end - segment.begin,
+                ToRow<E>{row + t * step.channels() + segment.begin - step.channel_begin});
+        }
+    }
+  }
+}
+
+// As `sample_rows`, from the planes of a contiguous input: for maps too large to be copied.
+template <typename T, typename E>
+DCN_CLONES void sample_rows_of_planes(const Sampler<T>& s, const DepthStep& step, int64_t begin, int64_t end,
+                                      StepPlans<T>& plans, E* rows, int64_t stride) {
+  using A = AccOf<T>;
+  constexpr int kChannels = 16;
+  const int64_t plane = s.p.height * s.p.width;
+  E columns[kChannels][kBlock];
+  for (int64_t first = begin; first < end; first += kBlock) {
+    plans.make(s, step, first, first + kBlock < end ? first + kBlock : end);
+    const int count = plans.block.count;
+    for (int64_t t = 0; t < step.taps(); ++t)
+      for (const Segment& segment : step.segments) {
+        const auto& plan = plans.plans[plans.index(step, segment, t)];
+        int64_t at[4][kBlock];  // in the plane of channel 0
+        for (int k = 0; k < 4; ++k)
+          for (int j = 0; j < kBlock; ++j) {
+            const int64_t moved = plan.pixel[k][j] + plans.block.image[j] * (s.p.channels - 1) * plane;
+            at[k][j] = plan.pixel[k][j] == kOutside ? kOutside : moved;
+          }
+        for (int64_t c = segment.begin; c < segment.end; c += kChannels) {
+          const int n = static_cast<int>(segment.end - c < kChannels ? segment.end - c : kChannels);
+          for (int i = 0; i < n; ++i) {
+            const T* from = s.planes + (c + i) * plane;
+            for (int j = 0; j < kBlock; ++j) {
+              A sum = 0;
+              for (int k = 0; k < 4; ++k)
+                sum += plan.weight[k][j] * (at[k][j] == kOutside ? A(0) : load_one(from + at[k][j]));
+              store_one(&columns[i][j], sum);
+            }
+          }
+          E* to = rows + (first - begin) * stride + t * step.channels() + c - step.channel_begin;
+          transpose_block(&columns[0][0], kBlock, to, stride, n, count);
+        }
+      }
   }
 }
 
 // dot[k] += sum of (column gradient) * (value of corner k) over n channels.
 template <typename T>
-DCN_INLINE void dot_corners(const Corners<T>& c, int64_t first, int64_t n, const T* grad, AccOf<T> dot[4]) {
+DCN_INLINE void dot_corners(const Corners<T>& c, int64_t n, const AccOf<T>* grad, AccOf<T> dot[4]) {
   constexpr int kLanes = Simd<T>::kLanes;
-  const T *r0 = c.row[0] + first, *r1 = c.row[1] + first, *r2 = c.row[2] + first, *r3 = c.row[3] + first;
+  const T *r0 = c.row[0], *r1 = c.row[1], *r2 = c.row[2], *r3 = c.row[3];
   VecOf<T> s0 = {}, s1 = {}, s2 = {}, s3 = {};
   int64_t i = 0;
   for (; i + kLanes <= n; i += kLanes) {
@@ -223,111 +281,139 @@ DCN_INLINE void dot_corners(const Corners<T>& c, int64_t first, int64_t n, const
   }
 }
 
-template <typename T>
-struct PositionGrads {  // contiguous [B, 2*G*T, H_out, W_out] and [B, G*T, H_out, W_out]; null: not wanted
-  AccOf<T>* offset = nullptr;
-  AccOf<T>* mask = nullptr;
+template <typename A>
+DCN_INLINE void add_to_corners(const A* grad, int64_t n, const A weight[4], A* const row[4]) {
+  constexpr int kLanes = Simd<A>::kLanes;
+  int64_t i = 0;
+  for (; i + kLanes <= n; i += kLanes) {
+    const VecOf<A> v = load(grad + i);
+    for (int k = 0; k < 4; ++k) store(row[k] + i, load(row[k] + i) + weight[k] * v);
+  }
+  for (; i < n; ++i)
+    for (int k = 0; k < 4; ++k) row[k][i] += weight[k] * grad[i];
+}
+
+// Puts the columns of one position into panels [panel][positions][width]; for pairs into [panel][positions /
+// 2][width][2], where an even position clears its neighbour's place.
+template <typename E>
+struct ToPanels {
+  E* data;
+  int64_t panel_size, width, position, column;  // `column` of channel 0
+
+  DCN_INLINE E* at(int64_t i) const {
+    const int64_t k = column + i, panel = k / width, lane = k % width;
+    if constexpr (std::is_same_v<E, bf16>) return data + panel * panel_size + (position / 2 * width + lane) * 2;
+    return data + panel * panel_size + position * width + lane;
+  }
+  DCN_INLINE void put(int64_t i, VecOf<E> v) const {
+    constexpr int kLanes = Simd<E>::kLanes;
+    if ((column + i) % width + kLanes > width) {  // over the edge of a panel
+      for (int lane = 0; lane < kLanes; ++lane) put_one(i + lane, v[lane]);
+      return;
+    }
+    E* to = at(i);
+    if constexpr (std::is_same_v<E, bf16>) {
+      const u32x16 upper = round_to_upper_half(v);
+      u32x16 both = upper >> 16;
+      if (position % 2) {
+        __builtin_memcpy(&both, to, sizeof both);
+        both |= upper;
+      }
+      __builtin_memcpy(to, &both, sizeof both);
+    } else {
+      store(to, v);
+    }
+  }
+  DCN_INLINE void put_one(int64_t i, AccOf<E> v) const {
+    E* to = at(i);
+    if constexpr (std::is_same_v<E, bf16>) {
+      if (position % 2 == 0) to[1] = E{};
+      to += position % 2;
+    }
+    store_one(to, v);
+  }
 };
 
-// To the planes of tap t and offset group g, from the dot products of a block.
-template <typename T>
-DCN_INLINE void write_position_grads(const Sampler<T>& s, const TapPlan<AccOf<T>>& plan,
-                                     const AccOf<T> (&dots)[4][kBlock], int64_t first, int count, int64_t g, int64_t t,
-                                     const PositionGrads<T>& out) {
+// What is made of a step's column gradients. What is null is not wanted.
+template <typename T, typename E>
+struct BackwardPass {
   using A = AccOf<T>;
-  const DeformConvParams& p = s.p;
-  A grad_y[kBlock], grad_x[kBlock], grad_mask[kBlock];
-  for (int j = 0; j < kBlock; ++j) {
-    const A dot[4] = {dots[0][j], dots[1][j], dots[2][j], dots[3][j]};
-    position_gradient(dot, plan.ly[j], plan.lx[j], plan.mask[j], &grad_y[j], &grad_x[j], &grad_mask[j]);
-  }
-  for (int64_t j = 0; j < count;) {  // pixels of one image after another
-    const int64_t b = (first + j) / p.out_pixels(), pixel = (first + j) % p.out_pixels();
-    const int64_t plane = (b * p.offset_groups + g) * p.taps() + t;
-    const int64_t n = count - j < p.out_pixels() - pixel ? count - j : p.out_pixels() - pixel;
-    for (int64_t i = 0; out.offset && i < n; ++i) out.offset[2 * plane * p.out_pixels() + pixel + i] = grad_y[j + i];
-    for (int64_t i = 0; out.offset && i < n; ++i)
-      out.offset[(2 * plane + 1) * p.out_pixels() + pixel + i] = grad_x[j + i];
-    for (int64_t i = 0; out.mask && i < n; ++i) out.mask[plane * p.out_pixels() + pixel + i] = grad_mask[j + i];
-    j += n;
-  }
-}
+  const A* grad_columns = nullptr;  // rows of the block, `grad_stride` apart
+  int64_t grad_stride = 0;
+  // Sums over the channels, planes [G*T][2] of (dy, dx), then [G*T] of the mask, `plane_stride` apart; position
+  // 0 is `first_position`.
+  A* position_sums = nullptr;
+  int64_t plane_stride = 0, first_position = 0;
+  bool mask_wanted = false;
+  A* input_sums = nullptr;  // channel c of pixel i lies at [i * sums_stride + c]
+  int64_t sums_stride = 0;
+  A* waste = nullptr;    // takes what falls outside the map: as many numbers as the step has channels
+  E* samples = nullptr;  // panels of the columns themselves
+  int64_t panel_size = 0, panel_width = 0;
+};
 
 template <typename A>
 struct BlockDots {
   A of[4][kBlock];
 };
 
-// Gradients of offset and mask at positions [begin, end) from the gradients of the tile's columns.
-template <typename T>
-DCN_CLONES void position_grads(const Sampler<T>& s, int64_t tile_begin, int64_t tile, int64_t begin, int64_t end,
-                               const T* grad_columns, const PositionGrads<T>& out) {
+template <typename T, typename E>
+DCN_INLINE void add_position_sums(const Sampler<T>& s, const TapPlan<AccOf<T>>& plan, const BlockDots<AccOf<T>>& dots,
+                                  int64_t first, int count, int64_t plane, const BackwardPass<T, E>& pass) {
   using A = AccOf<T>;
-  const DeformConvParams& p = s.p;
-  BlockPositions<A> block;
-  Plans<T> plans(static_cast<size_t>(p.taps() * p.offset_groups));
-  std::vector<BlockDots<A>> dots(plans.size());
+  A grad_y[kBlock], grad_x[kBlock], grad_mask[kBlock];
+  for (int j = 0; j < kBlock; ++j) {
+    const A dot[4] = {dots.of[0][j], dots.of[1][j], dots.of[2][j], dots.of[3][j]};
+    position_gradient(dot, plan.ly[j], plan.lx[j], plan.mask[j], &grad_y[j], &grad_x[j], &grad_mask[j]);
+  }
+  A* to = pass.position_sums + first - pass.first_position;
+  A *to_y = to + 2 * plane * pass.plane_stride, *to_x = to_y + pass.plane_stride;
+  for (int j = 0; j < count; ++j) to_y[j] += grad_y[j];
+  for (int j = 0; j < count; ++j) to_x[j] += grad_x[j];
+  if (!pass.mask_wanted) return;
+  A* to_mask = to + (2 * s.p.offset_groups * s.p.taps() + plane) * pass.plane_stride;
+  for (int j = 0; j < count; ++j) to_mask[j] += grad_mask[j];
+}
+
+template <typename T, typename E>
+DCN_CLONES void backward_step(const Sampler<T>& s, const DepthStep& step, int64_t begin, int64_t end,
+                              StepPlans<T>& plans, const BackwardPass<T, E>& pass) {
+  using A = AccOf<T>;
+  std::vector<BlockDots<A>> dots(step.taps() * step.offset_groups());
   for (int64_t first = begin; first < end; first += kBlock) {
-    plan_block(s, first, first + kBlock < end ? first + kBlock : end, block, plans);
-    for (size_t i = 0; i < dots.size(); ++i) dots[i] = {};
-    for (int j = 0; j < block.count; ++j)
-      for (int64_t t = 0; t < p.taps(); ++t)
-        for (const Segment& segment : s.segments) {
-          const int64_t i = t * p.offset_groups + segment.offset_group;
-          A dot[4] = {0, 0, 0, 0};
-          dot_corners(corners_of(s, plans[i], j), segment.begin, segment.end - segment.begin,
-                      grad_columns + column_index<T>(p, segment, tile, first + j - tile_begin, t), dot);
-          for (int k = 0; k < 4; ++k) dots[i].of[k][j] += dot[k];
-        }
-    for (int64_t t = 0; t < p.taps(); ++t)
-      for (int64_t g = 0; g < p.offset_groups; ++g)
-        write_position_grads(s, plans[t * p.offset_groups + g], dots[t * p.offset_groups + g].of, first, block.count, g,
-                             t, out);
-  }
-}
-
-template <typename T>
-DCN_INLINE void add_to_corners(const T* grad, int64_t n, const AccOf<T> weight[4], AccOf<T>* const row[4]) {
-  constexpr int kLanes = Simd<T>::kLanes;
-  int64_t i = 0;
-  for (; i + kLanes <= n; i += kLanes) {
-    const VecOf<T> v = load(grad + i);
-    for (int k = 0; k < 4; ++k) store(row[k] + i, load(row[k] + i) + weight[k] * v);
-  }
-  for (; i < n; ++i)
-    for (int k = 0; k < 4; ++k) row[k][i] += weight[k] * load_one(grad + i);
-}
-
-// grad_input += weight * column gradient at the four corners, for channels [channel_begin,
-// channel_end) of a whole tile. Threads split the channels, so each sum has one order whatever
-// their number. `waste` takes what falls outside the map: channel_end - channel_begin numbers.
-template <typename T>
-DCN_CLONES void scatter_columns(const Sampler<T>& s, int64_t tile_begin, int64_t tile, int64_t channel_begin,
-                                int64_t channel_end, const T* grad_columns, AccOf<T>* grad_input, AccOf<T>* waste) {
-  using A = AccOf<T>;
-  const DeformConvParams& p = s.p;
-  const int64_t tile_end = tile_begin + tile;
-  BlockPositions<A> block;
-  Plans<T> plans(static_cast<size_t>(p.taps() * p.offset_groups));
-  for (int64_t first = tile_begin; first < tile_end; first += kBlock) {
-    plan_block(s, first, first + kBlock < tile_end ? first + kBlock : tile_end, block, plans);
-    for (int j = 0; j < block.count; ++j)
-      for (int64_t t = 0; t < p.taps(); ++t)
-        for (const Segment& segment : s.segments) {
-          const int64_t lo = segment.begin > channel_begin ? segment.begin : channel_begin;
-          const int64_t n = (segment.end < channel_end ? segment.end : channel_end) - lo;
-          if (n <= 0) continue;
-          const TapPlan<A>& plan = plans[t * p.offset_groups + segment.offset_group];
-          const T* grad =
-              grad_columns + column_index<T>(p, segment, tile, first + j - tile_begin, t) + (lo - segment.begin);
-          A weight[4], *row[4];
-          for (int k = 0; k < 4; ++k) {
-            const int64_t at = plan.first[k][j];
-            row[k] = at == kOutside ? waste : grad_input + at + lo;
-            weight[k] = plan.weight[k][j];
+    plans.make(s, step, first, first + kBlock < end ? first + kBlock : end);
+    for (auto& d : dots) d = {};
+    for (int j = 0; j < plans.block.count; ++j) {
+      const int64_t position = first + j - begin;
+      for (int64_t t = 0; t < step.taps(); ++t)
+        for (const Segment& segment : step.segments) {
+          const int64_t i = plans.index(step, segment, t), n = segment.end - segment.begin;
+          const int64_t column = t * step.channels() + segment.begin - step.channel_begin;
+          const A* grad = pass.grad_columns ? pass.grad_columns + position * pass.grad_stride + column : nullptr;
+          const TapPlan<A>& plan = plans.plans[i];
+          const Corners<T> corners = corners_of(s, plan, j, segment.begin);
+          if (pass.samples)
+            blend(corners, n, ToPanels<E>{pass.samples, pass.panel_size, pass.panel_width, position, column});
+          if (pass.position_sums) {
+            A dot[4] = {0, 0, 0, 0};
+            dot_corners(corners, n, grad, dot);
+            for (int k = 0; k < 4; ++k) dots[i].of[k][j] += dot[k];
           }
-          add_to_corners(grad, n, weight, row);
+          if (pass.input_sums) {
+            A* row[4];
+            for (int k = 0; k < 4; ++k) {
+              const int64_t pixel = plan.pixel[k][j];
+              row[k] = pixel == kOutside ? pass.waste : pass.input_sums + pixel * pass.sums_stride + segment.begin;
+            }
+            add_to_corners(grad, n, corners.weight, row);
+          }
         }
+    }
+    if (!pass.position_sums) continue;
+    for (int64_t t = 0; t < step.taps(); ++t)
+      for (int64_t g = 0; g < plans.groups; ++g)
+        add_position_sums(s, plans.plans[t * plans.groups + g], dots[t * plans.groups + g], first, plans.block.count,
+                          (step.first_offset_group() + g) * s.p.taps() + step.tap_begin + t, pass);
   }
 }
 

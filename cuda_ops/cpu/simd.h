@@ -1,6 +1,6 @@
-// Vectors of 64 bytes in the compiler's own vector extension: the same source becomes AVX-512,
-// AVX2 or SSE code in the clones of a function (DCN_CLONES).
-// Trap: only functions that are inlined take over the instruction set of the clone.
+// Vectors of 64 bytes in the compiler's own vector extension: the same source becomes AVX-512, AVX2 or SSE code
+// in the clones of a function (DCN_CLONES). Trap: only functions that are inlined take over the instruction set
+// of the clone.
 #pragma once
 #include <cstdint>
 #include <type_traits>
@@ -76,13 +76,17 @@ DCN_INLINE VecOf<T> load(const T* p) {
     return v;
   }
 }
+// Rounded to bfloat16, in the upper half of each number.
+DCN_INLINE u32x16 round_to_upper_half(f32x16 v) {
+  const u32x16 u = (u32x16)v;
+  const u32x16 rounded = u + 0x7fff + ((u >> 16) & 1);
+  const u32x16 is_number = (u32x16)(v == v);
+  return (rounded & is_number & 0xffff0000) | (0x7fc00000 & ~is_number);
+}
 template <typename T>
 DCN_INLINE void store(T* p, VecOf<T> v) {
   if constexpr (std::is_same_v<T, bf16>) {
-    const u32x16 u = (u32x16)v;
-    const u32x16 rounded = (u + 0x7fff + ((u >> 16) & 1)) >> 16;
-    const u32x16 is_number = (u32x16)(v == v);
-    const u16x16 half = __builtin_convertvector((rounded & is_number) | (0x7fc0 & ~is_number), u16x16);
+    const u16x16 half = __builtin_convertvector(round_to_upper_half(v) >> 16, u16x16);
     __builtin_memcpy(p, &half, sizeof half);
   } else {
     __builtin_memcpy(p, &v, sizeof v);

@@ -87,4 +87,25 @@ DCN_CLONES void transpose_block(const T* in, int64_t in_stride, T* out, int64_t 
     for (int64_t c = 0; c < columns; ++c) out[c * out_stride + r] = in[r * in_stride + c];
 }
 
+// As transpose_block for a dense matrix of few columns, [rows][columns] without gaps: a vector is loaded across
+// the end of its row, where the next rows lie.
+template <typename T>
+DCN_CLONES void transpose_narrow(const T* in, T* out, int64_t out_stride, int64_t rows, int64_t columns) {
+  int64_t r = 0;
+  if constexpr (sizeof(T) <= 4) {
+    for (; columns < 16 && (r + 15) * columns + 16 <= rows * columns; r += 16) {
+      u32x16 v[16];
+#pragma GCC unroll 16
+      for (int i = 0; i < 16; ++i) v[i] = load_bits(in + (r + i) * columns);
+      exchange_all<8>(v);
+      exchange_all<4>(v);
+      exchange_all<2>(v);
+      exchange_all<1>(v);
+      for (int64_t c = 0; c < columns; ++c) store_bits(out + c * out_stride + r, v[c]);
+    }
+  }
+  for (; r < rows; ++r)
+    for (int64_t c = 0; c < columns; ++c) out[c * out_stride + r] = in[r * columns + c];
+}
+
 }  // namespace dcnseg_ops

@@ -11,43 +11,12 @@
 // Trap: add_to_input adds with atomics, in any order; its sums may differ in the last bit from run
 // to run. dcnseg takes the PyTorch code where torch is told to be deterministic.
 #pragma once
-#include <cstdint>
-#ifdef DCN_EMULATE
-#include "../emu/cuda_emu.h"
-#else
-#include <cuda_bf16.h>
-#include <cuda_fp16.h>
-#include <cuda_runtime.h>
-#define DCN_LAUNCH(kernel, grid, block, smem, stream, ...) kernel<<<grid, block, smem, stream>>>(__VA_ARGS__)
-#endif
 #include "bilinear.h"
 #include "deform_conv_params.h"
+#include "kernel_common.cuh"
 namespace dcnseg_ops {
 
-constexpr int kThreads = 256;      // of a block
 constexpr int64_t kChannels = 32;  // that one thread samples
-
-__device__ inline float to_sum(float v) { return v; }
-__device__ inline double to_sum(double v) { return v; }
-template <typename T>
-struct Value {
-  template <typename A>
-  __device__ static T from(A v) {
-    return v;
-  }
-};
-#ifndef DCN_EMULATE
-__device__ inline float to_sum(__half v) { return __half2float(v); }
-__device__ inline float to_sum(__nv_bfloat16 v) { return __bfloat162float(v); }
-template <>
-struct Value<__half> {
-  __device__ static __half from(float v) { return __float2half_rn(v); }
-};
-template <>
-struct Value<__nv_bfloat16> {
-  __device__ static __nv_bfloat16 from(float v) { return __float2bfloat16_rn(v); }
-};
-#endif
 
 template <typename A>
 struct Positions {  // of one image: [2*G*T, H_out, W_out] and [G*T, H_out, W_out], or null
@@ -101,10 +70,6 @@ __device__ inline Work work_of(const DeformConvParams& p, Range range, int64_t i
   w.channel_end = w.channel_begin + kChannels < group_end ? w.channel_begin + kChannels : group_end;
   return w;
 }
-
-#define DCN_FOR_EACH(i, n)                                                               \
-  for (int64_t i = blockIdx.x * static_cast<int64_t>(blockDim.x) + threadIdx.x; i < (n); \
-       i += static_cast<int64_t>(gridDim.x) * blockDim.x)
 
 template <typename T, typename A>
 __global__ void sample_columns(DeformConvParams p, const T* input, Positions<A> positions, Range range, int64_t n,
@@ -174,19 +139,11 @@ template <typename T, typename A>
 __global__ void add_values(const T* from, int64_t n, A* to) {
   DCN_FOR_EACH(i, n) to[i] += to_sum(from[i]);
 }
-template <typename T, typename A>
-__global__ void round_values(const A* from, int64_t n, T* to) {
-  DCN_FOR_EACH(i, n) to[i] = Value<T>::from(from[i]);
-}
 template <typename T>
 __global__ void add_bias(const T* bias, int64_t pixels, int64_t n, T* output) {  // [C_out][pixels]
   DCN_FOR_EACH(i, n) output[i] = Value<T>::from(to_sum(output[i]) + to_sum(bias[i / pixels]));
 }
 
-inline dim3 blocks_for(int64_t n) {
-  const int64_t blocks = (n + kThreads - 1) / kThreads;
-  return dim3(static_cast<unsigned>(blocks < (1 << 20) ? blocks : (1 << 20)));
-}
 inline int64_t sample_threads(const DeformConvParams& p, Range range) {
   return p.offset_groups * chunks_per_group(p) * p.taps() * range.count;
 }

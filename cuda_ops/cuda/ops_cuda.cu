@@ -5,39 +5,14 @@
 // torch's current stream; memory comes from torch's allocator, which knows that stream.
 #include <algorithm>
 #include "deform_conv2d.cuh"
-#include "torch_c_abi.h"
+#include "deform_conv_checks.h"
+#include "ops_roi.h"
+#include "torch_cuda.h"
 using namespace dcnseg_ops;
 
 namespace {
 
 constexpr int64_t kColumnBytes = 256 << 20;
-
-struct DeviceGuard {
-  DeviceGuardHandle handle = nullptr;
-  explicit DeviceGuard(int32_t index) { DCN_CALL(aoti_torch_create_device_guard(index, &handle)); }
-  DeviceGuard(const DeviceGuard&) = delete;
-  DeviceGuard& operator=(const DeviceGuard&) = delete;
-  ~DeviceGuard() { aoti_torch_delete_device_guard(handle); }
-};
-
-cudaStream_t current_stream(const Tensor& t) {
-  void* stream = nullptr;
-  DCN_CALL(aoti_torch_get_current_cuda_stream(t.device_index(), &stream));
-  return static_cast<cudaStream_t>(stream);
-}
-
-void check_launch(const char* kernel) {
-  const cudaError_t error = cudaGetLastError();
-  DCN_CHECK(error == cudaSuccess, std::string(kernel) + ": " + cudaGetErrorString(error));
-}
-
-#define DCN_RUN(kernel, n, stream, ...)                                            \
-  do {                                                                             \
-    if ((n) > 0) {                                                                 \
-      DCN_LAUNCH((kernel), blocks_for(n), dim3(kThreads), 0, stream, __VA_ARGS__); \
-      check_launch(#kernel);                                                       \
-    }                                                                              \
-  } while (0)
 
 // [groups][rows][columns] on the device of `like`; strides are in numbers.
 Tensor matrices(const void* data, int64_t groups, int64_t rows, int64_t columns, int64_t group_stride,
@@ -152,50 +127,40 @@ struct Call {
   }
 };
 
-template <typename F>
-auto by_dtype(const Tensor& input, const F& f) {
-  const int32_t dtype = input.dtype();
-  if (dtype == aoti_torch_dtype_float32()) return f(float{}, float{});
-  if (dtype == aoti_torch_dtype_float64()) return f(double{}, double{});
-  if (dtype == aoti_torch_dtype_float16()) return f(__half{}, float{});
-  if (dtype == aoti_torch_dtype_bfloat16()) return f(__nv_bfloat16{}, float{});
-  throw std::runtime_error("deform_conv2d: expected a floating-point tensor");
-}
-
 struct Arguments {
   Tensor input, offset, mask, weight;
 };
 
-DeformConvParams params_of(const Arguments& a, const StableIValue* numbers) {
-  return make_params(a.input.sizes(), a.offset.sizes(), a.weight.sizes(), numbers);
+// Everything the kernels rely on.
+DeformConvParams contiguous_params(const Arguments& a, const StableIValue* numbers) {
+  const int32_t dtype = a.input.dtype(), position_dtype = sum_dtype(a.input);
+  check_contiguous("deform_conv2d: input", a.input, dtype, a.input);
+  check_contiguous("deform_conv2d: offset", a.offset, position_dtype, a.input);
+  check_contiguous("deform_conv2d: mask", a.mask, position_dtype, a.input);
+  check_contiguous("deform_conv2d: weight", a.weight, dtype, a.input);
+  return checked_params(a.input, a.offset, a.mask, a.weight, numbers);
 }
 
 void deform_conv2d_boxed(StableIValue* stack, uint64_t, uint64_t) {
   const Arguments a{as_tensor(stack[0]), as_tensor(stack[1]), as_tensor(stack[2]), as_tensor(stack[3])};
   const Tensor bias = as_tensor(stack[4]);
-  const DeviceGuard guard(a.input.device_index());
-  const DeformConvParams p = params_of(a, stack + 5);
+  const DeviceGuard guard(a.input);
+  const DeformConvParams p = contiguous_params(a, stack + 5);
+  check_contiguous("deform_conv2d: bias", bias, a.input.dtype(), a.input);
+  check_bias(bias, a.input, p);
   stack[0] = from_tensor(by_dtype(a.input, [&](auto value, auto sum) {
     return Call<decltype(value), decltype(sum)>{a.input, a.offset, a.mask, a.weight, p, current_stream(a.input)}
         .forward(bias);
   }));
 }
 
-// Zeroed sums for a gradient of the size of `like`, in A. `like` may have no elements.
-template <typename A>
-Tensor zeroed_sums(const Tensor& like, const Tensor& positions, cudaStream_t stream) {
-  Tensor sums = empty_contiguous({like.numel()}, positions);  // offset has the type that sums are kept in
-  if (like.numel() == 0) return sums;
-  const cudaError_t error = cudaMemsetAsync(sums.out<A>(), 0, static_cast<size_t>(like.numel()) * sizeof(A), stream);
-  DCN_CHECK(error == cudaSuccess, cudaGetErrorString(error));
-  return sums;
-}
-
 void deform_conv2d_backward_boxed(StableIValue* stack, uint64_t, uint64_t) {
   const Tensor grad = as_tensor(stack[0]);
   const Arguments a{as_tensor(stack[1]), as_tensor(stack[2]), as_tensor(stack[3]), as_tensor(stack[4])};
-  const DeviceGuard guard(a.input.device_index());
-  const DeformConvParams p = params_of(a, stack + 5);
+  const DeviceGuard guard(a.input);
+  const DeformConvParams p = contiguous_params(a, stack + 5);
+  check_contiguous("deform_conv2d: grad", grad, a.input.dtype(), a.input);
+  check_grad(grad, a.input, p);
   const auto like = [](const Tensor& t, StableIValue wanted) {
     return as_bool(wanted) ? empty_contiguous({t.sizes(), t.sizes() + t.dim()}, t) : empty_contiguous({0}, t);
   };
@@ -205,14 +170,11 @@ void deform_conv2d_backward_boxed(StableIValue* stack, uint64_t, uint64_t) {
     using T = decltype(value);
     using A = decltype(sum);
     const Call<T, A> call{a.input, a.offset, a.mask, a.weight, p, current_stream(a.input)};
-    Tensor input_sums = zeroed_sums<A>(grads[0], a.offset, call.stream),
-           weight_sums = zeroed_sums<A>(grads[3], a.offset, call.stream);
-    const auto wanted = [](Tensor& t, const Tensor& asked) { return asked.numel() ? t.out<A>() : nullptr; };
-    call.backward(grad, wanted(input_sums, grads[0]), wanted(grads[1], grads[1]), wanted(grads[2], grads[2]),
-                  wanted(weight_sums, grads[3]));
-    const int64_t inputs = grads[0].numel(), weights = grads[3].numel();
-    DCN_RUN((round_values<T, A>), inputs, call.stream, input_sums.in<A>(), inputs, grads[0].out<T>());
-    DCN_RUN((round_values<T, A>), weights, call.stream, weight_sums.in<A>(), weights, grads[3].out<T>());
+    const SummedGradient<T, A> input(grads[0], call.stream), weight(grads[3], call.stream);
+    const auto wanted = [](const Tensor& t) { return t.numel() ? t.out<A>() : nullptr; };
+    call.backward(grad, input.sums(), wanted(grads[1]), wanted(grads[2]), weight.sums());
+    input.finish();
+    weight.finish();
   });
   for (int i = 0; i < 4; ++i) stack[i] = from_tensor(std::move(grads[i]));
 }
@@ -227,6 +189,7 @@ extern "C" __attribute__((visibility("default"))) const char* dcnseg_register() 
     DCN_CALL(aoti_torch_library_init_impl("dcnseg", "CUDA", __FILE__, __LINE__, &cuda));
     DCN_CALL(torch_library_impl(cuda, "deform_conv2d", &deform_conv2d_boxed, kAbi));
     DCN_CALL(torch_library_impl(cuda, "deform_conv2d_backward", &deform_conv2d_backward_boxed, kAbi));
+    register_roi_operators(cuda);
   } catch (const std::exception& e) {
     error = e.what();
     return error.c_str();

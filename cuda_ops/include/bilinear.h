@@ -24,7 +24,7 @@ DCN_HD double floor_of(double v) { return floor(v); }
 
 // The numbers cross from Python (dcnseg/ops): do not change them.
 enum class Border : int32_t {
-  zero = 0,   // Dai et al. eq. 3, torchvision's deform_conv2d, MXNet since 1.5
+  zero = 0,   // Dai et al. eq. 3, torchvision's and mmcv's deform_conv2d
   mmcv = 1,   // valid where -1 <= v <= size
   mxnet = 2,  // valid where -0.5 <= v <= size - 0.5
   dcnv1 = 3   // valid where 0 <= v < size: the published code of 2017

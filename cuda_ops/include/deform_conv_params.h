@@ -35,9 +35,9 @@ inline DeformConvParams make_params(const int64_t* in, const int64_t* out, const
   p.border = static_cast<Border>(number(6));
   p.groups = p.channels / w[1];
   p.offset_groups = out[1] / (2 * p.taps());
-  // Pixels are numbered in 32 bits; everything that counts channels, taps or bytes has 64.
-  if (p.batch * p.height * p.width >= INT32_MAX - 2 * p.width)
-    throw std::runtime_error("deform_conv2d: the input has 2^31 pixels or more; pass fewer images at a time");
+  // The pixels of one image are numbered in 32 bits; everything else has 64.
+  if (p.height * p.width >= INT32_MAX - 2 * p.width)
+    throw std::runtime_error("deform_conv2d: an image of the input has 2^31 pixels or more");
   return p;
 }
 

@@ -2,5 +2,33 @@
 
 from dcnseg.ops._native import native_status
 from dcnseg.ops.deform_conv import DeformConv2d, deform_conv2d
+from dcnseg.ops.deform_roi_pool import (
+    DeformPSRoIPool,
+    DeformRoIPool,
+    deform_ps_roi_pool,
+    deform_roi_pool,
+)
+from dcnseg.ops.roi_pool import (
+    PSRoIPool,
+    RoIAvgPool,
+    RoIPool,
+    ps_roi_pool,
+    roi_avg_pool,
+    roi_pool,
+)
 
-__all__ = ["DeformConv2d", "deform_conv2d", "native_status"]
+__all__ = [
+    "DeformConv2d",
+    "DeformPSRoIPool",
+    "DeformRoIPool",
+    "PSRoIPool",
+    "RoIAvgPool",
+    "RoIPool",
+    "deform_conv2d",
+    "deform_ps_roi_pool",
+    "deform_roi_pool",
+    "native_status",
+    "ps_roi_pool",
+    "roi_avg_pool",
+    "roi_pool",
+]

@@ -52,8 +52,8 @@ def deform_conv2d(
         padding: Rows and columns of zeros assumed around `input`.
         dilation: Distance between the taps before they are displaced, in pixels.
         mask: Factor of every sample (modulation), [B, G*T, H_out, W_out].
-        border: "zero": the map goes on with zeros, as in the paper, torchvision, mmcv and MXNet
-            since 1.5. "dcnv1", for weights trained with the code of 2017: a sample is zero unless
+        border: "zero": the map goes on with zeros, as in the paper, torchvision and mmcv.
+            "dcnv1", for weights trained with the code of 2017: a sample is zero unless
             0 <= y < H and 0 <= x < W, and behind the last row and column they are replicated.
         backend: "native" or "reference" code, or "auto": native where it was built for the
             tensors' device, else the PyTorch code with one warning that gives the reason.

@@ -1,18 +1,10 @@
 // Generated convolutions, and the formula as plain loops in double, for the checks beside this file.
 #pragma once
-#include <cmath>
-#include <cstdio>
-#include <limits>
-#include <random>
-#include <vector>
 #include "bilinear.h"
 #include "deform_conv_params.h"
+#include "random_case.h"
 
 using namespace dcnseg_ops;
-
-static std::mt19937 generator(0);
-static int pick(int low, int high) { return std::uniform_int_distribution<int>(low, high)(generator); }
-static double normal() { return std::normal_distribution<double>()(generator); }
 
 struct Convolution {
   DeformConvParams p{};
@@ -24,7 +16,8 @@ static Convolution generate() {
   DeformConvParams& p = c.p;
   p.groups = pick(1, 2), p.offset_groups = pick(1, 3);
   p.batch = pick(1, 3), p.channels = p.groups * p.offset_groups * (pick(0, 5) ? pick(1, 12) : pick(33, 36));
-  p.height = pick(1, 9), p.width = pick(1, 9), p.out_channels = p.groups;
+  p.height = pick(0, 3) ? pick(1, 9) : 1, p.width = pick(0, 3) ? pick(1, 9) : 1, p.out_channels = p.groups;
+  p.border = pick(0, 2) ? Border::zero : Border::dcnv1;
   p.kernel_h = pick(1, 3), p.kernel_w = pick(1, 3);
   p.stride_h = pick(1, 2), p.stride_w = pick(1, 3), p.dilation_h = pick(1, 2), p.dilation_w = pick(1, 3);
   p.pad_h = pick(p.dilation_h * (p.kernel_h - 1) / 2 + 1, 5),
@@ -32,27 +25,13 @@ static Convolution generate() {
   p.out_height = (p.height + 2 * p.pad_h - p.dilation_h * (p.kernel_h - 1) - 1) / p.stride_h + 1;
   p.out_width = (p.width + 2 * p.pad_w - p.dilation_w * (p.kernel_w - 1) - 1) / p.stride_w + 1;
   const int64_t planes = p.offset_groups * p.taps();
-  for (int64_t i = 0; i < p.batch * p.channels * p.height * p.width; ++i) c.input.push_back(normal());
-  const double odd[] = {NAN, INFINITY, -INFINITY, 1e30, -1e30, 2147483647.0, -2147483649.0, -1.0, 0.0, 1.0};
-  for (int64_t i = 0; i < p.batch * 2 * planes * p.out_pixels(); ++i)
-    c.offset.push_back(pick(0, 9) ? 2 * normal() : odd[pick(0, 9)]);
-  for (int64_t i = 0; i < p.batch * planes * p.out_pixels(); ++i) c.mask.push_back(normal());
+  c.input = values_with_odd_ones(p.batch * p.channels * p.height * p.width);
+  for (int64_t i = 0; i < p.batch * 2 * planes * p.out_pixels(); ++i) c.offset.push_back(normal_or_odd(10));
+  // Infinity times a weight of 0 is NaN, and which of them are multiplied first is left open.
+  for (int64_t i = 0; i < p.batch * planes * p.out_pixels(); ++i) c.mask.push_back(pick(0, 49) ? normal() : NAN);
+  // Finite: whether a gradient times a pixel outside is NaN or nothing is left open, too.
   for (int64_t i = 0; i < p.positions() * p.taps() * p.channels; ++i) c.grad_columns.push_back(normal());
   return c;
-}
-
-// `number` turns one of ours into a double.
-template <typename T, typename F>
-static bool compare(const char* what, const std::vector<T>& ours, const std::vector<double>& expected, double tolerance,
-                    F number) {
-  for (size_t i = 0; i < ours.size(); ++i) {
-    const double value = number(ours[i]);
-    if (std::isnan(value) && std::isnan(expected[i])) continue;
-    if (std::fabs(value - expected[i]) <= tolerance * (1 + std::fabs(expected[i]))) continue;
-    std::printf("%s[%zu] is %g, expected %g\n", what, i, value, expected[i]);
-    return false;
-  }
-  return true;
 }
 
 // What the operator must give. Values come rounded to its type; positions are computed in A, as it
@@ -78,23 +57,28 @@ static Expected expect(const DeformConvParams& p, const std::vector<double>& inp
                       offset[2 * plane * pixels + pixel];
           const A x = A(pixel % p.out_width * p.stride_w - p.pad_w + t % p.kernel_w * p.dilation_w) +
                       offset[(2 * plane + 1) * pixels + pixel];
-          const bool bad = !std::isfinite(y) || !std::isfinite(x);
-          double value = bad ? NAN : 0, dy = bad ? NAN : 0, dx = bad ? NAN : 0;
-          const double fy = std::floor(y), fx = std::floor(x), ly = y - fy, lx = x - fx;
-          for (int corner = 0; corner < 4 && !bad; ++corner) {
-            const double row = fy + corner / 2, col = fx + corner % 2;
+          const bool bad = !std::isfinite(y) || !std::isfinite(x), replicates = p.border == Border::dcnv1;
+          const bool valid = !bad && (!replicates || (y >= 0 && y < p.height && x >= 0 && x < p.width));
+          double value = bad ? NAN : 0, grad = value, dy = bad ? NAN : 0, dx = bad ? NAN : 0;
+          // dcnv1: beyond the centres of the last row and column the map goes on with these.
+          const bool at_bottom = replicates && y >= p.height - 1, at_right = replicates && x >= p.width - 1;
+          const A fy = at_bottom ? A(p.height - 1) : std::floor(y), fx = at_right ? A(p.width - 1) : std::floor(x);
+          const A ly = at_bottom ? A(0) : y - fy, lx = at_right ? A(0) : x - fx;
+          for (int corner = 0; corner < 4 && valid; ++corner) {
+            const double row = at_bottom ? fy : fy + corner / 2, col = at_right ? fx : fx + corner % 2;
             if (row < 0 || row >= p.height || col < 0 || col >= p.width) continue;
             const int64_t at = input_at(b, c, int64_t(row), int64_t(col));
             const double v = input[at], wy = corner / 2 ? ly : 1 - ly, wx = corner % 2 ? lx : 1 - lx;
             value += wy * wx * v;
-            dy += (corner / 2 ? wx : -wx) * v;
-            dx += (corner % 2 ? wy : -wy) * v;
+            grad += wy * wx * v * g_column;
+            dy += (at_bottom ? 0 : corner / 2 ? wx : -wx) * v * g_column;
+            dx += (at_right ? 0 : corner % 2 ? wy : -wy) * v * g_column;
             e.input[at] += m * wy * wx * g_column;
           }
           e.columns[column] = m * value;
-          e.mask[plane * pixels + pixel] += g_column * value;
-          e.offset[2 * plane * pixels + pixel] += m * g_column * dy;
-          e.offset[(2 * plane + 1) * pixels + pixel] += m * g_column * dx;
+          e.mask[plane * pixels + pixel] += grad;
+          e.offset[2 * plane * pixels + pixel] += m * dy;
+          e.offset[(2 * plane + 1) * pixels + pixel] += m * dx;
         }
   return e;
 }

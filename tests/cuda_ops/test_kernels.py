@@ -1,34 +1,126 @@
+"""The operators' own source, compiled with sanitizers into the programs beside this file."""
+
 from __future__ import annotations
 
 import shutil
 import subprocess
+from functools import cache
 from pathlib import Path
 
 import pytest
 
 HERE = Path(__file__).parent
 SOURCES = HERE.parents[1] / "cuda_ops"
+SANITIZERS = {
+    "memory": ["-fsanitize=address,undefined", "-fsanitize=float-cast-overflow",
+               "-fno-sanitize-recover=all"],
+    "threads": ["-fsanitize=thread"],
+}  # fmt: skip
+CONVOLUTION_SOURCES = ("deform_conv2d.cpp", "deform_conv2d_backward.cpp", "microkernel.cpp")
+CONVOLUTION = [
+    "-O0",  # the last one counts: -O1 takes the compiler most of a minute
+    "-DDCN_CLONES=",
+    *(str(SOURCES / "cpu" / name) for name in CONVOLUTION_SOURCES),
+]
+PROGRAMS = [
+    ("conv_check", "memory", CONVOLUTION),  # the CPU operators
+    ("conv_check", "memory", [*CONVOLUTION, "-DDCN_LITTLE_MEMORY"]),
+    ("conv_check", "threads", CONVOLUTION),
+    ("microkernel_check", "memory", []),
+    ("roi_check", "memory", ["-DDCN_CLONES="]),
+    ("kernels_check", "memory", []),  # the CUDA kernels, run on host threads
+    ("kernels_check", "threads", []),
+    ("roi_kernels_check", "memory", []),
+    ("roi_kernels_check", "threads", []),
+]
+NO_SUCH_MEMORY = 77  # what index_check returns
 
 
-@pytest.mark.skipif(shutil.which("g++") is None, reason="no g++")
-@pytest.mark.parametrize(
-    ("program", "flags"),
-    [
-        ("sampling_check", ["-DDCN_CLONES="]),  # the CPU operator
-        ("kernels_check", []),  # the CUDA kernels, run on host threads
-    ],
-)
-def test_equals_plain_loops_and_stays_inside_memory(
-    program: str, flags: list[str], tmp_path: Path
-) -> None:
-    """The operators' own source under the sanitizers, with NaN, infinite and far offsets."""
-    built = subprocess.run(
-        ["g++", "-std=c++17", "-O1", "-g", "-fsanitize=address,undefined",
-         "-fsanitize=float-cast-overflow", "-fno-sanitize-recover=all", "-Wno-psabi", "-pthread",
-         *flags, f"-I{SOURCES}", f"-I{SOURCES / 'include'}", str(HERE / f"{program}.cpp"),
-         "-o", str(tmp_path / program)],
+def compile_program(
+    source: Path, program: Path, flags: list[str], sources: Path = SOURCES
+) -> subprocess.CompletedProcess[str]:
+    return subprocess.run(
+        ["g++", "-std=c++17", "-O1", "-g", "-Wno-psabi", "-pthread", *flags,
+         f"-I{sources}", f"-I{sources / 'include'}", str(source), "-o", str(program)],
         capture_output=True, text=True, check=False,
     )  # fmt: skip
+
+
+def run_program(program: Path, *arguments: str) -> subprocess.CompletedProcess[str]:
+    return subprocess.run([str(program), *arguments], capture_output=True, text=True, check=False)
+
+
+@cache
+def missing(sanitizer: str, folder: Path) -> str | None:
+    """Why programs cannot be made or run with a sanitizer here; None where they can."""
+    if shutil.which("g++") is None:
+        return "no g++"
+    source, program = folder / "nothing.cpp", folder / f"nothing_{sanitizer}"
+    source.write_text("int main() { return 0; }")
+    built = compile_program(source, program, SANITIZERS[sanitizer])
+    if built.returncode != 0:
+        return f"g++ has no such sanitizer: {built.stderr}"
+    result = run_program(program)
+    return None if result.returncode == 0 else f"it does not run here: {result.stderr}"
+
+
+def build(
+    name: str,
+    sanitizer: str,
+    flags: list[str],
+    tmp_path_factory: pytest.TempPathFactory,
+    sources: Path = SOURCES,
+) -> Path:
+    """A program with a sanitizer, in a folder of its own; skips the test where there is none."""
+    reason = missing(sanitizer, tmp_path_factory.getbasetemp())
+    if reason is not None:
+        pytest.skip(reason)
+    program = tmp_path_factory.mktemp(name) / name
+    built = compile_program(
+        HERE / f"{name}.cpp", program, [*SANITIZERS[sanitizer], *flags], sources
+    )
     assert built.returncode == 0, built.stderr
-    result = subprocess.run([str(tmp_path / program)], capture_output=True, text=True, check=False)
+    return program
+
+
+@pytest.mark.parametrize(("program", "sanitizer", "flags"), PROGRAMS)
+def test_equals_plain_loops_and_stays_inside_memory(
+    program: str, sanitizer: str, flags: list[str], tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    """With NaN, infinite and far offsets, bad boxes, and buffers of exactly their size."""
+    result = run_program(build(program, sanitizer, flags, tmp_path_factory))
     assert result.returncode == 0, result.stdout + result.stderr
+
+
+@pytest.mark.parametrize("kernel", ["one_block", "two_blocks", "shared_memory"])
+def test_a_race_is_seen(kernel: str, tmp_path_factory: pytest.TempPathFactory) -> None:
+    right = run_program(build("race_check", "threads", [], tmp_path_factory), kernel)
+    assert right.returncode == 0, right.stderr
+    racy = run_program(build("race_check", "threads", ["-DRACY"], tmp_path_factory), kernel)
+    assert "data race" in racy.stderr
+    assert racy.returncode != 0
+
+
+def test_more_than_2_to_the_31_numbers(tmp_path_factory: pytest.TempPathFactory) -> None:
+    result = run_program(build("index_check", "memory", [], tmp_path_factory))
+    if result.returncode == NO_SUCH_MEMORY:
+        pytest.skip("this machine does not reserve memory that it does not have")
+    assert result.returncode == 0, result.stdout + result.stderr
+
+
+@pytest.mark.parametrize(
+    "file", ["cuda/deform_conv2d.cuh", "cuda/roi_common.cuh", "cuda/deform_roi_pool.cuh"]
+)
+def test_an_index_of_32_bits_is_seen(
+    file: str, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    sources = tmp_path / "cuda_ops"
+    shutil.copytree(SOURCES, sources)
+    text = (sources / file).read_text()
+    assert "int64_t" in text
+    (sources / file).write_text(text.replace("int64_t", "int32_t"))
+    program = build("index_check", "memory", ["-Wno-narrowing"], tmp_path_factory, sources)
+    result = run_program(program)
+    if result.returncode == NO_SUCH_MEMORY:
+        pytest.skip("this machine does not reserve memory that it does not have")
+    assert result.returncode != 0

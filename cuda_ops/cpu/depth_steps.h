@@ -1,0 +1,50 @@
+// The depth of the products, taps times channels, cut into steps that fit the caches.
+//
+// A step has some taps of some channels of one convolution group; its columns are ordered [tap][channel].
+#pragma once
+#include <algorithm>
+#include <vector>
+#include "deform_conv_params.h"
+namespace dcnseg_ops {
+
+// Channels [begin, end) of one offset group.
+struct Segment {
+  int64_t begin, end, offset_group;
+};
+
+struct DepthStep {
+  int64_t tap_begin, tap_end, channel_begin,
+      channel_end;                // channels of the input
+  std::vector<Segment> segments;  // of the channels
+
+  int64_t taps() const { return tap_end - tap_begin; }
+  int64_t channels() const { return channel_end - channel_begin; }
+  int64_t size() const { return taps() * channels(); }
+  int64_t first_offset_group() const { return segments.front().offset_group; }
+  int64_t offset_groups() const { return segments.back().offset_group - first_offset_group() + 1; }
+};
+
+inline std::vector<Segment> segments_of(const DeformConvParams& p, int64_t begin, int64_t end) {
+  std::vector<Segment> segments;
+  const int64_t size = p.offset_group_channels();
+  for (int64_t at = begin; at < end; at = segments.back().end)
+    segments.push_back({at, std::min(end, (at / size + 1) * size), at / size});
+  return segments;
+}
+
+// Steps of at most `most` columns for channels [begin, end) of one convolution group: several taps of few
+// channels, or one tap of a part of many channels. Never less than one tap and one channel.
+inline std::vector<DepthStep> depth_steps(const DeformConvParams& p, int64_t begin, int64_t end, int64_t most) {
+  const int64_t channels = end - begin;
+  const int64_t parts = (channels + most - 1) / most, part = ((channels + parts - 1) / parts + 31) / 32 * 32;
+  const int64_t fit = std::max<int64_t>(1, most / channels), rounds = (p.taps() + fit - 1) / fit;
+  std::vector<DepthStep> steps;
+  for (int64_t round = 0; round < rounds; ++round)
+    for (int64_t at = begin; at < end; at += part) {
+      const int64_t last = std::min(end, at + part);
+      steps.push_back({round * p.taps() / rounds, (round + 1) * p.taps() / rounds, at, last, segments_of(p, at, last)});
+    }
+  return steps;
+}
+
+}  // namespace dcnseg_ops

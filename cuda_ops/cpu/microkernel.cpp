@@ -1,0 +1,176 @@
+#include "microkernel.h"
+#include <stdexcept>
+#include <utility>
+#if defined(__x86_64__) && defined(__gnu_linux__)
+#define DCN_X86
+#include <immintrin.h>
+#endif
+namespace dcnseg_ops {
+namespace {
+
+constexpr int kAhead = 8;  // steps of the depth that the panel is fetched ahead of its use: 2 % faster
+
+typedef double f64x4 __attribute__((vector_size(32)));
+typedef double f64x2 __attribute__((vector_size(16)));
+
+template <typename V>
+DCN_INLINE V load_vector(const void* p) {
+  V v;
+  __builtin_memcpy(&v, p, sizeof v);
+  return v;
+}
+
+// Rows are addressed from every third one: base, base + stride, base + 2 * stride are one instruction's
+// addressing modes, and five bases fit the registers where fourteen do not.
+template <typename V, int kRows, int kVectors, typename E>
+DCN_INLINE void store_tile(V (&sum)[kRows][kVectors], E* c, int64_t c_stride, bool accumulate) {
+  constexpr int kLanes = sizeof(V) / sizeof(E);
+#pragma GCC unroll 16
+  for (int r = 0; r < kRows; ++r)
+#pragma GCC unroll 4
+    for (int v = 0; v < kVectors; ++v) {
+      E* to = c + r * c_stride + v * kLanes;
+      if (accumulate) sum[r][v] += load_vector<V>(to);
+      __builtin_memcpy(to, &sum[r][v], sizeof(V));
+    }
+}
+
+template <typename V, int kRows, int kVectors, typename E>
+DCN_INLINE void tile(const E* a, int64_t a_stride, const E* b, int64_t depth, E* c, int64_t c_stride, bool accumulate) {
+  constexpr int kLanes = sizeof(V) / sizeof(E), kBases = (kRows + 2) / 3;
+  V sum[kRows][kVectors] = {};
+  const E* base[kBases];
+  for (int i = 0; i < kBases; ++i) base[i] = a + 3 * i * a_stride;
+#pragma GCC unroll 4
+  for (int64_t k = 0; k < depth; ++k) {
+    V right[kVectors];
+#pragma GCC unroll 4
+    for (int v = 0; v < kVectors; ++v) {
+      right[v] = load_vector<V>(b + v * kLanes);
+      __builtin_prefetch(b + (kAhead * kVectors + v) * kLanes);
+    }
+    b += kVectors * kLanes;
+#pragma GCC unroll 16
+    for (int r = 0; r < kRows; ++r) {
+      const E left = base[r / 3][r % 3 * a_stride];
+#pragma GCC unroll 4
+      for (int v = 0; v < kVectors; ++v) sum[r][v] += left * right[v];
+    }
+#pragma GCC unroll 5
+    for (int i = 0; i < kBases; ++i) ++base[i];
+  }
+  store_tile(sum, c, c_stride, accumulate);
+}
+
+#define DCN_TILE(name, target, V, kVectors, E)                                                                         \
+  template <int kRows>                                                                                                 \
+  target void name(const E* a, int64_t a_stride, const E* b, int64_t depth, E* c, int64_t c_stride, bool accumulate) { \
+    tile<V, kRows, kVectors>(a, a_stride, b, depth, c, c_stride, accumulate);                                          \
+  }
+
+#if defined(DCN_X86)
+#define DCN_V4 __attribute__((target("arch=x86-64-v4")))
+#define DCN_V3 __attribute__((target("arch=x86-64-v3")))
+DCN_TILE(tile_v4, DCN_V4, f32x16, 2, float)
+DCN_TILE(tile_v4, DCN_V4, f64x8, 2, double)
+DCN_TILE(tile_v3, DCN_V3, f32x8, 2, float)
+DCN_TILE(tile_v3, DCN_V3, f64x4, 2, double)
+
+// Products of pairs of bfloat16, summed in float.
+template <int kRows>
+__attribute__((target("arch=x86-64-v4,avx512bf16"))) void tile_pairs(const bf16* a, int64_t a_stride, const bf16* b,
+                                                                     int64_t depth, float* c, int64_t c_stride,
+                                                                     bool accumulate) {
+  constexpr int kVectors = 2, kBases = (kRows + 2) / 3;
+  __m512 sum[kRows][kVectors] = {};
+  const bf16* base[kBases];
+  for (int i = 0; i < kBases; ++i) base[i] = a + 3 * i * a_stride;
+#pragma GCC unroll 4
+  for (int64_t k = 0; k < depth; k += 2) {
+    __m512bh right[kVectors];
+#pragma GCC unroll 2
+    for (int v = 0; v < kVectors; ++v) {
+      right[v] = (__m512bh)_mm512_loadu_si512(b + v * 32);
+      __builtin_prefetch(b + (kAhead * kVectors + v) * 32);
+    }
+    b += 64;
+#pragma GCC unroll 16
+    for (int r = 0; r < kRows; ++r) {
+      int32_t pair;
+      __builtin_memcpy(&pair, base[r / 3] + r % 3 * a_stride, 4);
+      const __m512bh left = (__m512bh)_mm512_set1_epi32(pair);
+#pragma GCC unroll 2
+      for (int v = 0; v < kVectors; ++v) sum[r][v] = _mm512_dpbf16_ps(sum[r][v], left, right[v]);
+    }
+#pragma GCC unroll 5
+    for (int i = 0; i < kBases; ++i) base[i] += 2;
+  }
+  store_tile(sum, c, c_stride, accumulate);
+}
+#endif
+DCN_TILE(tile_plain, , f32x4, 4, float)
+DCN_TILE(tile_plain, , f64x2, 4, double)
+
+// The kernels of one tile function, by their number of rows.
+#define DCN_KERNELS(name, tile)                                                                    \
+  template <typename E, int... kRows>                                                              \
+  Microkernel<E> name(size_t width, bool has_pairs, std::integer_sequence<int, kRows...>) {        \
+    return {sizeof...(kRows), static_cast<int>(width), has_pairs, {nullptr, &tile<kRows + 1>...}}; \
+  }
+#if defined(DCN_X86)
+DCN_KERNELS(kernels_v4, tile_v4)
+DCN_KERNELS(kernels_v3, tile_v3)
+DCN_KERNELS(kernels_pairs, tile_pairs)
+#endif
+DCN_KERNELS(kernels_plain, tile_plain)
+
+template <int kRows>
+using Rows = std::make_integer_sequence<int, kRows>;
+
+// The best one for x86-64-v`most_level` or less.
+template <typename E>
+Microkernel<E> pick_kernel(int most_level) {
+#if defined(DCN_X86)
+  if (most_level >= 4 && __builtin_cpu_supports("x86-64-v4")) return kernels_v4<E>(128 / sizeof(E), false, Rows<14>());
+  if (most_level >= 3 && __builtin_cpu_supports("x86-64-v3")) return kernels_v3<E>(64 / sizeof(E), false, Rows<6>());
+#endif
+#if defined(__aarch64__)
+  (void)most_level;
+  return kernels_plain<E>(64 / sizeof(E), false,
+                          Rows<6>());  // 24 of 32 registers hold sums
+#else
+  return kernels_plain<E>(64 / sizeof(E), false, Rows<2>());  // 8 of 16
+#endif
+}
+
+}  // namespace
+
+template <>
+const Microkernel<float>& microkernel<float>() {
+  static const Microkernel<float> kernel = pick_kernel<float>(4);
+  return kernel;
+}
+template <>
+const Microkernel<double>& microkernel<double>() {
+  static const Microkernel<double> kernel = pick_kernel<double>(4);
+  return kernel;
+}
+template <>
+const Microkernel<bf16>& microkernel<bf16>() {
+#if defined(DCN_X86)
+  static const Microkernel<bf16> kernel = kernels_pairs<bf16>(32, true, Rows<14>());
+  return kernel;
+#else
+  throw std::logic_error("has_bf16_products() was not asked");
+#endif
+}
+
+bool has_bf16_products() {
+#if defined(DCN_X86)
+  return __builtin_cpu_supports("avx512bf16");
+#else
+  return false;
+#endif
+}
+
+}  // namespace dcnseg_ops

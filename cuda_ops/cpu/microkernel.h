@@ -1,0 +1,32 @@
+// The innermost loop of every product here: a tile of rows times a panel, kept in registers.
+//
+//   c [rows][width] = or += a [rows][depth] * b [depth][width]
+//
+// `a` is read row by row with a stride, as it lies; `b` is packed, so that it is read from front to end. Which
+// tile is best depends on the registers of the machine: `microkernel` picks it once. For pairs (bfloat16 with
+// its own instructions) two steps of the depth lie side by side: a as it lies, b [depth/2][width][2]; an odd
+// depth is filled up with zeros.
+#pragma once
+#include <cstdint>
+#include "simd.h"
+namespace dcnseg_ops {
+
+constexpr int kMostTileRows = 14;
+
+template <typename E>
+struct Microkernel {  // E: element of a and b; sums are in AccOf<E>
+  // The width is fixed; of the rows there may be 1 to kMostTileRows.
+  using Run = void (*)(const E* a, int64_t a_stride, const E* b, int64_t depth, AccOf<E>* c, int64_t c_stride,
+                       bool accumulate);
+  int rows, width;  // rows: the most of a tile
+  bool has_pairs;
+  Run run[kMostTileRows + 1];  // by the number of rows; [0] is unused
+};
+
+template <typename E>
+const Microkernel<E>& microkernel();
+
+// Whether products of bfloat16 run in instructions of their own; else they are computed in float.
+bool has_bf16_products();
+
+}  // namespace dcnseg_ops

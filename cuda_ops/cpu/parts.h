@@ -1,0 +1,110 @@
+// The positions cut into parts, each with the pixels of the input that it samples.
+//
+// Where an input has to be copied, or its gradient summed apart, this is done part by part, so that the memory
+// for it is bounded at any picture size. Offsets are a few pixels as a rule; then a part's pixels are a band of
+// rows.
+#pragma once
+#include <algorithm>
+#include <cmath>
+#include <vector>
+#include "sampling.h"
+namespace dcnseg_ops {
+
+#if defined(DCN_LITTLE_MEMORY)  // a test's build, in which small cases meet the limits
+constexpr int64_t kMostCopies = 2 << 10, kMostSums = 2 << 10;
+#else
+constexpr int64_t kMostCopies = 16 << 20;  // bytes
+constexpr int64_t kMostSums = 4 << 20;
+#endif
+
+struct Part {
+  int64_t begin, end;               // positions
+  int64_t first_pixel, last_pixel;  // counted over all images
+};
+
+struct Parts {
+  std::vector<Part> parts;
+  bool overlap = false;  // whether pixels belong to several parts
+
+  int64_t most_pixels() const {
+    int64_t most = 0;
+    for (const Part& part : parts) most = std::max(most, part.last_pixel - part.first_pixel);
+    return most;
+  }
+};
+
+struct RowRange {
+  int64_t begin, end;
+};
+
+// Rows of the input that one row of output positions samples.
+template <typename A>
+RowRange sampled_rows(const DeformConvParams& p, const Planes<A>& offset, int64_t image, int64_t row) {
+  A low = A(p.height), high = A(-2);
+  for (int64_t g = 0; g < p.offset_groups; ++g)
+    for (int64_t t = 0; t < p.taps(); ++t) {
+      const A* from = offset.data + image * offset.batch + 2 * (g * p.taps() + t) * offset.channel + row * offset.row;
+      const A base = static_cast<A>(row * p.stride_h - p.pad_h + t / p.kernel_w * p.dilation_h);
+      for (int64_t x = 0; x < p.out_width; ++x) {
+        const A y = base + from[x * offset.column];  // NaN is neither lower nor higher
+        low = y < low ? y : low;
+        high = y > high ? y : high;
+      }
+    }
+  // A pixel more on each side: for the second corner, and for the roundings of a sum in another order.
+  const int64_t begin = static_cast<int64_t>(std::floor(std::max(low, A(-2)))) - 1;
+  const int64_t end = static_cast<int64_t>(std::floor(std::min(high, A(p.height)))) + 3;
+  const int64_t first = std::max<int64_t>(0, std::min(begin, p.height));
+  return {first, std::max(first, std::min(end, p.height))};
+}
+
+// Parts of at most `most_pixels` pixels: whole images, or bands of one. None if the offsets of a single row of
+// positions reach too far for that.
+template <typename A>
+Parts parts_of(const DeformConvParams& p, const Planes<A>& offset, int64_t most_pixels) {
+  Parts result;
+  const int64_t pixels = p.height * p.width;
+  if (pixels <= most_pixels) {
+    const int64_t images = most_pixels / pixels;
+    for (int64_t b = 0; b < p.batch; b += images) {
+      const int64_t last = std::min(p.batch, b + images);
+      result.parts.push_back({b * p.out_pixels(), last * p.out_pixels(), b * pixels, last * pixels});
+    }
+    return result;
+  }
+  result.overlap = true;
+  for (int64_t b = 0; b < p.batch; ++b) {
+    RowRange band{0, 0};
+    int64_t first_row = 0;
+    const auto finish = [&](int64_t row) {
+      result.parts.push_back({b * p.out_pixels() + first_row * p.out_width, b * p.out_pixels() + row * p.out_width,
+                              b * pixels + band.begin * p.width, b * pixels + band.end * p.width});
+    };
+    for (int64_t row = 0; row < p.out_height; ++row) {
+      const RowRange rows = sampled_rows(p, offset, b, row);
+      if ((rows.end - rows.begin) * p.width > most_pixels) return {};
+      RowRange both{std::min(band.begin, rows.begin), std::max(band.end, rows.end)};
+      if (row == first_row) both = rows;
+      if ((both.end - both.begin) * p.width > most_pixels) {
+        finish(row);
+        first_row = row;
+        both = rows;
+      }
+      band = both;
+    }
+    finish(p.out_height);
+  }
+  return result;
+}
+
+// Pixels [begin, end), cut where an image ends: f(image, its first pixel, how many, how many before).
+template <typename F>
+void for_images(int64_t begin, int64_t end, int64_t pixels, const F& f) {
+  for (int64_t at = begin; at < end;) {
+    const int64_t n = std::min(end - at, pixels - at % pixels);
+    f(at / pixels, at % pixels, n, at - begin);
+    at += n;
+  }
+}
+
+}  // namespace dcnseg_ops

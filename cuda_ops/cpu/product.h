@@ -1,0 +1,49 @@
+// Products of row-major matrices with packed panels, on one thread, by the microkernel.
+//
+// The right matrix [depth][columns] is cut into panels of the microkernel's width; each lies [depth][width],
+// the last one filled up with zeros. Panel after panel is multiplied with all rows: a panel of some hundred
+// steps stays in the nearest cache, the rows in the next one.
+#pragma once
+#include "layout.h"
+#include "microkernel.h"
+namespace dcnseg_ops {
+
+// How a right matrix lies in memory.
+template <typename E>
+struct Panels {
+  int64_t depth, columns;
+
+  static int64_t width() { return microkernel<E>().width; }
+  int64_t padded_depth() const { return microkernel<E>().has_pairs ? round_up(depth, 2) : depth; }
+  int64_t count() const { return (columns + width() - 1) / width(); }
+  int64_t panel_size() const { return padded_depth() * width(); }
+  int64_t size() const { return count() * panel_size(); }
+};
+
+// c [rows][panels.columns] = or += a [rows][panels.depth] * b, whose panels are `b_stride` apart. For pairs, a
+// row of `a` with an odd depth has one number more, which is finite.
+template <typename E>
+void multiply(const E* a, int64_t a_stride, int64_t rows, const E* b, int64_t b_stride, Panels<E> panels, AccOf<E>* c,
+              int64_t c_stride, bool accumulate) {
+  const Microkernel<E>& kernel = microkernel<E>();
+  const int64_t width = kernel.width;
+  alignas(64) AccOf<E> edge[kMostTileRows * 32];
+  for (int64_t panel = 0; panel < panels.count(); ++panel, b += b_stride) {
+    const int64_t columns = std::min(width, panels.columns - panel * width);
+    for (int64_t row = 0; row < rows; row += kernel.rows) {
+      const int64_t n = std::min<int64_t>(kernel.rows, rows - row);
+      const E* left = a + row * a_stride;
+      AccOf<E>* out = c + row * c_stride + panel * width;
+      if (columns == width) {
+        kernel.run[n](left, a_stride, b, panels.padded_depth(), out, c_stride, accumulate);
+        continue;
+      }
+      kernel.run[n](left, a_stride, b, panels.padded_depth(), edge, width, false);
+      for (int64_t i = 0; i < n; ++i)
+        for (int64_t j = 0; j < columns; ++j)
+          out[i * c_stride + j] = edge[i * width + j] + (accumulate ? out[i * c_stride + j] : AccOf<E>(0));
+    }
+  }
+}
+
+}  // namespace dcnseg_ops

@@ -1,0 +1,42 @@
+// What the native convolutions rely on, checked once more: torch.ops.dcnseg can be called without the checks in
+// Python, and a wrong size would be a read outside of memory.
+#pragma once
+#include "deform_conv_params.h"
+#include "torch_c_abi.h"
+namespace dcnseg_ops {
+
+// Sizes and dtypes of the arguments that both operators have; memory orders are the caller's matter.
+inline DeformConvParams checked_params(const Tensor& input, const Tensor& offset, const Tensor& mask,
+                                       const Tensor& weight, const StableIValue* numbers) {
+  DCN_CHECK(weight.dtype() == input.dtype() && offset.dtype() == sum_dtype(input) && mask.dtype() == offset.dtype(),
+            "deform_conv2d: the dtypes do not fit together");
+  DCN_CHECK(input.dim() == 4 && offset.dim() == 4 && weight.dim() == 4,
+            "deform_conv2d: input, offset and weight must have four dimensions");
+  const int64_t* size = weight.sizes();
+  DCN_CHECK(input.sizes()[1] >= 1 && size[0] >= 1 && size[1] >= 1 && size[2] >= 1 && size[3] >= 1,
+            "deform_conv2d: input and weight must have channels and taps");
+  const DeformConvParams p = make_params(input.sizes(), offset.sizes(), size, numbers);
+  DCN_CHECK(p.groups >= 1 && p.groups * size[1] == p.channels && p.out_channels % p.groups == 0,
+            "deform_conv2d: the channels of input and weight do not fit together");
+  DCN_CHECK(p.offset_groups >= 1 && p.channels % p.offset_groups == 0,
+            "deform_conv2d: the channels of the input do not divide into those "
+            "of the offset");
+  DCN_CHECK(has_sizes(offset, {p.batch, 2 * p.offset_groups * p.taps(), p.out_height, p.out_width}),
+            "deform_conv2d: offset has the wrong size");
+  DCN_CHECK(mask.numel() == 0 || has_sizes(mask, {p.batch, p.offset_groups * p.taps(), p.out_height, p.out_width}),
+            "deform_conv2d: mask has the wrong size");
+  DCN_CHECK(p.border >= Border::zero && p.border <= Border::dcnv1, "deform_conv2d: there is no such border");
+  return p;
+}
+
+inline void check_bias(const Tensor& bias, const Tensor& input, const DeformConvParams& p) {
+  DCN_CHECK(bias.dtype() == input.dtype() && (bias.numel() == 0 || has_sizes(bias, {p.out_channels})),
+            "deform_conv2d: bias has the wrong size or dtype");
+}
+
+inline void check_grad(const Tensor& grad, const Tensor& input, const DeformConvParams& p) {
+  DCN_CHECK(grad.dtype() == input.dtype() && has_sizes(grad, {p.batch, p.out_channels, p.out_height, p.out_width}),
+            "deform_conv2d: grad has the wrong size or dtype");
+}
+
+}  // namespace dcnseg_ops

@@ -1,0 +1,90 @@
+// Where a RoI bin samples, for the CPU loops, the CUDA kernels and the tests.
+//
+// Along one axis sample i of a bin is at (first + i * step) + shift. Every operation is rounded by
+// itself: a fused multiply-add would put a sample on the other side of a border's limit on some
+// machines, and there is no counting on compilers to contract alike.
+//
+// The number of samples may be huge (a box may be 1e30 pixels wide); `valid_samples` finds those that
+// read something without walking over all of them.
+#pragma once
+#include <cstdint>
+#include "bilinear.h"
+#include "hd.h"
+namespace dcnseg_ops {
+
+#ifdef __CUDA_ARCH__
+DCN_HD float rounded_product(float a, float b) { return __fmul_rn(a, b); }
+DCN_HD double rounded_product(double a, double b) { return __dmul_rn(a, b); }
+DCN_HD float rounded_sum(float a, float b) { return __fadd_rn(a, b); }
+DCN_HD double rounded_sum(double a, double b) { return __dadd_rn(a, b); }
+#else
+// `volatile` because gcc contracts through everything milder when it vectorises.
+template <typename acc_t>
+DCN_HD acc_t rounded_product(acc_t a, acc_t b) {
+  volatile acc_t product = a * b;
+  return product;
+}
+template <typename acc_t>
+DCN_HD acc_t rounded_sum(acc_t a, acc_t b) {
+  return a + b;
+}
+#endif
+
+// The samples of one bin along one axis. `count` is a whole number, of any size.
+template <typename acc_t>
+struct SampleAxis {
+  acc_t first, step, count, shift;
+
+  DCN_HD acc_t at(int64_t i) const {
+    return rounded_sum(rounded_sum(first, rounded_product(static_cast<acc_t>(i), step)), shift);
+  }
+};
+
+struct SampleRange {
+  int64_t begin, end;
+};
+
+// v as an index in 0..most; NaN gives 0.
+template <typename acc_t>
+DCN_HD int64_t clamp_index(acc_t v, int64_t most) {
+  if (!(v > acc_t(0))) return 0;
+  return v < static_cast<acc_t>(most) ? static_cast<int64_t>(v) : most;
+}
+
+// Contains the indices of all samples within [-1, size], the widest limits of any border, and some
+// more. What rounding may add is taken to be a pixel and two indices at most: a sample beyond
+// coordinates of 2^20 may be missed, but no loop becomes long.
+template <typename acc_t>
+DCN_HD SampleRange samples_near(const SampleAxis<acc_t>& axis, int32_t size) {
+  if (size == 0) return {0, 0};
+  const int64_t most = int64_t(1) << 53;
+  const int64_t count = clamp_index(axis.count, most);
+  const acc_t first = axis.first < 0 ? -axis.first : axis.first, shift = axis.shift < 0 ? -axis.shift : axis.shift;
+  const acc_t rounding = (first + shift + static_cast<acc_t>(size)) / acc_t(1 << 20);
+  const acc_t slack = acc_t(1) + (rounding < acc_t(1) ? rounding : acc_t(1));
+  const acc_t base = axis.first + axis.shift, low = -slack - base, high = static_cast<acc_t>(size) + slack - base;
+  if (axis.step == acc_t(0)) return {0, low <= 0 && high >= 0 ? count : 0};
+  const acc_t from = (axis.step > 0 ? low : high) / axis.step, to = (axis.step > 0 ? high : low) / axis.step;
+  const int64_t begin = clamp_index(from - acc_t(2), most), end = clamp_index(to + acc_t(3), most);
+  return {begin, end < count ? end : count};
+}
+
+// Whether a sample at v reads something. A border of zeros has, at -1 exactly, no value but the right
+// derivative, as `locate` has it.
+template <typename acc_t>
+DCN_HD bool reads_something(Border border, acc_t v, int32_t size) {
+  return is_valid(border, v, size) || (border == Border::zero && v == acc_t(-1));
+}
+
+// Exactly the indices of the samples that read something: they lie side by side, since rounded sums and
+// products keep the order of the samples.
+template <typename acc_t>
+DCN_HD SampleRange valid_samples(Border border, const SampleAxis<acc_t>& axis, int32_t size) {
+  SampleRange range = samples_near(axis, size);
+  while (range.begin < range.end && !reads_something(border, axis.at(range.begin), size)) ++range.begin;
+  while (range.begin < range.end && !reads_something(border, axis.at(range.end - 1), size)) --range.end;
+  if (range.end < range.begin) range.end = range.begin;
+  return range;
+}
+
+}  // namespace dcnseg_ops

@@ -1,0 +1,161 @@
+"""What the arguments of the RoI operators must fulfil."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Literal, TypeAlias
+
+import torch
+from torch import Tensor
+
+from dcnseg.errors import ConfigError, ShapeError
+
+Corners: TypeAlias = Literal["torchvision", "rfcn"]
+Mode: TypeAlias = Literal["paper", "mmcv", "mxnet"]
+
+_DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
+_MOST_PIXELS = 2**31 - 1  # the numbers of pixels are int32
+
+
+def make_pair(value: int | tuple[int, int], name: str) -> tuple[int, int]:
+    """(height, width), each at least 1.
+
+    Raises:
+        ShapeError: `value` is not one or two integers of at least 1.
+    """
+    pair = (value, value) if isinstance(value, int) else tuple(value)
+    if len(pair) != 2 or not all(isinstance(n, int) and n >= 1 for n in pair):
+        raise ShapeError(f"`{name}` is {value}; expected one or two integers of at least 1.")
+    return pair[0], pair[1]
+
+
+def check_choice(value: str, name: str, choices: Sequence[str]) -> None:
+    """Raise a ConfigError unless `value` is one of the choices."""
+    if value not in choices:
+        *others, last = (f'"{choice}"' for choice in choices)
+        raise ConfigError(f"`{name}` is {value!r}; expected {', '.join(others)} or {last}.")
+
+
+def check_numbers(spatial_scale: float, gamma: float = 0.0) -> None:
+    """Raise a ConfigError unless the scale is positive and both are finite."""
+    if not 0 < spatial_scale < math.inf:
+        raise ConfigError(
+            f"`spatial_scale` is {spatial_scale}; expected a number above 0, such as 1/16 for a "
+            "map with a stride of 16 pixels."
+        )
+    if not -math.inf < gamma < math.inf:  # math.isfinite breaks the graph of torch.compile
+        raise ConfigError(f"`gamma` is {gamma}; expected a finite number, such as 0.1.")
+
+
+def check_count(value: int, name: str, least: int) -> None:
+    """Raise a ConfigError unless `value` is an integer of at least `least`."""
+    if not isinstance(value, int) or value < least:
+        raise ConfigError(f"`{name}` is {value}; expected an integer of at least {least}.")
+
+
+def check_regions(input: Tensor, boxes: Tensor | Sequence[Tensor]) -> None:
+    """The map and the boxes: dimensions, dtypes, devices, batch indices.
+
+    The values of the batch indices are looked at in eager mode alone: under torch.compile and CUDA
+    graph capture nothing can be read, and the operators take such a box as one that is not finite.
+    """
+    _check_floating(input, "input", input)
+    if input.dim() != 4:
+        raise ShapeError(
+            f"`input` has {input.dim()} dimensions, {_shape(input)}; expected 4, [B, C, H, W]."
+        )
+    height, width = input.shape[2:]
+    if not 1 <= height * width <= _MOST_PIXELS:
+        raise ShapeError(
+            f"`input` is {height}x{width} (height x width); expected 1 to {_MOST_PIXELS} pixels."
+        )
+    if isinstance(boxes, Tensor):
+        _check_floating(boxes, "boxes", input)
+        if boxes.dim() != 2 or boxes.shape[1] != 5:
+            raise ShapeError(
+                f"`boxes` is {_shape(boxes)}; expected [R, 5] with columns batch index, x1, y1, "
+                "x2, y2, or a list with one [Ri, 4] tensor per image."
+            )
+        if not _is_unreadable(boxes):
+            _check_batch_indices(boxes[:, 0], input.shape[0])
+        return
+    if len(boxes) != input.shape[0]:
+        raise ShapeError(
+            f"`boxes` is a list of {len(boxes)} tensors and `input` has {input.shape[0]} images; "
+            "give one tensor per image, [0, 4] where an image has no box."
+        )
+    for i, each in enumerate(boxes):
+        _check_floating(each, f"boxes[{i}]", input)
+        if each.dim() != 2 or each.shape[1] != 4:
+            raise ShapeError(
+                f"`boxes[{i}]` is {_shape(each)}; expected [R, 4] with columns x1, y1, x2, y2."
+            )
+
+
+def check_offset(
+    offset: Tensor, input: Tensor, regions: int, part_size: tuple[int, int], out_channels: int
+) -> None:
+    """[R, 2*classes, ph, pw]; the classes divide the output channels."""
+    _check_floating(offset, "offset", input)
+    channels = offset.shape[1] if offset.dim() == 4 else 0
+    if offset.dim() != 4 or (offset.shape[0], *offset.shape[2:]) != (regions, *part_size):
+        raise ShapeError(
+            f"`offset` is {_shape(offset)}; {regions} boxes with {part_size[0]}x{part_size[1]} "
+            f"parts need [{regions}, 2*classes, {part_size[0]}, {part_size[1]}]."
+        )
+    classes = channels // 2
+    if channels % 2 or not classes or out_channels % classes:
+        raise ShapeError(
+            f"`offset` has {channels} channels; expected 2 (x, y) for each class, and a number of "
+            f"classes that divides the {out_channels} output channels."
+        )
+
+
+def check_groups(input: Tensor, group_size: tuple[int, int], name: str) -> int:
+    """Channels of the output; a ShapeError unless the groups divide those of the input."""
+    groups = group_size[0] * group_size[1]
+    if input.shape[1] % groups:
+        raise ShapeError(
+            f"`input` has {input.shape[1]} channels, which the {group_size[0]}*{group_size[1]} = "
+            f"{groups} groups of `{name}` do not divide; each group of bins reads channels of its "
+            "own."
+        )
+    return input.shape[1] // groups
+
+
+def _check_floating(tensor: Tensor, name: str, input: Tensor) -> None:
+    if not isinstance(tensor, Tensor):
+        raise ShapeError(f"`{name}` is a {type(tensor).__name__}; expected a tensor.")
+    if tensor.dtype not in _DTYPES:
+        raise ShapeError(
+            f"`{name}` is {tensor.dtype}; expected float64, float32, bfloat16 or float16."
+        )
+    if tensor.device != input.device:
+        raise ShapeError(
+            f"`{name}` is on {tensor.device} and `input` on {input.device}; "
+            "move them to one device."
+        )
+
+
+def _is_unreadable(tensor: Tensor) -> bool:
+    """Whether the values of a tensor cannot be read here and now."""
+    if torch.compiler.is_compiling() or tensor.is_meta:
+        return True
+    return tensor.is_cuda and torch.cuda.is_current_stream_capturing()
+
+
+def _check_batch_indices(index: Tensor, batch: int) -> None:
+    good = (index >= 0) & (index < batch) & (index == index.floor())
+    if good.all():
+        return
+    number = int(good.logical_not().nonzero()[0])
+    expected = f"a whole number from 0 to {batch - 1}" if batch else "no boxes"
+    raise ShapeError(
+        f"`boxes[{number}]` has the batch index {float(index[number]):g}; `input` has {batch} "
+        f"images, so expected {expected}. Columns are batch index, x1, y1, x2, y2."
+    )
+
+
+def _shape(tensor: Tensor) -> str:
+    return str(list(tensor.shape))

@@ -1,0 +1,251 @@
+"""Pooling of regions of interest (RoIs): `roi_pool`, `roi_avg_pool`, `ps_roi_pool`, their modules.
+
+Sources: Girshick 2015, "Fast R-CNN", section 2.1; Dai et al. 2017, "Deformable Convolutional
+Networks", eq. 5; Dai et al. 2016, "R-FCN", eq. 1.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import TypeAlias
+
+from torch import Tensor, nn
+
+from dcnseg.ops.backend import Backend, takes_native
+from dcnseg.ops.roi_checks import (
+    Corners,
+    check_choice,
+    check_groups,
+    check_numbers,
+    check_regions,
+    make_pair,
+)
+from dcnseg.ops.roi_geometry import locate_regions, make_bins
+from dcnseg.ops.roi_native import (
+    roi_avg_pool_native,
+    roi_avg_pool_self_test,
+    roi_pool_native,
+    roi_pool_self_test,
+)
+from dcnseg.ops.roi_reference import roi_avg_pool_reference, roi_pool_reference
+
+_Pair: TypeAlias = tuple[int, int]
+
+
+def roi_pool(
+    input: Tensor,
+    boxes: Tensor | Sequence[Tensor],
+    output_size: int | _Pair,
+    spatial_scale: float = 1.0,
+    *,
+    backend: Backend = "auto",
+) -> Tensor:
+    """Take the largest value of every bin of every box.
+
+    Corners are rounded to pixels, half away from zero, and the last pixel belongs to the box, which
+    is at least one pixel large. Bins take in every pixel that they touch, so neighbours share rows
+    and columns, and are clipped to the map; a bin outside of it gives 0. Of several largest values
+    the first one, row by row, gets the gradient; NaN counts as the largest. As
+    torchvision.ops.roi_pool, which loses NaN and, below -3e38, everything.
+
+    A box with a NaN or infinite coordinate gives NaN and reads nothing. Positions are computed in
+    float32 at least. Boxes get no gradient. Autocast changes nothing: the boxes may have another
+    dtype than `input` at any time, and the output has that of `input`.
+
+    Args:
+        input: Map to pool, [B, C, H, W].
+        boxes: Batch index, x1, y1, x2, y2 of every box, [R, 5], or for every image of the batch
+            its boxes x1, y1, x2, y2, [Ri, 4]. In pixels of the picture (see `spatial_scale`).
+        output_size: Bins (kh, kw) of a box, or one number for both.
+        spatial_scale: Pixels of `input` per pixel of the picture; 1/16 for a stride of 16.
+        backend: "native" or "reference" code, or "auto": native where it was built for the
+            tensors' device, else the PyTorch code with one warning that gives the reason.
+
+    Returns:
+        [R, C, kh, kw] in the dtype and memory format of `input`.
+
+    Raises:
+        ShapeError: A shape, dtype or device is wrong, or a batch index names no image (under
+            torch.compile and CUDA graph capture such a box gives NaN instead).
+        ConfigError: `backend` or `spatial_scale` is out of its range.
+        NativeOpsError: `backend="native"`, and there is no native code for this device.
+
+    Source: Girshick 2015, "Fast R-CNN", section 2.1.
+    """
+    bins, output_size = _check_and_lay_out(input, boxes, output_size, spatial_scale)
+    native = takes_native("roi_pool", backend, (input,), roi_pool_self_test)
+    run = roi_pool_native if native else roi_pool_reference
+    return run(input, bins, output_size)
+
+
+def roi_avg_pool(
+    input: Tensor,
+    boxes: Tensor | Sequence[Tensor],
+    output_size: int | _Pair,
+    spatial_scale: float = 1.0,
+    *,
+    backend: Backend = "auto",
+) -> Tensor:
+    """Take the mean of every bin of every box.
+
+    The bins are those of `roi_pool`; the mean is over the pixels that are left of a bin when it is
+    clipped to the map.
+
+    Args:
+        input: As in `roi_pool`.
+        boxes: As in `roi_pool`.
+        output_size: As in `roi_pool`.
+        spatial_scale: As in `roi_pool`.
+        backend: As in `roi_pool`.
+
+    Returns:
+        [R, C, kh, kw] in the dtype and memory format of `input`.
+
+    Raises:
+        ShapeError: As in `roi_pool`.
+        ConfigError: As in `roi_pool`.
+        NativeOpsError: As in `roi_pool`.
+
+    Source: Dai et al. 2017, "Deformable Convolutional Networks", eq. 5.
+    """
+    bins, output_size = _check_and_lay_out(input, boxes, output_size, spatial_scale)
+    native = takes_native("roi_avg_pool", backend, (input,), roi_avg_pool_self_test)
+    run = roi_avg_pool_native if native else roi_avg_pool_reference
+    return run(input, bins, output_size)
+
+
+def ps_roi_pool(
+    input: Tensor,
+    boxes: Tensor | Sequence[Tensor],
+    output_size: int | _Pair,
+    spatial_scale: float = 1.0,
+    *,
+    corners: Corners = "torchvision",
+    backend: Backend = "auto",
+) -> Tensor:
+    """Take the mean of every bin of every box, each bin from channels of its own.
+
+    Bin (i, j) of output channel c reads input channel (c*kh + i)*kw + j. Bins take in every pixel
+    that they touch and are clipped to the map; a bin outside of it gives 0.
+
+    Args:
+        input: Score maps, [B, C_out*kh*kw, H, W].
+        boxes: As in `roi_pool`.
+        output_size: As in `roi_pool`.
+        spatial_scale: As in `roi_pool`.
+        corners: How corners are read. "torchvision": rounded once scaled, the end is not part of
+            the box, which is at least one pixel large; equals torchvision.ops.ps_roi_pool but at
+            the last row and column of the map, where torchvision's forward leaves them out and its
+            backward does not. "rfcn": rounded before they are scaled, the end is part of the box,
+            which is at least 0.1 pixels large, as in the code published with R-FCN.
+        backend: As in `roi_pool`.
+
+    Returns:
+        [R, C_out, kh, kw] in the dtype and memory format of `input`.
+
+    Raises:
+        ShapeError: As in `roi_pool`, or kh*kw does not divide the channels of `input`.
+        ConfigError: As in `roi_pool`, or `corners` is none of those above.
+        NativeOpsError: As in `roi_pool`.
+
+    Source: Dai et al. 2016, "R-FCN", eq. 1.
+    """
+    check_choice(corners, "corners", ("torchvision", "rfcn"))
+    bins, output_size = _check_and_lay_out(input, boxes, output_size, spatial_scale, corners)
+    check_groups(input, output_size, "output_size")
+    native = takes_native("ps_roi_pool", backend, (input,), roi_avg_pool_self_test)
+    run = roi_avg_pool_native if native else roi_avg_pool_reference
+    return run(input, bins, output_size, output_size)
+
+
+def _check_and_lay_out(
+    input: Tensor,
+    boxes: Tensor | Sequence[Tensor],
+    output_size: int | _Pair,
+    spatial_scale: float,
+    corners: Corners | None = None,
+) -> tuple[Tensor, _Pair]:
+    """Check what all operators here share; the bins of all boxes, and the pair (kh, kw)."""
+    pair = make_pair(output_size, "output_size")
+    check_numbers(spatial_scale)
+    check_regions(input, boxes)
+    regions = locate_regions(boxes, input)
+    size_hw = (input.shape[2], input.shape[3])
+    return make_bins(regions, pair, spatial_scale, size_hw, corners), pair
+
+
+class RoIPool(nn.Module):
+    """`roi_pool` as a module.
+
+    Args:
+        output_size: As in `roi_pool`.
+        spatial_scale: As in `roi_pool`.
+    """
+
+    def __init__(self, output_size: int | _Pair, spatial_scale: float = 1.0) -> None:
+        super().__init__()
+        check_numbers(spatial_scale)
+        self.output_size = make_pair(output_size, "output_size")
+        self.spatial_scale = spatial_scale
+        self.backend: Backend = "auto"
+
+    def forward(self, input: Tensor, boxes: Tensor | Sequence[Tensor]) -> Tensor:
+        """Pool [B, C, H, W] to [R, C, kh, kw]."""
+        return roi_pool(input, boxes, self.output_size, self.spatial_scale, backend=self.backend)
+
+    def extra_repr(self) -> str:
+        """The arguments."""
+        return f"output_size={self.output_size}, spatial_scale={self.spatial_scale:g}"
+
+
+class RoIAvgPool(RoIPool):
+    """`roi_avg_pool` as a module; arguments as in `RoIPool`."""
+
+    def forward(self, input: Tensor, boxes: Tensor | Sequence[Tensor]) -> Tensor:
+        """Pool [B, C, H, W] to [R, C, kh, kw]."""
+        return roi_avg_pool(
+            input, boxes, self.output_size, self.spatial_scale, backend=self.backend
+        )
+
+
+class PSRoIPool(nn.Module):
+    """`ps_roi_pool` as a module.
+
+    Args:
+        output_size: As in `roi_pool`.
+        spatial_scale: As in `roi_pool`.
+        corners: As in `ps_roi_pool`.
+    """
+
+    def __init__(
+        self,
+        output_size: int | _Pair,
+        spatial_scale: float = 1.0,
+        *,
+        corners: Corners = "torchvision",
+    ) -> None:
+        super().__init__()
+        check_numbers(spatial_scale)
+        check_choice(corners, "corners", ("torchvision", "rfcn"))
+        self.output_size = make_pair(output_size, "output_size")
+        self.spatial_scale = spatial_scale
+        self.corners: Corners = corners
+        self.backend: Backend = "auto"
+
+    def forward(self, input: Tensor, boxes: Tensor | Sequence[Tensor]) -> Tensor:
+        """Pool [B, C_out*kh*kw, H, W] to [R, C_out, kh, kw]."""
+        return ps_roi_pool(
+            input,
+            boxes,
+            self.output_size,
+            self.spatial_scale,
+            corners=self.corners,
+            backend=self.backend,
+        )
+
+    def extra_repr(self) -> str:
+        """The arguments."""
+        return (
+            f"output_size={self.output_size}, spatial_scale={self.spatial_scale:g}, "
+            f"corners={self.corners}"
+        )

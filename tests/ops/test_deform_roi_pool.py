@@ -1,0 +1,514 @@
+from __future__ import annotations
+
+import math
+from fractions import Fraction
+from typing import Any, Literal, TypeAlias
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from dcnseg.ops import deform_ps_roi_pool, deform_roi_pool, ps_roi_pool, roi_avg_pool
+from dcnseg.ops._native import missing_reason
+from dcnseg.ops.roi_checks import Mode
+
+Backend: TypeAlias = Literal["native", "reference"]
+BACKENDS = [
+    pytest.param(
+        "native",
+        marks=pytest.mark.skipif(
+            missing_reason("cpu") is not None, reason=f"no native code: {missing_reason('cpu')}"
+        ),
+    ),
+    "reference",
+]
+NAN, INF = math.nan, math.inf
+MODES: list[Mode] = ["paper", "mmcv", "mxnet"]
+SCALE, GAMMA = 0.5, 0.3
+
+# On a map of 7x9 (height x width), at a scale of 0.5.
+BOXES: list[list[float]] = [
+    [0, 1.2, 0.7, 14.4, 11.5],
+    [1, -6, -4, 7.5, 24],  # over the edges
+    [1, 40, 40, 60, 60],  # outside
+    [0, -18, -19, -8, -10],  # outside, on the other side
+    [0, 10, 8, 4, 2],  # turned round
+    [1, 7, 5, 7, 5],  # a point between pixels
+    [0, NAN, 0, 6, 6],
+    [1, 0, 0, INF, 6],
+    [1, 2, 2, 17, 13],  # to the last row and column
+]
+
+
+def half_away(value: float) -> int:
+    return math.trunc(Fraction(value) + Fraction(1 if value > 0 else -1, 2))
+
+
+def samples_along(
+    mode: str, low: float, high: float, k: int, size: int, ratio: int
+) -> tuple[list[list[float]], float]:
+    """Where each of k bins samples along an axis before it is displaced, and the box's size."""
+    bins: list[list[float]] = []
+    if mode == "paper":
+        start = half_away(low * SCALE)
+        length = max(half_away(high * SCALE) + 1 - start, 1)
+        for i in range(k):
+            begin, end = math.floor(i * length / k) + start, math.ceil((i + 1) * length / k) + start
+            bins.append([float(p) for p in range(max(begin, 0), min(end, size))])
+        return bins, length
+    if mode == "mmcv":
+        first, extent = low * SCALE - 0.5, (high - low) * SCALE
+        count = ratio or max(math.ceil(extent / k), 0)
+        middle = 0.5
+    else:
+        first = half_away(low) * SCALE - 0.5
+        extent = max((half_away(high) + 1) * SCALE - 0.5 - first, 0.1)
+        count, middle = ratio or 4, 0.0
+    for i in range(k):
+        begin_at = first + i * extent / k
+        bins.append([begin_at + (n + middle) * extent / k / count for n in range(count)])
+    return bins, extent
+
+
+def is_inside(mode: str, v: float, size: int) -> bool:
+    if mode == "mmcv":
+        return -1 <= v <= size
+    return -0.5 <= v <= size - 0.5
+
+
+def sample(plane: Tensor, y: float, x: float, mode: str) -> float:
+    """Sum over all pixels q of G(q, p) * value(q), with the mode's edge."""
+    height, width = plane.shape
+    if mode != "paper":
+        if not (is_inside(mode, y, height) and is_inside(mode, x, width)):
+            return 0.0
+        y, x = min(max(y, 0), height - 1), min(max(x, 0), width - 1)
+    return sum(
+        max(0.0, 1 - abs(qy - y)) * max(0.0, 1 - abs(qx - x)) * float(plane[qy, qx])
+        for qy in range(max(0, math.floor(y)), min(height, math.floor(y) + 2))
+        for qx in range(max(0, math.floor(x)), min(width, math.floor(x) + 2))
+    )
+
+
+def loop_oracle(
+    input: Tensor,
+    boxes: Tensor,
+    offset: Tensor | None,
+    output_size: tuple[int, int],
+    mode: str,
+    ratio: int = 0,
+    group_size: tuple[int, int] = (1, 1),
+) -> Tensor:
+    """One output value after another, as the descriptions of the modes have it."""
+    (kh, kw), (gh, gw) = output_size, group_size
+    channels = input.shape[1] // (gh * gw)
+    size_hw = (input.shape[2], input.shape[3])
+    output = torch.zeros(len(boxes), channels, kh, kw, dtype=torch.float64)
+    if offset is None:
+        offset = torch.zeros(len(boxes), 2, kh, kw)
+    classes, ph, pw = offset.shape[1] // 2, *offset.shape[2:]
+    for r, (image, x1, y1, x2, y2) in enumerate(boxes.tolist()):
+        if not all(map(math.isfinite, (x1, y1, x2, y2))):
+            output[r] = NAN
+            continue
+        rows, height = samples_along(mode, y1, y2, kh, size_hw[0], ratio)
+        columns, width = samples_along(mode, x1, x2, kw, size_hw[1], ratio)
+        for c, i, j in torch.cartesian_prod(*map(torch.arange, output.shape[1:])).tolist():
+            plane = input[int(image), (c * gh + i * gh // kh) * gw + j * gw // kw]
+            part = 2 * (c * classes // channels), i * ph // kh, j * pw // kw
+            dx = GAMMA * width * float(offset[r, part[0], part[1], part[2]])
+            dy = GAMMA * height * float(offset[r, part[0] + 1, part[1], part[2]])
+            points = [(y + dy, x + dx) for y in rows[i] for x in columns[j]]
+            if mode == "mxnet":
+                points = [
+                    (y, x)
+                    for y, x in points
+                    if is_inside(mode, y, size_hw[0]) and is_inside(mode, x, size_hw[1])
+                ]
+            total = sum(sample(plane, y, x, mode) for y, x in points)
+            output[r, c, i, j] = total / max(len(points), 1)
+    return output
+
+
+def random_map(channels: int = 3, size_hw: tuple[int, int] = (7, 9)) -> Tensor:
+    generator = torch.Generator().manual_seed(1)
+    return torch.randn(2, channels, *size_hw, dtype=torch.float64, generator=generator)
+
+
+def random_boxes(count: int, seed: int = 0) -> Tensor:
+    generator = torch.Generator().manual_seed(seed)
+    boxes = torch.rand(count, 5, dtype=torch.float64, generator=generator)
+    boxes = boxes * torch.tensor([2, 24, 20, 24, 20], dtype=torch.float64)
+    boxes[:, 1:] -= 4
+    boxes[:, 0] = boxes[:, 0].floor()
+    return boxes
+
+
+def random_offset(regions: int, *size: int) -> Tensor:
+    generator = torch.Generator().manual_seed(2)
+    return 0.7 * torch.randn(regions, *size, dtype=torch.float64, generator=generator)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("output_size", [(1, 1), (2, 3)])
+@pytest.mark.parametrize("size_hw", [(7, 9), (1, 1)])
+@pytest.mark.parametrize("moved", [True, False])
+@pytest.mark.parametrize(
+    ("mode", "ratio"), [("paper", 0), ("mmcv", 0), ("mmcv", 2), ("mxnet", 0), ("mxnet", 3)]
+)
+def test_equals_formula_written_as_loops(
+    mode: Mode,
+    ratio: int,
+    moved: bool,
+    output_size: tuple[int, int],
+    size_hw: tuple[int, int],
+    backend: Backend,
+) -> None:
+    input = random_map(2, size_hw)
+    boxes = torch.cat([torch.tensor(BOXES, dtype=torch.float64), random_boxes(5)])
+    offset = random_offset(len(boxes), 2, *output_size) if moved else None
+    output = deform_roi_pool(
+        input, boxes, offset, output_size, SCALE, GAMMA, mode=mode, sampling_ratio=ratio,
+        backend=backend,
+    )  # fmt: skip
+    expected = loop_oracle(input, boxes, offset, output_size, mode, ratio)
+    torch.testing.assert_close(output, expected, rtol=0, atol=1e-11, equal_nan=True)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("mode", ["paper", "mxnet"])
+@pytest.mark.parametrize(
+    ("output_size", "group_size", "part_size", "classes"),
+    [
+        ((2, 3), None, None, 1),
+        ((2, 3), (1, 2), (3, 2), 2),
+        ((3, 3), (2, 2), (1, 1), 4),
+        ((1, 2), (2, 3), None, 2),
+    ],
+)
+def test_position_sensitive_equals_formula_written_as_loops(
+    output_size: tuple[int, int],
+    group_size: tuple[int, int] | None,
+    part_size: tuple[int, int] | None,
+    classes: int,
+    mode: Mode,
+    backend: Backend,
+) -> None:
+    groups = group_size or output_size
+    input = random_map(4 * math.prod(groups))
+    boxes = torch.cat([torch.tensor(BOXES, dtype=torch.float64), random_boxes(3)])
+    offset = random_offset(len(boxes), 2 * classes, *(part_size or output_size))
+    output = deform_ps_roi_pool(
+        input, boxes, offset, output_size, SCALE, GAMMA, group_size=group_size,
+        part_size=part_size, samples_per_part=2, mode=mode, backend=backend,
+    )  # fmt: skip
+    expected = loop_oracle(input, boxes, offset, output_size, mode, 2, groups)
+    torch.testing.assert_close(output, expected, rtol=0, atol=1e-11, equal_nan=True)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize(("mode", "ratio"), [("paper", 0), ("mmcv", 0), ("mmcv", 2), ("mxnet", 0)])
+def test_gradcheck(mode: Mode, ratio: int, backend: Backend) -> None:
+    input = random_map(2, (4, 5)).requires_grad_()
+    boxes = torch.tensor(BOXES[:6], dtype=torch.float64)
+    offset = random_offset(6, 2, 2, 2).requires_grad_()
+
+    def pool(input: Tensor, offset: Tensor) -> Tensor:
+        return deform_roi_pool(
+            input, boxes, offset, 2, SCALE, GAMMA, mode=mode, sampling_ratio=ratio, backend=backend
+        )
+
+    assert torch.autograd.gradcheck(pool, (input, offset))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("mode", ["paper", "mxnet"])
+def test_position_sensitive_gradcheck(mode: Mode, backend: Backend) -> None:
+    input = random_map(4, (3, 4)).requires_grad_()
+    boxes = torch.tensor([BOXES[i] for i in (0, 1, 4)], dtype=torch.float64)
+    offset = random_offset(3, 4, 1, 3).requires_grad_()
+
+    def pool(input: Tensor, offset: Tensor) -> Tensor:
+        return deform_ps_roi_pool(
+            input, boxes, offset, (3, 2), SCALE, GAMMA, group_size=(1, 2), part_size=(1, 3),
+            samples_per_part=2, mode=mode, backend=backend,
+        )  # fmt: skip
+
+    assert torch.autograd.gradcheck(pool, (input, offset))
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_first_channel_moves_bins_to_the_right(backend: Backend) -> None:
+    """Unlike the convolution, whose first channel moves taps down."""
+    input = torch.zeros(1, 1, 3, 4)
+    input[0, 0, 1, 3] = 1.0
+    boxes = torch.tensor([[0.0, 0, 1, 1, 1]])  # 2 pixels wide, 1 high
+    offset = torch.tensor([1.0, 0.0]).view(1, 2, 1, 1)
+    for gamma, expected in ((1.0, 0.5), (0.5, 0.0), (0.75, 0.25)):
+        output = deform_roi_pool(input, boxes, offset, 1, 1.0, gamma, backend=backend)
+        assert output.item() == expected
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("axis", [0, 1])
+def test_derivative_at_integer_positions_is_the_right_one(axis: int, backend: Backend) -> None:
+    input, boxes = random_map(), torch.tensor([[0, 4.0, 4, 12, 10]], dtype=torch.float64)
+    offset = torch.zeros(1, 2, 2, 2, dtype=torch.float64, requires_grad=True)
+
+    def total(offset: Tensor) -> Tensor:
+        return deform_roi_pool(input, boxes, offset, 2, SCALE, GAMMA, backend=backend).sum()
+
+    (gradient,) = torch.autograd.grad(total(offset), offset)
+    step = 1e-4  # the output is linear between integers, so the difference is exact
+    moved = offset.detach().clone()
+    moved[0, axis, 1, 0] += step
+    difference = float(total(moved) - total(offset.detach())) / step
+    assert difference == pytest.approx(float(gradient[0, axis, 1, 0]), abs=1e-8)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_derivative_one_pixel_outside_is_the_right_one(backend: Backend) -> None:
+    """As the convolution's: half a step on, the sample reads half of the first pixel."""
+    input = torch.full((1, 1, 3, 3), 8.0)
+    boxes = torch.tensor([[0.0, 0, 1, 0, 1]])  # one pixel
+    offset = torch.tensor([-1.0, 0.0]).view(1, 2, 1, 1).requires_grad_()
+    output = deform_roi_pool(input, boxes, offset, 1, 1.0, 1.0, backend=backend)
+    assert output.item() == 0.0
+    (gradient,) = torch.autograd.grad(output.sum(), offset)
+    assert gradient.flatten().tolist() == [8.0, 0.0]
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("mode", ["mmcv", "mxnet"])
+@pytest.mark.parametrize("corner", [-0.4, 4.3])
+def test_derivative_across_a_replicated_edge_is_zero(
+    mode: Mode, corner: float, backend: Backend
+) -> None:
+    """One sample beyond the edge of a 5x5 map along x, between pixels along y."""
+    input = random_map(1, (5, 5)).requires_grad_()
+    boxes = torch.tensor([[0.0, 2, 2, 2, 2]], dtype=torch.float64)
+    start = 2 - 0.5
+    if mode == "mmcv":
+        boxes[0, 3:] = 3
+        start = 2.0
+    offset = torch.tensor([corner - start, 0.3], dtype=torch.float64).view(1, 2, 1, 1)
+    offset.requires_grad_()
+    output = deform_roi_pool(
+        input, boxes, offset, 1, 1.0, 1.0, mode=mode, sampling_ratio=1, backend=backend
+    )
+    input_grad, offset_grad = torch.autograd.grad(output.sum(), (input, offset))
+    assert offset_grad[0, 0].item() == 0
+    column = 0 if corner < 0 else 4
+    row = math.floor(start + 0.3)
+    plane = input.detach()[0, 0, :, column]
+    assert offset_grad[0, 1].item() == pytest.approx(float(plane[row + 1] - plane[row]))
+    assert input_grad[0, 0, :, column].sum().item() == pytest.approx(1)
+
+
+boxes_near = st.lists(
+    st.tuples(st.integers(0, 1), *[st.floats(-8, 24).map(lambda v: round(v * 4) / 4)] * 4),
+    min_size=1,
+    max_size=5,
+).map(lambda boxes: torch.tensor(boxes, dtype=torch.float64))
+sizes = st.sampled_from([(1, 1), (2, 3), (3, 2)])
+few = settings(max_examples=20, deadline=None, derandomize=True)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@few
+@given(boxes=boxes_near, output_size=sizes, size_hw=st.tuples(st.integers(1, 9), st.integers(1, 9)))
+def test_zero_offset_is_the_average_pooling(
+    backend: Backend, boxes: Tensor, output_size: tuple[int, int], size_hw: tuple[int, int]
+) -> None:
+    input = random_map(6, size_hw)
+    expected = roi_avg_pool(input, boxes, output_size, SCALE, backend=backend)
+    zero = torch.zeros(len(boxes), 2, *output_size)
+    for offset in (zero, None):
+        output = deform_roi_pool(input, boxes, offset, output_size, SCALE, backend=backend)
+        torch.testing.assert_close(output, expected, rtol=0, atol=1e-12)
+        whole = deform_ps_roi_pool(
+            input, boxes, offset, output_size, SCALE, group_size=1, backend=backend
+        )
+        torch.testing.assert_close(whole, expected, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@few
+@given(boxes=boxes_near, mode=st.sampled_from(MODES), spread=st.floats(0, 3))
+def test_linear_in_input_and_a_constant_stays(
+    backend: Backend, boxes: Tensor, mode: Mode, spread: float
+) -> None:
+    offset = spread * random_offset(len(boxes), 2, 2, 2)
+
+    def pool(input: Tensor) -> Tensor:
+        return deform_roi_pool(input, boxes, offset, 2, SCALE, mode=mode, backend=backend)
+
+    one, other = random_map(), random_map().flip(0, 2)
+    torch.testing.assert_close(
+        pool(one + 3 * other), pool(one) + 3 * pool(other), rtol=0, atol=1e-11
+    )
+    constant = pool(torch.full_like(one, 2.0))
+    assert constant.min() >= -1e-12
+    assert constant.max() <= 2 + 1e-12
+    if mode == "mxnet":  # samples outside are left out of the mean
+        assert ((constant - 2).abs() < 1e-12).logical_or(constant == 0).all()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@few
+@given(
+    boxes=boxes_near, mode=st.sampled_from(["paper", "mxnet"]), k=st.sampled_from([(2, 3), (3, 2)])
+)
+def test_groups_select_channels_and_classes_share_offsets(
+    backend: Backend, boxes: Tensor, mode: Mode, k: tuple[int, int]
+) -> None:
+    kh, kw = k
+    input, offset = random_map(12), random_offset(len(boxes), 4, kh, kw)
+    both = deform_ps_roi_pool(input, boxes, offset, k, SCALE, mode=mode, backend=backend)
+    for c in (0, 1):
+        plain = deform_roi_pool(
+            input[:, c * kh * kw : (c + 1) * kh * kw], boxes, offset[:, 2 * c : 2 * c + 2], k,
+            SCALE, mode=mode, backend=backend,
+        )  # fmt: skip
+        bins = plain.flatten(2).diagonal(dim1=1, dim2=2).unflatten(1, k)
+        torch.testing.assert_close(both[:, c], bins, rtol=0, atol=1e-12)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("bad", [NAN, INF, -INF])
+@pytest.mark.parametrize("axis", [0, 1])
+def test_bad_offset_gives_nan_there_and_only_there(
+    axis: int, bad: float, mode: Mode, backend: Backend
+) -> None:
+    input = random_map().requires_grad_()
+    boxes = torch.tensor([[0, 2.0, 2, 12, 10], [1, 4, 2, 13, 11]], dtype=torch.float64)
+    offset = random_offset(2, 2, 2, 3)
+    offset[1, axis, 0, 2] = bad
+    offset.requires_grad_()
+    output = deform_roi_pool(input, boxes, offset, (2, 3), SCALE, GAMMA, mode=mode, backend=backend)
+    expected = torch.zeros(2, 3, 2, 3, dtype=torch.bool)
+    expected[1, :, 0, 2] = True
+    torch.testing.assert_close(output.isnan(), expected)
+    input_grad, offset_grad = torch.autograd.grad(output.sum(), (input, offset))
+    assert offset_grad[1, :, 0, 2].isnan().all()
+    assert int(offset_grad.isnan().sum()) == 2
+    assert input_grad.isfinite().all()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("mode", MODES)
+@pytest.mark.parametrize("bad", [NAN, INF])
+def test_bad_box_gives_nan_and_no_gradient_to_the_input(
+    bad: float, mode: Mode, backend: Backend
+) -> None:
+    input, boxes = random_map().requires_grad_(), random_boxes(3)
+    offset = random_offset(3, 2, 2, 2).requires_grad_()
+    broken = boxes.clone()
+    broken[1, 2] = bad
+
+    def pool(boxes: Tensor, offset: Tensor) -> Tensor:
+        return deform_roi_pool(input, boxes, offset, 2, SCALE, GAMMA, mode=mode, backend=backend)
+
+    output = pool(broken, offset)
+    assert output[1].isnan().all()
+    assert output[[0, 2]].isfinite().all()
+    input_grad, offset_grad = torch.autograd.grad(output.sum(), (input, offset))
+    assert offset_grad[1].isnan().all()
+    assert offset_grad[[0, 2]].isfinite().all()
+    others = pool(boxes[[0, 2]], offset[[0, 2]])
+    torch.testing.assert_close(input_grad, torch.autograd.grad(others.sum(), input)[0])
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_bin_without_samples_gives_zero_even_with_a_bad_offset(backend: Backend) -> None:
+    boxes = torch.tensor([[0, 40.0, 40, 60, 60]], dtype=torch.float64)  # outside: empty bins
+    offset = torch.full((1, 2, 2, 2), NAN, dtype=torch.float64, requires_grad=True)
+    output = deform_roi_pool(random_map(), boxes, offset, 2, SCALE, backend=backend)
+    assert not output.any()
+    (gradient,) = torch.autograd.grad(output.sum(), offset)
+    assert not gradient.any()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("mode", MODES)
+@few
+@given(
+    box=st.lists(
+        st.sampled_from([0.0, 5.0, 1e30, -1e30, 3e38, -3e38, 2.0**31, -(2.0**63), NAN, INF]),
+        min_size=4,
+        max_size=4,
+    ),
+    shift=st.sampled_from([0.0, 1e9, -1e30, 3e38, -INF, NAN]),
+)
+def test_no_value_crashes(
+    backend: Backend, dtype: torch.dtype, mode: Mode, box: list[float], shift: float
+) -> None:
+    input = random_map().to(dtype).requires_grad_()
+    boxes = torch.tensor([[0, *box], [1, 2, 2, 12, 9]], dtype=dtype)
+    offset = torch.full((2, 2, 2, 2), shift, dtype=dtype, requires_grad=True)
+    output = deform_roi_pool(input, boxes, offset, 2, SCALE, mode=mode, backend=backend)
+    torch.autograd.grad(output.sum(), (input, offset))
+    still = deform_roi_pool(input, boxes, None, 2, SCALE, mode=mode, backend=backend)
+    assert still[1].isfinite().all()
+    is_bad = not all(map(math.isfinite, boxes[0].tolist()))
+    assert bool(still[0].isnan().all()) == is_bad
+    assert bool(still[0].isnan().any()) == is_bad
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("mode", MODES)
+def test_boxes_of_any_size_read_the_map(mode: Mode, backend: Backend) -> None:
+    """A box of 1e30 pixels has as many samples in the mode "mmcv", of which few read anything."""
+    input = torch.ones(1, 1, 6, 6, dtype=torch.float64)
+    boxes = torch.tensor([[0, 0, 0, 1e30, 1e30], [0, 0, 0, 1e4, 11]], dtype=torch.float64)
+    output = deform_roi_pool(input, boxes, None, 1, SCALE, mode=mode, backend=backend)
+    expected = {
+        "paper": [1.0, 1.0],
+        # 5000 x 6 samples in the second box, of which 7 (and 6) lie within a pixel of the map
+        "mmcv": [0.0, 7 * 6 / (5000 * 6)],
+        "mxnet": [1.0, 1.0],
+    }[mode]
+    assert output.flatten().tolist() == pytest.approx(expected, abs=1e-12)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize(("batch", "regions", "channels"), [(2, 0, 6), (0, 0, 6), (2, 3, 0)])
+def test_empty_arguments(batch: int, regions: int, channels: int, backend: Backend) -> None:
+    input = torch.zeros(batch, channels, 5, 6, requires_grad=True)
+    offset = torch.zeros(regions, 2, 3, 2, requires_grad=True)
+    boxes = torch.zeros(regions, 5)
+    calls: list[Any] = [deform_roi_pool, deform_ps_roi_pool]
+    for call, out_channels in zip(calls, (channels, channels // 6), strict=True):
+        output = call(input, boxes, offset, (3, 2), backend=backend)
+        assert output.shape == (regions, out_channels, 3, 2)
+        gradients = torch.autograd.grad(output.sum(), (input, offset))
+        for gradient, tensor in zip(gradients, (input, offset), strict=True):
+            assert gradient.shape == tensor.shape
+            assert not gradient.any()
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize("mode", MODES)
+def test_autocast_and_other_dtypes_change_nothing(mode: Mode, backend: Backend) -> None:
+    input = random_map().float()
+    boxes, offset = (random_boxes(5) * 2).round() / 2, random_offset(5, 2, 2, 2).bfloat16()
+    boxes[:, 0] = boxes[:, 0].floor()
+    expected = deform_roi_pool(input, boxes, offset.float(), 2, SCALE, mode=mode, backend=backend)
+    with torch.autocast("cpu", torch.bfloat16):
+        output = deform_roi_pool(input, boxes.half(), offset, 2, SCALE, mode=mode, backend=backend)
+    torch.testing.assert_close(output, expected, rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+def test_pools_as_position_sensitive_pooling_without_offsets(backend: Backend) -> None:
+    """Where the two read the same pixels: corners on pixels, ends inclusive here."""
+    input, boxes = random_map(24), torch.tensor([[1.0, 2, 1, 6, 4]], dtype=torch.float64)
+    ends = boxes + torch.tensor([0.0, 0, 0, 1, 1])
+    torch.testing.assert_close(
+        deform_ps_roi_pool(input, boxes, None, (2, 3), backend=backend),
+        ps_roi_pool(input, ends, (2, 3), backend=backend),
+    )

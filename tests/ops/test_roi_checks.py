@@ -1,0 +1,206 @@
+from __future__ import annotations
+
+import math
+import re
+from typing import Any
+
+import pytest
+import torch
+from torch import Tensor
+
+from dcnseg.errors import ConfigError, ShapeError
+from dcnseg.ops import deform_ps_roi_pool, deform_roi_pool, ps_roi_pool, roi_avg_pool, roi_pool
+
+# Where the native code was not built, "auto" says so once per process.
+pytestmark = pytest.mark.filterwarnings("ignore:dcnseg takes the slower:RuntimeWarning")
+
+POOLS = [roi_pool, roi_avg_pool, ps_roi_pool]
+
+GOOD: dict[str, Any] = {
+    "input": torch.zeros(2, 12, 6, 7),
+    "boxes": torch.tensor([[0.0, 1, 1, 4, 4], [1, 0, 2, 5, 5], [1, 0, 0, 9, 9]]),
+    "output_size": (2, 3),
+}
+GOOD_OFFSET: dict[str, Any] = {**GOOD, "offset": torch.zeros(3, 2, 2, 3)}
+
+
+def box(index: float) -> Tensor:
+    return torch.tensor([[0.0, 1, 1, 4, 4], [index, 1, 1, 4, 4]])
+
+
+BAD: list[tuple[dict[str, Any], str]] = [
+    ({"input": torch.zeros(12, 6, 7)}, "`input` has 3 dimensions, [12, 6, 7]; expected 4, [B, C"),
+    (
+        {"input": torch.zeros(2, 12, 6, 7, dtype=torch.int64)},
+        "`input` is torch.int64; expected float64, float32, bfloat16 or float16.",
+    ),
+    (
+        {"input": torch.zeros(2, 12, 0, 7)},
+        "`input` is 0x7 (height x width); expected 1 to 2147483647 pixels.",
+    ),
+    (
+        {"input": torch.zeros(1).expand(2, 12, 2**16, 2**15)},
+        "`input` is 65536x32768 (height x width); expected 1 to 2147483647 pixels.",
+    ),
+    (
+        {"boxes": torch.zeros(3, 4)},
+        "`boxes` is [3, 4]; expected [R, 5] with columns batch index, x1, y1, x2, y2, or a list "
+        "with one [Ri, 4] tensor per image.",
+    ),
+    ({"boxes": torch.zeros(5)}, "`boxes` is [5]; expected [R, 5]"),
+    (
+        {"boxes": torch.zeros(3, 5, dtype=torch.int64)},
+        "`boxes` is torch.int64; expected float64, float32, bfloat16 or float16.",
+    ),
+    (
+        {"boxes": torch.zeros(3, 5, device="meta")},
+        "`boxes` is on meta and `input` on cpu; move them to one device.",
+    ),
+    (
+        {"boxes": [torch.zeros(3, 4)]},
+        "`boxes` is a list of 1 tensors and `input` has 2 images; give one tensor per image, "
+        "[0, 4] where an image has no box.",
+    ),
+    (
+        {"boxes": [torch.zeros(3, 4), torch.zeros(2, 5)]},
+        "`boxes[1]` is [2, 5]; expected [R, 4] with columns x1, y1, x2, y2.",
+    ),
+    ({"boxes": [[1, 2, 3, 4]] * 2}, "`boxes[0]` is a list; expected a tensor."),
+    (
+        {"boxes": box(2)},
+        "`boxes[1]` has the batch index 2; `input` has 2 images, so expected a whole number from 0 "
+        "to 1. Columns are batch index, x1, y1, x2, y2.",
+    ),
+    ({"boxes": box(-1)}, "`boxes[1]` has the batch index -1; `input` has 2 images"),
+    ({"boxes": box(0.5)}, "`boxes[1]` has the batch index 0.5; `input` has 2 images"),
+    ({"boxes": box(math.nan)}, "`boxes[1]` has the batch index nan; `input` has 2 images"),
+    (
+        {"input": torch.zeros(0, 12, 6, 7)},
+        "`boxes[0]` has the batch index 0; `input` has 0 images, so expected no boxes.",
+    ),
+    ({"output_size": 0}, "`output_size` is 0; expected one or two integers of at least 1."),
+    ({"output_size": (2, 3, 4)}, "`output_size` is (2, 3, 4); expected one or two integers"),
+    ({"output_size": (2.0, 3)}, "`output_size` is (2.0, 3); expected one or two integers"),
+]
+
+
+@pytest.mark.parametrize("pool", POOLS)
+@pytest.mark.parametrize(("changes", "message"), BAD)
+def test_message_says_what_is_wrong(pool: Any, changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ShapeError, match=re.escape(message)):
+        pool(**(GOOD | changes))
+
+
+@pytest.mark.parametrize("pool", [deform_roi_pool, deform_ps_roi_pool])
+@pytest.mark.parametrize(("changes", "message"), BAD)
+def test_message_of_deformable_pooling(pool: Any, changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ShapeError, match=re.escape(message)):
+        pool(**(GOOD_OFFSET | changes))
+
+
+@pytest.mark.parametrize("pool", POOLS)
+def test_good_arguments_pass(pool: Any) -> None:
+    assert pool(**GOOD).shape == (3, 2 if pool is ps_roi_pool else 12, 2, 3)
+    lists = GOOD | {"boxes": (torch.rand(3, 4), torch.zeros(0, 4))}
+    assert pool(**lists).shape[0] == 3
+    assert deform_roi_pool(**GOOD_OFFSET).shape == (3, 12, 2, 3)
+    assert deform_ps_roi_pool(**GOOD_OFFSET).shape == (3, 2, 2, 3)
+
+
+@pytest.mark.parametrize(
+    ("changes", "message"),
+    [
+        (
+            {"offset": torch.zeros(3, 2, 3, 2)},
+            "`offset` is [3, 2, 3, 2]; 3 boxes with 2x3 parts need [3, 2*classes, 2, 3].",
+        ),
+        ({"offset": torch.zeros(2, 2, 2, 3)}, "`offset` is [2, 2, 2, 3]; 3 boxes with 2x3 parts"),
+        ({"offset": torch.zeros(3, 2)}, "`offset` is [3, 2]; 3 boxes with 2x3 parts need"),
+        (
+            {"offset": torch.zeros(3, 3, 2, 3)},
+            "`offset` has 3 channels; expected 2 (x, y) for each class, and a number of classes "
+            "that divides the 2 output channels.",
+        ),
+        ({"offset": torch.zeros(3, 6, 2, 3)}, "`offset` has 6 channels; expected 2 (x, y) for"),
+        ({"offset": torch.zeros(3, 0, 2, 3)}, "`offset` has 0 channels; expected 2 (x, y) for"),
+        (
+            {"offset": torch.zeros(3, 2, 2, 3, dtype=torch.int32)},
+            "`offset` is torch.int32; expected float64, float32, bfloat16 or float16.",
+        ),
+        (
+            {"offset": torch.zeros(3, 2, 2, 3, device="meta")},
+            "`offset` is on meta and `input` on cpu; move them to one device.",
+        ),
+        (
+            {"group_size": (5, 2)},
+            "`input` has 12 channels, which the 5*2 = 10 groups of `group_size` do not divide; "
+            "each group of bins reads channels of its own.",
+        ),
+        ({"part_size": (4, 4)}, "3 boxes with 4x4 parts need [3, 2*classes, 4, 4]."),
+        ({"part_size": 0}, "`part_size` is 0; expected one or two integers of at least 1."),
+        ({"group_size": -1}, "`group_size` is -1; expected one or two integers of at least 1."),
+    ],
+)
+def test_message_about_offsets_and_groups(changes: dict[str, Any], message: str) -> None:
+    with pytest.raises(ShapeError, match=re.escape(message)):
+        deform_ps_roi_pool(**(GOOD_OFFSET | changes))
+
+
+def test_offset_of_plain_deformable_pooling_has_one_class() -> None:
+    message = "`offset` has 4 channels; deform_roi_pool takes 2, x and y of every bin."
+    with pytest.raises(ShapeError, match=re.escape(message)):
+        deform_roi_pool(**(GOOD_OFFSET | {"offset": torch.zeros(3, 4, 2, 3)}))
+
+
+def test_message_about_position_sensitive_channels() -> None:
+    message = "`input` has 12 channels, which the 5*1 = 5 groups of `output_size` do not divide"
+    with pytest.raises(ShapeError, match=re.escape(message)):
+        ps_roi_pool(**(GOOD | {"output_size": (5, 1)}))
+
+
+@pytest.mark.parametrize(
+    ("pool", "changes", "message"),
+    [
+        (roi_pool, {"backend": "fast"}, '`backend` is \'fast\'; expected "auto", "native" or'),
+        (
+            roi_pool,
+            {"spatial_scale": 0.0},
+            "`spatial_scale` is 0.0; expected a number above 0, such as 1/16 for a map with a "
+            "stride of 16 pixels.",
+        ),
+        (roi_avg_pool, {"spatial_scale": math.nan}, "`spatial_scale` is nan; expected a number"),
+        (roi_avg_pool, {"spatial_scale": math.inf}, "`spatial_scale` is inf; expected a number"),
+        (
+            ps_roi_pool,
+            {"corners": "round"},
+            '`corners` is \'round\'; expected "torchvision" or "rfcn".',
+        ),
+        (
+            deform_roi_pool,
+            {"mode": "caffe"},
+            '`mode` is \'caffe\'; expected "paper", "mmcv" or "mxnet".',
+        ),
+        (deform_roi_pool, {"gamma": math.inf}, "`gamma` is inf; expected a finite number, such as"),
+        (
+            deform_roi_pool,
+            {"mode": "mmcv", "sampling_ratio": -1},
+            "`sampling_ratio` is -1; expected an integer of at least 0.",
+        ),
+        (
+            deform_roi_pool,
+            {"sampling_ratio": 2},
+            '`sampling_ratio` is 2; the mode "paper" samples every pixel and takes 0 alone. Choose '
+            'the mode "mmcv" or "mxnet".',
+        ),
+        (deform_ps_roi_pool, {"mode": "mmcv"}, '`mode` is \'mmcv\'; expected "paper" or "mxnet".'),
+        (
+            deform_ps_roi_pool,
+            {"samples_per_part": 0},
+            "`samples_per_part` is 0; expected an integer of at least 1.",
+        ),
+    ],
+)
+def test_setting_out_of_range(pool: Any, changes: dict[str, Any], message: str) -> None:
+    good = GOOD_OFFSET if pool in (deform_roi_pool, deform_ps_roi_pool) else GOOD
+    with pytest.raises(ConfigError, match=re.escape(message)):
+        pool(**(good | changes))

@@ -1,0 +1,271 @@
+from __future__ import annotations
+
+import math
+from fractions import Fraction
+from typing import get_args
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from torch import Tensor
+
+from dcnseg.ops.roi_checks import Corners, Mode
+from dcnseg.ops.roi_geometry import (
+    Regions,
+    locate_regions,
+    make_bins,
+    make_samples,
+    make_shift,
+    position_dtype,
+)
+
+CORNERS: tuple[Corners | None, ...] = (None, *get_args(Corners))
+MODES: tuple[Mode, ...] = get_args(Mode)
+NAN, INF = math.nan, math.inf
+
+few = settings(max_examples=60, deadline=None, derandomize=True)
+
+
+def half_away(value: float) -> int:
+    """Round half away from zero, exactly."""
+    return math.trunc(Fraction(value) + Fraction(1 if value > 0 else -1, 2))
+
+
+def extent(low: float, high: float, scale: float, corners: Corners | None) -> tuple[float, float]:
+    """Start and size along an axis as the operators' descriptions have it, in plain numbers."""
+    if corners == "rfcn":
+        start = half_away(low) * scale
+        return start, max((half_away(high) + 1) * scale - start, 0.1)
+    end = half_away(high * scale) + (1 if corners is None else 0)
+    return half_away(low * scale), max(end - half_away(low * scale), 1)
+
+
+def bins_along(
+    low: float, high: float, scale: float, k: int, size: int, corners: Corners | None
+) -> tuple[list[int], list[int]]:
+    """Begins and ends of the k bins along an axis."""
+    start, length = extent(low, high, scale, corners)
+    bin_size = length / k
+    begins, ends = [], []
+    for i in range(k):
+        if corners == "rfcn":
+            begin, end = math.floor(i * bin_size + start), math.ceil((i + 1) * bin_size + start)
+        else:
+            begin = math.floor(i * bin_size) + int(start)
+            end = math.ceil((i + 1) * bin_size) + int(start)
+        begins.append(min(max(begin, 0), size))
+        ends.append(min(max(end, 0), size))
+    return begins, ends
+
+
+def regions_of(boxes: list[list[float]], dtype: torch.dtype = torch.float64) -> Regions:
+    tensor = torch.tensor(boxes, dtype=torch.float64).view(-1, 5)
+    return locate_regions(tensor, torch.zeros(2, 1, 1, 1, dtype=dtype))
+
+
+coordinates = st.one_of(
+    st.floats(-40, 60),
+    st.integers(-80, 120).map(lambda n: n / 4),
+    st.sampled_from([1e30, -1e30, 2.0**31, -(2.0**63), 1e300]),
+)
+
+
+@few
+@given(
+    box=st.lists(coordinates, min_size=4, max_size=4),
+    scale=st.sampled_from([1.0, 0.5, 0.0625, 0.37]),
+    output_size=st.tuples(st.integers(1, 7), st.integers(1, 7)),
+    size_hw=st.tuples(st.integers(1, 30), st.integers(1, 30)),
+    corners=st.sampled_from(CORNERS),
+)
+def test_bins_are_those_of_the_formula(
+    box: list[float],
+    scale: float,
+    output_size: tuple[int, int],
+    size_hw: tuple[int, int],
+    corners: Corners | None,
+) -> None:
+    x1, y1, x2, y2 = (max(-(2.0**100), min(v, 2.0**100)) for v in box)
+    bins = make_bins(regions_of([[1, *box]]), output_size, scale, size_hw, corners)
+    rows = bins_along(y1, y2, scale, output_size[0], size_hw[0], corners)
+    columns = bins_along(x1, x2, scale, output_size[1], size_hw[1], corners)
+    if max(map(abs, box)) < 1e6:
+        assert bins.tolist() == [[1, *rows[0], *rows[1], *columns[0], *columns[1]]]
+    begins_ends = torch.tensor([*rows[0], *rows[1], *columns[0], *columns[1]])
+    assert bins.dtype == torch.int32
+    assert bins.is_contiguous()
+    assert bins.shape == (1, 1 + len(begins_ends))
+    assert (bins[:, 1:] >= 0).all()
+    assert bins[:, 1:].max() <= max(size_hw)
+
+
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+def test_rounding_is_half_away_from_zero_and_exact(dtype: torch.dtype) -> None:
+    below_half = float(torch.nextafter(torch.tensor(0.5, dtype=dtype), torch.tensor(0.0).to(dtype)))
+    values = [0.5, below_half, -0.5, -below_half, 1.5, 2.5, -2.5, -0.0, 3.0]
+    boxes = [[0, v + 10, v, 1e9, 1e9] for v in values]
+    regions = locate_regions(torch.tensor(boxes, dtype=dtype), torch.zeros(1, 1, 1, 1, dtype=dtype))
+    samples, _ = make_samples("mxnet", regions, (1, 1), 1.0, (99, 99), 1)
+    assert (samples[:, 1] + 0.5).tolist() == [half_away(v) for v in values]
+    odd = regions_of([[0, 8388609, 0, 1e9, 0]], dtype)  # plus 0.5 it is even in float32
+    assert make_bins(odd, (1, 1), 1.0, (1, 2**24)).tolist() == [[0, 0, 1, 8388609, 2**24]]
+
+
+def test_boxes_that_cover_everything_or_nothing() -> None:
+    bins = make_bins(
+        regions_of(
+            [
+                [0, -1e30, -1e30, 1e30, 1e30],
+                [1, 0, 0, 1e30, 3],
+                [1, 1e30, 0, 1e30, 3],
+                [0, -1e300, 5, 1e300, 1e300],
+            ]
+        ),
+        (1, 2),
+        1.0,
+        (8, 9),
+    )
+    assert bins.tolist() == [
+        [0, 0, 8, 0, 0, 0, 9],
+        [1, 0, 4, 0, 9, 9, 9],
+        [1, 0, 4, 9, 9, 9, 9],
+        [0, 5, 8, 0, 0, 0, 9],
+    ]
+
+
+@pytest.mark.parametrize("bad", [NAN, INF, -INF])
+@pytest.mark.parametrize("place", [1, 2, 3, 4])
+@pytest.mark.parametrize("corners", CORNERS)
+def test_box_that_is_not_finite_has_no_image(
+    bad: float, place: int, corners: Corners | None
+) -> None:
+    box = [1.0, 2, 2, 6, 6]
+    box[place] = bad
+    regions = regions_of([box, [1, 2, 2, 6, 6]])
+    assert regions.image.tolist() == [-1, 1]
+    assert make_bins(regions, (2, 2), 1.0, (9, 9), corners)[:, 0].tolist() == [-1, 1]
+    for mode in MODES:
+        samples, size = make_samples(mode, regions, (2, 2), 1.0, (9, 9), 0)
+        assert samples[:, 0].tolist() == [-1, 1]
+        assert samples.isfinite().all()
+        assert size.isfinite().all()
+
+
+def test_batch_index_without_an_image_makes_a_bad_box() -> None:
+    """What torch.compile and CUDA graphs get, where indices cannot be refused."""
+    boxes = [[index, 1, 1, 3, 3] for index in (0.0, 1, 2, -1, 0.5, NAN, INF, 1e30)]
+    assert regions_of(boxes).image.tolist() == [0, 1, -1, -1, -1, -1, -1, -1]
+
+
+def test_list_of_boxes_is_the_tensor_with_indices() -> None:
+    one, two = torch.rand(3, 4), torch.rand(2, 4)
+    input = torch.zeros(3, 1, 4, 4)
+    index = torch.tensor([0.0, 0, 0, 2, 2])[:, None]
+    expected = locate_regions(torch.cat([index, torch.cat([one, two])], 1), input)
+    for ours, theirs in zip(locate_regions([one, one[:0], two], input), expected, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
+    assert locate_regions([], input[:0]).low.shape == (0, 2)
+
+
+def test_batch_indices_of_a_list_do_not_suffer_from_low_precision() -> None:
+    boxes = [torch.ones(1, 4, dtype=torch.bfloat16)] * 300
+    regions = locate_regions(boxes, torch.zeros(300, 1, 1, 1, dtype=torch.bfloat16))
+    assert regions.image.tolist() == list(range(300))
+
+
+@pytest.mark.parametrize(
+    ("dtype", "expected"),
+    [
+        (torch.float64, torch.float64),
+        (torch.float32, torch.float32),
+        (torch.bfloat16, torch.float32),
+        (torch.float16, torch.float32),
+    ],
+)
+def test_positions_are_float32_at_least(dtype: torch.dtype, expected: torch.dtype) -> None:
+    input = torch.zeros(1, 1, 2, 2, dtype=dtype)
+    assert position_dtype(input) == expected
+    regions = locate_regions(torch.ones(1, 5).mul(0).half(), input)
+    samples, size = make_samples("mmcv", regions, (2, 2), 1.0, (2, 2), 1)
+    shift = make_shift(torch.ones(1, 2, 2, 2, dtype=torch.bfloat16), size, 0.1)
+    assert {samples.dtype, size.dtype, shift.dtype} == {expected}
+
+
+def test_huge_maps_keep_bins_inside() -> None:
+    """float32 rounds 2^24 + 3 up, out of the map."""
+    size = 2**24 + 3
+    regions = regions_of([[0, 0, 0, 1e30, 1e30]], torch.float32)
+    assert make_bins(regions, (1, 1), 1.0, (size, 1)).tolist() == [[0, 0, size, 0, 1]]
+
+
+@few
+@given(
+    box=st.lists(st.floats(-30, 50), min_size=4, max_size=4),
+    scale=st.sampled_from([1.0, 0.25, 0.37]),
+    output_size=st.tuples(st.integers(1, 4), st.integers(1, 4)),
+    ratio=st.integers(0, 3),
+    mode=st.sampled_from(MODES),
+)
+def test_samples_are_those_of_the_formula(
+    box: list[float], scale: float, output_size: tuple[int, int], ratio: int, mode: Mode
+) -> None:
+    size_hw = (11, 13)
+    samples, size = make_samples(mode, regions_of([[1, *box]]), output_size, scale, size_hw, ratio)
+    expected: list[float] = [1]
+    sizes = []
+    for axis in (0, 1):
+        low, high, k = box[1 - axis], box[3 - axis], output_size[axis]
+        if mode == "paper":
+            begins, ends = bins_along(low, high, scale, k, size_hw[axis], None)
+            counts = [max(end - begin, 0) for begin, end in zip(begins, ends, strict=True)]
+            expected += [*begins, *[1.0] * k, *counts]
+            sizes.append(extent(low, high, scale, None)[1])
+            continue
+        if mode == "mmcv":
+            start = low * scale - 0.5
+            length = (high * scale - 0.5) - start
+            count = ratio or max(math.ceil(length / k), 0)
+        else:
+            start, length = extent(low, high, scale, "rfcn")
+            start, count = start - 0.5, ratio or 4
+        step = length / k / max(count, 1)
+        first = 0.5 * step if mode == "mmcv" else 0.0
+        expected += [start + i * length / k + first for i in range(k)]
+        expected += [step] * k + [float(count)] * k
+        sizes.append(length)
+    torch.testing.assert_close(samples, torch.tensor([expected], dtype=torch.float64))
+    torch.testing.assert_close(size, torch.tensor([sizes], dtype=torch.float64))
+    assert samples.is_contiguous()
+
+
+def test_shift_is_x_by_the_width_and_y_by_the_height() -> None:
+    offset = torch.tensor([[1.0, 2.0, 3.0, 4.0]])[:, :, None, None].requires_grad_()
+    size = torch.tensor([[10.0, 100.0]])  # (height, width)
+    shift = make_shift(offset, size, 0.5)
+    torch.testing.assert_close(shift.flatten(), torch.tensor([50.0, 10.0, 150.0, 20.0]))
+    (gradient,) = torch.autograd.grad(shift.sum(), offset)
+    torch.testing.assert_close(gradient.flatten(), torch.tensor([50.0, 5.0, 50.0, 5.0]))
+
+
+def test_boxes_get_no_gradient() -> None:
+    boxes = torch.rand(3, 5).floor().requires_grad_()
+    regions = locate_regions(boxes, torch.zeros(1, 1, 4, 4))
+    assert not any(tensor.requires_grad for tensor in regions)
+    for each in locate_regions([boxes[:, 1:]], torch.zeros(1, 1, 4, 4)):
+        assert not each.requires_grad
+
+
+def test_compiles_without_a_graph_break_for_any_number_of_boxes() -> None:
+    def lay_out(boxes: Tensor, input: Tensor, offset: Tensor) -> tuple[Tensor, ...]:
+        regions = locate_regions(boxes, input)
+        samples, size = make_samples("mmcv", regions, (2, 3), 0.5, (8, 9), 0)
+        return make_bins(regions, (2, 3), 0.5, (8, 9)), samples, make_shift(offset, size, 0.1)
+
+    compiled = torch.compile(lay_out, fullgraph=True, backend="eager", dynamic=True)
+    for count in (3, 5):
+        boxes = torch.rand(count, 5) * torch.tensor([1.9, 9, 9, 19, 19])
+        boxes[:, 0].floor_()
+        arguments = (boxes, torch.zeros(2, 1, 8, 9), torch.randn(count, 2, 2, 3))
+        for ours, theirs in zip(compiled(*arguments), lay_out(*arguments), strict=True):
+            torch.testing.assert_close(ours, theirs)
