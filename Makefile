@@ -9,7 +9,7 @@ CPP_SOURCES := $(shell find cuda_ops tests -name '*.h' -o -name '*.cpp' -o -name
 export DCNSEG_REQUIRE_NATIVE = 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo check format test bench clean
+.PHONY: help install demo check format test sanitize bench clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## /  \1\t/' | expand -t 12
@@ -24,6 +24,10 @@ $(VENV)/installed: $(BIN)/python pyproject.toml $(NATIVE_SOURCES)
 
 $(VENV)/installed-dev: $(BIN)/python pyproject.toml $(NATIVE_SOURCES)
 	$(BIN)/pip install --quiet --editable '.[dev]'
+	touch $(VENV)/installed $@
+
+$(VENV)/installed-bench: $(BIN)/python pyproject.toml $(NATIVE_SOURCES)
+	$(BIN)/pip install --quiet --editable '.[bench]'
 	touch $(VENV)/installed $@
 
 install: $(VENV)/installed  ## make .venv and install dcnseg into it, with its native operators
@@ -45,8 +49,13 @@ format: $(VENV)/installed-dev  ## format the Python and C++ code
 test: $(VENV)/installed-dev  ## install with the test extras, then run the tests
 	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2  # one thread each: two times two would wait for each other
 
-bench: $(VENV)/installed-dev  ## time the operators against torchvision's and the dense convolution
+sanitize: $(VENV)/installed-dev  ## run the native code under the address, undefined-behaviour and thread sanitizers
+	$(BIN)/pytest tests/cuda_ops
+
+bench: $(VENV)/installed-bench  ## time the operators against other libraries', and measure their memory
 	$(BIN)/python benchmarks/bench_ops.py
+	$(BIN)/python benchmarks/bench_roi.py
+	$(BIN)/python benchmarks/bench_memory.py
 
 clean:  ## remove what make and the builds left behind
 	rm -rf $(VENV) build demo .mypy_cache .pytest_cache .ruff_cache .hypothesis

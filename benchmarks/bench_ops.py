@@ -1,10 +1,8 @@
-"""Time the deformable convolution on the CPU beside the dense one and torchvision's."""
+"""Time the deformable convolution on the CPU beside the dense one and those of other libraries."""
 
 from __future__ import annotations
 
-import argparse
-import json
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from typing import TypeAlias
 
@@ -13,10 +11,21 @@ import torch.nn.functional as F
 import torchvision
 from torch import Tensor
 
-from benchmarks.common import Timing, alternate, describe_machine
+from benchmarks.common import (
+    OURS,
+    Report,
+    Timing,
+    alternate,
+    describe_machine,
+    make_parser,
+    relative_error,
+)
+from benchmarks.rivals import installed_versions, make_rivals
 from dcnseg.ops import deform_conv2d, native_status
 
 Operator: TypeAlias = Callable[[Tensor, Tensor, Tensor], Tensor]  # of input, offset and weight
+
+DENSE = "dense convolution"
 
 
 @dataclass(frozen=True)
@@ -32,10 +41,11 @@ class Shape:
 
 
 SHAPES = (Shape(512, 33, 2), Shape(512, 65, 2), Shape(256, 64, 1), Shape(64, 128, 1))
+QUICK_SHAPES = (Shape(16, 9, 2),)
 
 
 def make_operators(dilation: int, dtype: torch.dtype) -> dict[str, Operator]:
-    """The contenders by name."""
+    """The contenders that torch differentiates, by name."""
 
     def dense(input: Tensor, offset: Tensor, weight: Tensor) -> Tensor:
         return F.conv2d(input, weight, None, 1, dilation, dilation)
@@ -43,15 +53,15 @@ def make_operators(dilation: int, dtype: torch.dtype) -> dict[str, Operator]:
     def ours(input: Tensor, offset: Tensor, weight: Tensor) -> Tensor:
         return deform_conv2d(input, offset, weight, None, 1, dilation, dilation)
 
-    def rival(input: Tensor, offset: Tensor, weight: Tensor) -> Tensor:
+    def torchvisions(input: Tensor, offset: Tensor, weight: Tensor) -> Tensor:
         made: Tensor = torchvision.ops.deform_conv2d(
             input, offset, weight, None, 1, dilation, dilation
         )
         return made
 
-    operators: dict[str, Operator] = {"dense conv": dense, "dcnseg": ours}
-    if dtype == torch.float32:  # torchvision's has no bfloat16 on the CPU
-        operators["torchvision"] = rival
+    operators: dict[str, Operator] = {DENSE: dense, OURS: ours}
+    if dtype == torch.float32:
+        operators["torchvision"] = torchvisions
     return operators
 
 
@@ -77,36 +87,46 @@ def run_backward(operator: Operator, inputs: tuple[Tensor, ...]) -> tuple[Tensor
     return output.detach(), input.grad, offset.grad, weight.grad
 
 
-def validate(operators: dict[str, Operator], inputs: tuple[Tensor, ...], shape: Shape) -> None:
-    """Compare every deformable contender with the reference in float64."""
-    dilation = shape.dilation
-    exact_inputs = tuple(tensor.double() for tensor in inputs)
+def validate(
+    operators: Mapping[str, Operator],
+    rivals: Mapping[str, Callable[[], Tensor]],
+    inputs: tuple[Tensor, ...],
+    shape: Shape,
+) -> None:
+    """Compare every deformable contender with the reference in float64, gradients and all."""
 
     def reference(input: Tensor, offset: Tensor, weight: Tensor) -> Tensor:
+        dilation = shape.dilation
         return deform_conv2d(
             input, offset, weight, None, 1, dilation, dilation, backend="reference"
         )
 
-    exact = run_backward(reference, exact_inputs)
+    truths = run_backward(reference, tuple(tensor.double() for tensor in inputs))
+    results: dict[str, tuple[Tensor | None, ...]] = {
+        name: run_backward(operator, inputs)
+        for name, operator in operators.items()
+        if name != DENSE
+    }
+    results |= {name: (call(),) for name, call in rivals.items()}
     tolerance = 2e-2 if inputs[0].dtype == torch.bfloat16 else 1e-4
-    for name, operator in operators.items():
-        if name == "dense conv":
-            continue
-        for result, truth in zip(run_backward(operator, inputs), exact, strict=True):
+    for name, made in results.items():
+        for result, truth in zip(made, truths, strict=False):  # rivals have no gradients
             assert result is not None
             assert truth is not None
-            error = float((result.double() - truth).abs().max() / truth.abs().max())
+            error = relative_error(result, truth)
             if not error < tolerance:
                 raise SystemExit(f"{name} is wrong on {shape}: relative error {error:.2g}")
 
 
 def measure(
-    shape: Shape, dtype: torch.dtype, channels_last: bool, rounds: int
+    shape: Shape,
+    inputs: tuple[Tensor, ...],
+    rivals: Mapping[str, Callable[[], Tensor]],
+    rounds: int,
 ) -> dict[str, dict[str, Timing]]:
     """Timings by pass and contender."""
-    inputs = make_inputs(shape, dtype, channels_last)
-    operators = make_operators(shape.dilation, dtype)
-    validate(operators, inputs, shape)
+    operators = make_operators(shape.dilation, inputs[0].dtype)
+    validate(operators, rivals, inputs, shape)
 
     def forward(operator: Operator) -> Callable[[], object]:
         def call() -> object:
@@ -118,50 +138,41 @@ def measure(
     def both(operator: Operator) -> Callable[[], object]:
         return lambda: run_backward(operator, inputs)
 
+    forwards = {name: forward(operator) for name, operator in operators.items()}
     return {
-        "forward": alternate({name: forward(op) for name, op in operators.items()}, rounds),
+        "forward": alternate({**forwards, **rivals}, rounds),
         "forward+backward": alternate({name: both(op) for name, op in operators.items()}, rounds),
     }
 
 
-def print_row(shape: Shape, passed: str, timings: dict[str, Timing]) -> None:
-    ours = timings["dcnseg"]
-    cells = [f"{timing.median:8.1f} ±{timing.spread:5.1f}" for timing in timings.values()]
-    ratios = [f"{ours.ratio_to(timings['dense conv']):13.2f}"]
-    if "torchvision" in timings:
-        ratios.append(f"{timings['torchvision'].ratio_to(ours):17.1f}")
-    print(f"{shape!s:28} {passed:17}", *cells, *ratios, flush=True)
-
-
-def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--rounds", type=int, default=11, help="timed calls of each contender")
-    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+def main(arguments: Sequence[str] | None = None) -> None:
+    parser = make_parser(__doc__)
+    parser.add_argument("--rounds", type=int, default=9, help="turns of each contender")
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
     parser.add_argument("--channels-last", action="store_true", help="memory order of the map")
-    parser.add_argument("--json", action="store_true", help="print one JSON object")
-    options = parser.parse_args()
+    options = parser.parse_args(arguments)
     torch.set_num_threads(options.threads)
     dtype = getattr(torch, options.dtype)
-    machine = describe_machine() | {"native": native_status()["cpu"], "dtype": options.dtype}
-    names = list(make_operators(1, dtype))
-    if not options.json:
-        print(*(f"{key}: {value}" for key, value in machine.items()), sep="\n")
-        head = [f"{name:>15}" for name in names] + ["dcnseg/dense"]
-        head += ["torchvision/dcnseg"] if "torchvision" in names else []
-        print(f"{'median ms, 3x3 kernel':28} {'':17}", *head)
-    rows = []
-    for shape in SHAPES:
-        for passed, timings in measure(shape, dtype, options.channels_last, options.rounds).items():
-            if not options.json:
-                print_row(shape, passed, timings)
-            milliseconds = {
-                name: {"median": round(timing.median, 3), "spread": round(timing.spread, 3)}
-                for name, timing in timings.items()
-            }
-            rows.append({"shape": str(shape), "pass": passed, "milliseconds": milliseconds})
-    if options.json:
-        print(json.dumps({"machine": machine, "rows": rows}))
+
+    shapes = QUICK_SHAPES if options.quick else SHAPES
+    cases = []
+    for shape in shapes:
+        inputs = make_inputs(shape, dtype, options.channels_last)
+        cases.append((shape, inputs, *make_rivals(inputs, shape.dilation, options.threads)))
+    left_out = dict(cases[0][3])
+    if dtype != torch.float32:
+        left_out["torchvision"] = f"has no {options.dtype} on the CPU"
+    order = "channels-last" if options.channels_last else "channels-first"
+    report = Report(
+        f"Deformable convolution 3x3, {options.dtype}, {order}",
+        {**describe_machine(), **installed_versions(), "native": native_status()["cpu"]},
+        left_out,
+        as_json=options.json,
+    )
+    for shape, inputs, rivals, _ in cases:
+        for passed, timings in measure(shape, inputs, rivals, options.rounds).items():
+            report.add(str(shape), passed, timings)
+    report.finish()
 
 
 if __name__ == "__main__":

@@ -1,7 +1,9 @@
-"""Timing that every benchmark shares: contenders alternate, medians and spreads are kept."""
+"""What every benchmark shares: fair turns, medians and ratios, the machine, the printed report."""
 
 from __future__ import annotations
 
+import argparse
+import json
 import platform
 import statistics
 import time
@@ -10,17 +12,27 @@ from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+import torchvision
+
+OURS = "dcnseg"  # its contender in every table, and what the ratios are relative to
+
+_CALLS = 3  # of a contender in one turn
+_PAUSE = 0.02  # seconds before a turn
 
 
 @dataclass(frozen=True)
 class Timing:
-    """Milliseconds of one contender; `rounds` in the order of the run."""
+    """Milliseconds of one contender: of each round its fastest call, in the order of the run."""
 
     rounds: tuple[float, ...]
 
     @property
     def median(self) -> float:
         return statistics.median(self.rounds)
+
+    @property
+    def best(self) -> float:
+        return min(self.rounds)
 
     @property
     def spread(self) -> float:
@@ -35,19 +47,35 @@ class Timing:
         pairs = zip(self.rounds, other.rounds, strict=True)
         return statistics.median(mine / theirs for mine, theirs in pairs)
 
+    def best_ratio_to(self, other: Timing) -> float:
+        return self.best / other.best
 
-def alternate(
-    contenders: Mapping[str, Callable[[], object]], rounds: int, warm_up: int = 2
-) -> dict[str, Timing]:
-    """Time all contenders, each once per round."""
+
+def alternate(contenders: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, Timing]:
+    """Time all contenders, each in one turn per round, after a round that is not counted."""
     times: dict[str, list[float]] = {name: [] for name in contenders}
-    for i in range(warm_up + rounds):
+    for i in range(1 + rounds):
         for name, call in contenders.items():
-            start = time.perf_counter()
-            call()
-            if i >= warm_up:
-                times[name].append(1e3 * (time.perf_counter() - start))
+            fastest = _take_turn(call)
+            if i > 0:
+                times[name].append(fastest)
     return {name: Timing(tuple(each)) for name, each in times.items()}
+
+
+def _take_turn(call: Callable[[], object]) -> float:
+    """Milliseconds of the fastest of a few calls in a row.
+
+    The libraries have a pool of threads each, and threads without work keep a core busy for some
+    milliseconds before they sleep. The pause lets those of the contender before fall asleep; the
+    first call wakes this one's, and brings its data into the caches.
+    """
+    time.sleep(_PAUSE)
+    milliseconds = []
+    for _ in range(_CALLS):
+        start = time.perf_counter()
+        call()
+        milliseconds.append(1e3 * (time.perf_counter() - start))
+    return min(milliseconds)
 
 
 def describe_machine() -> dict[str, str | int]:
@@ -62,5 +90,69 @@ def describe_machine() -> dict[str, str | int]:
         "vector code": torch.backends.cpu.get_cpu_capability(),
         "threads": torch.get_num_threads(),
         "torch": torch.__version__,
+        "torchvision": torchvision.__version__,
         "python": platform.python_version(),
     }
+
+
+def make_parser(description: str | None) -> argparse.ArgumentParser:
+    """The options that all benchmarks have."""
+    parser = argparse.ArgumentParser(description=description)
+    parser.add_argument("--threads", type=int, default=torch.get_num_threads())
+    parser.add_argument("--quick", action="store_true", help="one tiny size: does it all work?")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    return parser
+
+
+def relative_error(result: torch.Tensor, truth: torch.Tensor) -> float:
+    """The largest difference, relative to the largest true value."""
+    return float((result.double() - truth).abs().max() / truth.abs().max())
+
+
+class Report:
+    """Prints timings as they come, or everything as one JSON object in the end."""
+
+    def __init__(
+        self,
+        title: str,
+        machine: Mapping[str, str | int],
+        left_out: Mapping[str, str],
+        *,
+        as_json: bool,
+    ) -> None:
+        self._machine = dict(machine)
+        self._left_out = dict(left_out)
+        self._rows: list[dict[str, object]] = []
+        self._as_json = as_json
+        if not as_json:
+            print(*(f"{key}: {value}" for key, value in machine.items()), sep="\n")
+            for name, why in left_out.items():
+                print(f"left out: {name}: {why}")
+            print(f"{title}; milliseconds, and how many times those of {OURS}")
+            columns = ("median", "spread", "best", "median ratio", "best ratio")
+            print(f"{'':36}", *(f"{column:>12}" for column in columns))
+
+    def add(self, subject: str, passed: str, timings: Mapping[str, Timing]) -> None:
+        """Take the timings of one table: all contenders in one pass over one subject."""
+        ours = timings[OURS]
+        contenders = {
+            name: {
+                "median": round(timing.median, 3),
+                "spread": round(timing.spread, 3),
+                "best": round(timing.best, 3),
+                "median_ratio": round(timing.ratio_to(ours), 3),
+                "best_ratio": round(timing.best_ratio_to(ours), 3),
+            }
+            for name, timing in timings.items()
+        }
+        self._rows.append({"subject": subject, "pass": passed, "contenders": contenders})
+        if not self._as_json:
+            print(f"{subject}, {passed}")
+            for name, numbers in contenders.items():
+                cells = (f"{number:12.2f}" for number in numbers.values())
+                print(f"  {name:34}", *cells, flush=True)
+
+    def finish(self) -> None:
+        if self._as_json:
+            whole = {"machine": self._machine, "left_out": self._left_out, "rows": self._rows}
+            print(json.dumps(whole))
