@@ -293,7 +293,7 @@ class Backward {
     pass.grad_stride = column_stride;
     const Panels<E> most{division_.block, division_.most_depth};
     if (wanted_.weight) pass.samples = worker.samples.get(most.size());
-    pass.panel_width = Panels<E>::width();
+    pass.panel_width_log2 = Panels<E>::width_log2();
     A* weight_sums = wanted_.weight ? weight_sums_.get(0) : nullptr;
     for (size_t i = chunk.first_step; i < chunk.last_step; ++i) {
       const DepthStep& step = division_.steps[i];

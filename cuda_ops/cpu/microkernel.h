@@ -18,7 +18,7 @@ struct Microkernel {  // E: element of a and b; sums are in AccOf<E>
   // The width is fixed; of the rows there may be 1 to kMostTileRows.
   using Run = void (*)(const E* a, int64_t a_stride, const E* b, int64_t depth, AccOf<E>* c, int64_t c_stride,
                        bool accumulate);
-  int rows, width;  // rows: the most of a tile
+  int rows, width;  // rows: the most of a tile; width: a power of two
   bool has_pairs;
   Run run[kMostTileRows + 1];  // by the number of rows; [0] is unused
 };

@@ -14,6 +14,7 @@ struct Panels {
   int64_t depth, columns;
 
   static int64_t width() { return microkernel<E>().width; }
+  static int width_log2() { return __builtin_ctz(static_cast<unsigned>(microkernel<E>().width)); }
   int64_t padded_depth() const { return microkernel<E>().has_pairs ? round_up(depth, 2) : depth; }
   int64_t count() const { return (columns + width() - 1) / width(); }
   int64_t panel_size() const { return padded_depth() * width(); }

@@ -298,16 +298,20 @@ DCN_INLINE void add_to_corners(const A* grad, int64_t n, const A weight[4], A* c
 template <typename E>
 struct ToPanels {
   E* data;
-  int64_t panel_size, width, position, column;  // `column` of channel 0
+  int64_t panel_size;
+  int width_log2;            // a division takes as long as blending two vectors
+  int64_t position, column;  // `column` of channel 0
 
   DCN_INLINE E* at(int64_t i) const {
-    const int64_t k = column + i, panel = k / width, lane = k % width;
-    if constexpr (std::is_same_v<E, bf16>) return data + panel * panel_size + (position / 2 * width + lane) * 2;
-    return data + panel * panel_size + position * width + lane;
+    const int64_t k = column + i, panel = k >> width_log2, lane = k & ((int64_t(1) << width_log2) - 1);
+    if constexpr (std::is_same_v<E, bf16>)
+      return data + panel * panel_size + (((position >> 1) << width_log2) + lane) * 2;
+    return data + panel * panel_size + (position << width_log2) + lane;
   }
   DCN_INLINE void put(int64_t i, VecOf<E> v) const {
     constexpr int kLanes = Simd<E>::kLanes;
-    if ((column + i) % width + kLanes > width) {  // over the edge of a panel
+    const int64_t width = int64_t(1) << width_log2;
+    if (((column + i) & (width - 1)) + kLanes > width) {  // over the edge of a panel
       for (int lane = 0; lane < kLanes; ++lane) put_one(i + lane, v[lane]);
       return;
     }
@@ -315,7 +319,7 @@ struct ToPanels {
     if constexpr (std::is_same_v<E, bf16>) {
       const u32x16 upper = round_to_upper_half(v);
       u32x16 both = upper >> 16;
-      if (position % 2) {
+      if (position & 1) {
         __builtin_memcpy(&both, to, sizeof both);
         both |= upper;
       }
@@ -327,8 +331,8 @@ struct ToPanels {
   DCN_INLINE void put_one(int64_t i, AccOf<E> v) const {
     E* to = at(i);
     if constexpr (std::is_same_v<E, bf16>) {
-      if (position % 2 == 0) to[1] = E{};
-      to += position % 2;
+      if ((position & 1) == 0) to[1] = E{};
+      to += position & 1;
     }
     store_one(to, v);
   }
@@ -349,7 +353,8 @@ struct BackwardPass {
   int64_t sums_stride = 0;
   A* waste = nullptr;    // takes what falls outside the map: as many numbers as the step has channels
   E* samples = nullptr;  // panels of the columns themselves
-  int64_t panel_size = 0, panel_width = 0;
+  int64_t panel_size = 0;
+  int panel_width_log2 = 0;
 };
 
 template <typename A>
@@ -393,7 +398,7 @@ DCN_CLONES void backward_step(const Sampler<T>& s, const DepthStep& step, int64_
           const TapPlan<A>& plan = plans.plans[i];
           const Corners<T> corners = corners_of(s, plan, j, segment.begin);
           if (pass.samples)
-            blend(corners, n, ToPanels<E>{pass.samples, pass.panel_size, pass.panel_width, position, column});
+            blend(corners, n, ToPanels<E>{pass.samples, pass.panel_size, pass.panel_width_log2, position, column});
           if (pass.position_sums) {
             A dot[4] = {0, 0, 0, 0};
             dot_corners(corners, n, grad, dot);

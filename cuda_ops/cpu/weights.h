@@ -174,10 +174,10 @@ Panels<E> column_panels(const DeformConvParams& p, const DepthStep& step) {
 // Output o's numbers of a step to its panels.
 template <typename T, typename E>
 DCN_CLONES void pack_columns(const T* row, int64_t o, int64_t taps, int64_t tap_stride, int64_t channels, E* panels,
-                             int64_t panel_size, int64_t width) {
+                             int64_t panel_size, int width_log2) {
   constexpr int kLanes = Simd<T>::kLanes;
   for (int64_t t = 0; t < taps; ++t, row += tap_stride) {
-    const ToPanels<E> to{panels, panel_size, width, o, t * channels};
+    const ToPanels<E> to{panels, panel_size, width_log2, o, t * channels};
     int64_t c = 0;
     for (; c + kLanes <= channels; c += kLanes) to.put(c, load(row + c));
     for (; c < channels; ++c) to.put_one(c, load_one(row + c));
@@ -201,7 +201,7 @@ void pack_weight_backward(const DeformConvParams& p, const Weight<T>& weight, co
           const T* from = row + step.tap_begin * p.group_channels() + step.channel_begin - group * p.group_channels();
           const Panels<E> panels = column_panels<E>(p, step);
           pack_columns(from, o, step.taps(), p.group_channels(), step.channels(), to + offsets.begin[i],
-                       panels.panel_size(), panels.width());
+                       panels.panel_size(), panels.width_log2());
         }
       }
   });
