@@ -18,9 +18,10 @@
 namespace dcnseg_ops {
 namespace {
 
-constexpr int64_t kDepthBytes = 2304;  // of a row of columns: 576 in float, 9 taps of 64 channels
-constexpr int64_t kPositions = 128;    // that are sampled at a time: 300 kB of columns
-constexpr int64_t kMostRows = 512;     // of a block, for which the whole weight is read once
+constexpr int64_t kDepthBytes = 2304;       // of a row of columns: 576 in float, 9 taps of 64 channels
+constexpr int64_t kPositions = 128;         // that are sampled at a time: 300 kB of columns
+constexpr int64_t kMostRows = 512;          // of a block, for which the whole weight is read once
+constexpr int64_t kMostRowBytes = 1 << 20;  // of a block's sums, where the output cannot hold them
 
 // Positions cut into blocks: equal but for one tile of the products, and as many for each thread.
 struct Blocks {
@@ -31,9 +32,9 @@ struct Blocks {
   int64_t most() const { return (tiles + count - 1) / count * tile; }
 };
 
-Blocks blocks_of(int64_t first, int64_t last, int64_t tile) {
+Blocks blocks_of(int64_t first, int64_t last, int64_t tile, int64_t most_rows) {
   const int64_t tiles = (last - first + tile - 1) / tile, slots = std::min(thread_count(), tiles);
-  const int64_t fit = std::max<int64_t>(1, kMostRows / tile);
+  const int64_t fit = std::max<int64_t>(1, most_rows / tile);
   const int64_t count = std::min(tiles, round_up((tiles + fit - 1) / fit, slots));
   return {first, last, tile, tiles, count, slots};
 }
@@ -78,7 +79,7 @@ class Forward {
         output_(output),
         tile_(microkernel<E>().rows),
         sampled_(kPositions / tile_ * tile_),
-        zeros_(static_cast<size_t>(p_.channels), T{}) {
+        zeros_(static_cast<size_t>(p_.channels) + 2, T{}) {
     for (int64_t group = 0; group < p_.groups; ++group)
       steps_.push_back(depth_steps(p_, group * p_.group_channels(), (group + 1) * p_.group_channels(),
                                    kDepthBytes / static_cast<int64_t>(sizeof(E))));
@@ -93,7 +94,7 @@ class Forward {
     const Part all{0, p_.positions(), 0, p_.batch * p_.height * p_.width};
     if (is_channels_last(a_.input)) {
       s.input = a_.input.template in<T>();
-      s.zeros = distance(s.input, zeros_.data());
+      s.zeros = distance<T>(s.input, zeros_.data() + 1);
       return go_through(all, s, panels);
     }
     const int64_t row_bytes = p_.channels * static_cast<int64_t>(sizeof(T));
@@ -107,7 +108,7 @@ class Forward {
     for (const Part& part : parts.parts) {
       copy_input(part, copy.get(0));
       s.input = shifted<const T>(copy.get(0), -part.first_pixel * p_.channels);
-      s.zeros = distance(s.input, zeros_.data());
+      s.zeros = distance<T>(s.input, zeros_.data() + 1);
       go_through(part, s, panels);
     }
   }
@@ -125,7 +126,9 @@ class Forward {
   }
 
   void go_through(const Part& part, const Sampler<T>& sampler, const ForwardPanels<E>& panels) {
-    const Blocks blocks = blocks_of(part.begin, part.end, tile_);
+    const int64_t sum_bytes = output_.is_direct() ? 0 : p_.out_channels * static_cast<int64_t>(sizeof(A));
+    const int64_t most_rows = sum_bytes ? std::min(kMostRows, kMostRowBytes / sum_bytes) : kMostRows;
+    const Blocks blocks = blocks_of(part.begin, part.end, tile_, most_rows);
     for_slots(blocks.slots, [&](int64_t slot) {
       Buffer<E> columns;
       Buffer<A> sums;

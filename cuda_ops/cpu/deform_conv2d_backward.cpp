@@ -1,9 +1,9 @@
 // The backward: the threads share the channels of the input, and each goes through all positions.
 //
-// Each number of the gradients of input and weight belongs to one channel, so that no two threads write one,
-// and every sum has one order, whatever the number of threads. Only the gradients of offset and mask are sums
-// over the channels: each thread keeps its own, for a stretch of positions, and these are added in the order of
-// the threads.
+// Each number of the gradients of input and weight belongs to one channel, so that no two threads write one.
+// Only the gradients of offset and mask are sums over the channels: each thread keeps its own, for a stretch of
+// positions, and these are added in the order of the threads. So every sum has one order with the same number
+// of threads.
 //
 // Per block of positions and step of the depth: the gradient rows times the weight are the gradients of the
 // columns; from these come the gradients of positions and input; the columns are sampled once more, and the
@@ -12,8 +12,9 @@
 //
 // Memory beyond the arguments and gradients: the packed weight and sums of the weight's size; some megabytes
 // per thread; kMostSums bytes for the position sums. An input that is not channels-last is copied, and a
-// gradient that is not, or is not kept in the type of its sums, is summed apart: for as many images and
-// channels at a time as kMostCopies bytes hold.
+// gradient that is not, or is not of the type of its sums, is summed apart, for as many positions and channels
+// at a time as kMostCopies bytes serve; where such parts share pixels, the gradient is rounded once per part.
+// Only a map of which one channel exceeds this, with offsets that reach across it, takes more.
 #include <memory>
 #include "deform_conv2d.h"
 #include "dtypes.h"
@@ -28,14 +29,16 @@ namespace {
 
 constexpr int64_t kMostDepth = 320;         // of a step
 constexpr int64_t kCacheBytes = 640 << 10;  // of a block's gradient rows, columns and column gradients
-constexpr int64_t kLeastChannels = 16;      // of a thread: a cache line of float
+constexpr int64_t kLine = 16;               // channels: a cache line of float
 
 // Channels [begin, end) of one convolution group, what a thread works on at a time.
 struct Chunk {
   int64_t begin, end, group;
   size_t first_step, last_step;
+  int64_t first_plane, last_plane;  // pairs of offset groups and taps that its channels take part in
 
   int64_t channels() const { return end - begin; }
+  int64_t planes() const { return last_plane - first_plane; }
 };
 
 // How the work is cut: into chunks of channels, parts and blocks of positions.
@@ -43,35 +46,40 @@ struct Division {
   std::vector<Chunk> chunks;
   std::vector<DepthStep> steps;  // of all chunks
   Parts parts;
-  int64_t workers, block, stretch;  // stretch: positions whose sums a worker keeps
-  int64_t most_channels = 0, most_depth = 0;
+  int64_t workers, block, stretch;                             // stretch: positions whose sums a worker keeps
+  int64_t most_channels = 0, most_depth = 0, most_planes = 0;  // of a chunk or step
 
   int64_t rounds() const { return (static_cast<int64_t>(chunks.size()) + workers - 1) / workers; }
 };
 
-// Channels of a chunk and the parts. `copied_bytes`: what is copied and summed apart, per pixel and channel.
+// Threads, channels of a chunk, and parts, so that copies fit kMostCopies, or a megabyte per thread. `copied_bytes`:
+// what is copied and summed apart, per pixel and channel.
 template <typename A>
-int64_t divide_channels(const DeformConvParams& p, const Planes<A>& offset, int64_t copied_bytes, Parts& parts) {
+int64_t divide_channels(const DeformConvParams& p, const Planes<A>& offset, int64_t copied_bytes, Division& d) {
   const int64_t threads = thread_count(), all_pixels = p.batch * p.height * p.width;
-  const int64_t most = std::min(p.group_channels(), round_up((p.channels + threads - 1) / threads, kLeastChannels));
-  parts.parts = {{0, p.positions(), 0, all_pixels}};
-  const int64_t fit = kMostCopies / std::max<int64_t>(1, threads * copied_bytes);  // pixels times channels
-  if (copied_bytes == 0 || all_pixels * most <= fit) return most;
-  for (int64_t channels = std::min(most, 4 * kLeastChannels); channels >= std::min(most, kLeastChannels);
-       channels /= 2) {
-    parts = parts_of(p, offset, fit / channels);
-    if (!parts.parts.empty()) return channels;
+  const int64_t most = std::min(p.group_channels(), round_up((p.channels + threads - 1) / threads, kLine));
+  d.parts.parts = {{0, p.positions(), 0, all_pixels}};
+  d.workers = threads;
+  if (copied_bytes == 0) return most;
+  const int64_t fit = std::max(kMostCopies / threads, kLeastCopies) / copied_bytes;  // pixels times channels
+  if (all_pixels * most <= fit) return most;
+  for (int64_t channels = std::min(most, 4 * kLine); channels >= std::min(most, kLine); channels /= 2) {
+    d.parts = parts_of(p, offset, fit / channels);
+    if (!d.parts.parts.empty()) return channels;
   }
-  const int64_t channels = std::max<int64_t>(1, fit / (p.height * p.width));  // whole images
-  parts = parts_of(p, offset, p.height * p.width);
+  // The offsets reach far: whole images, of few channels, by few threads.
+  const int64_t pixels = p.height * p.width;
+  d.parts = parts_of(p, offset, pixels);
+  const int64_t channels = std::max<int64_t>(1, std::min(most, kMostCopies / (pixels * copied_bytes * threads)));
+  d.workers = std::max<int64_t>(1, std::min(threads, kMostCopies / (pixels * copied_bytes * channels)));
   return channels;
 }
 
+// `sum_planes`: position sums per plane, 2 for the offset and 1 for the mask.
 template <typename A>
-Division divide(const DeformConvParams& p, const Planes<A>& offset, int64_t element_bytes, int64_t copied_bytes,
-                int64_t planes) {
+Division divide(const DeformConvParams& p, const Planes<A>& offset, int64_t copied_bytes, int64_t sum_planes) {
   Division d;
-  const int64_t channels = divide_channels(p, offset, copied_bytes, d.parts);
+  const int64_t channels = divide_channels(p, offset, copied_bytes, d);
   for (int64_t group = 0; group < p.groups; ++group)
     for (int64_t c = group * p.group_channels(); c < (group + 1) * p.group_channels(); c += channels) {
       const int64_t end = std::min((group + 1) * p.group_channels(), c + channels);
@@ -80,16 +88,18 @@ Division divide(const DeformConvParams& p, const Planes<A>& offset, int64_t elem
         d.most_depth = std::max(d.most_depth, step.size());
         d.steps.push_back(std::move(step));
       }
-      d.chunks.push_back({c, end, group, first, d.steps.size()});
+      const int64_t first_group = c / p.offset_group_channels(), last_group = (end - 1) / p.offset_group_channels();
+      d.chunks.push_back({c, end, group, first, d.steps.size(), first_group * p.taps(), (last_group + 1) * p.taps()});
       d.most_channels = std::max(d.most_channels, end - c);
+      d.most_planes = std::max(d.most_planes, d.chunks.back().planes());
     }
-  d.workers = std::min<int64_t>(thread_count(), static_cast<int64_t>(d.chunks.size()));
-  const int64_t row_bytes = 2 * (p.group_outputs() + d.most_depth) * element_bytes;
-  d.block = std::max<int64_t>(2, kCacheBytes / row_bytes / 28) * 28;  // even, and whole tiles where rows are 14
+  d.workers = std::min<int64_t>(d.workers, static_cast<int64_t>(d.chunks.size()));
+  const int64_t row_bytes = 2 * (p.group_outputs() + d.most_depth) * static_cast<int64_t>(sizeof(A));
+  const int64_t sum_bytes = d.workers * d.most_planes * sum_planes * static_cast<int64_t>(sizeof(A));
+  const int64_t sums = sum_bytes ? kMostSums / sum_bytes : INT64_MAX;                 // positions
+  d.block = std::max<int64_t>(2, std::min(kCacheBytes / row_bytes, sums) / 28) * 28;  // even, and whole tiles of 14
   d.block = std::min(d.block, round_up(p.positions(), 2));
-  const int64_t fit = kMostSums / (d.workers * std::max<int64_t>(1, planes) * element_bytes);
-  d.stretch = std::max<int64_t>(1, fit / d.block) * d.block;
-  d.stretch = std::min(d.stretch, round_up(p.positions(), d.block));
+  d.stretch = std::max<int64_t>(1, std::min(sums, p.positions()) / d.block) * d.block;
   return d;
 }
 
@@ -175,21 +185,28 @@ class Backward {
         grad_(grad),
         grads_(grads),
         wanted_(wanted),
-        planes_((wanted.offset || wanted.mask ? 2 : 0) * p_.offset_groups * p_.taps() +
-                (wanted.mask ? p_.offset_groups * p_.taps() : 0)),
+        sum_planes_(wanted.mask     ? 3
+                    : wanted.offset ? 2
+                                    : 0),
         copies_input_(!is_channels_last(a.input)),
         sums_apart_(wanted.input && !(std::is_same_v<T, A> && is_channels_last(grads.input))),
-        division_(divide(p_, planes_of<A>(a.offset), sizeof(A),
-                         (copies_input_ ? sizeof(T) : 0) + (sums_apart_ ? sizeof(A) : 0), planes_)),
+        division_(divide(p_, planes_of<A>(a.offset), (copies_input_ ? sizeof(T) : 0) + (sums_apart_ ? sizeof(A) : 0),
+                         sum_planes_)),
         offsets_(division_.steps, [&](const DepthStep& step) { return column_panels<E>(p_, step); }),
-        zeros_(static_cast<size_t>(p_.channels), T{}) {}
+        zeros_(static_cast<size_t>(p_.channels) + 2, T{}) {}
 
   void run() {
     if (wants_column_gradients())
       pack_weight_backward(p_, Weight<T>(a_.weight), division_.steps, offsets_, weight_.get(offsets_.size));
     if (wanted_.weight) weight_sums_.get(p_.out_channels * p_.depth());
-    if (wanted_.input && (!sums_apart_ || division_.parts.overlap))
-      zero(grads_.input.template out<T>(), grads_.input.numel());
+    int64_t sums = 0;
+    for (const DepthStep& step : division_.steps) {
+      weight_sum_begin_.push_back(sums);
+      sums += p_.group_outputs() * step.size();
+    }
+    if (wanted_.input && (!sums_apart_ || division_.parts.overlap)) zero<T>(grads_.input);
+    if (wanted_.offset) zero<A>(grads_.offset);
+    if (wanted_.mask) zero<A>(grads_.mask);
     for (int64_t w = 0; w < division_.workers; ++w)
       workers_.push_back(std::make_unique<Worker>(p_, grad_, division_.block));
     for (const Part& part : division_.parts.parts)
@@ -208,10 +225,12 @@ class Backward {
     Worker(const DeformConvParams& p, const Tensor& grad, int64_t block) : gradient(p, grad, block) {}
   };
 
-  bool wants_column_gradients() const { return wanted_.input || planes_ > 0; }
+  bool wants_column_gradients() const { return wanted_.input || sum_planes_ > 0; }
 
-  static void zero(T* data, int64_t count) {
-    parallel_for(0, count, 65536, [&](int64_t b, int64_t e) { std::fill(data + b, data + e, T{}); });
+  template <typename N>
+  static void zero(const Tensor& t) {
+    N* data = t.out<N>();
+    parallel_for(0, t.numel(), 65536, [&](int64_t b, int64_t e) { std::fill(data + b, data + e, N{}); });
   }
 
   // One chunk of channels for each worker.
@@ -224,15 +243,15 @@ class Backward {
         Worker& worker = *workers_[w];
         const Chunk& chunk = division_.chunks[first_chunk + w];
         if (begin == part.begin) start_chunk(worker, chunk, part);
-        if (planes_ > 0) {
-          A* sums = worker.position_sums.get(planes_ * division_.stretch);
-          std::fill(sums, sums + planes_ * division_.stretch, A(0));
+        if (sum_planes_ > 0) {
+          A* sums = worker.position_sums.get(sum_planes_ * division_.most_planes * division_.stretch);
+          std::fill(sums, sums + sum_planes_ * chunk.planes() * division_.stretch, A(0));
         }
         for (int64_t at = begin; at < end; at += division_.block)
           go_through_block(worker, chunk, part, begin, at, std::min(end, at + division_.block));
         if (end == part.end) finish_chunk(worker, chunk, part);
       });
-      if (planes_ > 0) add_position_sums_of(active, begin, end, round > 0);
+      if (sum_planes_ > 0) add_position_sums_of(first_chunk, active, begin, end);
     }
   }
 
@@ -262,21 +281,21 @@ class Backward {
     } else {
       s.input = a_.input.template in<T>();
     }
-    s.zeros = distance(s.input, zeros_.data());
+    s.zeros = distance<T>(s.input, zeros_.data() + 1);
     return s;
   }
 
-  void go_through_block(Worker& worker, const Chunk& chunk, const Part& part, int64_t stretch_begin, int64_t begin,
-                        int64_t end) {
-    const int64_t outputs = p_.group_outputs(), n = end - begin,
-                  column_stride = round_up(division_.most_depth, 16) + 16;
-    const Sampler<T> sampler = sampler_of(worker, chunk, part);
-    worker.gradient.make(begin, end, chunk.group, wanted_.weight);
+  // What is wanted of a block, but for what differs from step to step.
+  BackwardPass<T, E> pass_of(Worker& worker, const Chunk& chunk, const Part& part, int64_t stretch_begin) {
     BackwardPass<T, E> pass;
-    if (planes_ > 0) {
+    pass.grad_stride = round_up(division_.most_depth, 16) + 16;  // no power of two: rows would share cache sets
+    if (wants_column_gradients()) pass.grad_columns = worker.column_gradients.get(division_.block * pass.grad_stride);
+    if (sum_planes_ > 0) {
       pass.position_sums = worker.position_sums.get(0);
       pass.plane_stride = division_.stretch;
       pass.first_position = stretch_begin;
+      pass.first_plane = chunk.first_plane;
+      pass.planes = chunk.planes();
       pass.mask_wanted = wanted_.mask;
     }
     if (wanted_.input) {
@@ -287,34 +306,29 @@ class Backward {
       else if constexpr (std::is_same_v<T, A>)
         pass.input_sums = grads_.input.template out<A>();
     }
-    A* column_gradients =
-        wants_column_gradients() ? worker.column_gradients.get(division_.block * column_stride) : nullptr;
-    pass.grad_columns = column_gradients;
-    pass.grad_stride = column_stride;
-    const Panels<E> most{division_.block, division_.most_depth};
-    if (wanted_.weight) pass.samples = worker.samples.get(most.size());
+    if (wanted_.weight) pass.samples = worker.samples.get(Panels<E>{division_.block, division_.most_depth}.size());
     pass.panel_width_log2 = Panels<E>::width_log2();
-    A* weight_sums = wanted_.weight ? weight_sums_.get(0) : nullptr;
-    for (size_t i = chunk.first_step; i < chunk.last_step; ++i) {
-      const DepthStep& step = division_.steps[i];
-      if (column_gradients)
-        multiply(worker.gradient.rows, worker.gradient.row_stride, n, weight_.get(0) + offsets_.begin[i],
-                 column_panels<E>(p_, step).panel_size(), column_panels<E>(p_, step), column_gradients, column_stride,
-                 false);
-      const Panels<E> columns{n, step.size()};
-      pass.panel_size = columns.panel_size();
-      backward_step(sampler, step, begin, end, worker.plans, pass);
-      if (weight_sums)
-        multiply(worker.gradient.columns, worker.gradient.column_stride, outputs, pass.samples, pass.panel_size,
-                 columns, weight_sums + outputs * first_column(i), step.size(), begin > 0);
-    }
+    return pass;
   }
 
-  // Columns of all steps before this one.
-  int64_t first_column(size_t step) const {
-    int64_t columns = 0;
-    for (size_t i = 0; i < step; ++i) columns += division_.steps[i].size();
-    return columns;
+  void go_through_block(Worker& worker, const Chunk& chunk, const Part& part, int64_t stretch_begin, int64_t begin,
+                        int64_t end) {
+    const Sampler<T> sampler = sampler_of(worker, chunk, part);
+    GradientRows<T, E>& gradient = worker.gradient;
+    gradient.make(begin, end, chunk.group, wanted_.weight);
+    BackwardPass<T, E> pass = pass_of(worker, chunk, part, stretch_begin);
+    for (size_t i = chunk.first_step; i < chunk.last_step; ++i) {
+      const DepthStep& step = division_.steps[i];
+      const Panels<E> weight = column_panels<E>(p_, step), columns{end - begin, step.size()};
+      if (pass.grad_columns)
+        multiply(gradient.rows, gradient.row_stride, end - begin, weight_.get(0) + offsets_.begin[i],
+                 weight.panel_size(), weight, worker.column_gradients.get(0), pass.grad_stride, false);
+      pass.panel_size = columns.panel_size();
+      backward_step(sampler, step, begin, end, worker.plans, pass);
+      if (wanted_.weight)
+        multiply(gradient.columns, gradient.column_stride, p_.group_outputs(), pass.samples, pass.panel_size, columns,
+                 weight_sums_.get(0) + weight_sum_begin_[i], step.size(), begin > 0);
+    }
   }
 
   void finish_chunk(Worker& worker, const Chunk& chunk, const Part& part) {
@@ -349,26 +363,32 @@ class Backward {
   }
 
   // The workers' sums of positions [begin, end) to the gradients of offset and mask, in their order.
-  void add_position_sums_of(int64_t workers, int64_t begin, int64_t end, bool accumulate) {
-    const int64_t pixels = p_.out_pixels(), offset_planes = 2 * p_.offset_groups * p_.taps();
-    A* offset = wanted_.offset ? grads_.offset.template out<A>() : nullptr;
-    A* mask = wanted_.mask ? grads_.mask.template out<A>() : nullptr;
-    parallel_for(0, planes_, grain((end - begin) * workers), [&](int64_t first, int64_t last) {
+  void add_position_sums_of(int64_t first_chunk, int64_t workers, int64_t begin, int64_t end) {
+    const int64_t planes = p_.offset_groups * p_.taps();
+    parallel_for(0, planes, grain(sum_planes_ * (end - begin)), [&](int64_t first, int64_t last) {
       for (int64_t plane = first; plane < last; ++plane)
-        for_images(begin, end, pixels, [&](int64_t image, int64_t pixel, int64_t n, int64_t before) {
-          A* to;
-          if (plane < offset_planes)
-            to = offset ? offset + (image * offset_planes + plane) * pixels + pixel : nullptr;
-          else
-            to = mask + (image * (offset_planes / 2) + plane - offset_planes) * pixels + pixel;
-          for (int64_t w = 0; to && w < workers; ++w) {
-            const A* from = workers_[w]->position_sums.get(0) + plane * division_.stretch + before;
-            if (w == 0 && !accumulate)
-              std::copy_n(from, n, to);
-            else
-              add_values(from, n, to);
-          }
-        });
+        for (int64_t w = 0; w < workers; ++w) {
+          const Chunk& chunk = division_.chunks[first_chunk + w];
+          if (plane < chunk.first_plane || plane >= chunk.last_plane) continue;
+          const A* sums = workers_[w]->position_sums.get(0);
+          const int64_t local = plane - chunk.first_plane;
+          for (int64_t xy = 0; wanted_.offset && xy < 2; ++xy)
+            add_to_plane(sums + (2 * local + xy) * division_.stretch, begin, end, 2 * planes, 2 * plane + xy,
+                         grads_.offset);
+          if (wanted_.mask)
+            add_to_plane(sums + (2 * chunk.planes() + local) * division_.stretch, begin, end, planes, plane,
+                         grads_.mask);
+        }
+    });
+  }
+
+  // Sums of positions [begin, end) to one of the `planes` planes [H_out, W_out] of each image.
+  void add_to_plane(const A* sums, int64_t begin, int64_t end, int64_t planes, int64_t plane,
+                    const Tensor& grad) const {
+    A* to = grad.out<A>();
+    const int64_t pixels = p_.out_pixels();
+    for_images(begin, end, pixels, [&](int64_t image, int64_t pixel, int64_t n, int64_t before) {
+      add_values(sums + before, n, to + (image * planes + plane) * pixels + pixel);
     });
   }
 
@@ -377,11 +397,12 @@ class Backward {
   const Tensor& grad_;
   DeformConvGrads& grads_;
   WantedGrads wanted_;
-  int64_t planes_;  // of the position sums
+  int64_t sum_planes_;  // sums of positions for each plane: 2 for the offset, 3 with the mask's
   bool copies_input_, sums_apart_;
   Division division_;
   StepOffsets<E> offsets_;
   std::vector<T> zeros_;
+  std::vector<int64_t> weight_sum_begin_;  // of each step
   Buffer<E> weight_;
   Buffer<A> weight_sums_;
   std::vector<std::unique_ptr<Worker>> workers_;
@@ -407,8 +428,8 @@ DeformConvGrads backward(const Tensor& grad, const DeformConvArgs& a, WantedGrad
                            planes(wanted.mask, p.offset_groups * p.taps()), like(wanted.weight, a.weight)};
   if (p.positions() > 0)
     Backward<T, E>(grad, a, grads, wanted).run();
-  else if (wanted.weight)
-    fill_with_zeros<T>(grads.weight);
+  else
+    for (const Tensor* t : {&grads.input, &grads.weight}) fill_with_zeros<T>(*t);  // no elements if not wanted
   return grads;
 }
 

@@ -1,4 +1,4 @@
-// Memory orders and threads: strides, copies between torch's orders and row-major matrices.
+// Memory orders and threads.
 #pragma once
 #include <algorithm>
 #include <mutex>
@@ -77,20 +77,6 @@ void for_slots(int64_t count, const F& f) {
   if (count == 1) return f(0);
   parallel_ranges(count, 1, [&](int64_t begin, int64_t end) {
     for (int64_t i = begin; i < end; ++i) f(i);
-  });
-}
-
-// out [count][columns][rows] = in [count][rows][columns].
-template <typename T>
-void transpose(const T* in, T* out, int64_t count, int64_t rows, int64_t columns) {
-  constexpr int64_t kStrip = 32;
-  const int64_t strips = (columns + kStrip - 1) / kStrip;
-  parallel_for(0, count * strips, grain(rows * kStrip), [&](int64_t begin, int64_t end) {
-    for (int64_t item = begin; item < end; ++item) {
-      const int64_t first = item % strips * kStrip, matrix = item / strips * rows * columns;
-      transpose_block(in + matrix + first, columns, out + matrix + first * rows, rows, rows,
-                      std::min(kStrip, columns - first));
-    }
   });
 }
 

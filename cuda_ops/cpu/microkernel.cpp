@@ -1,9 +1,12 @@
 #include "microkernel.h"
 #include <stdexcept>
 #include <utility>
-#if defined(__x86_64__) && defined(__gnu_linux__)
-#define DCN_X86
+#if defined(__x86_64__) && defined(__gnu_linux__) && defined(__GNUC__) && !defined(__clang__) && __GNUC__ >= 12
+#define DCN_X86  // as in simd.h: older compilers know the levels of x86-64 by other names
 #include <immintrin.h>
+#endif
+#ifndef DCN_MOST_LEVEL
+#define DCN_MOST_LEVEL 4  // of x86-64; less in a test's build, to run what other machines take
 #endif
 namespace dcnseg_ops {
 namespace {
@@ -20,8 +23,6 @@ DCN_INLINE V load_vector(const void* p) {
   return v;
 }
 
-// Rows are addressed from every third one: base, base + stride, base + 2 * stride are one instruction's
-// addressing modes, and five bases fit the registers where fourteen do not.
 template <typename V, int kRows, int kVectors, typename E>
 DCN_INLINE void store_tile(V (&sum)[kRows][kVectors], E* c, int64_t c_stride, bool accumulate) {
   constexpr int kLanes = sizeof(V) / sizeof(E);
@@ -35,6 +36,8 @@ DCN_INLINE void store_tile(V (&sum)[kRows][kVectors], E* c, int64_t c_stride, bo
     }
 }
 
+// Rows are addressed from every third one: base, base + stride, base + 2 * stride are one instruction's
+// addressing modes, and five bases fit the registers where fourteen do not.
 template <typename V, int kRows, int kVectors, typename E>
 DCN_INLINE void tile(const E* a, int64_t a_stride, const E* b, int64_t depth, E* c, int64_t c_stride, bool accumulate) {
   constexpr int kLanes = sizeof(V) / sizeof(E), kBases = (kRows + 2) / 3;
@@ -129,13 +132,12 @@ using Rows = std::make_integer_sequence<int, kRows>;
 
 // The best one for x86-64-v`most_level` or less.
 template <typename E>
-Microkernel<E> pick_kernel(int most_level) {
+Microkernel<E> pick_kernel([[maybe_unused]] int most_level) {
 #if defined(DCN_X86)
   if (most_level >= 4 && __builtin_cpu_supports("x86-64-v4")) return kernels_v4<E>(128 / sizeof(E), false, Rows<14>());
   if (most_level >= 3 && __builtin_cpu_supports("x86-64-v3")) return kernels_v3<E>(64 / sizeof(E), false, Rows<6>());
 #endif
 #if defined(__aarch64__)
-  (void)most_level;
   return kernels_plain<E>(64 / sizeof(E), false,
                           Rows<6>());  // 24 of 32 registers hold sums
 #else
@@ -147,12 +149,12 @@ Microkernel<E> pick_kernel(int most_level) {
 
 template <>
 const Microkernel<float>& microkernel<float>() {
-  static const Microkernel<float> kernel = pick_kernel<float>(4);
+  static const Microkernel<float> kernel = pick_kernel<float>(DCN_MOST_LEVEL);
   return kernel;
 }
 template <>
 const Microkernel<double>& microkernel<double>() {
-  static const Microkernel<double> kernel = pick_kernel<double>(4);
+  static const Microkernel<double> kernel = pick_kernel<double>(DCN_MOST_LEVEL);
   return kernel;
 }
 template <>
@@ -167,7 +169,7 @@ const Microkernel<bf16>& microkernel<bf16>() {
 
 bool has_bf16_products() {
 #if defined(DCN_X86)
-  return __builtin_cpu_supports("avx512bf16");
+  return DCN_MOST_LEVEL >= 4 && __builtin_cpu_supports("x86-64-v4") && __builtin_cpu_supports("avx512bf16");
 #else
   return false;
 #endif

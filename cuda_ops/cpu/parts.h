@@ -11,9 +11,10 @@
 namespace dcnseg_ops {
 
 #if defined(DCN_LITTLE_MEMORY)  // a test's build, in which small cases meet the limits
-constexpr int64_t kMostCopies = 2 << 10, kMostSums = 2 << 10;
+constexpr int64_t kMostCopies = 2 << 10, kLeastCopies = 1, kMostSums = 2 << 10;
 #else
 constexpr int64_t kMostCopies = 16 << 20;  // bytes
+constexpr int64_t kLeastCopies = 1 << 20;  // of a thread
 constexpr int64_t kMostSums = 4 << 20;
 #endif
 

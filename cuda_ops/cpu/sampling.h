@@ -38,7 +38,8 @@ struct Sampler {
   Planes<A> offset, mask;
 };
 
-// From one array to another, in numbers: as an offset for `Sampler::zeros`.
+// From one array to another, in numbers, rounded towards zero: as an offset for `Sampler::zeros`. An array whose
+// address is no multiple of its numbers' size ends up beside the other's start, hence a zero more on each side.
 template <typename T>
 int64_t distance(const T* from, const T* to) {
   return (reinterpret_cast<intptr_t>(to) - reinterpret_cast<intptr_t>(from)) / static_cast<int64_t>(sizeof(T));
@@ -344,10 +345,11 @@ struct BackwardPass {
   using A = AccOf<T>;
   const A* grad_columns = nullptr;  // rows of the block, `grad_stride` apart
   int64_t grad_stride = 0;
-  // Sums over the channels, planes [G*T][2] of (dy, dx), then [G*T] of the mask, `plane_stride` apart; position
-  // 0 is `first_position`.
+  // Sums over the channels, planes [planes][2] of (dy, dx), then [planes] of the mask, `plane_stride` apart;
+  // position 0 is `first_position`.
   A* position_sums = nullptr;
   int64_t plane_stride = 0, first_position = 0;
+  int64_t first_plane = 0, planes = 0;  // of those planes [G*T] that are kept
   bool mask_wanted = false;
   A* input_sums = nullptr;  // channel c of pixel i lies at [i * sums_stride + c]
   int64_t sums_stride = 0;
@@ -363,8 +365,8 @@ struct BlockDots {
 };
 
 template <typename T, typename E>
-DCN_INLINE void add_position_sums(const Sampler<T>& s, const TapPlan<AccOf<T>>& plan, const BlockDots<AccOf<T>>& dots,
-                                  int64_t first, int count, int64_t plane, const BackwardPass<T, E>& pass) {
+DCN_INLINE void add_position_sums(const TapPlan<AccOf<T>>& plan, const BlockDots<AccOf<T>>& dots, int64_t first,
+                                  int count, int64_t plane, const BackwardPass<T, E>& pass) {
   using A = AccOf<T>;
   A grad_y[kBlock], grad_x[kBlock], grad_mask[kBlock];
   for (int j = 0; j < kBlock; ++j) {
@@ -372,11 +374,11 @@ DCN_INLINE void add_position_sums(const Sampler<T>& s, const TapPlan<AccOf<T>>& 
     position_gradient(dot, plan.ly[j], plan.lx[j], plan.mask[j], &grad_y[j], &grad_x[j], &grad_mask[j]);
   }
   A* to = pass.position_sums + first - pass.first_position;
-  A *to_y = to + 2 * plane * pass.plane_stride, *to_x = to_y + pass.plane_stride;
+  A *to_y = to + 2 * (plane - pass.first_plane) * pass.plane_stride, *to_x = to_y + pass.plane_stride;
   for (int j = 0; j < count; ++j) to_y[j] += grad_y[j];
   for (int j = 0; j < count; ++j) to_x[j] += grad_x[j];
   if (!pass.mask_wanted) return;
-  A* to_mask = to + (2 * s.p.offset_groups * s.p.taps() + plane) * pass.plane_stride;
+  A* to_mask = to + (2 * pass.planes + plane - pass.first_plane) * pass.plane_stride;
   for (int j = 0; j < count; ++j) to_mask[j] += grad_mask[j];
 }
 
@@ -417,7 +419,7 @@ DCN_CLONES void backward_step(const Sampler<T>& s, const DepthStep& step, int64_
     if (!pass.position_sums) continue;
     for (int64_t t = 0; t < step.taps(); ++t)
       for (int64_t g = 0; g < plans.groups; ++g)
-        add_position_sums(s, plans.plans[t * plans.groups + g], dots[t * plans.groups + g], first, plans.block.count,
+        add_position_sums(plans.plans[t * plans.groups + g], dots[t * plans.groups + g], first, plans.block.count,
                           (step.first_offset_group() + g) * s.p.taps() + step.tap_begin + t, pass);
   }
 }

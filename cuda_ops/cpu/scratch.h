@@ -21,8 +21,8 @@ class ScratchPool {
   Block take(size_t bytes) {
     if (kIsExact) return fresh(bytes);
     bytes = (bytes / 64 + 1) * 64;
-    {
-      const std::lock_guard<std::mutex> lock(mutex_);
+    const std::unique_lock<std::mutex> lock(mutex_, std::try_to_lock);
+    if (lock) {
       size_t best = idle_.size();
       for (size_t i = 0; i < idle_.size(); ++i)
         if (idle_[i].bytes >= bytes && idle_[i].bytes <= 2 * bytes &&
@@ -41,8 +41,8 @@ class ScratchPool {
   void give(Block block) noexcept {
     if (!block.data) return;
     {
-      const std::lock_guard<std::mutex> lock(mutex_);
-      if (!kIsExact && idle_bytes_ + block.bytes <= kMostIdle && idle_.size() < idle_.capacity()) {
+      const std::unique_lock<std::mutex> lock(mutex_, std::try_to_lock);
+      if (lock && !kIsExact && idle_bytes_ + block.bytes <= kMostIdle && idle_.size() < idle_.capacity()) {
         idle_.push_back(block);
         idle_bytes_ += block.bytes;
         return;
@@ -66,7 +66,7 @@ class ScratchPool {
   }
 
   static constexpr size_t kMostIdle = 24 << 20;
-  std::mutex mutex_;
+  std::mutex mutex_;  // never waited for: a process forked while it was held would wait for ever
   std::vector<Block> idle_;
   size_t idle_bytes_ = 0;
 };

@@ -110,7 +110,7 @@ DCN_CLONES void pack_bf16_outputs(const bf16* rows, int64_t depth, int64_t outpu
 }
 
 // Where each column of the weight's rows goes in the depth.
-template <typename E, typename T>
+template <typename T>
 std::vector<int32_t> places_of(const DeformConvParams& p, const Weight<T>& weight) {
   std::vector<int32_t> places(static_cast<size_t>(p.depth()));
   for (int64_t i = 0; i < p.depth(); ++i) {
@@ -125,7 +125,7 @@ template <typename T, typename E>
 void pack_weight_forward(const DeformConvParams& p, const Weight<T>& weight, const std::vector<DepthStep>& steps,
                          const ForwardPanels<E>& panels, E* to) {
   const int64_t width = panels.width(), count = panels.count();
-  const std::vector<int32_t> places = places_of<E>(p, weight);
+  const std::vector<int32_t> places = places_of(p, weight);
   parallel_ranges(p.groups * count, grain(width * p.depth()), [&](int64_t begin, int64_t end) {
     Buffer<T> buffer;
     for (int64_t item = begin; item < end; ++item) {

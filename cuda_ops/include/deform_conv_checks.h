@@ -25,6 +25,7 @@ inline DeformConvParams checked_params(const Tensor& input, const Tensor& offset
             "deform_conv2d: offset has the wrong size");
   DCN_CHECK(mask.numel() == 0 || has_sizes(mask, {p.batch, p.offset_groups * p.taps(), p.out_height, p.out_width}),
             "deform_conv2d: mask has the wrong size");
+  DCN_CHECK(p.batch == 0 || (p.height >= 1 && p.width >= 1), "deform_conv2d: the input has no pixels");
   DCN_CHECK(p.border >= Border::zero && p.border <= Border::dcnv1, "deform_conv2d: there is no such border");
   return p;
 }

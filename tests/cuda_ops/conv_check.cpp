@@ -140,7 +140,33 @@ static bool check(Convolution c, double tolerance) {
          (!wanted.weight || compare("grad_weight", values_of<T>(grads.weight), grad_weight, loose, number));
 }
 
+// Places of positions, pixels and channels beyond 2^31, in the last image of a batch that nobody has to allocate: one
+// offset serves all positions.
+static bool check_large_indices() {
+  DeformConvParams p{};
+  p.batch = 3, p.channels = 64, p.height = p.width = p.out_height = p.out_width = 30000;
+  p.kernel_h = p.kernel_w = p.stride_h = p.stride_w = p.dilation_h = p.dilation_w = 1;
+  p.groups = p.offset_groups = p.out_channels = 1;
+  const int64_t pixels = p.height * p.width, first = 2 * pixels + 29999 * p.width + 7;
+  const float offset = 0;
+  const Sampler<float> sampler{p, nullptr, p.channels, nullptr, 0, {&offset, 0, 0, 0, 0}, {}};
+  const DepthStep step{0, 1, 0, p.channels, segments_of(p, 0, p.channels)};
+  StepPlans<float> plans;
+  plans.make(sampler, step, first, first + kBlock);
+  bool right = true;
+  for (int j = 0; j < kBlock; ++j)
+    right = right && plans.plans[0].pixel[0][j] == first + j && plans.plans[0].row[0][j] == (first + j) * p.channels;
+  Sampler<float> strided = sampler;  // of offsets that are only addressed
+  strided.offset = {&offset, 18 * pixels, pixels, p.out_width, 1};
+  start_block(strided, first, first + kBlock, plans.block);
+  for (int j = 0; j < kBlock; ++j)
+    right = right && plans.block.offset[j] == 2 * 18 * pixels + 29999 * p.out_width + 7 + j;
+  if (!right) std::printf("an index beyond 2^31 is wrong\n");
+  return right;
+}
+
 int main() {
+  if (!check_large_indices()) return 1;
   for (int i = 0; i < 40; ++i) {
     const Convolution c = generate();
     if (!check<double>(c, 1e-13) || !check<float>(c, 2e-5) || !check<bf16>(c, 2e-2)) {

@@ -25,6 +25,7 @@ CONVOLUTION = [
 PROGRAMS = [
     ("conv_check", "memory", CONVOLUTION),  # the CPU operators
     ("conv_check", "memory", [*CONVOLUTION, "-DDCN_LITTLE_MEMORY"]),
+    ("conv_check", "memory", [*CONVOLUTION, "-DDCN_MOST_LEVEL=1"]),  # as on an older machine
     ("conv_check", "threads", CONVOLUTION),
     ("microkernel_check", "memory", []),
     ("roi_check", "memory", ["-DDCN_CLONES="]),

@@ -197,6 +197,61 @@ def test_compiles_without_a_graph_break() -> None:
     torch.testing.assert_close(ours, expected)
 
 
+def test_exports_and_compiles_with_sizes_that_change() -> None:
+    layer = DeformConv2d(8, 6, 3, padding=1, modulated=True)
+    torch.nn.init.normal_(layer.conv_offset.weight, std=0.2)
+    batch, height, width = (torch.export.Dim(name, min=1, max=64) for name in ("b", "h", "w"))
+    exported = torch.export.export(
+        layer, (torch.randn(2, 8, 7, 6),), dynamic_shapes={"input": {0: batch, 2: height, 3: width}}
+    ).module()
+    compiled = torch.compile(layer, fullgraph=True, dynamic=True, backend="aot_eager")
+    for size in ((1, 8, 9, 12), (3, 8, 20, 5)):
+        input = torch.randn(size)
+        torch.testing.assert_close(exported(input), layer(input))
+        torch.testing.assert_close(compiled(input), layer(input))
+
+
+def test_input_that_is_not_aligned_reads_zeros_outside() -> None:
+    raw = bytearray(4 * 32 + 8)
+    for start in range(4):
+        values = torch.frombuffer(raw, dtype=torch.float32, count=32, offset=start)
+        values.copy_(torch.arange(1.0, 33.0))
+        input = values.view(1, 4, 4, 2).permute(0, 3, 1, 2)  # channels-last
+        far = torch.full((1, 2, 4, 4), 100.0)
+        weight = torch.ones(1, 2, 1, 1)
+        assert deform_conv2d(input, far, weight, backend="native").abs().max() == 0
+        exact = deform_conv2d(input, 0 * far, weight, backend="native")
+        torch.testing.assert_close(exact, input.sum(1, keepdim=True))
+
+
+def test_wrong_direct_calls_are_errors() -> None:
+    input, offset, mask = torch.zeros(1, 2, 4, 4), torch.zeros(1, 2, 4, 4), torch.zeros(0)
+    weight, bias = torch.zeros(3, 2, 1, 1), torch.zeros(3)
+    numbers = (1, 1, 0, 0, 1, 1, 0)
+
+    def call(**changed: Tensor) -> Tensor:
+        tensors = {
+            "input": input, "offset": offset, "mask": mask, "weight": weight, "bias": bias, **changed,
+        }  # fmt: skip
+        output: Tensor = torch.ops.dcnseg.deform_conv2d(*tensors.values(), *numbers, False)
+        return output
+
+    assert call().shape == (1, 3, 4, 4)
+    for wrong in (
+        {"input": torch.zeros(1, 2, 4, 8)[..., ::2]},
+        {"input": torch.zeros(1, 2, 0, 4)},
+        {"input": input.double()},
+        {"offset": torch.zeros(1, 2, 4, 5).half()},
+        {"offset": torch.zeros(1, 3, 4, 4)},
+        {"mask": torch.zeros(1, 2, 4, 4)},
+        {"weight": torch.zeros(3, 3, 1, 1)},
+        {"weight": torch.zeros(3, 0, 1, 1)},
+        {"bias": torch.zeros(2)},
+    ):
+        with pytest.raises(RuntimeError):
+            call(**wrong)
+
+
 def test_self_test_trusts_right_code_and_names_what_is_wrong(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
