@@ -19,7 +19,8 @@ inline RoiShape shape_of(const Tensor& input, const Tensor& boxes, const RoiGrid
   DCN_CHECK(
       grid.group_h >= 1 && grid.group_w >= 1 && grid.group_h <= INT32_MAX / grid.group_w && p.channels % p.cells() == 0,
       "RoI operators: the groups must divide the channels of `input`");
-  DCN_CHECK(p.width == 0 || p.height < INT32_MAX / p.width, "RoI operators: a map has 2^31 pixels or more");
+  DCN_CHECK(p.height >= 1 && p.width >= 1, "RoI operators: `input` has no pixels");
+  DCN_CHECK(p.height < INT32_MAX / p.width, "RoI operators: a map has 2^31 pixels or more");
   return p;
 }
 

@@ -79,7 +79,7 @@ def deform_roi_pool(
             [R, 2, kh, kw]. None: zero.
         output_size: Bins (kh, kw) of a box, or one number for both.
         spatial_scale: Pixels of `input` per pixel of the picture; 1/16 for a stride of 16.
-        gamma: Factor of all offsets: 1 moves a bin by a tenth of the box's width or height.
+        gamma: Factor of all offsets: at 0.1 an offset of 1 moves a bin by a tenth of its box.
         mode: "paper", "mmcv" or "mxnet", see above.
         sampling_ratio: Samples of a bin along each axis; 0 as the mode has it. "paper" knows 0
             alone.
@@ -276,6 +276,8 @@ class DeformRoIPool(nn.Module):
     ) -> None:
         super().__init__()
         _check_settings(mode, _MODES, spatial_scale, gamma, sampling_ratio)
+        check_count(in_channels, "in_channels", 1)
+        check_count(hidden_channels, "hidden_channels", 1)
         self.output_size = make_pair(output_size, "output_size")
         self.spatial_scale = spatial_scale
         self.gamma = gamma
@@ -368,6 +370,13 @@ class DeformPSRoIPool(nn.Module):
         _check_settings(mode, _PS_MODES, spatial_scale, gamma, 0)
         check_count(classes, "classes", 1)
         check_count(samples_per_part, "samples_per_part", 1)
+        check_count(in_channels, "in_channels", 1)
+        check_count(kernel_size, "kernel_size", 1)
+        if kernel_size % 2 == 0:
+            raise ConfigError(
+                f"`kernel_size` is {kernel_size}; expected an odd number, so that the offset "
+                "fields lie where the map lies."
+            )
         self.output_size = make_pair(output_size, "output_size")
         self.group_size = _pair_or(self.output_size, group_size, "group_size")
         self.part_size = _pair_or(self.output_size, part_size, "part_size")
@@ -402,7 +411,13 @@ class DeformPSRoIPool(nn.Module):
             features: Map that the offsets are predicted from, [B, in_channels, H, W]; in the paper
                 the one that the score maps are made of. None: `input` itself.
         """
-        offset = self.predict_offset(input if features is None else features, boxes)
+        features = input if features is None else features
+        if features.shape[2:] != input.shape[2:]:
+            raise ShapeError(
+                f"`features` is {list(features.shape)} and `input` {list(input.shape)}; the boxes "
+                "mean one place in both, so expected the same height and width."
+            )
+        offset = self.predict_offset(features, boxes)
         return self._pool(input, boxes, offset, self.output_size, self.group_size)
 
     def extra_repr(self) -> str:

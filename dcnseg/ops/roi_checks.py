@@ -6,8 +6,10 @@ import math
 from collections.abc import Sequence
 from typing import Literal, TypeAlias
 
+import numpy as np
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import is_fake
 
 from dcnseg.errors import ConfigError, ShapeError
 
@@ -16,6 +18,8 @@ Mode: TypeAlias = Literal["paper", "mmcv", "mxnet"]
 
 _DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 _MOST_PIXELS = 2**31 - 1  # the numbers of pixels are int32
+_MOST_SCALE = 2.0**100  # beyond it float32 is infinite
+_MOST_COUNT = 2**16
 
 
 def make_pair(value: int | tuple[int, int], name: str) -> tuple[int, int]:
@@ -24,10 +28,16 @@ def make_pair(value: int | tuple[int, int], name: str) -> tuple[int, int]:
     Raises:
         ShapeError: `value` is not one or two integers of at least 1.
     """
-    pair = (value, value) if isinstance(value, int) else tuple(value)
-    if len(pair) != 2 or not all(isinstance(n, int) and n >= 1 for n in pair):
-        raise ShapeError(f"`{name}` is {value}; expected one or two integers of at least 1.")
-    return pair[0], pair[1]
+    pair = tuple(value) if isinstance(value, (tuple, list)) else (value, value)
+    if len(pair) != 2 or not all(_is_integer(n) and n >= 1 for n in pair):
+        raise ShapeError(f"`{name}` is {value!r}; expected one or two integers of at least 1.")
+    height, width = (n if isinstance(n, torch.SymInt) else int(n) for n in pair)
+    return height, width
+
+
+def _is_integer(value: object) -> bool:
+    """NumPy's integers, and the sizes of a graph that is being exported, are integers, too."""
+    return isinstance(value, (int, np.integer, torch.SymInt)) and not isinstance(value, bool)
 
 
 def check_choice(value: str, name: str, choices: Sequence[str]) -> None:
@@ -39,7 +49,10 @@ def check_choice(value: str, name: str, choices: Sequence[str]) -> None:
 
 def check_numbers(spatial_scale: float, gamma: float = 0.0) -> None:
     """Raise a ConfigError unless the scale is positive and both are finite."""
-    if not 0 < spatial_scale < math.inf:
+    for name, number in (("spatial_scale", spatial_scale), ("gamma", gamma)):
+        if not isinstance(number, (int, float, np.number)):
+            raise ConfigError(f"`{name}` is {number!r}; expected a number.")
+    if not 0 < spatial_scale < _MOST_SCALE:
         raise ConfigError(
             f"`spatial_scale` is {spatial_scale}; expected a number above 0, such as 1/16 for a "
             "map with a stride of 16 pixels."
@@ -49,9 +62,11 @@ def check_numbers(spatial_scale: float, gamma: float = 0.0) -> None:
 
 
 def check_count(value: int, name: str, least: int) -> None:
-    """Raise a ConfigError unless `value` is an integer of at least `least`."""
-    if not isinstance(value, int) or value < least:
-        raise ConfigError(f"`{name}` is {value}; expected an integer of at least {least}.")
+    """Raise a ConfigError unless `value` is an integer from `least` to 65536."""
+    if not _is_integer(value) or not least <= value <= _MOST_COUNT:
+        raise ConfigError(
+            f"`{name}` is {value!r}; expected an integer from {least} to {_MOST_COUNT}."
+        )
 
 
 def check_regions(input: Tensor, boxes: Tensor | Sequence[Tensor]) -> None:
@@ -80,6 +95,11 @@ def check_regions(input: Tensor, boxes: Tensor | Sequence[Tensor]) -> None:
         if not _is_unreadable(boxes):
             _check_batch_indices(boxes[:, 0], input.shape[0])
         return
+    if not isinstance(boxes, (list, tuple)):
+        raise ShapeError(
+            f"`boxes` is a {type(boxes).__name__}; expected a tensor [R, 5] or a list with one "
+            "[Ri, 4] tensor per image."
+        )
     if len(boxes) != input.shape[0]:
         raise ShapeError(
             f"`boxes` is a list of {len(boxes)} tensors and `input` has {input.shape[0]} images; "
@@ -140,7 +160,7 @@ def _check_floating(tensor: Tensor, name: str, input: Tensor) -> None:
 
 def _is_unreadable(tensor: Tensor) -> bool:
     """Whether the values of a tensor cannot be read here and now."""
-    if torch.compiler.is_compiling() or tensor.is_meta:
+    if torch.compiler.is_compiling() or tensor.is_meta or is_fake(tensor):
         return True
     return tensor.is_cuda and torch.cuda.is_current_stream_capturing()
 

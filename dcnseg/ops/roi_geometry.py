@@ -199,7 +199,10 @@ def _rfcn_extent(regions: Regions, spatial_scale: float) -> Extent:
 def _bins_along(extent: Extent, axis: int, bins: int) -> tuple[Tensor, Tensor, Tensor]:
     """Start [R, 1] and size [R, 1] of the bins along an axis, and their numbers [k]."""
     order = torch.arange(bins, device=extent.start.device, dtype=extent.start.dtype)
-    return extent.start[:, axis, None], extent.size[:, axis, None] / bins, order
+    # A compiler may multiply by the reciprocal instead, which in float32 gives other bins. Of a
+    # quotient in float64 both give the same number when it is rounded.
+    size = (extent.size[:, axis, None].double() / bins).to(extent.size.dtype)
+    return extent.start[:, axis, None], size, order
 
 
 def _scaled(corners: Tensor, spatial_scale: float) -> Tensor:

@@ -343,8 +343,9 @@ def _locate(line: _Line, size: int, mode: Mode, is_moved: bool) -> _Axis:
     low, high = {"paper": (-1, size), "mmcv": (-1, size), "mxnet": (-0.5, size - 0.5)}[mode]
     is_valid = (position >= low) & (position <= high) & (number < line.end[..., None])
     position = torch.where(is_valid, position, 0)
-    if mode != "paper":  # the edge is replicated, and has no derivative
-        position = position.clamp(0, size - 1)
+    if mode != "paper":  # the edge is replicated, and has no derivative beyond it
+        edge = position.detach().clamp(0, size - 1)  # clamp's derivative is 0 at its limits, too
+        position = torch.where(position == edge, position, edge)
     corner = torch.floor(position.detach())
     fraction = position - corner  # its derivative at whole positions is the right one
     if mode == "paper":

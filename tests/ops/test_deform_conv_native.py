@@ -230,10 +230,9 @@ def test_wrong_direct_calls_are_errors() -> None:
     numbers = (1, 1, 0, 0, 1, 1, 0)
 
     def call(**changed: Tensor) -> Tensor:
-        tensors = {
-            "input": input, "offset": offset, "mask": mask, "weight": weight, "bias": bias, **changed,
-        }  # fmt: skip
-        output: Tensor = torch.ops.dcnseg.deform_conv2d(*tensors.values(), *numbers, False)
+        good = {"input": input, "offset": offset, "mask": mask, "weight": weight, "bias": bias}
+        tensors = (good | changed).values()
+        output: Tensor = torch.ops.dcnseg.deform_conv2d(*tensors, *numbers, False)
         return output
 
     assert call().shape == (1, 3, 4, 4)

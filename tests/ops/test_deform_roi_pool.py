@@ -512,3 +512,20 @@ def test_pools_as_position_sensitive_pooling_without_offsets(backend: Backend) -
         deform_ps_roi_pool(input, boxes, None, (2, 3), backend=backend),
         ps_roi_pool(input, ends, (2, 3), backend=backend),
     )
+
+
+@pytest.mark.parametrize("backend", BACKENDS)
+@pytest.mark.parametrize(("mode", "moved", "size"), [("mmcv", 0.0, 1.0), ("mxnet", 0.25, 2.0)])
+def test_derivative_on_the_first_row_and_column_is_the_right_one(
+    mode: Mode, moved: float, size: float, backend: Backend
+) -> None:
+    """The only sample lies on pixel (0, 0), at the limit of what is clamped to the edge."""
+    map = torch.arange(36, dtype=torch.float64).square().view(1, 1, 6, 6)
+    boxes = torch.tensor([[0, 0, 0, 1, 1]], dtype=torch.float64)
+    offset = torch.full((1, 2, 1, 1), moved, dtype=torch.float64, requires_grad=True)
+    output = deform_roi_pool(
+        map, boxes, offset, 1, 1.0, 1.0, mode=mode, sampling_ratio=1, backend=backend
+    )
+    (grad,) = torch.autograd.grad(output.sum(), offset)
+    assert output.item() == 0
+    assert grad.flatten().tolist() == [size * 1, size * 36]

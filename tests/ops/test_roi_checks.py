@@ -2,14 +2,23 @@ from __future__ import annotations
 
 import math
 import re
-from typing import Any
+from typing import Any, cast
 
+import numpy as np
 import pytest
 import torch
 from torch import Tensor
+from torch._subclasses.fake_tensor import FakeTensorMode
 
 from dcnseg.errors import ConfigError, ShapeError
-from dcnseg.ops import deform_ps_roi_pool, deform_roi_pool, ps_roi_pool, roi_avg_pool, roi_pool
+from dcnseg.ops import (
+    DeformPSRoIPool,
+    deform_ps_roi_pool,
+    deform_roi_pool,
+    ps_roi_pool,
+    roi_avg_pool,
+    roi_pool,
+)
 
 # Where the native code was not built, "auto" says so once per process.
 pytestmark = pytest.mark.filterwarnings("ignore:dcnseg takes the slower:RuntimeWarning")
@@ -184,7 +193,7 @@ def test_message_about_position_sensitive_channels() -> None:
         (
             deform_roi_pool,
             {"mode": "mmcv", "sampling_ratio": -1},
-            "`sampling_ratio` is -1; expected an integer of at least 0.",
+            "`sampling_ratio` is -1; expected an integer from 0 to 65536.",
         ),
         (
             deform_roi_pool,
@@ -196,7 +205,7 @@ def test_message_about_position_sensitive_channels() -> None:
         (
             deform_ps_roi_pool,
             {"samples_per_part": 0},
-            "`samples_per_part` is 0; expected an integer of at least 1.",
+            "`samples_per_part` is 0; expected an integer from 1 to 65536.",
         ),
     ],
 )
@@ -204,3 +213,40 @@ def test_setting_out_of_range(pool: Any, changes: dict[str, Any], message: str) 
     good = GOOD_OFFSET if pool in (deform_roi_pool, deform_ps_roi_pool) else GOOD
     with pytest.raises(ConfigError, match=re.escape(message)):
         pool(**(good | changes))
+
+
+@pytest.mark.parametrize("size", [3.0, None, True, 0, (2, 0), "3", torch.tensor(3)])
+def test_output_size_must_be_integers(size: object) -> None:
+    with pytest.raises(ShapeError, match=r"`output_size` is .*expected one or two integers"):
+        roi_pool(torch.zeros(1, 1, 4, 4), torch.zeros(0, 5), cast(int, size))
+
+
+def test_integers_of_numpy_are_integers() -> None:
+    boxes = torch.tensor([[0.0, 0, 0, 3, 3]])
+    size = cast(int, np.int64(2))
+    assert roi_pool(torch.zeros(1, 1, 4, 4), boxes, (size, 1)).shape == (1, 1, 2, 1)
+
+
+@pytest.mark.parametrize("scale", [None, "1", 0, -1.0, 1e300, float("nan")])
+def test_scale_must_be_a_positive_number(scale: object) -> None:
+    with pytest.raises(ConfigError, match=r"`spatial_scale` is .*expected a number"):
+        roi_pool(torch.zeros(1, 1, 4, 4), torch.zeros(0, 5), 2, cast(float, scale))
+
+
+@pytest.mark.parametrize("boxes", [None, np.zeros((3, 5)), (box for box in [torch.zeros(1, 4)])])
+def test_boxes_must_be_a_tensor_or_a_list(boxes: object) -> None:
+    with pytest.raises(ShapeError, match=r"`boxes` is a .*expected a tensor \[R, 5\] or a list"):
+        roi_pool(torch.zeros(1, 1, 4, 4), cast(Tensor, boxes), 2)
+
+
+def test_fake_tensors_pass() -> None:
+    with FakeTensorMode():
+        assert roi_pool(torch.zeros(1, 2, 4, 4), torch.zeros(3, 5), 2).shape == (3, 2, 2, 2)
+
+
+def test_offset_fields_must_lie_where_the_map_lies() -> None:
+    with pytest.raises(ConfigError, match=r"`kernel_size` is 2; expected an odd number"):
+        DeformPSRoIPool(2, 1.0, 4, kernel_size=2)
+    layer = DeformPSRoIPool(2, 1.0, 4)
+    with pytest.raises(ShapeError, match="expected the same height and width"):
+        layer(torch.zeros(1, 4, 6, 6), torch.zeros(0, 5), torch.zeros(1, 4, 3, 3))
