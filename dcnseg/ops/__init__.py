@@ -3,6 +3,7 @@
 from dcnseg.ops._native import native_status
 from dcnseg.ops.deform_conv import DeformConv2d, deform_conv2d
 from dcnseg.ops.deform_roi_pool import (
+    ROI_OFFSET_BRANCH,
     DeformPSRoIPool,
     DeformRoIPool,
     deform_ps_roi_pool,
@@ -18,6 +19,7 @@ from dcnseg.ops.roi_pool import (
 )
 
 __all__ = [
+    "ROI_OFFSET_BRANCH",
     "DeformConv2d",
     "DeformPSRoIPool",
     "DeformRoIPool",

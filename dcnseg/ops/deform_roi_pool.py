@@ -31,7 +31,7 @@ from dcnseg.ops.roi_reference import deform_roi_pool_reference
 
 _Pair: TypeAlias = tuple[int, int]
 
-OFFSET_BRANCH = ".offset_branch."  # in the names of the parameters that predict offsets
+ROI_OFFSET_BRANCH = ".offset_branch."  # in the names of the parameters that predict offsets
 
 _MODES: tuple[Mode, ...] = ("paper", "mmcv", "mxnet")
 _PS_MODES: tuple[Mode, ...] = ("paper", "mxnet")
@@ -99,7 +99,7 @@ def deform_roi_pool(
     output_size = make_pair(output_size, "output_size")
     _check_settings(mode, _MODES, spatial_scale, gamma, sampling_ratio)
     check_regions(input, boxes)
-    if offset is not None and offset.dim() == 4 and offset.shape[1] != 2:
+    if isinstance(offset, Tensor) and offset.dim() == 4 and offset.shape[1] != 2:
         raise ShapeError(
             f"`offset` has {offset.shape[1]} channels; deform_roi_pool takes 2, x and y of every "
             "bin."
@@ -249,7 +249,7 @@ class DeformRoIPool(nn.Module):
     mode, into normalised offsets, (x, y) for every bin. The last layer starts at zero: the module
     then equals the pooling without offsets. Where a lower learning rate is wanted for the offsets
     (the paper takes 0.01 of the rate for Faster R-CNN), find their parameters by the name:
-    `OFFSET_BRANCH in f".{name}"`.
+    `ROI_OFFSET_BRANCH in f".{name}"`.
 
     Args:
         output_size: As in `deform_roi_pool`.

@@ -20,6 +20,7 @@ _DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 _MOST_PIXELS = 2**31 - 1  # the numbers of pixels are int32
 _MOST_SCALE = 2.0**100  # beyond it float32 is infinite
 _MOST_COUNT = 2**16
+_NUMBERS = (int, float, np.integer, np.floating, torch.SymInt, torch.SymFloat)
 
 
 def make_pair(value: int | tuple[int, int], name: str) -> tuple[int, int]:
@@ -48,14 +49,14 @@ def check_choice(value: str, name: str, choices: Sequence[str]) -> None:
 
 
 def check_numbers(spatial_scale: float, gamma: float = 0.0) -> None:
-    """Raise a ConfigError unless the scale is positive and both are finite."""
+    """Raise a ConfigError unless the scale is above 0 and below 2**100, and gamma finite."""
     for name, number in (("spatial_scale", spatial_scale), ("gamma", gamma)):
-        if not isinstance(number, (int, float, np.number)):
+        if isinstance(number, bool) or not isinstance(number, _NUMBERS):
             raise ConfigError(f"`{name}` is {number!r}; expected a number.")
     if not 0 < spatial_scale < _MOST_SCALE:
         raise ConfigError(
-            f"`spatial_scale` is {spatial_scale}; expected a number above 0, such as 1/16 for a "
-            "map with a stride of 16 pixels."
+            f"`spatial_scale` is {spatial_scale}; expected a number above 0 and below 2**100, such "
+            "as 1/16 for a map with a stride of 16 pixels."
         )
     if not -math.inf < gamma < math.inf:  # math.isfinite breaks the graph of torch.compile
         raise ConfigError(f"`gamma` is {gamma}; expected a finite number, such as 0.1.")

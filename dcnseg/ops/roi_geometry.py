@@ -96,8 +96,8 @@ def make_bins(
     for axis, (bins, size) in enumerate(zip(output_size, size_hw, strict=True)):
         start, bin_size, order = _bins_along(extent, axis, bins)
         if corners == "rfcn":  # floor(i*bin + start) and floor(i*bin) + start round differently
-            begin = torch.floor(order * bin_size + start)
-            end = torch.ceil((order + 1) * bin_size + start)
+            begin = torch.floor(_add_product(start, order, bin_size))
+            end = torch.ceil(_add_product(start, order + 1, bin_size))
         else:
             begin = torch.floor(order * bin_size) + start
             end = torch.ceil((order + 1) * bin_size) + start
@@ -148,7 +148,7 @@ def make_samples(
             count = torch.full_like(bin_size, sampling_ratio)
         else:
             count = torch.ceil(bin_size).clamp(min=0)
-        step = bin_size / count.clamp(min=1)
+        step = _divide(bin_size, count.clamp(min=1))
         first = start + order * bin_size
         if mode == "mmcv":  # the middle of each part; mxnet samples at its beginning
             first = first + 0.5 * step
@@ -199,10 +199,32 @@ def _rfcn_extent(regions: Regions, spatial_scale: float) -> Extent:
 def _bins_along(extent: Extent, axis: int, bins: int) -> tuple[Tensor, Tensor, Tensor]:
     """Start [R, 1] and size [R, 1] of the bins along an axis, and their numbers [k]."""
     order = torch.arange(bins, device=extent.start.device, dtype=extent.start.dtype)
-    # A compiler may multiply by the reciprocal instead, which in float32 gives other bins. Of a
-    # quotient in float64 both give the same number when it is rounded.
-    size = (extent.size[:, axis, None].double() / bins).to(extent.size.dtype)
-    return extent.start[:, axis, None], size, order
+    size = extent.size[:, axis, None]
+    return extent.start[:, axis, None], _divide(size, size.new_full((), bins)), order
+
+
+def _divide(value: Tensor, number: Tensor) -> Tensor:
+    """Quotient, in float32 with the same bits everywhere.
+
+    Compilers, and torch on a GPU where the number is none of its tensors, multiply by the
+    reciprocal instead, which in float32 gives other bins. Of a quotient in float64 both give the
+    same number when it is rounded.
+    """
+    return (_wide(value) / _wide(number)).to(value.dtype)
+
+
+def _add_product(start: Tensor, factor: Tensor, size: Tensor) -> Tensor:
+    """Sum of `start` and factor*size, in float32 rounded twice everywhere; compilers fuse the two.
+
+    float64 holds the product of two float32 exactly, and a sum of two rounded to float64, then to
+    float32, is the sum rounded once.
+    """
+    product = (_wide(factor) * _wide(size)).to(start.dtype)
+    return (_wide(start) + _wide(product)).to(start.dtype)
+
+
+def _wide(value: Tensor) -> Tensor:
+    return value if value.device.type == "mps" else value.double()  # Apple's GPUs have no float64
 
 
 def _scaled(corners: Tensor, spatial_scale: float) -> Tensor:

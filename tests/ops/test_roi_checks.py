@@ -19,6 +19,7 @@ from dcnseg.ops import (
     roi_avg_pool,
     roi_pool,
 )
+from dcnseg.ops.roi_checks import Mode
 
 # Where the native code was not built, "auto" says so once per process.
 pytestmark = pytest.mark.filterwarnings("ignore:dcnseg takes the slower:RuntimeWarning")
@@ -174,8 +175,8 @@ def test_message_about_position_sensitive_channels() -> None:
         (
             roi_pool,
             {"spatial_scale": 0.0},
-            "`spatial_scale` is 0.0; expected a number above 0, such as 1/16 for a map with a "
-            "stride of 16 pixels.",
+            "`spatial_scale` is 0.0; expected a number above 0 and below 2**100, such as 1/16 for "
+            "a map with a stride of 16 pixels.",
         ),
         (roi_avg_pool, {"spatial_scale": math.nan}, "`spatial_scale` is nan; expected a number"),
         (roi_avg_pool, {"spatial_scale": math.inf}, "`spatial_scale` is inf; expected a number"),
@@ -227,7 +228,7 @@ def test_integers_of_numpy_are_integers() -> None:
     assert roi_pool(torch.zeros(1, 1, 4, 4), boxes, (size, 1)).shape == (1, 1, 2, 1)
 
 
-@pytest.mark.parametrize("scale", [None, "1", 0, -1.0, 1e300, float("nan")])
+@pytest.mark.parametrize("scale", [None, "1", True, torch.tensor(1.0), 0, -1.0, 2.0**100, math.nan])
 def test_scale_must_be_a_positive_number(scale: object) -> None:
     with pytest.raises(ConfigError, match=r"`spatial_scale` is .*expected a number"):
         roi_pool(torch.zeros(1, 1, 4, 4), torch.zeros(0, 5), 2, cast(float, scale))
@@ -237,6 +238,41 @@ def test_scale_must_be_a_positive_number(scale: object) -> None:
 def test_boxes_must_be_a_tensor_or_a_list(boxes: object) -> None:
     with pytest.raises(ShapeError, match=r"`boxes` is a .*expected a tensor \[R, 5\] or a list"):
         roi_pool(torch.zeros(1, 1, 4, 4), cast(Tensor, boxes), 2)
+
+
+@pytest.mark.parametrize("gamma", [None, "1", True, 1j, torch.tensor(0.1)])
+def test_gamma_must_be_a_number(gamma: object) -> None:
+    with pytest.raises(ConfigError, match=r"`gamma` is .*; expected a number\."):
+        deform_roi_pool(**GOOD_OFFSET, gamma=cast(float, gamma))
+
+
+@pytest.mark.parametrize("value", [2.0, None, True, torch.tensor(2), 2**16 + 1])
+def test_numbers_of_samples_must_be_integers(value: object) -> None:
+    with pytest.raises(ConfigError, match=r"`sampling_ratio` is .*expected an integer from 0"):
+        deform_roi_pool(**GOOD_OFFSET, mode="mmcv", sampling_ratio=cast(int, value))
+    with pytest.raises(ConfigError, match=r"`samples_per_part` is .*expected an integer from 1"):
+        deform_ps_roi_pool(**GOOD_OFFSET, mode="mxnet", samples_per_part=cast(int, value))
+
+
+@pytest.mark.parametrize("mode", ["mmcv", "mxnet"])
+def test_numbers_of_numpy_are_numbers(mode: Mode) -> None:
+    ours = deform_roi_pool(
+        **GOOD_OFFSET,
+        mode=mode,
+        spatial_scale=cast(float, np.float32(0.5)),
+        gamma=cast(float, np.float64(0.1)),
+        sampling_ratio=cast(int, np.int64(2)),
+    )
+    assert ours.shape == (3, 12, 2, 3)
+    assert ours.dtype == torch.float32
+
+
+@pytest.mark.parametrize("pool", [deform_roi_pool, deform_ps_roi_pool])
+@pytest.mark.parametrize("offset", [np.zeros((3, 2, 2, 3)), [0.0], 0])
+def test_offset_must_be_a_tensor(pool: Any, offset: object) -> None:
+    message = f"`offset` is a {type(offset).__name__}; expected a tensor."
+    with pytest.raises(ShapeError, match=re.escape(message)):
+        pool(**(GOOD_OFFSET | {"offset": offset}))
 
 
 def test_fake_tensors_pass() -> None:

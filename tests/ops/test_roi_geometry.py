@@ -2,8 +2,9 @@ from __future__ import annotations
 
 import math
 from fractions import Fraction
-from typing import get_args
+from typing import Any, get_args
 
+import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
@@ -132,6 +133,60 @@ def test_boxes_that_cover_everything_or_nothing() -> None:
         [1, 0, 4, 9, 9, 9, 9],
         [0, 5, 8, 0, 0, 0, 9],
     ]
+
+
+GPU = pytest.param(
+    "cuda",
+    marks=[
+        pytest.mark.gpu,
+        pytest.mark.skipif(not torch.cuda.is_available(), reason="no NVIDIA GPU"),
+    ],
+)
+
+
+@pytest.mark.parametrize("device", ["cpu", GPU])
+@pytest.mark.parametrize("dtype", [np.float32, np.float64])
+def test_bins_are_those_of_a_true_division(dtype: type[np.floating[Any]], device: str) -> None:
+    """49 * (1/7) is above 7 in float32; a GPU's division by a plain number would make that."""
+    sizes = torch.arange(1, 65, dtype=torch.float64)
+    boxes = torch.zeros(64, 5, dtype=torch.float64)
+    boxes[:, 3] = boxes[:, 4] = sizes
+    boxes = boxes.to(device)
+    map = torch.zeros(1, 1, 1, 1, dtype=torch.from_numpy(np.zeros(1, dtype)).dtype, device=device)
+    bins = make_bins(locate_regions(boxes, map), (7, 7), 1.0, (99, 99), "torchvision").tolist()
+    for n, row in zip(range(1, 65), bins, strict=True):
+        edges = [dtype(i) * (dtype(n) / dtype(7)) for i in range(8)]
+        begins = [math.floor(edge) for edge in edges[:-1]]
+        ends = [math.ceil(edge) for edge in edges[1:]]
+        assert row[1:15] == begins + ends == row[15:]
+        if n % 7 == 0:
+            assert begins + ends == [i * n // 7 for i in (*range(7), *range(1, 8))]
+
+
+@pytest.mark.parametrize("corners", CORNERS)
+def test_products_and_sums_are_rounded_as_in_float32(corners: Corners | None) -> None:
+    """What goes through float64 to keep compilers from changing it has the bits of float32."""
+    generator = torch.Generator().manual_seed(0)
+    corner = torch.rand(2000, 4, generator=generator) * 60
+    boxes = torch.cat([torch.zeros(2000, 1), corner.round(decimals=1)], 1)
+    regions = locate_regions(boxes, torch.zeros(1, 1, 1, 1))
+    bins = make_bins(regions, (7, 7), 0.0625, (9, 9), corners)
+    expected = []
+    for _, _, y1, _, y2 in boxes.tolist():
+        f, scale = np.float32, np.float32(0.0625)
+        if corners == "rfcn":
+            start = f(half_away(y1)) * scale
+            size = max(f(half_away(y2) + 1) * scale - start, f(0.1))
+            edges = [f(i) * (size / f(7)) + start for i in range(8)]
+        else:
+            start = f(half_away(y1 * 0.0625))
+            size = f(half_away(y2 * 0.0625)) - start + f(corners is None)
+            edges = [f(i) * (max(size, f(1)) / f(7)) for i in range(8)]
+        offset = 0 if corners == "rfcn" else int(start)
+        begins = [min(max(math.floor(edge) + offset, 0), 9) for edge in edges[:-1]]
+        ends = [min(max(math.ceil(edge) + offset, 0), 9) for edge in edges[1:]]
+        expected.append(begins + ends)
+    assert bins[:, 1:15].tolist() == expected
 
 
 @pytest.mark.parametrize("bad", [NAN, INF, -INF])

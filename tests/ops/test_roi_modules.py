@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from dcnseg.errors import ConfigError, ShapeError
 from dcnseg.ops import (
+    ROI_OFFSET_BRANCH,
     DeformPSRoIPool,
     DeformRoIPool,
     PSRoIPool,
@@ -20,7 +21,6 @@ from dcnseg.ops import (
     roi_avg_pool,
     roi_pool,
 )
-from dcnseg.ops.deform_roi_pool import OFFSET_BRANCH
 from dcnseg.ops.roi_checks import Mode
 
 # Where the native code was not built, "auto" says so once per process.
@@ -115,7 +115,7 @@ def test_everything_learns(make: Any) -> None:
         layer(input, BOXES).square().sum().backward()
         optimizer.step()
     for name, parameter in layer.named_parameters():
-        assert OFFSET_BRANCH in f".{name}"
+        assert ROI_OFFSET_BRANCH in f".{name}"
         assert parameter.grad is not None, name
         assert parameter.grad.any(), name
 
@@ -155,3 +155,10 @@ def test_settings_are_checked_when_a_module_is_made() -> None:
         RoIAvgPool(1, -1)
     with pytest.raises(ConfigError, match="`classes` is 0"):
         DeformPSRoIPool(1, 1.0, 1, classes=0)
+    with pytest.raises(ConfigError, match="`kernel_size` is 0; expected an integer from 1"):
+        DeformPSRoIPool(1, 1.0, 1, kernel_size=0)
+    for make in (DeformRoIPool, DeformPSRoIPool):
+        with pytest.raises(ConfigError, match="`in_channels` is 0; expected an integer from 1"):
+            make(1, 1.0, 0)
+    with pytest.raises(ConfigError, match=r"`hidden_channels` is 1\.5; expected an integer from 1"):
+        DeformRoIPool(1, 1.0, 1, hidden_channels=1.5)  # type: ignore[arg-type]
