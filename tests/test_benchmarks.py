@@ -144,13 +144,13 @@ def test_memory(capsys: pytest.CaptureFixture[str]) -> None:
 
 def test_memory_counts_what_a_call_needs() -> None:
     def wasteful(input: torch.Tensor, offset: torch.Tensor, weight: torch.Tensor) -> torch.Tensor:
-        waste = torch.ones(8 << 20, dtype=torch.float32)  # 32 MiB
+        waste = torch.ones(16 << 20)  # 64 MiB: more than an allocator keeps for the next one
         return input + 0 * waste.sum()
 
     inputs = torch.zeros(1, 1, 1024, 1024), torch.zeros(1), torch.zeros(1)
     # A kernel that takes idle pages back meanwhile makes a measurement smaller, never larger.
     measured = max(bench_memory.run(wasteful, inputs, backward=False) for _ in range(3))
-    assert measured == pytest.approx(32, abs=4)
+    assert measured == pytest.approx(64, abs=12)
 
 
 def test_ratios() -> None:
