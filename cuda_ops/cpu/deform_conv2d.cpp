@@ -19,7 +19,6 @@ namespace dcnseg_ops {
 namespace {
 
 constexpr int64_t kDepthBytes = 2304;       // of a row of columns: 576 in float, 9 taps of 64 channels
-constexpr int64_t kPositions = 128;         // that are sampled at a time: 300 kB of columns
 constexpr int64_t kMostRows = 512;          // of a block, for which the whole weight is read once
 constexpr int64_t kMostRowBytes = 1 << 20;  // of a block's sums, where the output cannot hold them
 
@@ -78,7 +77,7 @@ class Forward {
         p_(a.params),
         output_(output),
         tile_(microkernel<E>().rows),
-        sampled_(kPositions / tile_ * tile_),
+        sampled_(kBlock / tile_ * tile_),
         zeros_(static_cast<size_t>(p_.channels) + 2, T{}) {
     for (int64_t group = 0; group < p_.groups; ++group)
       steps_.push_back(depth_steps(p_, group * p_.group_channels(), (group + 1) * p_.group_channels(),
@@ -143,11 +142,12 @@ class Forward {
         for (int64_t group = 0; group < p_.groups; ++group)
           for (size_t i = 0; i < steps_[group].size(); ++i) {
             const E* right = weight_.get(0) + group * panels.size() + panels.begin[i] * panels.width();
+            const DepthStep& step = steps_[group][i];
             for (int64_t first = begin; first < end; first += sampled_) {
               const int64_t last = std::min(end, first + sampled_);
-              sample(sampler, steps_[group][i], first, last, plans, columns.get(0));
+              sample(sampler, step, first, last, plans, columns.get(0));
               multiply(columns.get(0), stride_, last - first, right, panels.panel_size(),
-                       {steps_[group][i].size(), p_.group_outputs()},
+                       {step.size(), p_.group_outputs()},
                        rows + (first - begin) * p_.out_channels + group * p_.group_outputs(), p_.out_channels, i > 0);
             }
           }

@@ -32,10 +32,13 @@ inline std::vector<Segment> segments_of(const DeformConvParams& p, int64_t begin
   return segments;
 }
 
+constexpr int64_t kMostPlans = 64;  // of a step: one for each tap and offset group, of some kilobytes
+
 // Steps of at most `most` columns for channels [begin, end) of one convolution group: several taps of few
 // channels, or one tap of a part of many channels. Never less than one tap and one channel.
 inline std::vector<DepthStep> depth_steps(const DeformConvParams& p, int64_t begin, int64_t end, int64_t most) {
   const int64_t channels = end - begin;
+  most = std::min(most, kMostPlans * p.offset_group_channels());
   const int64_t parts = (channels + most - 1) / most, part = ((channels + parts - 1) / parts + 31) / 32 * 32;
   const int64_t fit = std::max<int64_t>(1, most / channels), rounds = (p.taps() + fit - 1) / fit;
   std::vector<DepthStep> steps;

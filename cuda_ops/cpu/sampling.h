@@ -1,7 +1,7 @@
 // The sampled columns of a deformable convolution and their derivatives, on the CPU.
 //
-// Positions count output pixels over all images of the batch, row-major. They are taken in blocks of kBlock:
-// where the taps sample is worked out once per block, tap and offset group (TapPlan), vectorised over the
+// Positions count output pixels over all images of the batch, row-major. They are taken in blocks of at most
+// kBlock: where the taps sample is worked out once per block, tap and offset group (TapPlan), vectorised over the
 // positions; the channels then share it, vectorised over the channels of channels-last pixels. Columns are
 // walked in the order they lie in memory, tap after tap of one position (the other way round took twice as long
 // at 64 channels).
@@ -16,7 +16,8 @@
 #include "transpose.h"
 namespace dcnseg_ops {
 
-constexpr int kBlock = 32;
+constexpr int kBlock = 112;  // a multiple of kStrip and of the products' tiles
+constexpr int kStrip = 16;   // positions that are planned together, in vectors
 
 template <typename A>
 struct Planes {  // a [B, channels, H_out, W_out] tensor of any strides; data is
@@ -36,6 +37,11 @@ struct Sampler {
   const T* planes;  // [B, C, H, W]
   int64_t zeros;    // as many of them as channels, counted from `input`: what a corner outside reads
   Planes<A> offset, mask;
+
+  // In pixel 0, which may lie before the copy that `input` counts from.
+  DCN_INLINE const T* from_channel(int64_t channel) const {
+    return reinterpret_cast<const T*>(reinterpret_cast<intptr_t>(input) + channel * static_cast<int64_t>(sizeof(T)));
+  }
 };
 
 // From one array to another, in numbers, rounded towards zero: as an offset for `Sampler::zeros`. An array whose
@@ -47,7 +53,7 @@ int64_t distance(const T* from, const T* to) {
 
 template <typename A>
 struct TapPlan {             // of one tap and one offset group at the positions of a block
-  int64_t pixel[4][kBlock];  // of the corners, counted over all images, or kOutside
+  int32_t index[4][kBlock];  // of the corners' pixels in their image, or kOutside
   int64_t row[4][kBlock];    // where the channels of that pixel lie, counted from the input, or the zeros
   A weight[4][kBlock];       // of the corners, times the mask
   A ly[kBlock], lx[kBlock], mask[kBlock];
@@ -56,10 +62,11 @@ struct TapPlan {             // of one tap and one offset group at the positions
 template <typename A>
 struct BlockPositions {
   int count;
+  int planned;                           // the count, rounded up to whole strips
   A y[kBlock], x[kBlock];                // of tap (0, 0), undisplaced
   int64_t offset[kBlock], mask[kBlock];  // where their first channel lies
-  int64_t image[kBlock];                 // number of the image
-  bool is_run;                           // whether kBlock offsets lie one after another, and so do the masks
+  int64_t first_pixel[kBlock];           // of the image
+  bool is_run;                           // whether all the planned offsets lie one after another, and so the masks
 };
 
 // Whether the pixels of a channel lie one after another.
@@ -74,12 +81,13 @@ DCN_INLINE void start_block(const Sampler<T>& s, int64_t begin, int64_t end, Blo
   const DeformConvParams& p = s.p;
   int64_t b = begin / p.out_pixels(), row = begin % p.out_pixels() / p.out_width, column = begin % p.out_width;
   block.count = static_cast<int>(end - begin);
+  block.planned = (block.count + kStrip - 1) / kStrip * kStrip;
   for (int j = 0; j < block.count; ++j) {
     block.y[j] = static_cast<A>(row * p.stride_h - p.pad_h);
     block.x[j] = static_cast<A>(column * p.stride_w - p.pad_w);
     block.offset[j] = b * s.offset.batch + row * s.offset.row + column * s.offset.column;
     block.mask[j] = b * s.mask.batch + row * s.mask.row + column * s.mask.column;
-    block.image[j] = b;
+    block.first_pixel[j] = b * p.height * p.width;
     if (++column == p.out_width) {
       column = 0;
       if (++row == p.out_height) {
@@ -88,58 +96,60 @@ DCN_INLINE void start_block(const Sampler<T>& s, int64_t begin, int64_t end, Blo
       }
     }
   }
-  block.is_run = begin % p.out_pixels() + kBlock <= p.out_pixels() && is_run(s.offset, p) && is_run(s.mask, p);
-  for (int j = block.count; j < kBlock; ++j) {  // the vector loops run over all of the block
+  block.is_run = begin % p.out_pixels() + block.planned <= p.out_pixels() && is_run(s.offset, p) && is_run(s.mask, p);
+  for (int j = block.count; j < block.planned; ++j) {
     block.y[j] = block.x[j] = 0;
     block.offset[j] = block.offset[0];
     block.mask[j] = block.mask[0];
-    block.image[j] = 0;
+    block.first_pixel[j] = 0;
   }
 }
 
 template <typename T>
-DCN_INLINE void plan_tap(const Sampler<T>& s, const BlockPositions<AccOf<T>>& block, int64_t g, int64_t t,
-                         TapPlan<AccOf<T>>& plan) {
+DCN_INLINE void plan_strip(const Sampler<T>& s, const BlockPositions<AccOf<T>>& block, int64_t g, int64_t t, int first,
+                           TapPlan<AccOf<T>>& plan) {
   using A = AccOf<T>;
   const DeformConvParams& p = s.p;
   const A tap_y = static_cast<A>(t / p.kernel_w * p.dilation_h), tap_x = static_cast<A>(t % p.kernel_w * p.dilation_w);
   const A* offset_y = s.offset.data + 2 * (g * p.taps() + t) * s.offset.channel;
   const A* offset_x = offset_y + s.offset.channel;
-  A y[kBlock], x[kBlock];
+  const A* mask = s.mask.data ? s.mask.data + (g * p.taps() + t) * s.mask.channel : nullptr;
+  A y[kStrip], x[kStrip], m[kStrip];
+  for (int j = 0; j < kStrip; ++j) y[j] = block.y[first + j] + tap_y;
+  for (int j = 0; j < kStrip; ++j) x[j] = block.x[first + j] + tap_x;
+  for (int j = 0; j < kStrip; ++j) m[j] = A(1);
   if (block.is_run) {
-    const A *run_y = offset_y + block.offset[0], *run_x = offset_x + block.offset[0];
-    for (int j = 0; j < kBlock; ++j) y[j] = block.y[j] + tap_y + run_y[j];
-    for (int j = 0; j < kBlock; ++j) x[j] = block.x[j] + tap_x + run_x[j];
+    const A *run_y = offset_y + block.offset[first], *run_x = offset_x + block.offset[first];
+    for (int j = 0; j < kStrip; ++j) y[j] += run_y[j];
+    for (int j = 0; j < kStrip; ++j) x[j] += run_x[j];
+    if (mask)
+      for (int j = 0; j < kStrip; ++j) m[j] = mask[block.mask[first] + j];
   } else {
-    for (int j = 0; j < kBlock; ++j) y[j] = block.y[j] + tap_y + offset_y[block.offset[j]];
-    for (int j = 0; j < kBlock; ++j) x[j] = block.x[j] + tap_x + offset_x[block.offset[j]];
+    for (int j = 0; j < kStrip; ++j) y[j] += offset_y[block.offset[first + j]];
+    for (int j = 0; j < kStrip; ++j) x[j] += offset_x[block.offset[first + j]];
+    if (mask)
+      for (int j = 0; j < kStrip; ++j) m[j] = mask[block.mask[first + j]];
   }
   const int32_t height = static_cast<int32_t>(p.height), width = static_cast<int32_t>(p.width);
-  int32_t index[4][kBlock];
   const auto put = [&](int j, const Bilinear<A>& at) {
-    for (int k = 0; k < 4; ++k) index[k][j] = at.index[k];
-    plan.ly[j] = at.ly;
-    plan.lx[j] = at.lx;
+    for (int k = 0; k < 4; ++k) plan.index[k][first + j] = at.index[k];
+    plan.ly[first + j] = at.ly;
+    plan.lx[first + j] = at.lx;
+    plan.mask[first + j] = m[j];
+    A weight[4];
+    corner_weights(at.ly, at.lx, m[j], weight);
+    for (int k = 0; k < 4; ++k) plan.weight[k][first + j] = weight[k];
   };
   if (p.border == Border::zero)  // a loop of its own, which vectorises
-    for (int j = 0; j < kBlock; ++j) put(j, locate(y[j], x[j], height, width));
+    for (int j = 0; j < kStrip; ++j) put(j, locate(y[j], x[j], height, width));
   else
-    for (int j = 0; j < kBlock; ++j) put(j, locate_clamped(p.border, y[j], x[j], height, width));
-  const int64_t image_pixels = p.height * p.width, stride = s.pixel_stride, zeros = s.zeros;
+    for (int j = 0; j < kStrip; ++j) put(j, locate_clamped(p.border, y[j], x[j], height, width));
+  const int64_t stride = s.pixel_stride, zeros = s.zeros;
   for (int k = 0; k < 4; ++k)
-    for (int j = 0; j < kBlock; ++j) {
-      const int64_t pixel = index[k][j] + block.image[j] * image_pixels;
-      const bool outside = index[k][j] == kOutside;
-      plan.pixel[k][j] = outside ? kOutside : pixel;
-      plan.row[k][j] = outside ? zeros : pixel * stride;
+    for (int j = first; j < first + kStrip; ++j) {
+      const int64_t row = (plan.index[k][j] + block.first_pixel[j]) * stride;
+      plan.row[k][j] = plan.index[k][j] == kOutside ? zeros : row;
     }
-  const A* mask = s.mask.data ? s.mask.data + (g * p.taps() + t) * s.mask.channel : nullptr;
-  for (int j = 0; j < kBlock; ++j) plan.mask[j] = mask ? mask[block.mask[j]] : A(1);
-  for (int j = 0; j < kBlock; ++j) {
-    A weight[4];
-    corner_weights(plan.ly[j], plan.lx[j], plan.mask[j], weight);
-    for (int k = 0; k < 4; ++k) plan.weight[k][j] = weight[k];
-  }
 }
 
 // The plans of a step's taps and offset groups, [taps][offset groups], for the positions of a block. One is
@@ -156,7 +166,8 @@ struct StepPlans {
     start_block(s, begin, end, block);
     for (int64_t t = 0; t < step.taps(); ++t)
       for (int64_t g = 0; g < groups; ++g)
-        plan_tap(s, block, step.first_offset_group() + g, step.tap_begin + t, plans[t * groups + g]);
+        for (int first = 0; first < block.planned; first += kStrip)
+          plan_strip(s, block, step.first_offset_group() + g, step.tap_begin + t, first, plans[t * groups + g]);
   }
   DCN_INLINE int64_t index(const DepthStep& step, const Segment& segment, int64_t t) const {
     return t * groups + segment.offset_group - step.first_offset_group();
@@ -169,10 +180,10 @@ struct Corners {
   AccOf<T> weight[4];
 };
 
-// Of position j, from channel `first` on.
+// Of position j; `from` is the first channel wanted, of pixel 0.
 template <typename T>
-DCN_INLINE Corners<T> corners_of(const Sampler<T>& s, const TapPlan<AccOf<T>>& plan, int j, int64_t first) {
-  const intptr_t input = reinterpret_cast<intptr_t>(s.input) + first * static_cast<intptr_t>(sizeof(T));
+DCN_INLINE Corners<T> corners_of(const T* from, const TapPlan<AccOf<T>>& plan, int j) {
+  const intptr_t input = reinterpret_cast<intptr_t>(from);
   const auto row = [&](int k) {
     return reinterpret_cast<const T*>(input + plan.row[k][j] * static_cast<intptr_t>(sizeof(T)));
   };
@@ -185,11 +196,24 @@ template <typename T, typename To>
 DCN_INLINE void blend(const Corners<T>& c, int64_t n, const To& to) {
   constexpr int kLanes = Simd<T>::kLanes;
   const T *r0 = c.row[0], *r1 = c.row[1], *r2 = c.row[2], *r3 = c.row[3];
+#if defined(__x86_64__)
+  // GCC else addresses each row by its distance from another one, in four times as many instructions.
+  asm("" : "+r"(r0), "+r"(r1), "+r"(r2), "+r"(r3));
+#endif
   const AccOf<T> w0 = c.weight[0], w1 = c.weight[1], w2 = c.weight[2], w3 = c.weight[3];
-  int64_t i = 0;
-#pragma GCC unroll 4
-  for (; i + kLanes <= n; i += kLanes)
+  const auto put = [&](int64_t i) __attribute__((always_inline)) {
     to.put(i, w0 * load(r0 + i) + w1 * load(r1 + i) + w2 * load(r2 + i) + w3 * load(r3 + i));
+  };
+  int64_t i = 0;
+#pragma GCC unroll 1
+  for (; i + 4 * kLanes <= n; i += 4 * kLanes) {
+    put(i);
+    put(i + kLanes);
+    put(i + 2 * kLanes);
+    put(i + 3 * kLanes);
+  }
+#pragma GCC unroll 1
+  for (; i + kLanes <= n; i += kLanes) put(i);
   for (; i < n; ++i)
     to.put_one(i, w0 * load_one(r0 + i) + w1 * load_one(r1 + i) + w2 * load_one(r2 + i) + w3 * load_one(r3 + i));
 }
@@ -201,20 +225,21 @@ struct ToRow {
   DCN_INLINE void put_one(int64_t i, AccOf<E> v) const { store_one(row + i, v); }
 };
 
-// Columns of positions [begin, end) to rows [end - begin][step.size()], `stride` numbers apart.
+// Columns of positions [begin, end), a block at most, to rows [end - begin][step.size()], `stride` numbers apart.
 template <typename T, typename E>
 DCN_CLONES void sample_rows(const Sampler<T>& s, const DepthStep& step, int64_t begin, int64_t end, StepPlans<T>& plans,
                             E* rows, int64_t stride) {
-  for (int64_t first = begin; first < end; first += kBlock) {
-    plans.make(s, step, first, first + kBlock < end ? first + kBlock : end);
-    for (int j = 0; j < plans.block.count; ++j) {
-      E* row = rows + (first + j - begin) * stride;
-      for (int64_t t = 0; t < step.taps(); ++t)
-        for (const Segment& segment : step.segments) {
-          const auto& plan = plans.plans[plans.index(step, segment, t)];
-          blend(corners_of(s, plan, j, segment.begin), segment.end - segment.begin,
-                ToRow<E>{row + t * step.channels() + segment.begin - step.channel_begin});
-        }
+  plans.make(s, step, begin, end);
+  const int64_t taps = step.taps(), channels = step.channels(), groups = plans.groups;
+  for (const Segment& segment : step.segments) {
+    const TapPlan<AccOf<T>>* first_plan = &plans.plans[plans.index(step, segment, 0)];
+    const T* input = s.from_channel(segment.begin);
+    E* to = rows + segment.begin - step.channel_begin;
+    for (int j = 0; j < plans.block.count; ++j, to += stride) {
+      const TapPlan<AccOf<T>>* plan = first_plan;
+      E* row = to;
+      for (int64_t t = 0; t < taps; ++t, plan += groups, row += channels)
+        blend(corners_of(input, *plan, j), segment.end - segment.begin, ToRow<E>{row});
     }
   }
 }
@@ -227,34 +252,26 @@ DCN_CLONES void sample_rows_of_planes(const Sampler<T>& s, const DepthStep& step
   constexpr int kChannels = 16;
   const int64_t plane = s.p.height * s.p.width;
   E columns[kChannels][kBlock];
-  for (int64_t first = begin; first < end; first += kBlock) {
-    plans.make(s, step, first, first + kBlock < end ? first + kBlock : end);
-    const int count = plans.block.count;
-    for (int64_t t = 0; t < step.taps(); ++t)
-      for (const Segment& segment : step.segments) {
-        const auto& plan = plans.plans[plans.index(step, segment, t)];
-        int64_t at[4][kBlock];  // in the plane of channel 0
-        for (int k = 0; k < 4; ++k)
-          for (int j = 0; j < kBlock; ++j) {
-            const int64_t moved = plan.pixel[k][j] + plans.block.image[j] * (s.p.channels - 1) * plane;
-            at[k][j] = plan.pixel[k][j] == kOutside ? kOutside : moved;
-          }
-        for (int64_t c = segment.begin; c < segment.end; c += kChannels) {
-          const int n = static_cast<int>(segment.end - c < kChannels ? segment.end - c : kChannels);
-          for (int i = 0; i < n; ++i) {
-            const T* from = s.planes + (c + i) * plane;
-            for (int j = 0; j < kBlock; ++j) {
-              A sum = 0;
-              for (int k = 0; k < 4; ++k)
-                sum += plan.weight[k][j] * (at[k][j] == kOutside ? A(0) : load_one(from + at[k][j]));
-              store_one(&columns[i][j], sum);
+  plans.make(s, step, begin, end);
+  for (int64_t t = 0; t < step.taps(); ++t)
+    for (const Segment& segment : step.segments) {
+      const TapPlan<A>& plan = plans.plans[plans.index(step, segment, t)];
+      for (int64_t c = segment.begin; c < segment.end; c += kChannels) {
+        const int n = static_cast<int>(segment.end - c < kChannels ? segment.end - c : kChannels);
+        for (int i = 0; i < n; ++i)
+          for (int j = 0; j < plans.block.count; ++j) {
+            const T* from = s.planes + plans.block.first_pixel[j] * s.p.channels + (c + i) * plane;
+            A sum = 0;
+            for (int k = 0; k < 4; ++k) {
+              const int32_t index = plan.index[k][j];
+              sum += plan.weight[k][j] * (index == kOutside ? A(0) : load_one(from + index));
             }
+            store_one(&columns[i][j], sum);
           }
-          E* to = rows + (first - begin) * stride + t * step.channels() + c - step.channel_begin;
-          transpose_block(&columns[0][0], kBlock, to, stride, n, count);
-        }
+        transpose_block(&columns[0][0], kBlock, rows + t * step.channels() + c - step.channel_begin, stride, n,
+                        plans.block.count);
       }
-  }
+    }
 }
 
 // dot[k] += sum of (column gradient) * (value of corner k) over n channels.
@@ -398,7 +415,7 @@ DCN_CLONES void backward_step(const Sampler<T>& s, const DepthStep& step, int64_
           const int64_t column = t * step.channels() + segment.begin - step.channel_begin;
           const A* grad = pass.grad_columns ? pass.grad_columns + position * pass.grad_stride + column : nullptr;
           const TapPlan<A>& plan = plans.plans[i];
-          const Corners<T> corners = corners_of(s, plan, j, segment.begin);
+          const Corners<T> corners = corners_of(s.from_channel(segment.begin), plan, j);
           if (pass.samples)
             blend(corners, n, ToPanels<E>{pass.samples, pass.panel_size, pass.panel_width_log2, position, column});
           if (pass.position_sums) {
@@ -409,8 +426,9 @@ DCN_CLONES void backward_step(const Sampler<T>& s, const DepthStep& step, int64_
           if (pass.input_sums) {
             A* row[4];
             for (int k = 0; k < 4; ++k) {
-              const int64_t pixel = plan.pixel[k][j];
-              row[k] = pixel == kOutside ? pass.waste : pass.input_sums + pixel * pass.sums_stride + segment.begin;
+              const int64_t pixel = plan.index[k][j] + plans.block.first_pixel[j];
+              row[k] = plan.index[k][j] == kOutside ? pass.waste
+                                                    : pass.input_sums + pixel * pass.sums_stride + segment.begin;
             }
             add_to_corners(grad, n, corners.weight, row);
           }

@@ -155,7 +155,8 @@ static bool check_large_indices() {
   plans.make(sampler, step, first, first + kBlock);
   bool right = true;
   for (int j = 0; j < kBlock; ++j)
-    right = right && plans.plans[0].pixel[0][j] == first + j && plans.plans[0].row[0][j] == (first + j) * p.channels;
+    right = right && plans.plans[0].index[0][j] + plans.block.first_pixel[j] == first + j &&
+            plans.plans[0].row[0][j] == (first + j) * p.channels;
   Sampler<float> strided = sampler;  // of offsets that are only addressed
   strided.offset = {&offset, 18 * pixels, pixels, p.out_width, 1};
   start_block(strided, first, first + kBlock, plans.block);
