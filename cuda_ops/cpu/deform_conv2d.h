@@ -3,7 +3,7 @@
 #include "deform_conv_checks.h"
 #include "deform_conv_params.h"
 #include "layout.h"
-#include "sampling.h"
+#include "tap_plans.h"
 #include "torch_c_abi.h"
 namespace dcnseg_ops {
 

@@ -16,163 +16,16 @@
 // at a time as kMostCopies bytes serve; where such parts share pixels, the gradient is rounded once per part.
 // Only a map of which one channel exceeds this, with offsets that reach across it, takes more.
 #include <memory>
+#include "backward_division.h"
+#include "backward_step.h"
 #include "deform_conv2d.h"
 #include "dtypes.h"
-#include "layout.h"
-#include "parts.h"
+#include "gradient_rows.h"
 #include "product.h"
-#include "sampling.h"
 #include "values.h"
 #include "weights.h"
 namespace dcnseg_ops {
 namespace {
-
-constexpr int64_t kMostDepth = 320;         // of a step
-constexpr int64_t kCacheBytes = 640 << 10;  // of a block's gradient rows, columns and column gradients
-constexpr int64_t kLine = 16;               // channels: a cache line of float
-
-// Channels [begin, end) of one convolution group, what a thread works on at a time.
-struct Chunk {
-  int64_t begin, end, group;
-  size_t first_step, last_step;
-  int64_t first_plane, last_plane;  // pairs of offset groups and taps that its channels take part in
-
-  int64_t channels() const { return end - begin; }
-  int64_t planes() const { return last_plane - first_plane; }
-};
-
-// How the work is cut: into chunks of channels, parts and blocks of positions.
-struct Division {
-  std::vector<Chunk> chunks;
-  std::vector<DepthStep> steps;  // of all chunks
-  Parts parts;
-  int64_t workers, block, stretch;                             // stretch: positions whose sums a worker keeps
-  int64_t most_channels = 0, most_depth = 0, most_planes = 0;  // of a chunk or step
-
-  int64_t rounds() const { return (static_cast<int64_t>(chunks.size()) + workers - 1) / workers; }
-};
-
-// Threads, channels of a chunk, and parts, so that copies fit kMostCopies, or a megabyte per thread. `copied_bytes`:
-// what is copied and summed apart, per pixel and channel.
-template <typename A>
-int64_t divide_channels(const DeformConvParams& p, const Planes<A>& offset, int64_t copied_bytes, Division& d) {
-  const int64_t threads = thread_count(), all_pixels = p.batch * p.height * p.width;
-  const int64_t most = std::min(p.group_channels(), round_up((p.channels + threads - 1) / threads, kLine));
-  d.parts.parts = {{0, p.positions(), 0, all_pixels}};
-  d.workers = threads;
-  if (copied_bytes == 0) return most;
-  const int64_t fit = std::max(kMostCopies / threads, kLeastCopies) / copied_bytes;  // pixels times channels
-  if (all_pixels * most <= fit) return most;
-  for (int64_t channels = std::min(most, 4 * kLine); channels >= std::min(most, kLine); channels /= 2) {
-    d.parts = parts_of(p, offset, fit / channels);
-    if (!d.parts.parts.empty()) return channels;
-  }
-  // The offsets reach far: whole images, of few channels, by few threads.
-  const int64_t pixels = p.height * p.width;
-  d.parts = parts_of(p, offset, pixels);
-  const int64_t channels = std::max<int64_t>(1, std::min(most, kMostCopies / (pixels * copied_bytes * threads)));
-  d.workers = std::max<int64_t>(1, std::min(threads, kMostCopies / (pixels * copied_bytes * channels)));
-  return channels;
-}
-
-// `sum_planes`: position sums per plane, 2 for the offset and 1 for the mask.
-template <typename A>
-Division divide(const DeformConvParams& p, const Planes<A>& offset, int64_t copied_bytes, int64_t sum_planes) {
-  Division d;
-  const int64_t channels = divide_channels(p, offset, copied_bytes, d);
-  for (int64_t group = 0; group < p.groups; ++group)
-    for (int64_t c = group * p.group_channels(); c < (group + 1) * p.group_channels(); c += channels) {
-      const int64_t end = std::min((group + 1) * p.group_channels(), c + channels);
-      const size_t first = d.steps.size();
-      for (DepthStep& step : depth_steps(p, c, end, kMostDepth)) {
-        d.most_depth = std::max(d.most_depth, step.size());
-        d.steps.push_back(std::move(step));
-      }
-      const int64_t first_group = c / p.offset_group_channels(), last_group = (end - 1) / p.offset_group_channels();
-      d.chunks.push_back({c, end, group, first, d.steps.size(), first_group * p.taps(), (last_group + 1) * p.taps()});
-      d.most_channels = std::max(d.most_channels, end - c);
-      d.most_planes = std::max(d.most_planes, d.chunks.back().planes());
-    }
-  d.workers = std::min<int64_t>(d.workers, static_cast<int64_t>(d.chunks.size()));
-  const int64_t row_bytes = 2 * (p.group_outputs() + d.most_depth) * static_cast<int64_t>(sizeof(A));
-  const int64_t sum_bytes = d.workers * d.most_planes * sum_planes * static_cast<int64_t>(sizeof(A));
-  const int64_t sums = sum_bytes ? kMostSums / sum_bytes : INT64_MAX;                 // positions
-  d.block = std::max<int64_t>(2, std::min(kCacheBytes / row_bytes, sums) / 28) * 28;  // even, and whole tiles of 14
-  d.block = std::min(d.block, round_up(p.positions(), 2));
-  d.stretch = std::max<int64_t>(1, std::min(sums, p.positions()) / d.block) * d.block;
-  return d;
-}
-
-// Gradient rows of a block as left matrices: [positions][outputs of the group], and transposed.
-template <typename T, typename E>
-class GradientRows {
- public:
-  GradientRows(const DeformConvParams& p, const Tensor& grad, int64_t block)
-      : p_(p),
-        from_(grad.in<T>()),
-        s_(grad),
-        is_channels_last_(is_channels_last(grad)),
-        are_planes_((s_.s[3] == 1 || p.out_width == 1) && (s_.s[2] == p.out_width || p.out_height == 1)),
-        row_size_(round_up(p.group_outputs(), 16) + 16),
-        column_size_(round_up(block, 16) + 16),
-        block_(block) {}
-
-  void make(int64_t begin, int64_t end, int64_t group, bool transposed_wanted) {
-    const int64_t outputs = p_.group_outputs(), n = end - begin;
-    constexpr bool kPairs = std::is_same_v<E, bf16>;
-    if (std::is_same_v<T, E> && is_channels_last_ && (!kPairs || outputs % 2 == 0)) {
-      rows = reinterpret_cast<const E*>(from_) + begin * p_.out_channels + group * outputs;
-      row_stride = p_.out_channels;
-    } else {
-      E* to = rows_buffer_.get(block_ * row_size_);
-      copy_rows(begin, end, group, to);
-      if (kPairs && outputs % 2)
-        for (int64_t j = 0; j < n; ++j) to[j * row_size_ + outputs] = E{};
-      rows = to;
-      row_stride = row_size_;
-    }
-    if (!transposed_wanted) return;
-    const int64_t image = begin / p_.out_pixels();
-    if (std::is_same_v<T, E> && are_planes_ && (end - 1) / p_.out_pixels() == image && (!kPairs || n % 2 == 0)) {
-      columns =
-          reinterpret_cast<const E*>(from_) + image * s_.s[0] + group * outputs * s_.s[1] + begin % p_.out_pixels();
-      column_stride = s_.s[1];
-      return;
-    }
-    E* to = columns_buffer_.get(outputs * column_size_);
-    transpose_block(rows, row_stride, to, column_size_, n, outputs);
-    if (kPairs && n % 2)
-      for (int64_t o = 0; o < outputs; ++o) to[o * column_size_ + n] = E{};
-    columns = to;
-    column_stride = column_size_;
-  }
-
-  const E *rows = nullptr, *columns = nullptr;
-  int64_t row_stride = 0, column_stride = 0;
-
- private:
-  void copy_rows(int64_t begin, int64_t end, int64_t group, E* to) const {
-    const int64_t outputs = p_.group_outputs(), pixels = p_.out_pixels();
-    for_images(begin, end, pixels, [&](int64_t image, int64_t pixel, int64_t n, int64_t before) {
-      const T* planes = from_ + image * s_.s[0] + group * outputs * s_.s[1];
-      E* rows_to = to + before * row_size_;
-      if constexpr (std::is_same_v<T, E>)
-        if (are_planes_) return transpose_block(planes + pixel, s_.s[1], rows_to, row_size_, outputs, n);
-      for (int64_t j = 0; j < n; ++j) {
-        const T* source = planes + (pixel + j) / p_.out_width * s_.s[2] + (pixel + j) % p_.out_width * s_.s[3];
-        for (int64_t o = 0; o < outputs; ++o)
-          store_one(rows_to + j * row_size_ + o, static_cast<AccOf<E>>(load_one(source + o * s_.s[1])));
-      }
-    });
-  }
-
-  const DeformConvParams& p_;
-  const T* from_;
-  Strides4 s_;
-  bool is_channels_last_, are_planes_;
-  int64_t row_size_, column_size_, block_;
-  Buffer<E> rows_buffer_, columns_buffer_;
-};
 
 template <typename T, typename E>
 class Backward {

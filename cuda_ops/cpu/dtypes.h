@@ -11,17 +11,19 @@ auto by_dtype(const Tensor& input, const F& f) {
   if (dtype == aoti_torch_dtype_float32()) return f(float{});
   if (dtype == aoti_torch_dtype_float64()) return f(double{});
   if (dtype == aoti_torch_dtype_bfloat16()) return f(bf16{});
-  throw std::runtime_error("dcnseg: expected float32, float64 or bfloat16 on the CPU");
+  if (dtype == aoti_torch_dtype_float16()) return f(f16{});
+  throw std::runtime_error("dcnseg: expected float64, float32, bfloat16 or float16 on the CPU");
 }
 
 // f(value of the tensor's type, value of the type that products are computed from).
 template <typename F>
 auto by_product_types(const Tensor& input, const F& f) {
   return by_dtype(input, [&](auto value) {
-    if constexpr (std::is_same_v<decltype(value), bf16>)
+    using T = decltype(value);
+    if constexpr (std::is_same_v<T, bf16>)
       return has_bf16_products() ? f(value, bf16{}) : f(value, float{});
     else
-      return f(value, value);
+      return f(value, AccOf<T>{});
   });
 }
 

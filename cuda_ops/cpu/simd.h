@@ -18,11 +18,15 @@ namespace dcnseg_ops {
 struct bf16 {
   uint16_t bits;
 };
+struct f16 {
+  uint16_t bits;
+};
 
 typedef float f32x16 __attribute__((vector_size(64)));
 typedef double f64x8 __attribute__((vector_size(64)));
 typedef uint32_t u32x16 __attribute__((vector_size(64)));
 typedef uint16_t u16x16 __attribute__((vector_size(32)));
+typedef int32_t i32x16 __attribute__((vector_size(64)));
 
 // The type that sums are kept in, and the vector that holds values of T in that type.
 template <typename T>
@@ -42,51 +46,93 @@ using AccOf = typename Simd<T>::Acc;
 template <typename T>
 using VecOf = typename Simd<T>::Vec;
 
+// The conversions of 16-bit floats are written in integers, for a number (F float, U uint32_t) and a vector of them
+// alike, and without comparisons, which GCC 12 takes apart, number by number, before it clones a function.
+//
+// All bits where v exceeds the limit, else none; both are less than 2^31.
+DCN_INLINE uint32_t exceeds(uint32_t v, uint32_t limit) {
+  return static_cast<uint32_t>(static_cast<int32_t>(limit - v) >> 31);
+}
+DCN_INLINE u32x16 exceeds(u32x16 v, uint32_t limit) { return (u32x16)((i32x16)(limit - v) >> 31); }
+template <typename U>
+DCN_INLINE U select(U mask, U yes, U no) {
+  return (yes & mask) | (no & ~mask);
+}
+template <typename To, typename From>
+DCN_INLINE To bits_as(const From& from) {
+  static_assert(sizeof(To) == sizeof(From));
+  To to;
+  __builtin_memcpy(&to, &from, sizeof to);
+  return to;
+}
+
+// bfloat16 is the upper half of a float.
+template <typename F, typename U>
+DCN_INLINE F float_of(U bits, const bf16*) {
+  return bits_as<F>(U(bits << 16));
+}
+// Rounded to the nearest, ties to even; NaN stays NaN.
+template <typename F, typename U>
+DCN_INLINE U bits_of(F value, const bf16*) {
+  const U u = bits_as<U>(value), is_nan = exceeds(u & 0x7fffffff, 0x7f800000);
+  return select(is_nan, U(0 * u + 0x7fc0), (u + 0x7fff + ((u >> 16) & 1)) >> 16);
+}
+
+// float16 has exponents from 2^-14, below which its steps stay 2^-24.
+template <typename F, typename U>
+DCN_INLINE F float_of(U bits, const f16*) {
+  const U magnitude = bits & 0x7fff;
+  // As a float's bits the number is 2^112 times too small; the product is exact, also for those below 2^-14.
+  const U finite = bits_as<U>(F(bits_as<F>(U(magnitude << 13)) * 0x1p112f));
+  const U value = select(exceeds(magnitude, 0x7bff), magnitude << 13 | 0x7f800000, finite);
+  return bits_as<F>(U(value | (bits & 0x8000) << 16));
+}
+// Rounded to the nearest, ties to even; too large numbers become infinite, NaN stays NaN.
+template <typename F, typename U>
+DCN_INLINE U bits_of(F value, const f16*) {
+  const U u = bits_as<U>(value), magnitude = u & 0x7fffffff;
+  const U normal = (magnitude - (112u << 23) + 0xfff + ((magnitude >> 13) & 1)) >> 13;
+  // A float of 0.5 to 1 has steps of 2^-24: adding 0.5 rounds to them.
+  const U small = bits_as<U>(F(bits_as<F>(magnitude) + 0.5f)) - 0x3f000000;
+  U result = select(exceeds(magnitude, (113u << 23) - 1), normal, small);
+  result = select(exceeds(magnitude, 0x477fefff), U(0 * u + 0x7c00), result);  // from 65520 on
+  result = select(exceeds(magnitude, 0x7f800000), U(0 * u + 0x7e00), result);
+  return result | (u >> 16 & 0x8000);
+}
+
+template <typename T>
+constexpr bool kIsHalf = std::is_same_v<T, bf16> || std::is_same_v<T, f16>;
+
 template <typename T>
 DCN_INLINE AccOf<T> load_one(const T* p) {
-  if constexpr (std::is_same_v<T, bf16>) {
-    const uint32_t u = uint32_t(p->bits) << 16;
-    float f;
-    __builtin_memcpy(&f, &u, 4);
-    return f;
-  } else {
+  if constexpr (kIsHalf<T>)
+    return float_of<float>(uint32_t(p->bits), p);
+  else
     return *p;
-  }
 }
 template <typename T>
 DCN_INLINE void store_one(T* p, AccOf<T> v) {
-  if constexpr (std::is_same_v<T, bf16>) {  // to the nearest, ties to even; NaN stays NaN
-    uint32_t u;
-    __builtin_memcpy(&u, &v, 4);
-    p->bits = v == v ? uint16_t((u + 0x7fff + ((u >> 16) & 1)) >> 16) : uint16_t(0x7fc0);
-  } else {
+  if constexpr (kIsHalf<T>)
+    p->bits = static_cast<uint16_t>(bits_of<float, uint32_t>(v, p));
+  else
     *p = v;
-  }
 }
 template <typename T>
 DCN_INLINE VecOf<T> load(const T* p) {
-  if constexpr (std::is_same_v<T, bf16>) {
+  if constexpr (kIsHalf<T>) {
     u16x16 half;
     __builtin_memcpy(&half, p, sizeof half);
-    const u32x16 u = __builtin_convertvector(half, u32x16) << 16;
-    return (f32x16)u;
+    return float_of<f32x16>(__builtin_convertvector(half, u32x16), p);
   } else {
     VecOf<T> v;
     __builtin_memcpy(&v, p, sizeof v);
     return v;
   }
 }
-// Rounded to bfloat16, in the upper half of each number.
-DCN_INLINE u32x16 round_to_upper_half(f32x16 v) {
-  const u32x16 u = (u32x16)v;
-  const u32x16 rounded = u + 0x7fff + ((u >> 16) & 1);
-  const u32x16 is_number = (u32x16)(v == v);
-  return (rounded & is_number & 0xffff0000) | (0x7fc00000 & ~is_number);
-}
 template <typename T>
 DCN_INLINE void store(T* p, VecOf<T> v) {
-  if constexpr (std::is_same_v<T, bf16>) {
-    const u16x16 half = __builtin_convertvector(round_to_upper_half(v) >> 16, u16x16);
+  if constexpr (kIsHalf<T>) {
+    const u16x16 half = __builtin_convertvector(bits_of<f32x16, u32x16>(v, p), u16x16);
     __builtin_memcpy(p, &half, sizeof half);
   } else {
     __builtin_memcpy(p, &v, sizeof v);

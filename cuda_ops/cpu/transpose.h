@@ -4,8 +4,6 @@
 #include "simd.h"
 namespace dcnseg_ops {
 
-typedef int32_t i32x16 __attribute__((vector_size(64)));
-
 // 16 numbers of 4 bytes, or of 2 bytes widened to 4.
 template <typename T>
 DCN_INLINE u32x16 load_bits(const T* p) {

@@ -3,8 +3,9 @@
 #include <vector>
 #include "depth_steps.h"
 #include "layout.h"
+#include "panel_rows.h"
 #include "product.h"
-#include "sampling.h"
+#include "transpose.h"
 namespace dcnseg_ops {
 
 // The weight [C_out, C/groups, kh, kw], contiguous or channels-last.
@@ -73,13 +74,13 @@ DCN_CLONES void pack_outputs(const T* rows, int64_t depth, int64_t outputs, cons
   }
 }
 
-// As pack_outputs from bfloat16 to pairs or to float; `rows` are in the order of the panel's rows.
-template <typename E>
-DCN_CLONES void pack_bf16_outputs(const bf16* rows, int64_t depth, int64_t outputs, int64_t size, int64_t width,
+// As pack_outputs from 16-bit floats to pairs or to float; `rows` are in the order of the panel's rows.
+template <typename T, typename E>
+DCN_CLONES void pack_half_outputs(const T* rows, int64_t depth, int64_t outputs, int64_t size, int64_t width,
                                   E* panel) {
   for (int64_t o = 0; o < width; o += 16) {
     const int64_t n = outputs - o < 16 ? outputs - o : 16;
-    const bf16* from = rows + o * depth;
+    const T* from = rows + o * depth;
     int64_t k = 0;
     if constexpr (std::is_same_v<E, bf16>) {
       for (; n == 16 && k + 16 <= size; k += 16) {
@@ -99,7 +100,7 @@ DCN_CLONES void pack_bf16_outputs(const bf16* rows, int64_t depth, int64_t outpu
       for (; k < size; k += 2)
         for (int64_t i = 0; i < 32; ++i) {
           const bool exists = i / 2 < n && k + i % 2 < size;
-          panel[(k / 2 * width + o) * 2 + i] = exists ? from[i / 2 * depth + k + i % 2] : bf16{0};
+          panel[(k / 2 * width + o) * 2 + i] = exists ? from[i / 2 * depth + k + i % 2] : E{0};
         }
     } else {
       for (; k < size; ++k)
@@ -133,7 +134,7 @@ void pack_weight_forward(const DeformConvParams& p, const Weight<T>& weight, con
       const int64_t n = std::min(width, p.group_outputs() - item % count * width);
       E* panel = to + item * panels.panel_size();
       const T* from = weight.data + first * p.depth();
-      if constexpr (std::is_same_v<T, bf16>) {
+      if constexpr (kIsHalf<T>) {
         T* rows = buffer.get(width * p.depth());
         for (int64_t o = 0; o < n; ++o)
           std::copy_n(weight_row(p, weight, first + o, rows + o * p.depth()), weight.has_rows ? p.depth() : 0,
@@ -141,7 +142,7 @@ void pack_weight_forward(const DeformConvParams& p, const Weight<T>& weight, con
         for (size_t i = 0; i < steps.size(); ++i) {
           // A step has all channels of its taps, or some of one tap: its columns lie side by side.
           const int64_t column = steps[i].tap_begin * p.group_channels() + steps[i].channel_begin;
-          pack_bf16_outputs(rows + column, p.depth(), n, steps[i].size(), width, panel + panels.begin[i] * width);
+          pack_half_outputs(rows + column, p.depth(), n, steps[i].size(), width, panel + panels.begin[i] * width);
         }
       } else {
         pack_outputs(from, p.depth(), n, places.data(), width, panel);

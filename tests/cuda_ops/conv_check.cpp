@@ -7,6 +7,7 @@
 
 template <typename T>
 constexpr int32_t dtype_of() {
+  if (std::is_same_v<T, f16>) return kFloat16;
   return std::is_same_v<T, float> ? kFloat32 : std::is_same_v<T, double> ? kFloat64 : kBfloat16;
 }
 
@@ -170,7 +171,7 @@ int main() {
   if (!check_large_indices()) return 1;
   for (int i = 0; i < 40; ++i) {
     const Convolution c = generate();
-    if (!check<double>(c, 1e-13) || !check<float>(c, 2e-5) || !check<bf16>(c, 2e-2)) {
+    if (!check<double>(c, 1e-13) || !check<float>(c, 2e-5) || !check<bf16>(c, 2e-2) || !check<f16>(c, 3e-3)) {
       std::printf("convolution %d\n", i);
       return 1;
     }

@@ -181,7 +181,7 @@ int main() {
       if (std::isfinite(v) && std::fabs(v) > 1e6) v = std::copysign(1e25, v);
     for (const bool channels_last : {false, true})
       if (!check<double>(k, channels_last, 1e-11) || !check<float>(k, channels_last, 1e-4) ||
-          !check<bf16>(k, channels_last, 1e-2)) {
+          !check<bf16>(k, channels_last, 1e-2) || !check<f16>(k, channels_last, 2e-3)) {
         std::printf("case %d\n", i);
         return 1;
       }

@@ -27,6 +27,7 @@ PROGRAMS = [
     ("conv_check", "memory", [*CONVOLUTION, "-DDCN_LITTLE_MEMORY"]),
     ("conv_check", "memory", [*CONVOLUTION, "-DDCN_MOST_LEVEL=1"]),  # as on an older machine
     ("conv_check", "threads", CONVOLUTION),
+    ("halves_check", "memory", ["-DDCN_CLONES="]),
     ("microkernel_check", "memory", []),
     ("roi_check", "memory", ["-DDCN_CLONES="]),
     ("kernels_check", "memory", []),  # the CUDA kernels, run on host threads
