@@ -15,10 +15,10 @@ from benchmarks.common import (
     OURS,
     Report,
     Timing,
-    alternate,
     describe_machine,
     make_parser,
     relative_error,
+    time_passes,
 )
 from benchmarks.rivals import installed_versions, make_rivals
 from dcnseg.ops import deform_conv2d, native_status
@@ -127,22 +127,7 @@ def measure(
     """Timings by pass and contender."""
     operators = make_operators(shape.dilation, inputs[0].dtype)
     validate(operators, rivals, inputs, shape)
-
-    def forward(operator: Operator) -> Callable[[], object]:
-        def call() -> object:
-            with torch.no_grad():
-                return operator(*inputs)
-
-        return call
-
-    def both(operator: Operator) -> Callable[[], object]:
-        return lambda: run_backward(operator, inputs)
-
-    forwards = {name: forward(operator) for name, operator in operators.items()}
-    return {
-        "forward": alternate({**forwards, **rivals}, rounds),
-        "forward+backward": alternate({name: both(op) for name, op in operators.items()}, rounds),
-    }
+    return time_passes(operators, run_backward, inputs, rounds, rivals)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any, Literal, TypeAlias
+from typing import Any, Literal
 
 import torch
 import torchvision.ops
@@ -13,12 +13,13 @@ from torch import Tensor
 
 from benchmarks.common import (
     OURS,
+    Operator,
     Report,
     Timing,
-    alternate,
     describe_machine,
     make_parser,
     relative_error,
+    time_passes,
 )
 from dcnseg.ops import (
     deform_ps_roi_pool,
@@ -28,8 +29,6 @@ from dcnseg.ops import (
     roi_avg_pool,
     roi_pool,
 )
-
-Operator: TypeAlias = Callable[..., Tensor]  # of input, boxes and, if it has them, offsets
 
 BINS = 7  # along either side of a region
 IMAGE_HW = (800, 1024)  # what the boxes are drawn in
@@ -195,22 +194,7 @@ def validate(case: Case, inputs: tuple[Tensor, ...]) -> None:
 def measure(case: Case, inputs: tuple[Tensor, ...], rounds: int) -> dict[str, dict[str, Timing]]:
     """Timings by pass and contender."""
     validate(case, inputs)
-
-    def forward(operator: Operator) -> Callable[[], object]:
-        def call() -> object:
-            with torch.no_grad():
-                return operator(*inputs)
-
-        return call
-
-    def both(operator: Operator) -> Callable[[], object]:
-        return lambda: run_backward(operator, inputs)
-
-    contenders = case.contenders
-    return {
-        "forward": alternate({name: forward(op) for name, op in contenders.items()}, rounds),
-        "forward+backward": alternate({name: both(op) for name, op in contenders.items()}, rounds),
-    }
+    return time_passes(case.contenders, run_backward, inputs, rounds)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:

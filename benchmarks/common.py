@@ -10,9 +10,13 @@ import time
 from collections.abc import Callable, Mapping
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeAlias
 
 import torch
 import torchvision
+from torch import Tensor
+
+Operator: TypeAlias = Callable[..., Tensor]
 
 OURS = "dcnseg"  # its contender in every table, and what the ratios are relative to
 
@@ -62,6 +66,40 @@ def alternate(contenders: Mapping[str, Callable[[], object]], rounds: int) -> di
     return {name: Timing(tuple(each)) for name, each in times.items()}
 
 
+def time_passes(
+    operators: Mapping[str, Operator],
+    backward: Callable[[Operator, tuple[Tensor, ...]], object],
+    inputs: tuple[Tensor, ...],
+    rounds: int,
+    forward_only: Mapping[str, Callable[[], object]] | None = None,
+) -> dict[str, dict[str, Timing]]:
+    """Timings by pass and contender.
+
+    Args:
+        operators: What is called with all inputs, by name.
+        backward: Runs an operator on the inputs, forward and backward.
+        inputs: Tensors of one subject.
+        rounds: As in `alternate`.
+        forward_only: Contenders without a backward, by name; called with nothing.
+    """
+
+    def forward(operator: Operator) -> Callable[[], object]:
+        def call() -> object:
+            with torch.no_grad():
+                return operator(*inputs)
+
+        return call
+
+    def both(operator: Operator) -> Callable[[], object]:
+        return lambda: backward(operator, inputs)
+
+    forwards = {name: forward(operator) for name, operator in operators.items()}
+    return {
+        "forward": alternate({**forwards, **(forward_only or {})}, rounds),
+        "forward+backward": alternate({name: both(op) for name, op in operators.items()}, rounds),
+    }
+
+
 def _take_turn(call: Callable[[], object]) -> float:
     """Milliseconds of the fastest of a few calls in a row.
 
@@ -104,7 +142,7 @@ def make_parser(description: str | None) -> argparse.ArgumentParser:
     return parser
 
 
-def relative_error(result: torch.Tensor, truth: torch.Tensor) -> float:
+def relative_error(result: Tensor, truth: Tensor) -> float:
     """The largest difference, relative to the largest true value."""
     return float((result.double() - truth).abs().max() / truth.abs().max())
 

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 
-from dcnseg.ops.deform_conv import OFFSET_BRANCH
+from dcnseg.ops import OFFSET_BRANCHES
 
 SGD_MOMENTUM = 0.9
 
@@ -25,8 +25,8 @@ def parameter_groups(
     groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
         if parameter.requires_grad:
-            key = (OFFSET_BRANCH in f".{name}", parameter.dim() > 1)
-            groups.setdefault(key, []).append(parameter)
+            is_offset = any(branch in f".{name}" for branch in OFFSET_BRANCHES)
+            groups.setdefault((is_offset, parameter.dim() > 1), []).append(parameter)
     return [
         {
             "params": parameters,

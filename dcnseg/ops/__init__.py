@@ -1,24 +1,20 @@
 """The operators. Each has a definition in plain PyTorch and, where it was built, native code."""
 
+from typing import Final
+
 from dcnseg.ops._native import native_status
-from dcnseg.ops.deform_conv import DeformConv2d, deform_conv2d
-from dcnseg.ops.deform_roi_pool import (
-    ROI_OFFSET_BRANCH,
-    DeformPSRoIPool,
-    DeformRoIPool,
-    deform_ps_roi_pool,
-    deform_roi_pool,
-)
-from dcnseg.ops.roi_pool import (
-    PSRoIPool,
-    RoIAvgPool,
-    RoIPool,
-    ps_roi_pool,
-    roi_avg_pool,
-    roi_pool,
-)
+from dcnseg.ops.deform_conv import OFFSET_BRANCH, DeformConv2d, deform_conv2d
+from dcnseg.ops.deform_roi_modules import ROI_OFFSET_BRANCH, DeformPSRoIPool, DeformRoIPool
+from dcnseg.ops.deform_roi_pool import deform_ps_roi_pool, deform_roi_pool
+from dcnseg.ops.roi_modules import PSRoIPool, RoIAvgPool, RoIPool
+from dcnseg.ops.roi_pool import ps_roi_pool, roi_avg_pool, roi_pool
+
+OFFSET_BRANCHES: Final = (OFFSET_BRANCH, ROI_OFFSET_BRANCH)
+"""What a dot and the name of a parameter contain where it predicts offsets."""
 
 __all__ = [
+    "OFFSET_BRANCH",
+    "OFFSET_BRANCHES",
     "ROI_OFFSET_BRANCH",
     "DeformConv2d",
     "DeformPSRoIPool",

@@ -13,8 +13,9 @@ import torch
 from torch import Tensor
 from torch.autograd import forward_ad
 
-from dcnseg.errors import ConfigError, NativeOpsError
+from dcnseg.errors import NativeOpsError
 from dcnseg.ops._native import missing_reason
+from dcnseg.ops.checks import check_choice
 
 Backend: TypeAlias = Literal["auto", "native", "reference"]
 SelfTest: TypeAlias = Callable[[torch.device], str | None]
@@ -40,8 +41,7 @@ def takes_native(
     """
     if backend == "reference":
         return False
-    if backend not in ("auto", "native"):
-        raise ConfigError(f'`backend` is {backend!r}; expected "auto", "native" or "reference".')
+    check_choice(backend, "backend", ("auto", "native", "reference"))
     assert tensors[0] is not None
     device = tensors[0].device
     reason = _reason_against(operator, device, self_test)

@@ -6,7 +6,7 @@ Zhu et al. 2019, "Deformable ConvNets v2". Argument layout as in torchvision.ops
 
 from __future__ import annotations
 
-from typing import Literal, Self, TypeAlias
+from typing import Literal, Self
 
 import torch
 import torch.nn.functional as F
@@ -14,11 +14,10 @@ from torch import Tensor, nn
 
 from dcnseg.errors import ShapeError
 from dcnseg.ops.backend import Backend, takes_native
+from dcnseg.ops.checks import Pair
 from dcnseg.ops.deform_conv_checks import Border, check_shapes, check_tensors, make_window
 from dcnseg.ops.deform_conv_native import cuda_self_test, deform_conv2d_native
 from dcnseg.ops.reference import deform_conv2d_reference
-
-_Pair: TypeAlias = tuple[int, int]
 
 OFFSET_BRANCH = ".conv_offset."  # in the names of the parameters that predict offsets
 
@@ -28,9 +27,9 @@ def deform_conv2d(
     offset: Tensor,
     weight: Tensor,
     bias: Tensor | None = None,
-    stride: int | _Pair = 1,
-    padding: int | _Pair = 0,
-    dilation: int | _Pair = 1,
+    stride: int | Pair = 1,
+    padding: int | Pair = 0,
+    dilation: int | Pair = 1,
     mask: Tensor | None = None,
     *,
     border: Border = "zero",
@@ -84,7 +83,9 @@ class DeformConv2d(nn.Conv2d):
     `weight`, `bias` and every argument keep their names and meaning, so the weights of a plain
     convolution load and only `conv_offset` is missing. `conv_offset` starts at zero: the layer
     then equals the plain convolution. With a `padding_mode` other than "zeros" the padded map is
-    what is sampled, and samples outside of it are zero.
+    what is sampled, and samples outside of it are zero. torch.compile and torch.export take the
+    layer; torch.jit.script does not, as TorchScript lacks what chooses between native and PyTorch
+    code.
 
     Args:
         in_channels: Channels C of the input.
@@ -107,10 +108,10 @@ class DeformConv2d(nn.Conv2d):
         self,
         in_channels: int,
         out_channels: int,
-        kernel_size: int | _Pair,
-        stride: int | _Pair = 1,
-        padding: str | int | _Pair = 0,
-        dilation: int | _Pair = 1,
+        kernel_size: int | Pair,
+        stride: int | Pair = 1,
+        padding: str | int | Pair = 0,
+        dilation: int | Pair = 1,
         groups: int = 1,
         bias: bool = True,
         padding_mode: Literal["zeros", "reflect", "replicate", "circular"] = "zeros",
@@ -238,7 +239,7 @@ class DeformConv2d(nn.Conv2d):
         assert self.conv_offset.bias is not None
         nn.init.zeros_(self.conv_offset.bias)
 
-    def _pad_for_string(self, input: Tensor) -> tuple[Tensor, _Pair]:
+    def _pad_for_string(self, input: Tensor) -> tuple[Tensor, Pair]:
         """Padding "same" or "valid" as numbers; an odd total gets its last row or column here."""
         left, right, top, bottom = self._reversed_padding_repeated_twice
         if bottom > top or right > left:

@@ -6,7 +6,8 @@ from typing import Literal, NamedTuple, TypeAlias
 
 from torch import Tensor
 
-from dcnseg.errors import ConfigError, ShapeError
+from dcnseg.errors import ShapeError
+from dcnseg.ops.checks import Pair, check_choice, check_device, make_pair, shape_text
 
 Border: TypeAlias = Literal["zero", "dcnv1"]
 
@@ -14,23 +15,16 @@ Border: TypeAlias = Literal["zero", "dcnv1"]
 class Window(NamedTuple):
     """How the kernel moves over the input, each (y, x) in pixels, and what lies at its edge."""
 
-    stride: tuple[int, int]
-    padding: tuple[int, int]
-    dilation: tuple[int, int]
+    stride: Pair
+    padding: Pair
+    dilation: Pair
     border: Border = "zero"
 
 
-def _pair(value: int | tuple[int, int], name: str, least: int) -> tuple[int, int]:
-    pair = (value, value) if isinstance(value, int) else tuple(value)
-    if len(pair) != 2 or not all(isinstance(n, int) and n >= least for n in pair):
-        raise ShapeError(f"`{name}` is {value}; expected one or two integers of at least {least}.")
-    return pair[0], pair[1]
-
-
 def make_window(
-    stride: int | tuple[int, int],
-    padding: int | tuple[int, int],
-    dilation: int | tuple[int, int],
+    stride: int | Pair,
+    padding: int | Pair,
+    dilation: int | Pair,
     border: Border,
 ) -> Window:
     """Numbers to pairs.
@@ -39,12 +33,11 @@ def make_window(
         ShapeError: A number is negative, or not one or two integers.
         ConfigError: `border` is neither "zero" nor "dcnv1".
     """
-    if border not in ("zero", "dcnv1"):
-        raise ConfigError(f'`border` is {border!r}; expected "zero" or "dcnv1".')
+    check_choice(border, "border", ("zero", "dcnv1"))
     return Window(
-        _pair(stride, "stride", 1),
-        _pair(padding, "padding", 0),
-        _pair(dilation, "dilation", 1),
+        make_pair(stride, "stride"),
+        make_pair(padding, "padding", 0),
+        make_pair(dilation, "dilation"),
         border,
     )
 
@@ -64,13 +57,9 @@ def check_tensors(
             continue
         if tensor.dim() != dim:
             raise ShapeError(
-                f"`{name}` has {tensor.dim()} dimensions, {_shape(tensor)}; expected {dim}."
+                f"`{name}` has {tensor.dim()} dimensions, {shape_text(tensor)}; expected {dim}."
             )
-        if tensor.device != input.device:
-            raise ShapeError(
-                f"`{name}` is on {tensor.device} and `input` on {input.device}; "
-                "move them to one device."
-            )
+        check_device(tensor, name, input)
         if not tensor.is_floating_point():
             raise ShapeError(f"`{name}` is {tensor.dtype}; expected a floating-point tensor.")
         if name in ("weight", "bias") and tensor.dtype != input.dtype:
@@ -94,7 +83,7 @@ def check_shapes(
     taps = kh * kw
     if min(out_channels, group_channels, taps) < 1 or channels % group_channels:
         raise ShapeError(
-            f"`weight` is {_shape(weight)} and `input` has {channels} channels; expected "
+            f"`weight` is {shape_text(weight)} and `input` has {channels} channels; expected "
             f"[C_out, C/groups, kh, kw] with no size 0 and {channels} divisible by weight's "
             "second size."
         )
@@ -114,8 +103,8 @@ def check_shapes(
     for name, tensor in (("offset", offset), ("mask", mask)):
         if tensor is not None and (tensor.shape[0], *tensor.shape[2:]) != (batch, *size_hw):
             raise ShapeError(
-                f"`{name}` is {_shape(tensor)}; input {_shape(input)} with a {kh}x{kw} kernel, "
-                f"stride {window.stride}, padding {window.padding} and dilation "
+                f"`{name}` is {shape_text(tensor)}; input {shape_text(input)} with a {kh}x{kw} "
+                f"kernel, stride {window.stride}, padding {window.padding} and dilation "
                 f"{window.dilation} needs "
                 f"[{batch}, {tensor.shape[1]}, {size_hw[0]}, {size_hw[1]}]."
             )
@@ -126,7 +115,7 @@ def check_shapes(
 
 
 def _check_offset_channels(
-    offset: Tensor, channels: int, kernel_size: tuple[int, int], mask: Tensor | None
+    offset: Tensor, channels: int, kernel_size: Pair, mask: Tensor | None
 ) -> None:
     """The channels of offset and mask, which give the number of offset groups."""
     kh, kw = kernel_size
@@ -157,9 +146,7 @@ def _check_offset_channels(
         )
 
 
-def _out_size(
-    size_hw: tuple[int, int], kernel_size: tuple[int, int], window: Window
-) -> tuple[int, int]:
+def _out_size(size_hw: Pair, kernel_size: Pair, window: Window) -> Pair:
     height, width = (
         (size + 2 * padding - dilation * (taps - 1) - 1) // stride + 1
         for size, taps, stride, padding, dilation in zip(
@@ -167,7 +154,3 @@ def _out_size(
         )
     )
     return height, width
-
-
-def _shape(tensor: Tensor) -> str:
-    return str(list(tensor.shape))

@@ -14,6 +14,7 @@ from torch import Tensor
 from dcnseg.errors import NativeOpsError
 from dcnseg.ops._native import missing_reason
 from dcnseg.ops.deform_conv_checks import Window
+from dcnseg.ops.layout import dense, is_channels_last, memory_format
 from dcnseg.ops.reference import deform_conv2d_reference
 from dcnseg.ops.self_test import SmallCase, run_self_test
 
@@ -29,11 +30,8 @@ def deform_conv2d_native(
     mask: Tensor | None,
 ) -> Tensor:
     """Deformable convolution of checked arguments; see `dcnseg.ops.deform_conv2d`."""
-    dtype, on_cuda = input.dtype, input.is_cuda
-    if dtype == torch.float16 and not on_cuda:  # computed in float32
-        input, weight = input.float(), weight.float()
-        bias = None if bias is None else bias.float()
-    channels_last = not input.is_contiguous() and _is_channels_last(input)
+    on_cuda = input.is_cuda
+    channels_last = is_channels_last(input)
     position_dtype = torch.promote_types(input.dtype, torch.float32)
     offset = offset.to(position_dtype)
     mask = offset.new_empty(0) if mask is None else mask.to(position_dtype)
@@ -41,7 +39,7 @@ def deform_conv2d_native(
     if on_cuda:  # its kernels read contiguous tensors only
         tensors = [tensor.contiguous() for tensor in (input, offset, mask, weight, bias)]
     else:
-        tensors = [_dense(input), offset, mask, _dense(weight), bias.contiguous()]
+        tensors = [dense(input), offset, mask, dense(weight), bias.contiguous()]
     output: Tensor = torch.ops.dcnseg.deform_conv2d(
         *tensors,
         *window.stride,
@@ -52,16 +50,7 @@ def deform_conv2d_native(
     )
     if channels_last and on_cuda:
         output = output.contiguous(memory_format=torch.channels_last)
-    return output.to(dtype)
-
-
-def _dense(tensor: Tensor) -> Tensor:
-    """The tensor itself if it is contiguous or channels-last, as the kernels need it."""
-    return tensor if _is_channels_last(tensor) else tensor.contiguous()
-
-
-def _is_channels_last(tensor: Tensor) -> bool:
-    return tensor.is_contiguous(memory_format=torch.channels_last)
+    return output
 
 
 def _fake_deform_conv2d(
@@ -73,9 +62,13 @@ def _fake_deform_conv2d(
     *numbers: int,
 ) -> Tensor:
     size = (input.shape[0], weight.shape[0], *offset.shape[2:])
-    channels_last = numbers[-1]
-    memory_format = torch.channels_last if channels_last else torch.contiguous_format
-    return torch.empty(size, dtype=input.dtype, device=input.device, memory_format=memory_format)
+    channels_last = bool(numbers[-1])
+    return torch.empty(
+        size,
+        dtype=input.dtype,
+        device=input.device,
+        memory_format=memory_format(channels_last),
+    )
 
 
 def _fake_deform_conv2d_backward(

@@ -1,4 +1,4 @@
-"""Deformable RoI pooling: `deform_roi_pool`, `deform_ps_roi_pool`, and modules that learn offsets.
+"""Deformable RoI pooling with offsets that are given: `deform_roi_pool`, `deform_ps_roi_pool`.
 
 The offsets' channels are (x, y) here, as in the code of the paper and in mmcv, and (dy, dx) in
 `dcnseg.ops.deform_conv`, as in torchvision.
@@ -9,39 +9,33 @@ Source: Dai et al. 2017, "Deformable Convolutional Networks", section 2.2 and fi
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TypeAlias
 
-from torch import Tensor, nn
+from torch import Tensor
 
-from dcnseg.errors import ConfigError, ShapeError
+from dcnseg.errors import ShapeError
 from dcnseg.ops.backend import Backend, takes_native
+from dcnseg.ops.checks import Pair, make_pair, make_pair_or
+from dcnseg.ops.deform_roi_reference import deform_roi_pool_reference
 from dcnseg.ops.roi_checks import (
+    MODES,
+    PS_MODES,
+    SAMPLES_PER_PART,
     Mode,
-    check_choice,
-    check_count,
+    check_deformable,
     check_groups,
-    check_numbers,
     check_offset,
     check_regions,
-    make_pair,
+    ratio_of_parts,
 )
 from dcnseg.ops.roi_geometry import locate_regions, make_samples, make_shift
 from dcnseg.ops.roi_native import deform_roi_pool_native, deform_roi_pool_self_test
-from dcnseg.ops.roi_reference import deform_roi_pool_reference
-
-_Pair: TypeAlias = tuple[int, int]
-
-ROI_OFFSET_BRANCH = ".offset_branch."  # in the names of the parameters that predict offsets
-
-_MODES: tuple[Mode, ...] = ("paper", "mmcv", "mxnet")
-_PS_MODES: tuple[Mode, ...] = ("paper", "mxnet")
 
 
 def deform_roi_pool(
     input: Tensor,
     boxes: Tensor | Sequence[Tensor],
     offset: Tensor | None,
-    output_size: int | _Pair,
+    output_size: int | Pair,
     spatial_scale: float = 1.0,
     gamma: float = 0.1,
     *,
@@ -97,42 +91,41 @@ def deform_roi_pool(
     Source: Dai et al. 2017, "Deformable Convolutional Networks", eq. 6.
     """
     output_size = make_pair(output_size, "output_size")
-    _check_settings(mode, _MODES, spatial_scale, gamma, sampling_ratio)
+    check_deformable(mode, MODES, spatial_scale, gamma, sampling_ratio)
     check_regions(input, boxes)
     if isinstance(offset, Tensor) and offset.dim() == 4 and offset.shape[1] != 2:
         raise ShapeError(
             f"`offset` has {offset.shape[1]} channels; deform_roi_pool takes 2, x and y of every "
             "bin."
         )
-    samples, shift = _lay_out(
+    check_offset(offset, input, boxes, output_size, input.shape[1])
+    tensors = (input, offset)
+    native = takes_native("deform_roi_pool", backend, tensors, deform_roi_pool_self_test)
+    return _pool(
+        native,
         input,
         boxes,
         offset,
-        input.shape[1],
         output_size,
-        output_size,
+        (1, 1),
         spatial_scale,
         gamma,
         mode,
         sampling_ratio,
     )
-    tensors = (input, offset)
-    native = takes_native("deform_roi_pool", backend, tensors, deform_roi_pool_self_test)
-    run = deform_roi_pool_native if native else deform_roi_pool_reference
-    return run(input, samples, shift, output_size, (1, 1), mode)
 
 
 def deform_ps_roi_pool(
     input: Tensor,
     boxes: Tensor | Sequence[Tensor],
     offset: Tensor | None,
-    output_size: int | _Pair,
+    output_size: int | Pair,
     spatial_scale: float = 1.0,
     gamma: float = 0.1,
     *,
-    group_size: int | _Pair | None = None,
-    part_size: int | _Pair | None = None,
-    samples_per_part: int = 4,
+    group_size: int | Pair | None = None,
+    part_size: int | Pair | None = None,
+    samples_per_part: int = SAMPLES_PER_PART,
     mode: Mode = "paper",
     backend: Backend = "auto",
 ) -> Tensor:
@@ -156,7 +149,7 @@ def deform_ps_roi_pool(
         group_size: Groups of channels (gh, gw); None: as `output_size`.
         part_size: Parts of a box with an offset of their own, (ph, pw); None: as `output_size`.
         samples_per_part: Samples of a bin along each axis in the mode "mxnet"; "paper" takes every
-            pixel.
+            pixel, and knows the default alone.
         mode: "paper" or "mxnet", as in `deform_roi_pool`. "mxnet" equals
             MXNet's DeformablePSROIPooling, which published weights were trained with.
         backend: As in `roi_pool`.
@@ -173,280 +166,44 @@ def deform_ps_roi_pool(
     (PS) RoI Pooling".
     """
     output_size = make_pair(output_size, "output_size")
-    groups = _pair_or(output_size, group_size, "group_size")
-    parts = _pair_or(output_size, part_size, "part_size")
-    check_count(samples_per_part, "samples_per_part", 1)
-    sampling_ratio = samples_per_part if mode == "mxnet" else 0
-    _check_settings(mode, _PS_MODES, spatial_scale, gamma, sampling_ratio)
+    groups = make_pair_or(output_size, group_size, "group_size")
+    parts = make_pair_or(output_size, part_size, "part_size")
+    check_deformable(mode, PS_MODES, spatial_scale, gamma)
+    sampling_ratio = ratio_of_parts(mode, samples_per_part)
     check_regions(input, boxes)
-    samples, shift = _lay_out(
+    check_offset(offset, input, boxes, parts, check_groups(input, groups, "group_size"))
+    tensors = (input, offset)
+    native = takes_native("deform_ps_roi_pool", backend, tensors, deform_roi_pool_self_test)
+    return _pool(
+        native,
         input,
         boxes,
         offset,
-        check_groups(input, groups, "group_size"),
         output_size,
-        parts,
+        groups,
         spatial_scale,
         gamma,
         mode,
         sampling_ratio,
     )
-    tensors = (input, offset)
-    native = takes_native("deform_ps_roi_pool", backend, tensors, deform_roi_pool_self_test)
-    run = deform_roi_pool_native if native else deform_roi_pool_reference
-    return run(input, samples, shift, output_size, groups, mode)
 
 
-def _pair_or(default: _Pair, value: int | _Pair | None, name: str) -> _Pair:
-    return default if value is None else make_pair(value, name)
-
-
-def _check_settings(
-    mode: str, modes: Sequence[str], spatial_scale: float, gamma: float, sampling_ratio: int
-) -> None:
-    check_choice(mode, "mode", modes)
-    check_numbers(spatial_scale, gamma)
-    check_count(sampling_ratio, "sampling_ratio", 0)
-    if mode == "paper" and sampling_ratio:
-        raise ConfigError(
-            f'`sampling_ratio` is {sampling_ratio}; the mode "paper" samples every pixel and takes '
-            '0 alone. Choose the mode "mmcv" or "mxnet".'
-        )
-
-
-def _lay_out(
+def _pool(
+    native: bool,
     input: Tensor,
     boxes: Tensor | Sequence[Tensor],
     offset: Tensor | None,
-    out_channels: int,
-    output_size: _Pair,
-    part_size: _Pair,
+    output_size: Pair,
+    groups: Pair,
     spatial_scale: float,
     gamma: float,
     mode: Mode,
     sampling_ratio: int,
-) -> tuple[Tensor, Tensor | None]:
-    """The samples of all boxes and their shifts in pixels; checks the offset."""
+) -> Tensor:
+    """Lay out the samples of all boxes and their shifts in pixels, and pool."""
     regions = locate_regions(boxes, input)
-    samples, size = make_samples(
-        mode,
-        regions,
-        output_size,
-        spatial_scale,
-        (input.shape[2], input.shape[3]),
-        sampling_ratio,
-    )
-    if offset is None:
-        return samples, None
-    check_offset(offset, input, regions.image.shape[0], part_size, out_channels)
-    return samples, make_shift(offset, size, gamma)
-
-
-class DeformRoIPool(nn.Module):
-    """Deformable RoI pooling that learns its offsets from what it pools without them.
-
-    Three fully connected layers, `offset_branch`, turn the box pooled without offsets, in the same
-    mode, into normalised offsets, (x, y) for every bin. The last layer starts at zero: the module
-    then equals the pooling without offsets. Where a lower learning rate is wanted for the offsets
-    (the paper takes 0.01 of the rate for Faster R-CNN), find their parameters by the name:
-    `ROI_OFFSET_BRANCH in f".{name}"`.
-
-    Args:
-        output_size: As in `deform_roi_pool`.
-        spatial_scale: As in `deform_roi_pool`.
-        in_channels: Channels C of the input.
-        hidden_channels: Outputs of the first two layers.
-        gamma: As in `deform_roi_pool`.
-        mode: As in `deform_roi_pool`.
-        sampling_ratio: As in `deform_roi_pool`.
-
-    Source: Dai et al. 2017, figure 3; the number of layers as in mmcv's DeformRoIPoolPack.
-    """
-
-    def __init__(
-        self,
-        output_size: int | _Pair,
-        spatial_scale: float,
-        in_channels: int,
-        *,
-        hidden_channels: int = 1024,
-        gamma: float = 0.1,
-        mode: Mode = "paper",
-        sampling_ratio: int = 0,
-    ) -> None:
-        super().__init__()
-        _check_settings(mode, _MODES, spatial_scale, gamma, sampling_ratio)
-        check_count(in_channels, "in_channels", 1)
-        check_count(hidden_channels, "hidden_channels", 1)
-        self.output_size = make_pair(output_size, "output_size")
-        self.spatial_scale = spatial_scale
-        self.gamma = gamma
-        self.mode: Mode = mode
-        self.sampling_ratio = sampling_ratio
-        self.backend: Backend = "auto"
-        bins = self.output_size[0] * self.output_size[1]
-        last = nn.Linear(hidden_channels, 2 * bins)
-        nn.init.zeros_(last.weight)
-        nn.init.zeros_(last.bias)
-        self.offset_branch = nn.Sequential(
-            nn.Linear(in_channels * bins, hidden_channels),
-            nn.ReLU(inplace=True),
-            nn.Linear(hidden_channels, hidden_channels),
-            nn.ReLU(inplace=True),
-            last,
-        )
-
-    def predict_offset(self, input: Tensor, boxes: Tensor | Sequence[Tensor]) -> Tensor:
-        """Normalised offsets (x, y) of every bin, [R, 2, kh, kw]."""
-        pooled = self._pool(input, boxes, None)
-        offset: Tensor = self.offset_branch(pooled.flatten(1))
-        return offset.view(-1, 2, *self.output_size)
-
-    def forward(self, input: Tensor, boxes: Tensor | Sequence[Tensor]) -> Tensor:
-        """Pool [B, C, H, W] to [R, C, kh, kw] with the offsets that `offset_branch` predicts."""
-        return self._pool(input, boxes, self.predict_offset(input, boxes))
-
-    def extra_repr(self) -> str:
-        """The arguments."""
-        return (
-            f"output_size={self.output_size}, spatial_scale={self.spatial_scale:g}, "
-            f"gamma={self.gamma:g}, mode={self.mode}, sampling_ratio={self.sampling_ratio}"
-        )
-
-    def _pool(
-        self, input: Tensor, boxes: Tensor | Sequence[Tensor], offset: Tensor | None
-    ) -> Tensor:
-        return deform_roi_pool(
-            input,
-            boxes,
-            offset,
-            self.output_size,
-            self.spatial_scale,
-            self.gamma,
-            mode=self.mode,
-            sampling_ratio=self.sampling_ratio,
-            backend=self.backend,
-        )
-
-
-class DeformPSRoIPool(nn.Module):
-    """Deformable position-sensitive RoI pooling that learns its offsets by a convolution.
-
-    The convolution `offset_branch` makes offset fields of the size of the map, [B,
-    2*classes*ph*pw, H, W]; pooling them position-sensitively without offsets, in the same mode,
-    gives the normalised offsets of every box. It starts at zero: the module then equals the pooling
-    without offsets. For a learning rate of its own see `DeformRoIPool`.
-
-    Args:
-        output_size: As in `deform_ps_roi_pool`.
-        spatial_scale: As in `deform_ps_roi_pool`.
-        in_channels: Channels of the map that the offsets are predicted from.
-        classes: Classes with offsets of their own; must divide the output channels.
-        kernel_size: Of the convolution, odd.
-        gamma: As in `deform_ps_roi_pool`.
-        group_size: As in `deform_ps_roi_pool`.
-        part_size: As in `deform_ps_roi_pool`.
-        samples_per_part: As in `deform_ps_roi_pool`.
-        mode: As in `deform_ps_roi_pool`.
-
-    Source: Dai et al. 2017, figure 4.
-    """
-
-    def __init__(
-        self,
-        output_size: int | _Pair,
-        spatial_scale: float,
-        in_channels: int,
-        *,
-        classes: int = 1,
-        kernel_size: int = 1,
-        gamma: float = 0.1,
-        group_size: int | _Pair | None = None,
-        part_size: int | _Pair | None = None,
-        samples_per_part: int = 4,
-        mode: Mode = "paper",
-    ) -> None:
-        super().__init__()
-        _check_settings(mode, _PS_MODES, spatial_scale, gamma, 0)
-        check_count(classes, "classes", 1)
-        check_count(samples_per_part, "samples_per_part", 1)
-        check_count(in_channels, "in_channels", 1)
-        check_count(kernel_size, "kernel_size", 1)
-        if kernel_size % 2 == 0:
-            raise ConfigError(
-                f"`kernel_size` is {kernel_size}; expected an odd number, so that the offset "
-                "fields lie where the map lies."
-            )
-        self.output_size = make_pair(output_size, "output_size")
-        self.group_size = _pair_or(self.output_size, group_size, "group_size")
-        self.part_size = _pair_or(self.output_size, part_size, "part_size")
-        self.spatial_scale = spatial_scale
-        self.classes = classes
-        self.gamma = gamma
-        self.samples_per_part = samples_per_part
-        self.mode: Mode = mode
-        self.backend: Backend = "auto"
-        fields = 2 * classes * self.part_size[0] * self.part_size[1]
-        self.offset_branch = nn.Conv2d(in_channels, fields, kernel_size, padding=kernel_size // 2)
-        nn.init.zeros_(self.offset_branch.weight)
-        assert self.offset_branch.bias is not None
-        nn.init.zeros_(self.offset_branch.bias)
-
-    def predict_offset(self, features: Tensor, boxes: Tensor | Sequence[Tensor]) -> Tensor:
-        """Normalised offsets (x, y) of every part, [R, 2*classes, ph, pw]."""
-        fields = self.offset_branch(features)
-        return self._pool(fields, boxes, None, self.part_size, self.part_size)
-
-    def forward(
-        self,
-        input: Tensor,
-        boxes: Tensor | Sequence[Tensor],
-        features: Tensor | None = None,
-    ) -> Tensor:
-        """Pool score maps [B, C_out*gh*gw, H, W] to [R, C_out, kh, kw].
-
-        Args:
-            input: Score maps.
-            boxes: As in `roi_pool`.
-            features: Map that the offsets are predicted from, [B, in_channels, H, W]; in the paper
-                the one that the score maps are made of. None: `input` itself.
-        """
-        features = input if features is None else features
-        if features.shape[2:] != input.shape[2:]:
-            raise ShapeError(
-                f"`features` is {list(features.shape)} and `input` {list(input.shape)}; the boxes "
-                "mean one place in both, so expected the same height and width."
-            )
-        offset = self.predict_offset(features, boxes)
-        return self._pool(input, boxes, offset, self.output_size, self.group_size)
-
-    def extra_repr(self) -> str:
-        """The arguments."""
-        return (
-            f"output_size={self.output_size}, spatial_scale={self.spatial_scale:g}, "
-            f"classes={self.classes}, gamma={self.gamma:g}, group_size={self.group_size}, "
-            f"part_size={self.part_size}, samples_per_part={self.samples_per_part}, "
-            f"mode={self.mode}"
-        )
-
-    def _pool(
-        self,
-        input: Tensor,
-        boxes: Tensor | Sequence[Tensor],
-        offset: Tensor | None,
-        output_size: _Pair,
-        group_size: _Pair,
-    ) -> Tensor:
-        return deform_ps_roi_pool(
-            input,
-            boxes,
-            offset,
-            output_size,
-            self.spatial_scale,
-            self.gamma,
-            group_size=group_size,
-            part_size=self.part_size,
-            samples_per_part=self.samples_per_part,
-            mode=self.mode,
-            backend=self.backend,
-        )
+    size_hw = (input.shape[2], input.shape[3])
+    samples, size = make_samples(mode, regions, output_size, spatial_scale, size_hw, sampling_ratio)
+    shift = None if offset is None else make_shift(offset, size, gamma)
+    run = deform_roi_pool_native if native else deform_roi_pool_reference
+    return run(input, samples, shift, output_size, groups, mode)

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
 
@@ -11,6 +10,7 @@ import torch
 from torch import Tensor
 
 from dcnseg.errors import ShapeError
+from dcnseg.ops.checks import Pair, make_pair
 
 if TYPE_CHECKING:
     from torch import nn
@@ -47,21 +47,22 @@ class OffsetStatistics:
 class TapGrid:
     """A convolution's plain sampling grid; every pair is (vertical, horizontal)."""
 
-    kernel_size: tuple[int, int]
-    stride: tuple[int, int]
-    padding: tuple[int, int]
-    dilation: tuple[int, int]
+    kernel_size: Pair
+    stride: Pair
+    padding: Pair
+    dilation: Pair
 
     @classmethod
     def from_layer(cls, layer: nn.Conv2d | nn.MaxPool2d | nn.AvgPool2d) -> TapGrid:
         """Read the grid of `layer`, with "same" and "valid" padding turned into numbers."""
-        kernel_size, dilation = _pair(layer.kernel_size), _pair(getattr(layer, "dilation", 1))
-        if layer.padding == "same":
+        kernel_size = make_pair(layer.kernel_size, "kernel_size")
+        dilation = make_pair(getattr(layer, "dilation", 1), "dilation")
+        before = layer.padding
+        if before == "same":
             # An odd total puts the extra pixel at the end.
-            before = [d * (k - 1) // 2 for k, d in zip(kernel_size, dilation, strict=True)]
-        else:
-            before = [0, 0] if isinstance(layer.padding, str) else list(_pair(layer.padding))
-        return cls(kernel_size, _pair(layer.stride), _pair(before), dilation)
+            before = tuple(d * (k - 1) // 2 for k, d in zip(kernel_size, dilation, strict=True))
+        padding = make_pair(0 if isinstance(before, str) else before, "padding", 0)
+        return cls(kernel_size, make_pair(layer.stride, "stride"), padding, dilation)
 
     @property
     def num_taps(self) -> int:
@@ -158,8 +159,3 @@ def _percentile_95(length: Tensor) -> float:
     above = float(values.kthvalue(low + 2).values)
     # Not a weighted sum of both: 0 * inf would be NaN.
     return below if above == below else below + (rank - low) * (above - below)
-
-
-def _pair(value: int | Sequence[int]) -> tuple[int, int]:
-    """An int or two ints as a pair."""
-    return (value, value) if isinstance(value, int) else (int(value[0]), int(value[1]))

@@ -12,40 +12,21 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import is_fake
 
 from dcnseg.errors import ConfigError, ShapeError
+from dcnseg.ops.checks import Pair, check_choice, check_device, is_integer, shape_text
 
 Corners: TypeAlias = Literal["torchvision", "rfcn"]
 Mode: TypeAlias = Literal["paper", "mmcv", "mxnet"]
 
+CORNERS: tuple[Corners, ...] = ("torchvision", "rfcn")
+MODES: tuple[Mode, ...] = ("paper", "mmcv", "mxnet")
+PS_MODES: tuple[Mode, ...] = ("paper", "mxnet")
+SAMPLES_PER_PART = 4  # the default of `deform_ps_roi_pool`
+
 _DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
 _MOST_PIXELS = 2**31 - 1  # the numbers of pixels are int32
 _MOST_SCALE = 2.0**100  # beyond it float32 is infinite
-_MOST_COUNT = 2**16
+_MOST_SAMPLES = 2**16  # of a bin along an axis
 _NUMBERS = (int, float, np.integer, np.floating, torch.SymInt, torch.SymFloat)
-
-
-def make_pair(value: int | tuple[int, int], name: str) -> tuple[int, int]:
-    """(height, width), each at least 1.
-
-    Raises:
-        ShapeError: `value` is not one or two integers of at least 1.
-    """
-    pair = tuple(value) if isinstance(value, (tuple, list)) else (value, value)
-    if len(pair) != 2 or not all(_is_integer(n) and n >= 1 for n in pair):
-        raise ShapeError(f"`{name}` is {value!r}; expected one or two integers of at least 1.")
-    height, width = (n if isinstance(n, torch.SymInt) else int(n) for n in pair)
-    return height, width
-
-
-def _is_integer(value: object) -> bool:
-    """NumPy's integers, and the sizes of a graph that is being exported, are integers, too."""
-    return isinstance(value, (int, np.integer, torch.SymInt)) and not isinstance(value, bool)
-
-
-def check_choice(value: str, name: str, choices: Sequence[str]) -> None:
-    """Raise a ConfigError unless `value` is one of the choices."""
-    if value not in choices:
-        *others, last = (f'"{choice}"' for choice in choices)
-        raise ConfigError(f"`{name}` is {value!r}; expected {', '.join(others)} or {last}.")
 
 
 def check_numbers(spatial_scale: float, gamma: float = 0.0) -> None:
@@ -62,12 +43,42 @@ def check_numbers(spatial_scale: float, gamma: float = 0.0) -> None:
         raise ConfigError(f"`gamma` is {gamma}; expected a finite number, such as 0.1.")
 
 
-def check_count(value: int, name: str, least: int) -> None:
-    """Raise a ConfigError unless `value` is an integer from `least` to 65536."""
-    if not _is_integer(value) or not least <= value <= _MOST_COUNT:
+def check_count(value: int, name: str, least: int = 1, most: int | None = None) -> None:
+    """Raise a ConfigError unless `value` is an integer from `least` to `most`."""
+    if not is_integer(value) or value < least or (most is not None and value > most):
+        expected = f"of at least {least}" if most is None else f"from {least} to {most}"
+        raise ConfigError(f"`{name}` is {value!r}; expected an integer {expected}.")
+
+
+def check_deformable(
+    mode: str, modes: Sequence[str], spatial_scale: float, gamma: float, sampling_ratio: int = 0
+) -> None:
+    """Raise a ConfigError unless the settings are in their ranges and fit the mode."""
+    check_choice(mode, "mode", modes)
+    check_numbers(spatial_scale, gamma)
+    check_count(sampling_ratio, "sampling_ratio", 0, _MOST_SAMPLES)
+    if mode == "paper" and sampling_ratio:
         raise ConfigError(
-            f"`{name}` is {value!r}; expected an integer from {least} to {_MOST_COUNT}."
+            f'`sampling_ratio` is {sampling_ratio}; the mode "paper" samples every pixel and takes '
+            '0 alone. Choose the mode "mmcv" or "mxnet".'
         )
+
+
+def ratio_of_parts(mode: str, samples_per_part: int) -> int:
+    """The sampling ratio that `samples_per_part` stands for in this mode.
+
+    Raises:
+        ConfigError: It is out of its range, or other than the default where the mode is "paper".
+    """
+    check_count(samples_per_part, "samples_per_part", 1, _MOST_SAMPLES)
+    if mode != "paper":
+        return samples_per_part
+    if samples_per_part != SAMPLES_PER_PART:
+        raise ConfigError(
+            f'`samples_per_part` is {samples_per_part}; the mode "paper" samples every pixel and '
+            f'takes the default, {SAMPLES_PER_PART}, alone. Choose the mode "mxnet".'
+        )
+    return 0
 
 
 def check_regions(input: Tensor, boxes: Tensor | Sequence[Tensor]) -> None:
@@ -79,7 +90,7 @@ def check_regions(input: Tensor, boxes: Tensor | Sequence[Tensor]) -> None:
     _check_floating(input, "input", input)
     if input.dim() != 4:
         raise ShapeError(
-            f"`input` has {input.dim()} dimensions, {_shape(input)}; expected 4, [B, C, H, W]."
+            f"`input` has {input.dim()} dimensions, {shape_text(input)}; expected 4, [B, C, H, W]."
         )
     height, width = input.shape[2:]
     if not 1 <= height * width <= _MOST_PIXELS:
@@ -90,8 +101,8 @@ def check_regions(input: Tensor, boxes: Tensor | Sequence[Tensor]) -> None:
         _check_floating(boxes, "boxes", input)
         if boxes.dim() != 2 or boxes.shape[1] != 5:
             raise ShapeError(
-                f"`boxes` is {_shape(boxes)}; expected [R, 5] with columns batch index, x1, y1, "
-                "x2, y2, or a list with one [Ri, 4] tensor per image."
+                f"`boxes` is {shape_text(boxes)}; expected [R, 5] with columns batch index, x1, "
+                "y1, x2, y2, or a list with one [Ri, 4] tensor per image."
             )
         if not _is_unreadable(boxes):
             _check_batch_indices(boxes[:, 0], input.shape[0])
@@ -110,19 +121,26 @@ def check_regions(input: Tensor, boxes: Tensor | Sequence[Tensor]) -> None:
         _check_floating(each, f"boxes[{i}]", input)
         if each.dim() != 2 or each.shape[1] != 4:
             raise ShapeError(
-                f"`boxes[{i}]` is {_shape(each)}; expected [R, 4] with columns x1, y1, x2, y2."
+                f"`boxes[{i}]` is {shape_text(each)}; expected [R, 4] with columns x1, y1, x2, y2."
             )
 
 
 def check_offset(
-    offset: Tensor, input: Tensor, regions: int, part_size: tuple[int, int], out_channels: int
+    offset: Tensor | None,
+    input: Tensor,
+    boxes: Tensor | Sequence[Tensor],
+    part_size: Pair,
+    out_channels: int,
 ) -> None:
-    """[R, 2*classes, ph, pw]; the classes divide the output channels."""
+    """[R, 2*classes, ph, pw] or None; the classes divide the output channels."""
+    if offset is None:
+        return
     _check_floating(offset, "offset", input)
+    regions = boxes.shape[0] if isinstance(boxes, Tensor) else sum(each.shape[0] for each in boxes)
     channels = offset.shape[1] if offset.dim() == 4 else 0
     if offset.dim() != 4 or (offset.shape[0], *offset.shape[2:]) != (regions, *part_size):
         raise ShapeError(
-            f"`offset` is {_shape(offset)}; {regions} boxes with {part_size[0]}x{part_size[1]} "
+            f"`offset` is {shape_text(offset)}; {regions} boxes with {part_size[0]}x{part_size[1]} "
             f"parts need [{regions}, 2*classes, {part_size[0]}, {part_size[1]}]."
         )
     classes = channels // 2
@@ -133,7 +151,7 @@ def check_offset(
         )
 
 
-def check_groups(input: Tensor, group_size: tuple[int, int], name: str) -> int:
+def check_groups(input: Tensor, group_size: Pair, name: str) -> int:
     """Channels of the output; a ShapeError unless the groups divide those of the input."""
     groups = group_size[0] * group_size[1]
     if input.shape[1] % groups:
@@ -152,11 +170,7 @@ def _check_floating(tensor: Tensor, name: str, input: Tensor) -> None:
         raise ShapeError(
             f"`{name}` is {tensor.dtype}; expected float64, float32, bfloat16 or float16."
         )
-    if tensor.device != input.device:
-        raise ShapeError(
-            f"`{name}` is on {tensor.device} and `input` on {input.device}; "
-            "move them to one device."
-        )
+    check_device(tensor, name, input)
 
 
 def _is_unreadable(tensor: Tensor) -> bool:
@@ -176,7 +190,3 @@ def _check_batch_indices(index: Tensor, batch: int) -> None:
         f"`boxes[{number}]` has the batch index {float(index[number]):g}; `input` has {batch} "
         f"images, so expected {expected}. Columns are batch index, x1, y1, x2, y2."
     )
-
-
-def _shape(tensor: Tensor) -> str:
-    return str(list(tensor.shape))

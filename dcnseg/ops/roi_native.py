@@ -1,7 +1,7 @@
 """The native RoI operators as torch sees them: their calls, their shapes, their derivatives.
 
 Entry points: `roi_pool_native`, `roi_avg_pool_native`, `deform_roi_pool_native`, with the arguments
-of their namesakes in `dcnseg.ops.roi_reference`. The schemas stand in cuda_ops/cpu/ops_cpu.cpp.
+of their namesakes ending in _reference. The schemas stand in cuda_ops/cpu/ops_cpu.cpp.
 """
 
 from __future__ import annotations
@@ -14,13 +14,11 @@ from torch import Tensor
 
 from dcnseg.errors import NativeOpsError
 from dcnseg.ops._native import missing_reason
+from dcnseg.ops.deform_roi_reference import deform_roi_pool_reference
+from dcnseg.ops.layout import dense, is_channels_last, memory_format
 from dcnseg.ops.roi_checks import Mode
 from dcnseg.ops.roi_geometry import locate_regions, make_bins, make_samples, make_shift
-from dcnseg.ops.roi_reference import (
-    deform_roi_pool_reference,
-    roi_avg_pool_reference,
-    roi_pool_reference,
-)
+from dcnseg.ops.roi_reference import roi_avg_pool_reference, roi_pool_reference
 from dcnseg.ops.self_test import SmallCase, run_self_test
 
 _BORDERS = {"paper": 0, "mmcv": 1, "mxnet": 2}  # `Border` in cuda_ops/include/bilinear.h
@@ -28,21 +26,21 @@ _BORDERS = {"paper": 0, "mmcv": 1, "mxnet": 2}  # `Border` in cuda_ops/include/b
 
 def roi_pool_native(input: Tensor, bins: Tensor, output_size: tuple[int, int]) -> Tensor:
     """Largest value of every bin; see `roi_pool_reference`."""
-    dense = _dense(input)
+    pixels = dense(input)
     output: Tensor
-    output, _ = torch.ops.dcnseg.roi_pool(dense, bins, *output_size, _is_channels_last(dense))
-    return output.to(input.dtype)
+    output, _ = torch.ops.dcnseg.roi_pool(pixels, bins, *output_size, is_channels_last(pixels))
+    return output
 
 
 def roi_avg_pool_native(
     input: Tensor, bins: Tensor, output_size: tuple[int, int], group_size: tuple[int, int] = (1, 1)
 ) -> Tensor:
     """Mean of every bin; see `roi_avg_pool_reference`."""
-    dense = _dense(input)
+    pixels = dense(input)
     output: Tensor = torch.ops.dcnseg.roi_avg_pool(
-        dense, bins, *output_size, *group_size, _is_channels_last(dense)
+        pixels, bins, *output_size, *group_size, is_channels_last(pixels)
     )
-    return output.to(input.dtype)
+    return output
 
 
 def deform_roi_pool_native(
@@ -54,30 +52,12 @@ def deform_roi_pool_native(
     mode: Mode,
 ) -> Tensor:
     """Mean of displaced bilinear samples; see `deform_roi_pool_reference`."""
-    dense = _dense(input)
+    pixels = dense(input)
     shift = samples.new_empty(0) if shift is None else shift.contiguous()
     output: Tensor = torch.ops.dcnseg.deform_roi_pool(
-        dense, samples, shift, *output_size, *group_size, _BORDERS[mode], _is_channels_last(dense)
+        pixels, samples, shift, *output_size, *group_size, _BORDERS[mode], is_channels_last(pixels)
     )
-    return output.to(input.dtype)
-
-
-def _dense(input: Tensor) -> Tensor:
-    """Contiguous or channels-last, as the kernels need it; float16 on the CPU as float32."""
-    if input.dtype == torch.float16 and not input.is_cuda:
-        input = input.float()
-    if input.is_contiguous(memory_format=torch.channels_last):
-        return input
-    return input.contiguous()
-
-
-def _is_channels_last(dense: Tensor) -> bool:
-    """Whether the output is to be channels-last."""
-    return not dense.is_contiguous()
-
-
-def _memory_format(channels_last: bool) -> torch.memory_format:
-    return torch.channels_last if channels_last else torch.contiguous_format
+    return output
 
 
 def _empty_output(
@@ -91,7 +71,7 @@ def _empty_output(
         (bins.shape[0], channels, kh, kw),
         dtype=input.dtype,
         device=input.device,
-        memory_format=_memory_format(channels_last),
+        memory_format=memory_format(channels_last),
     )
 
 
@@ -146,7 +126,7 @@ def _grad_for_kernel(ctx: Any, grad: Tensor) -> Tensor:
     """CUDA kernels read the gradient in the layout of the output; the CPU's take any strides."""
     if not grad.is_cuda:
         return grad
-    return grad.contiguous(memory_format=_memory_format(ctx.channels_last))
+    return grad.contiguous(memory_format=memory_format(ctx.channels_last))
 
 
 def _roi_pool_backward(

@@ -1,4 +1,4 @@
-"""Pooling of regions of interest (RoIs): `roi_pool`, `roi_avg_pool`, `ps_roi_pool`, their modules.
+"""Pooling of regions of interest (RoIs): `roi_pool`, `roi_avg_pool`, `ps_roi_pool`.
 
 Sources: Girshick 2015, "Fast R-CNN", section 2.1; Dai et al. 2017, "Deformable Convolutional
 Networks", eq. 5; Dai et al. 2016, "R-FCN", eq. 1.
@@ -7,19 +7,12 @@ Networks", eq. 5; Dai et al. 2016, "R-FCN", eq. 1.
 from __future__ import annotations
 
 from collections.abc import Sequence
-from typing import TypeAlias
 
-from torch import Tensor, nn
+from torch import Tensor
 
 from dcnseg.ops.backend import Backend, takes_native
-from dcnseg.ops.roi_checks import (
-    Corners,
-    check_choice,
-    check_groups,
-    check_numbers,
-    check_regions,
-    make_pair,
-)
+from dcnseg.ops.checks import Pair, check_choice, make_pair
+from dcnseg.ops.roi_checks import CORNERS, Corners, check_groups, check_numbers, check_regions
 from dcnseg.ops.roi_geometry import locate_regions, make_bins
 from dcnseg.ops.roi_native import (
     roi_avg_pool_native,
@@ -29,13 +22,11 @@ from dcnseg.ops.roi_native import (
 )
 from dcnseg.ops.roi_reference import roi_avg_pool_reference, roi_pool_reference
 
-_Pair: TypeAlias = tuple[int, int]
-
 
 def roi_pool(
     input: Tensor,
     boxes: Tensor | Sequence[Tensor],
-    output_size: int | _Pair,
+    output_size: int | Pair,
     spatial_scale: float = 1.0,
     *,
     backend: Backend = "auto",
@@ -81,7 +72,7 @@ def roi_pool(
 def roi_avg_pool(
     input: Tensor,
     boxes: Tensor | Sequence[Tensor],
-    output_size: int | _Pair,
+    output_size: int | Pair,
     spatial_scale: float = 1.0,
     *,
     backend: Backend = "auto",
@@ -117,7 +108,7 @@ def roi_avg_pool(
 def ps_roi_pool(
     input: Tensor,
     boxes: Tensor | Sequence[Tensor],
-    output_size: int | _Pair,
+    output_size: int | Pair,
     spatial_scale: float = 1.0,
     *,
     corners: Corners = "torchvision",
@@ -150,7 +141,7 @@ def ps_roi_pool(
 
     Source: Dai et al. 2016, "R-FCN", eq. 1.
     """
-    check_choice(corners, "corners", ("torchvision", "rfcn"))
+    check_choice(corners, "corners", CORNERS)
     bins, output_size = _check_and_lay_out(input, boxes, output_size, spatial_scale, corners)
     check_groups(input, output_size, "output_size")
     native = takes_native("ps_roi_pool", backend, (input,), roi_avg_pool_self_test)
@@ -161,10 +152,10 @@ def ps_roi_pool(
 def _check_and_lay_out(
     input: Tensor,
     boxes: Tensor | Sequence[Tensor],
-    output_size: int | _Pair,
+    output_size: int | Pair,
     spatial_scale: float,
     corners: Corners | None = None,
-) -> tuple[Tensor, _Pair]:
+) -> tuple[Tensor, Pair]:
     """Check what all operators here share; the bins of all boxes, and the pair (kh, kw)."""
     pair = make_pair(output_size, "output_size")
     check_numbers(spatial_scale)
@@ -172,80 +163,3 @@ def _check_and_lay_out(
     regions = locate_regions(boxes, input)
     size_hw = (input.shape[2], input.shape[3])
     return make_bins(regions, pair, spatial_scale, size_hw, corners), pair
-
-
-class RoIPool(nn.Module):
-    """`roi_pool` as a module.
-
-    Args:
-        output_size: As in `roi_pool`.
-        spatial_scale: As in `roi_pool`.
-    """
-
-    def __init__(self, output_size: int | _Pair, spatial_scale: float = 1.0) -> None:
-        super().__init__()
-        check_numbers(spatial_scale)
-        self.output_size = make_pair(output_size, "output_size")
-        self.spatial_scale = spatial_scale
-        self.backend: Backend = "auto"
-
-    def forward(self, input: Tensor, boxes: Tensor | Sequence[Tensor]) -> Tensor:
-        """Pool [B, C, H, W] to [R, C, kh, kw]."""
-        return roi_pool(input, boxes, self.output_size, self.spatial_scale, backend=self.backend)
-
-    def extra_repr(self) -> str:
-        """The arguments."""
-        return f"output_size={self.output_size}, spatial_scale={self.spatial_scale:g}"
-
-
-class RoIAvgPool(RoIPool):
-    """`roi_avg_pool` as a module; arguments as in `RoIPool`."""
-
-    def forward(self, input: Tensor, boxes: Tensor | Sequence[Tensor]) -> Tensor:
-        """Pool [B, C, H, W] to [R, C, kh, kw]."""
-        return roi_avg_pool(
-            input, boxes, self.output_size, self.spatial_scale, backend=self.backend
-        )
-
-
-class PSRoIPool(nn.Module):
-    """`ps_roi_pool` as a module.
-
-    Args:
-        output_size: As in `roi_pool`.
-        spatial_scale: As in `roi_pool`.
-        corners: As in `ps_roi_pool`.
-    """
-
-    def __init__(
-        self,
-        output_size: int | _Pair,
-        spatial_scale: float = 1.0,
-        *,
-        corners: Corners = "torchvision",
-    ) -> None:
-        super().__init__()
-        check_numbers(spatial_scale)
-        check_choice(corners, "corners", ("torchvision", "rfcn"))
-        self.output_size = make_pair(output_size, "output_size")
-        self.spatial_scale = spatial_scale
-        self.corners: Corners = corners
-        self.backend: Backend = "auto"
-
-    def forward(self, input: Tensor, boxes: Tensor | Sequence[Tensor]) -> Tensor:
-        """Pool [B, C_out*kh*kw, H, W] to [R, C_out, kh, kw]."""
-        return ps_roi_pool(
-            input,
-            boxes,
-            self.output_size,
-            self.spatial_scale,
-            corners=self.corners,
-            backend=self.backend,
-        )
-
-    def extra_repr(self) -> str:
-        """The arguments."""
-        return (
-            f"output_size={self.output_size}, spatial_scale={self.spatial_scale:g}, "
-            f"corners={self.corners}"
-        )

@@ -6,6 +6,7 @@ import torch
 from dcnseg.config import ModelConfig
 from dcnseg.engine.optim import build_optimizer, build_schedule, parameter_groups
 from dcnseg.models.segmenter import build_segmenter
+from dcnseg.ops import DeformPSRoIPool, DeformRoIPool
 
 
 def test_offset_branches_have_their_own_rate() -> None:
@@ -18,6 +19,21 @@ def test_offset_branches_have_their_own_rate() -> None:
         is_offset = ".conv_offset." in name
         assert rate[id(parameter)] == pytest.approx(0.05 if is_offset else 0.5), name
         assert decay[id(parameter)] == (1e-3 if parameter.dim() > 1 else 0), name
+
+
+def test_offset_branches_of_the_roi_poolings_have_the_rate_of_offsets() -> None:
+    parts = {
+        "plain": torch.nn.Linear(2, 2),
+        "pool": DeformRoIPool(1, 1.0, 1, hidden_channels=2),
+        "sensitive": DeformPSRoIPool(1, 1.0, 1),
+    }
+    # A layer may be the whole model: no dot stands before the name of its branch then.
+    for model in (torch.nn.ModuleDict(parts), *parts.values()):
+        groups = parameter_groups(model, lr=1.0, offset_lr_scale=0.1, weight_decay=0)
+        rate = {id(p): g["lr"] for g in groups for p in g["params"]}  # type: ignore[attr-defined]
+        for name, parameter in model.named_parameters():
+            is_offset = "offset_branch" in name
+            assert rate[id(parameter)] == pytest.approx(0.1 if is_offset else 1.0), name
 
 
 @pytest.mark.parametrize("name", ["sgd", "adamw"])

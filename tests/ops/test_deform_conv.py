@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass, replace
-from typing import Literal, TypeAlias
 
 import pytest
 import torch
@@ -15,18 +14,8 @@ from torch import Tensor
 from dcnseg.errors import ConfigError, NativeOpsError
 from dcnseg.ops import deform_conv2d
 from dcnseg.ops._native import missing_reason
+from dcnseg.ops.backend import Backend
 from dcnseg.ops.deform_conv_checks import Border
-
-Backend: TypeAlias = Literal["native", "reference"]
-BACKENDS = [
-    pytest.param(
-        "native",
-        marks=pytest.mark.skipif(
-            missing_reason("cpu") is not None, reason=f"no native code: {missing_reason('cpu')}"
-        ),
-    ),
-    "reference",
-]
 
 
 @dataclass(frozen=True)
@@ -178,7 +167,6 @@ def loop_oracle(arguments: Arguments) -> Tensor:
     return output
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize(
     "case",
     [
@@ -197,7 +185,6 @@ def test_equals_formula_written_as_loops(case: Case, backend: Backend) -> None:
         )
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("case", CASES)
 def test_equals_torchvision_values_and_gradients(case: Case, backend: Backend) -> None:
     arguments = make_arguments(case)
@@ -222,7 +209,6 @@ def test_equals_torchvision_values_and_gradients(case: Case, backend: Backend) -
         torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-10)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize(
     "case",
     [
@@ -243,7 +229,6 @@ def test_gradcheck(case: Case, backend: Backend) -> None:
     assert torch.autograd.gradcheck(convolve, arguments.tensors)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
 def test_derivative_at_integer_positions_is_the_right_one(backend: Backend) -> None:
     arguments = make_arguments(Case(batch=1, channels=3, out_channels=2))
     exact = replace(arguments, offset=torch.zeros_like(arguments.offset).requires_grad_())
@@ -276,7 +261,6 @@ cases = st.builds(
 few = settings(max_examples=25, deadline=None, derandomize=True)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
 @few
 @given(case=cases)
 def test_zero_offset_and_unit_mask_is_the_plain_convolution(backend: Backend, case: Case) -> None:
@@ -292,7 +276,6 @@ def test_zero_offset_and_unit_mask_is_the_plain_convolution(backend: Backend, ca
     torch.testing.assert_close(plain.convolve(backend), expected, rtol=0, atol=1e-10)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
 @few
 @given(case=cases, dy=st.integers(-2, 2), dx=st.integers(-2, 2))
 def test_integer_offset_is_a_shift(backend: Backend, case: Case, dy: int, dx: int) -> None:
@@ -313,7 +296,6 @@ def test_integer_offset_is_a_shift(backend: Backend, case: Case, dy: int, dx: in
     torch.testing.assert_close(moved.convolve(backend), expected, rtol=0, atol=1e-10)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
 @few
 @given(case=cases, factor=st.floats(-3, 3))
 def test_linear_in_mask(backend: Backend, case: Case, factor: float) -> None:
@@ -325,7 +307,6 @@ def test_linear_in_mask(backend: Backend, case: Case, factor: float) -> None:
     torch.testing.assert_close(both, apart, rtol=0, atol=1e-10)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
 @few
 @given(case=cases, far=st.sampled_from([30.0, -30.0, 1e9, -1e30]))
 def test_all_samples_outside_give_the_bias_only(backend: Backend, case: Case, far: float) -> None:
@@ -339,7 +320,6 @@ def test_all_samples_outside_give_the_bias_only(backend: Backend, case: Case, fa
     assert all(not gradient.any() for gradient in gradients)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
 def test_fades_over_the_last_pixel(backend: Backend) -> None:
     ones, weight = torch.ones(1, 1, 3, 3), torch.ones(1, 1, 1, 1)
     for y, expected in ((-0.25, 0.75), (-1.0, 0.0), (2.25, 0.75), (2.0, 1.0), (3.0, 0.0)):
@@ -349,7 +329,6 @@ def test_fades_over_the_last_pixel(backend: Backend) -> None:
         torch.testing.assert_close(output, torch.full_like(output, expected))
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
 @pytest.mark.parametrize("axis", [0, 1])
 def test_bad_offset_gives_nan_there_and_only_there(backend: Backend, bad: float, axis: int) -> None:
@@ -368,7 +347,6 @@ def test_bad_offset_gives_nan_there_and_only_there(backend: Backend, bad: float,
     assert in_grad.isfinite().all()  # the sample lies nowhere, so no pixel gets its gradient
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
 @few
 @given(
     case=cases,
@@ -388,7 +366,6 @@ def test_no_value_crashes(backend: Backend, case: Case, values: list[float], nam
     torch.autograd.grad(broken.convolve(backend).sum(), broken.tensors)
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
 def test_empty_batch(backend: Backend) -> None:
     arguments = make_arguments(Case(batch=0))
     output = arguments.convolve(backend)
@@ -403,7 +380,6 @@ def test_empty_batch(backend: Backend) -> None:
 BIG = Case(channels=20, out_channels=24, size_hw=(9, 11))
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
 def test_error_is_at_most_twice_that_of_pytorch_in_the_same_dtype(
     backend: Backend, dtype: torch.dtype
@@ -431,7 +407,6 @@ def test_error_is_at_most_twice_that_of_pytorch_in_the_same_dtype(
         assert error <= allowed, name
 
 
-@pytest.mark.parametrize("backend", BACKENDS)
 def test_autocast_takes_mixed_inputs_and_keeps_positions_exact(backend: Backend) -> None:
     arguments = make_arguments(BIG, torch.float32)
     with torch.autocast("cpu", torch.bfloat16):

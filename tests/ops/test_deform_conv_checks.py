@@ -3,6 +3,7 @@ from __future__ import annotations
 import re
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 
@@ -21,6 +22,7 @@ GOOD: dict[str, Any] = {
 
 def test_good_arguments_pass() -> None:
     assert deform_conv2d(**GOOD).shape == (2, 6, 6, 7)
+    assert deform_conv2d(**GOOD | {"padding": [1, np.int64(1)]}).shape == (2, 6, 6, 7)
 
 
 @pytest.mark.parametrize(
@@ -88,6 +90,8 @@ def test_good_arguments_pass() -> None:
             "padding (1, 1) and dilation (1, 1) needs [2, 18, 6, 7].",
         ),
         ({"bias": torch.zeros(4)}, "`bias` has 4 elements; `weight` has 6 output channels."),
+        ({"stride": True}, "`stride` is True; expected one or two integers of at least 1."),
+        ({"padding": "same"}, "`padding` is 'same'; expected one or two integers of at least 0."),
         ({"stride": 0}, "`stride` is 0; expected one or two integers of at least 1."),
         ({"padding": (1, -1)}, "`padding` is (1, -1); expected one or two integers of at least 0."),
         ({"dilation": (1, 2, 3)}, "`dilation` is (1, 2, 3); expected one or two integers of at"),

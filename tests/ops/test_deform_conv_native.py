@@ -11,11 +11,9 @@ from torch.autograd import forward_ad
 
 from dcnseg.errors import NativeOpsError
 from dcnseg.ops import DeformConv2d, deform_conv2d, deform_conv_native
-from dcnseg.ops._native import missing_reason
+from tests.ops.marks import NEEDS_NATIVE
 
-pytestmark = pytest.mark.skipif(
-    missing_reason("cpu") is not None, reason=f"no native code: {missing_reason('cpu')}"
-)
+pytestmark = NEEDS_NATIVE
 
 
 def make_tensors(

@@ -208,6 +208,12 @@ def test_message_about_position_sensitive_channels() -> None:
             {"samples_per_part": 0},
             "`samples_per_part` is 0; expected an integer from 1 to 65536.",
         ),
+        (
+            deform_ps_roi_pool,
+            {"samples_per_part": 2},
+            '`samples_per_part` is 2; the mode "paper" samples every pixel and takes the default, '
+            '4, alone. Choose the mode "mxnet".',
+        ),
     ],
 )
 def test_setting_out_of_range(pool: Any, changes: dict[str, Any], message: str) -> None:

@@ -155,10 +155,20 @@ def test_settings_are_checked_when_a_module_is_made() -> None:
         RoIAvgPool(1, -1)
     with pytest.raises(ConfigError, match="`classes` is 0"):
         DeformPSRoIPool(1, 1.0, 1, classes=0)
-    with pytest.raises(ConfigError, match="`kernel_size` is 0; expected an integer from 1"):
+    with pytest.raises(ConfigError, match="`kernel_size` is 0; expected an integer of at least 1"):
         DeformPSRoIPool(1, 1.0, 1, kernel_size=0)
+    expected = "expected an integer of at least 1"
     for make in (DeformRoIPool, DeformPSRoIPool):
-        with pytest.raises(ConfigError, match="`in_channels` is 0; expected an integer from 1"):
+        with pytest.raises(ConfigError, match=f"`in_channels` is 0; {expected}"):
             make(1, 1.0, 0)
-    with pytest.raises(ConfigError, match=r"`hidden_channels` is 1\.5; expected an integer from 1"):
+    with pytest.raises(ConfigError, match=rf"`hidden_channels` is 1\.5; {expected}"):
         DeformRoIPool(1, 1.0, 1, hidden_channels=1.5)  # type: ignore[arg-type]
+    with pytest.raises(ConfigError, match='`samples_per_part` is 2; the mode "paper" samples'):
+        DeformPSRoIPool(1, 1.0, 1, samples_per_part=2)
+
+
+def test_channels_have_no_upper_bound() -> None:
+    many = 2**16 + 1
+    first = DeformRoIPool(1, 1.0, many, hidden_channels=1).offset_branch[0]
+    assert first.in_features == many
+    assert DeformPSRoIPool(1, 1.0, 1, classes=many).offset_branch.out_channels == 2 * many

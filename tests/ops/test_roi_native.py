@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from typing import Any, Literal, TypeAlias
+from typing import Any, TypeAlias
 
 import pytest
 import torch
@@ -18,14 +18,12 @@ from dcnseg.ops import (
     roi_native,
     roi_pool,
 )
-from dcnseg.ops._native import missing_reason
+from dcnseg.ops.backend import Backend
 from dcnseg.ops.roi_geometry import locate_regions, make_bins, make_samples
+from tests.ops.marks import NEEDS_NATIVE
 
-pytestmark = pytest.mark.skipif(
-    missing_reason("cpu") is not None, reason=f"no native code: {missing_reason('cpu')}"
-)
+pytestmark = NEEDS_NATIVE
 
-Backend: TypeAlias = Literal["auto", "native", "reference"]
 Call: TypeAlias = Callable[[Tensor, Tensor, Tensor, Backend], Tensor]
 
 # Every operator and mode on [2, 8 * channels, 9, 11] at a scale of 0.5, with bins of 2x4 and

@@ -4,7 +4,14 @@ import pytest
 import torch
 from torch import Tensor
 
-from dcnseg.ops import deform_ps_roi_pool, deform_roi_pool, roi_avg_pool, roi_pool, roi_reference
+from dcnseg.ops import (
+    deform_ps_roi_pool,
+    deform_roi_pool,
+    roi_avg_pool,
+    roi_gather,
+    roi_pool,
+    roi_reference,
+)
 from dcnseg.ops.roi_checks import Mode
 
 BOXES = torch.tensor(
@@ -32,7 +39,7 @@ def test_chunks_change_nothing(monkeypatch: pytest.MonkeyPatch, mode: Mode, elem
         return [*outputs, *torch.autograd.grad(total, (input, offset))]
 
     expected = run()
-    monkeypatch.setattr(roi_reference, "_CHUNK_ELEMENTS", elements)
+    monkeypatch.setattr(roi_gather, "_CHUNK_ELEMENTS", elements)
     for ours, theirs in zip(run(), expected, strict=True):
         torch.testing.assert_close(ours, theirs, rtol=0, atol=1e-12)
 
@@ -40,39 +47,39 @@ def test_chunks_change_nothing(monkeypatch: pytest.MonkeyPatch, mode: Mode, elem
 def test_chunks_gather_no_more_than_allowed() -> None:
     rows = torch.tensor([[3, 4], [1, 1], [9, 2], [0, 0], [2, 2]])
     columns = torch.tensor([[2, 2], [5, 1], [9, 9], [0, 0], [2, 1]])
-    allowed = roi_reference._CHUNK_ELEMENTS
-    chunks = list(roi_reference._chunks(rows, columns, allowed // 50))
+    allowed = roi_gather._CHUNK_ELEMENTS
+    chunks = list(roi_gather._chunks(rows, columns, allowed // 50))
     assert chunks == [(0, 2), (2, 3), (3, 5)]  # 2*4*5 = 40; 9*9, alone; 2*2*2
-    assert list(roi_reference._chunks(rows[:0], columns[:0], 1)) == [(0, 0)]
+    assert list(roi_gather._chunks(rows[:0], columns[:0], 1)) == [(0, 0)]
 
 
 def test_memory_of_the_forward_is_bounded(monkeypatch: pytest.MonkeyPatch) -> None:
     """A thousand boxes that would take 200 MB at once."""
-    monkeypatch.setattr(roi_reference, "_CHUNK_ELEMENTS", 1 << 16)
+    monkeypatch.setattr(roi_gather, "_CHUNK_ELEMENTS", 1 << 16)
     sizes: list[int] = []
-    gather = roi_reference._gather
+    gather = roi_gather.gather
 
     def watched(*arguments: object) -> Tensor:
         values = gather(*arguments)  # type: ignore[arg-type]
         sizes.append(values.numel())
         return values
 
-    monkeypatch.setattr(roi_reference, "_gather", watched)
+    monkeypatch.setattr(roi_reference, "gather", watched)
     boxes = torch.tensor([0.0, 0, 0, 15, 15]).expand(1000, 5)
     output = roi_avg_pool(torch.ones(1, 64, 16, 16), boxes, 2, backend="reference")
     assert (output == 1).all()
     assert max(sizes) <= 1 << 16
 
 
-@pytest.mark.parametrize("mode", ["paper", "mxnet"])
-def test_has_a_second_derivative(mode: Mode) -> None:
+@pytest.mark.parametrize(("mode", "samples"), [("paper", 4), ("mxnet", 2)])
+def test_has_a_second_derivative(mode: Mode, samples: int) -> None:
     input = torch.randn(1, 2, 4, 4, dtype=torch.float64).requires_grad_()
     offset = torch.randn(2, 2, 1, 2, dtype=torch.float64, requires_grad=True)
     boxes = torch.tensor([[0, 0.0, 1, 3, 3], [0, -1, 0, 1, 9]], dtype=torch.float64)
 
     def run(input: Tensor, offset: Tensor) -> Tensor:
         return deform_ps_roi_pool(
-            input, boxes, offset, (1, 2), mode=mode, samples_per_part=2, backend="reference"
+            input, boxes, offset, (1, 2), mode=mode, samples_per_part=samples, backend="reference"
         )
 
     assert torch.autograd.gradgradcheck(run, (input, offset))

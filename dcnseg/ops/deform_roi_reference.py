@@ -1,0 +1,203 @@
+"""Deformable RoI pooling in plain PyTorch: its definition, the fallback, an oracle of the tests.
+
+It takes bilinear samples of the bins that `dcnseg.ops.roi_geometry` lays out. torch.compile and
+CUDA graphs as in `dcnseg.ops.roi_reference`; shape letters as in `dcnseg.ops.roi_gather`.
+"""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import torch
+from torch import Tensor
+
+from dcnseg.ops.roi_checks import Mode
+from dcnseg.ops.roi_gather import Groups, as_input, gather, in_chunks, nan_for_bad, pixel_table
+
+_MOST_SAMPLES = 2**53  # of a bin along an axis; as in cuda_ops/include/roi_samples.h
+
+
+def deform_roi_pool_reference(
+    input: Tensor,
+    samples: Tensor,
+    shift: Tensor | None,
+    output_size: tuple[int, int],
+    group_size: tuple[int, int],
+    mode: Mode,
+) -> Tensor:
+    """Mean of displaced bilinear samples; see `dcnseg.ops.deform_roi_pool`.
+
+    Args:
+        input: [B, C_out*gh*gw, H, W].
+        samples: [R, 1 + 3*kh + 3*kw] of `make_samples`.
+        shift: Displacements in pixels, (x, y) interleaved, [R, 2*S, ph, pw].
+        output_size: Bins (kh, kw).
+        group_size: As in `roi_avg_pool_reference`.
+        mode: What lies at the edge of the map, and by what the sums are divided.
+
+    Returns:
+        [R, C_out, kh, kw] in the dtype and memory format of `input`.
+    """
+    classes = 1 if shift is None else shift.shape[1] // 2
+    groups = Groups(input, classes, output_size, group_size)
+    table = pixel_table(input, groups)
+    lines = _lines(samples, shift, groups)
+    is_moved = shift is not None
+
+    def pool(table: Tensor, image: Tensor, *parts: Tensor) -> Tensor:
+        line_y, line_x = _Line(*parts[:6]), _Line(*parts[6:])
+        y = _locate(line_y, groups.height, mode, is_moved)
+        x = _locate(line_x, groups.width, mode, is_moved)
+        output = _blend(table, image, y, x, groups) / _divisor(line_y, line_x, y, x, mode)
+        return output + _poison(line_y, line_x)[..., None]
+
+    counts = [line.end - line.begin for line in lines]
+    output = in_chunks(pool, table, (samples[:, 0], *lines[0], *lines[1]), counts, groups)
+    return as_input(nan_for_bad(output, samples[:, 0]), input)
+
+
+class _Line(NamedTuple):
+    """The samples of every bin along one axis; shapes broadcast to [R, S, kh, kw]."""
+
+    first: Tensor
+    step: Tensor
+    samples: Tensor  # how many
+    shift: Tensor
+    begin: Tensor  # number of the first sample that may read something
+    end: Tensor
+
+
+class _Axis(NamedTuple):
+    """Between which rows or columns samples lie: each [r, S, kh, kw, n]."""
+
+    corners: tuple[Tensor, Tensor]  # numbers of the rows or columns, -1 where outside
+    weights: tuple[Tensor, Tensor]
+    is_valid: Tensor
+
+
+def _lines(samples: Tensor, shift: Tensor | None, groups: Groups) -> tuple[_Line, _Line]:
+    kh, kw = groups.output_size
+    parts = samples[:, None].split([1, kh, kh, kh, kw, kw, kw], 2)[1:]
+    rows = [part[:, :, :, None] for part in parts[:3]]  # [R, 1, kh, 1]
+    columns = [part[:, :, None, :] for part in parts[3:]]
+    shift_y, shift_x = _shift_of_bins(samples, shift, groups.output_size)
+    return _line(rows, shift_y, groups.height), _line(columns, shift_x, groups.width)
+
+
+def _line(parts: list[Tensor], shift: Tensor, size: int) -> _Line:
+    first, step, count = parts
+    begin, end = _samples_near(first, step, count, shift.detach(), size)
+    return _Line(first, step, count, shift, begin, end)
+
+
+def _shift_of_bins(
+    samples: Tensor, shift: Tensor | None, output_size: tuple[int, int]
+) -> tuple[Tensor, Tensor]:
+    """The shifts of every bin along y and x, [R, S, kh, kw], from those of the parts."""
+    kh, kw = output_size
+    if shift is None:
+        none = samples.new_zeros(samples.shape[0], 1, kh, kw)
+        return none, none
+    is_bad = samples[:, 0] < 0
+    shift = shift * torch.where(is_bad, math.nan, 1.0)[:, None, None, None]  # and its gradient
+    ph, pw = shift.shape[2:]
+    row = torch.arange(kh, device=shift.device) * ph // kh
+    column = torch.arange(kw, device=shift.device) * pw // kw
+    bins = shift.index_select(2, row).index_select(3, column)
+    return bins[:, 1::2], bins[:, 0::2]
+
+
+def _samples_near(
+    first: Tensor, step: Tensor, count: Tensor, shift: Tensor, size: int
+) -> tuple[Tensor, Tensor]:
+    """Numbers [begin, end) that contain all samples within [-1, size] along an axis.
+
+    As `samples_near` in cuda_ops/include/roi_samples.h: a box may be 1e30 pixels wide and have as
+    many samples; rounding is taken to be a pixel and two samples at most.
+    """
+    count = _as_number(count)
+    slack = 1 + ((first.abs() + shift.abs() + size) / 2**20).clamp(max=1)
+    low, high = -slack - first - shift, size + slack - first - shift
+    to_first = torch.where(step > 0, low, high) / step
+    to_last = torch.where(step > 0, high, low) / step
+    begin, end = _as_number(to_first - 2), _as_number(to_last + 3)
+    # Without a step all samples lie on one point.
+    begin = torch.where(step == 0, 0, begin)
+    end = torch.where(step == 0, torch.where((low <= 0) & (high >= 0), count, 0), end)
+    end = torch.minimum(end, count)
+    begin = torch.minimum(begin, end)
+    return begin, end
+
+
+def _as_number(value: Tensor) -> Tensor:
+    """To an integer in 0..2^53; NaN gives 0."""
+    return value.nan_to_num(nan=0.0).clamp(0, _MOST_SAMPLES).long()
+
+
+def _locate(line: _Line, size: int, mode: Mode, is_moved: bool) -> _Axis:
+    """Samples along one axis; what is not valid reads nothing and has no weight.
+
+    In the mode "paper" samples that nothing moves lie on pixels, whose neighbours, be they NaN, are
+    not read.
+    """
+    most = int((line.end - line.begin).max()) if line.begin.numel() else 0
+    number = line.begin[..., None] + torch.arange(most, device=line.begin.device)
+    position = line.first[..., None] + number.to(line.first.dtype) * line.step[..., None]
+    position = position + line.shift[..., None]
+    low, high = {"paper": (-1, size), "mmcv": (-1, size), "mxnet": (-0.5, size - 0.5)}[mode]
+    is_valid = (position >= low) & (position <= high) & (number < line.end[..., None])
+    position = torch.where(is_valid, position, 0)
+    if mode != "paper":  # the edge is replicated, and has no derivative beyond it
+        is_before = position.detach() < 0
+        edge = position.detach().clamp(0, size - 1)  # clamp's derivative is 0 at its limits, too
+        position = torch.where(position == edge, position, edge)
+    corner = torch.floor(position.detach())
+    fraction = position - corner  # its derivative at whole positions is the right one
+    if mode == "paper":
+        corners = (corner, corner + 1 if is_moved else torch.full_like(corner, -1))
+    else:
+        # Before the first pixel that one is read twice: the second may be NaN.
+        corners = (corner, torch.where(is_before, corner, (corner + 1).clamp(max=size - 1)))
+    inside = [is_valid & (each >= 0) & (each < size) for each in corners]
+    numbers = [
+        torch.where(is_in, each, -1).long() for is_in, each in zip(inside, corners, strict=True)
+    ]
+    weights = [
+        torch.where(is_in, weight, 0)
+        for is_in, weight in zip(inside, (1 - fraction, fraction), strict=True)
+    ]
+    return _Axis((numbers[0], numbers[1]), (weights[0], weights[1]), is_valid)
+
+
+def _blend(table: Tensor, image: Tensor, y: _Axis, x: _Axis, groups: Groups) -> Tensor:
+    """Sums of the bilinear samples of every bin: [r, S, kh, kw, Cs]."""
+    parts = []
+    for row, along_y in zip(y.corners, y.weights, strict=True):
+        for column, along_x in zip(x.corners, x.weights, strict=True):
+            rows, columns = row[..., :, None], column[..., None, :]
+            index = torch.where((rows >= 0) & (columns >= 0), rows * groups.width + columns, -1)
+            weight = along_y[..., :, None] * along_x[..., None, :]  # [r, S, kh, kw, ny, nx]
+            values = gather(table, index, image, groups)
+            parts.append((values * weight[..., None]).sum((4, 5)))
+    return parts[0] + parts[1] + parts[2] + parts[3]
+
+
+def _divisor(line_y: _Line, line_x: _Line, y: _Axis, x: _Axis, mode: Mode) -> Tensor:
+    """By what the sums of samples are divided, at least 1: [r, 1 or S, kh, kw, 1]."""
+    count_y, count_x = line_y.samples, line_x.samples
+    if mode == "mxnet":
+        count_y = y.is_valid.sum(-1).to(count_y.dtype)
+        count_x = x.is_valid.sum(-1).to(count_x.dtype)
+    return (count_y * count_x).clamp(min=1)[..., None]
+
+
+def _poison(y: _Line, x: _Line) -> Tensor:
+    """0, or NaN where a bin's shift is not finite, and so are the gradients of both shifts.
+
+    A bin without samples stays 0.
+    """
+    has_samples = (y.samples >= 1) & (x.samples >= 1)
+    shift_y, shift_x = (torch.where(has_samples, line.shift, 0) for line in (y, x))
+    zero = 0 * shift_y.detach() + 0 * shift_x.detach()
+    return zero * shift_y + zero * shift_x

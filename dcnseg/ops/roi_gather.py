@@ -1,0 +1,114 @@
+"""Gathers the pixels of many bins in plain PyTorch, a few regions of interest (RoIs) at a time.
+
+Entry points: `Groups` and `pixel_table`, then `in_chunks` of a function that calls `gather`.
+
+Shape letters as everywhere, and: R regions, r of a chunk; S classes of offsets; Cs = C_out/S;
+ny, nx the most samples that a bin of the chunk has along each axis.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+
+import torch
+from torch import Tensor
+from torch.utils.checkpoint import checkpoint
+
+from dcnseg.ops.layout import is_channels_last, memory_format
+from dcnseg.ops.roi_geometry import position_dtype
+
+# Gathered values that one chunk of RoIs may hold: 64 MB in float32.
+_CHUNK_ELEMENTS = 1 << 24
+
+
+class Groups:
+    """Which channels the bins of each output channel read: sizes of one call."""
+
+    def __init__(
+        self,
+        input: Tensor,
+        classes: int,
+        output_size: tuple[int, int],
+        group_size: tuple[int, int],
+    ) -> None:
+        self.height, self.width = input.shape[2:]
+        self.classes = classes
+        self.output_size = output_size
+        self.group_size = group_size
+        self.channels = input.shape[1] // math.prod(group_size) // classes  # Cs
+
+    def first_rows(self, image: Tensor) -> Tensor:
+        """Rows of the table where images, groups and classes begin: [r, S, kh, kw, 1, 1]."""
+        (gh, gw), (kh, kw), device = self.group_size, self.output_size, image.device
+        row_group = torch.arange(kh, device=device) * gh // kh
+        column_group = torch.arange(kw, device=device) * gw // kw
+        group = row_group[:, None] * gw + column_group
+        group = image.long().clamp(min=0)[:, None, None] * (gh * gw) + group  # [r, kh, kw]
+        each_class = torch.arange(self.classes, device=device)[:, None, None]
+        first = (group[:, None] * self.classes + each_class) * (self.height * self.width)
+        return first[..., None, None]
+
+
+def pixel_table(input: Tensor, groups: Groups) -> Tensor:
+    """Pixels as rows of Cs channels, [B*gh*gw*S*H*W + 1, Cs], float32 at least.
+
+    The last row is zero: everything that is not to be read, be it NaN, reads that.
+    """
+    (gh, gw), pixels = groups.group_size, groups.height * groups.width
+    planes = input.to(position_dtype(input)).reshape(
+        input.shape[0], groups.classes, groups.channels, gh * gw, pixels
+    )
+    planes = planes.permute(0, 3, 1, 4, 2)  # [B, gh*gw, S, H*W, Cs]
+    table = planes.reshape(math.prod(planes.shape[:4]), groups.channels)
+    return torch.cat([table, table.new_zeros(1, groups.channels)])
+
+
+def gather(table: Tensor, index: Tensor, image: Tensor, groups: Groups) -> Tensor:
+    """Rows of the table for pixels [r, 1 or S, kh, kw, ny, nx], -1 for the row of zeros."""
+    rows = torch.where(index >= 0, groups.first_rows(image) + index, table.shape[0] - 1)
+    return table.index_select(0, rows.flatten()).view(*rows.shape, table.shape[1])
+
+
+def in_chunks(
+    pool: Callable[..., Tensor],
+    table: Tensor,
+    parts: tuple[Tensor, ...],
+    counts: list[Tensor],
+    groups: Groups,
+) -> Tensor:
+    """Pool a few regions at a time: [R, C_out, kh, kw]. The backward gathers them again."""
+    regions, (kh, kw) = parts[0].shape[0], groups.output_size
+    sample_elements = kh * kw * groups.classes * groups.channels
+    chunks = []
+    for begin, end in _chunks(counts[0], counts[1], sample_elements):
+        arguments = (table, *(part[begin:end] for part in parts))
+        if torch.is_grad_enabled() and end - begin < regions:
+            chunk = checkpoint(pool, *arguments, use_reentrant=False, preserve_rng_state=False)
+        else:
+            chunk = pool(*arguments)
+        chunks.append(chunk)
+    output = torch.cat(chunks)  # [R, S, kh, kw, Cs]
+    return output.permute(0, 1, 4, 2, 3).reshape(regions, groups.classes * groups.channels, kh, kw)
+
+
+def _chunks(counts_y: Tensor, counts_x: Tensor, sample_elements: int) -> Iterator[tuple[int, int]]:
+    """Cut the regions so that no chunk gathers too much; at least one chunk, of no regions too."""
+    counts = [count.flatten(1).amax(1).tolist() for count in (counts_y, counts_x)]
+    begin, most_y, most_x = 0, 0, 0
+    for i, (ny, nx) in enumerate(zip(*counts, strict=True)):
+        most_y, most_x = max(most_y, ny), max(most_x, nx)
+        if i > begin and (i + 1 - begin) * most_y * most_x * sample_elements > _CHUNK_ELEMENTS:
+            yield begin, i
+            begin, most_y, most_x = i, ny, nx
+    yield begin, counts_y.shape[0]
+
+
+def nan_for_bad(output: Tensor, image: Tensor) -> Tensor:
+    """NaN where a region is bad, that is where its image is -1."""
+    return torch.where((image < 0)[:, None, None, None], math.nan, output)
+
+
+def as_input(output: Tensor, input: Tensor) -> Tensor:
+    """In the dtype and the memory format of the input."""
+    return output.to(input.dtype).contiguous(memory_format=memory_format(is_channels_last(input)))

@@ -1,0 +1,89 @@
+"""The RoI poolings that learn nothing, as modules."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+from torch import Tensor, nn
+
+from dcnseg.ops.backend import Backend
+from dcnseg.ops.checks import Pair, check_choice, make_pair
+from dcnseg.ops.roi_checks import CORNERS, Corners, check_numbers
+from dcnseg.ops.roi_pool import ps_roi_pool, roi_avg_pool, roi_pool
+
+
+class RoIPool(nn.Module):
+    """`roi_pool` as a module.
+
+    Args:
+        output_size: As in `roi_pool`.
+        spatial_scale: As in `roi_pool`.
+    """
+
+    def __init__(self, output_size: int | Pair, spatial_scale: float = 1.0) -> None:
+        super().__init__()
+        check_numbers(spatial_scale)
+        self.output_size = make_pair(output_size, "output_size")
+        self.spatial_scale = spatial_scale
+        self.backend: Backend = "auto"
+
+    def forward(self, input: Tensor, boxes: Tensor | Sequence[Tensor]) -> Tensor:
+        """Pool [B, C, H, W] to [R, C, kh, kw]."""
+        return roi_pool(input, boxes, self.output_size, self.spatial_scale, backend=self.backend)
+
+    def extra_repr(self) -> str:
+        """The arguments."""
+        return f"output_size={self.output_size}, spatial_scale={self.spatial_scale:g}"
+
+
+class RoIAvgPool(RoIPool):
+    """`roi_avg_pool` as a module; arguments as in `RoIPool`."""
+
+    def forward(self, input: Tensor, boxes: Tensor | Sequence[Tensor]) -> Tensor:
+        """Pool [B, C, H, W] to [R, C, kh, kw]."""
+        return roi_avg_pool(
+            input, boxes, self.output_size, self.spatial_scale, backend=self.backend
+        )
+
+
+class PSRoIPool(nn.Module):
+    """`ps_roi_pool` as a module.
+
+    Args:
+        output_size: As in `roi_pool`.
+        spatial_scale: As in `roi_pool`.
+        corners: As in `ps_roi_pool`.
+    """
+
+    def __init__(
+        self,
+        output_size: int | Pair,
+        spatial_scale: float = 1.0,
+        *,
+        corners: Corners = "torchvision",
+    ) -> None:
+        super().__init__()
+        check_numbers(spatial_scale)
+        check_choice(corners, "corners", CORNERS)
+        self.output_size = make_pair(output_size, "output_size")
+        self.spatial_scale = spatial_scale
+        self.corners: Corners = corners
+        self.backend: Backend = "auto"
+
+    def forward(self, input: Tensor, boxes: Tensor | Sequence[Tensor]) -> Tensor:
+        """Pool [B, C_out*kh*kw, H, W] to [R, C_out, kh, kw]."""
+        return ps_roi_pool(
+            input,
+            boxes,
+            self.output_size,
+            self.spatial_scale,
+            corners=self.corners,
+            backend=self.backend,
+        )
+
+    def extra_repr(self) -> str:
+        """The arguments."""
+        return (
+            f"output_size={self.output_size}, spatial_scale={self.spatial_scale:g}, "
+            f"corners={self.corners}"
+        )
