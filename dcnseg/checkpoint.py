@@ -8,28 +8,60 @@ of tensors and plain values, read with `weights_only=True`.
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import load_file, save
+from safetensors import safe_open
+from safetensors.torch import save
 from torch import Tensor
 
 from dcnseg import __version__
 from dcnseg.config import ModelConfig, Preprocessing, from_dict, to_dict
 from dcnseg.data.class_map import ClassMap
-from dcnseg.errors import CheckpointError, DcnsegError
+from dcnseg.errors import CheckpointError, ConfigError
 from dcnseg.files import atomic_path
 from dcnseg.models.segmenter import Segmenter, build_segmenter
-from dcnseg.safe_load import load_tensors
+from dcnseg.safe_load import (
+    check_finite,
+    check_safetensors,
+    is_torch_file,
+    load_tensors,
+    one_line,
+    printable,
+)
 
 BEST_WEIGHTS = "best.safetensors"
 RESUME_STATE = "last.ckpt"
 FORMAT_VERSION = 1
 METADATA_KEY = "dcnseg"
+
+
+@dataclass(frozen=True)
+class SeenPictures:
+    """What the training pictures were like, so that a picture unlike them can be told.
+
+    Attributes:
+        num_images: How many there were.
+        min_size_hw: Least height and least width in pixels (maybe of different pictures).
+        max_size_hw: Greatest height and greatest width.
+        grey_share: Share of pictures without colours, in [0, 1], estimated from a few.
+    """
+
+    num_images: int
+    min_size_hw: tuple[int, int]
+    max_size_hw: tuple[int, int]
+    grey_share: float
+
+    def __post_init__(self) -> None:
+        """Check what a file may have damaged."""
+        sides = (*self.min_size_hw, *self.max_size_hw)
+        if len(sides) != 4 or not all(type(side) is int and side > 0 for side in sides):
+            raise ConfigError(f"the sizes of training pictures are {sides}; expected four sides.")
+        if not 0 <= self.grey_share <= 1:
+            raise ConfigError(f"grey_share is {self.grey_share}; expected 0..1.")
 
 
 @dataclass(frozen=True)
@@ -42,6 +74,7 @@ class WeightsInfo:
     preprocessing: Preprocessing
     scores: Mapping[str, Any]  # of the epoch that the weights come from, empty if unknown
     dcnseg_version: str
+    training_data: SeenPictures | None = None  # None in files of versions that did not note it
 
 
 def find_weights(run: Path) -> Path:
@@ -71,6 +104,7 @@ def save_weights(
     class_map: ClassMap,
     preprocessing: Preprocessing,
     scores: Mapping[str, Any],
+    training_data: SeenPictures | None = None,
 ) -> None:
     """Write a weights file; it appears whole or not at all."""
     header = {
@@ -80,6 +114,7 @@ def save_weights(
         "classes": class_map.to_dict(),
         "preprocessing": to_dict(preprocessing),
         "scores": dict(scores),
+        "training_data": None if training_data is None else to_dict(training_data),
     }
     tensors = {name: value.detach().cpu().contiguous() for name, value in state.items()}
     with atomic_path(path) as temporary:
@@ -93,12 +128,7 @@ def read_weights_info(path: Path) -> WeightsInfo:
     Raises:
         CheckpointError: the file is broken, was not written by dcnseg, or by a newer version.
     """
-    try:
-        with safe_open(path, framework="pt") as file:
-            metadata = file.metadata() or {}
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{path} cannot be read as a weights file: {error}") from error
-    if METADATA_KEY not in metadata:
+    if METADATA_KEY not in (metadata := _read_metadata(path)):
         raise CheckpointError(
             f"{path} was not written by dcnseg: its metadata does not describe model and classes."
         )
@@ -109,44 +139,140 @@ def read_weights_info(path: Path) -> WeightsInfo:
                 f"{path} has format {header['format']}, written by dcnseg {header['dcnseg']}; "
                 f"dcnseg {__version__} reads up to {FORMAT_VERSION}. Install a newer dcnseg."
             )
+        seen = header.get("training_data")
         return WeightsInfo(
             path=path,
             model=from_dict(ModelConfig, header["model"]),
             class_map=ClassMap.from_dict(header["classes"]),
             preprocessing=from_dict(Preprocessing, header["preprocessing"]),
-            scores=header["scores"],
-            dcnseg_version=header["dcnseg"],
+            scores=dict(header["scores"]),
+            dcnseg_version=str(header["dcnseg"]),
+            training_data=None if seen is None else from_dict(SeenPictures, seen),
         )
     except CheckpointError:
         raise
-    except (DcnsegError, KeyError, TypeError, ValueError) as error:
-        raise CheckpointError(f"{path}: its description is damaged: {error}") from error
+    # Any exception: a damaged description is JSON of any shape.
+    except Exception as error:
+        raise CheckpointError(f"{path}: its description is damaged: {one_line(error)}") from error
 
 
 def load_segmenter(path: Path) -> tuple[Segmenter, WeightsInfo]:
     """Rebuild the network of a weights file, in evaluation mode on the CPU.
 
+    Every tensor of the network comes from the file.
+
     Raises:
-        CheckpointError: the file is broken, or its tensors do not fit its own description.
+        CheckpointError: the file is broken, or its tensors do not fit its own description; the
+            message names the difference.
     """
     info = read_weights_info(path)
-    model = build_segmenter(info.model, info.class_map.num_classes)
-    try:
-        model.load_state_dict(load_file(path))
-    except (SafetensorError, OSError) as error:
-        raise CheckpointError(f"{path} cannot be read as a weights file: {error}") from error
-    except RuntimeError as error:
+    tensors = load_tensors(path)
+    _check_head(info, tensors)
+    # First without memory, so that a description cannot make a network larger than the file.
+    differences = _differences(_build(info, "meta", "cpu").state_dict(), tensors)
+    if differences:
         raise CheckpointError(
             f"{path}: its tensors do not fit the {info.model.architecture} with "
-            f"{info.model.encoder} that it describes: {_first_difference(str(error))}"
-        ) from error
+            f"{info.model.encoder} that it describes: {'; '.join(differences)}."
+        )
+    check_finite(tensors, str(path))
+    model = _build(info, "cpu")
+    model.load_state_dict(tensors)
     return model.eval(), info
 
 
+def _read_metadata(path: Path) -> Mapping[str, str]:
+    if not path.is_file():
+        raise CheckpointError(f"{path}: no such weights file.")
+    try:
+        if is_torch_file(path):
+            raise CheckpointError(
+                f"{path} is a file of torch.save, which does not describe model and classes; "
+                f"expected a weights file of `dcnseg train` such as {BEST_WEIGHTS}."
+            )
+        check_safetensors(path)
+        with safe_open(path, framework="pt") as file:
+            return file.metadata() or {}
+    except CheckpointError:
+        raise
+    # Any exception: on arbitrary bytes the reader raises whatever its parsing stumbles over.
+    except Exception as error:
+        raise CheckpointError(f"{path} cannot be read as weights: {one_line(error)}") from error
+
+
+def _check_head(info: WeightsInfo, tensors: Mapping[str, Tensor]) -> None:
+    """Compare the last layer with the number of classes, whose difference is the most common."""
+    shapes = [
+        list(value.shape)
+        for name, value in tensors.items()
+        if name.startswith("segmentation_head.") and value.dim() == 4
+    ]
+    expected = [info.class_map.num_classes, info.model.decoder_channels]
+    if not shapes or shapes[-1][:2] != expected:
+        found = f"{shapes[-1][0]} and {shapes[-1][1]}" if shapes else "none"
+        raise CheckpointError(
+            f"{info.path}: it describes {expected[0]} classes and {expected[1]} decoder channels, "
+            f"but the head among its tensors has {found}."
+        )
+
+
+def _build(info: WeightsInfo, device: str, fallback: str | None = None) -> Segmenter:
+    """The network that a file describes, with random weights; on "meta" it takes no memory.
+
+    Args:
+        info: The description.
+        device: Where the weights are.
+        fallback: Where they are for encoders that cannot be built there.
+    """
+    try:
+        with torch.device(device):
+            return build_segmenter(info.model, info.class_map.num_classes)
+    # Any exception: the description may hold any value, and encoders refuse in their own ways.
+    except Exception as error:
+        if fallback is not None:
+            return _build(info, fallback)
+        raise CheckpointError(
+            f"{info.path} describes a network that cannot be built: {one_line(error)}"
+        ) from error
+
+
+def _differences(own: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> list[str]:
+    """What keeps the tensors of a file from those of a network, one part per kind."""
+    missing = [name for name in own if name not in given]
+    unexpected = [name for name in given if name not in own]
+    reshaped = [
+        f"{name} is {list(given[name].shape)} instead of {list(own[name].shape)}"
+        for name in own
+        if name in given and given[name].shape != own[name].shape
+    ]
+    return [
+        f"{len(items)} of {len(own)} tensors {text} ({_first(items)})"
+        for items, text in ((missing, "are missing"), (reshaped, "have another shape"))
+        if items
+    ] + ([f"{len(unexpected)} tensors are unexpected ({_first(unexpected)})"] if unexpected else [])
+
+
+def _first(names: Sequence[str], count: int = 2) -> str:
+    return ", ".join(printable(name) for name in names[:count]) + (
+        ", ..." if len(names) > count else ""
+    )
+
+
 def save_resume_state(path: Path, state: Mapping[str, Any]) -> None:
-    """Write the state of a training run; it appears whole or not at all."""
-    with atomic_path(path) as temporary:
-        torch.save({"format": FORMAT_VERSION, "dcnseg": __version__, **state}, temporary)
+    """Write the state of a training run; it appears whole or not at all.
+
+    Raises:
+        OSError: the folder cannot be written or the disk is full.
+    """
+    content = {"format": FORMAT_VERSION, "dcnseg": __version__, **state}
+    with atomic_path(path) as temporary, temporary.open("wb") as file:
+        try:
+            torch.save(content, file)
+        except RuntimeError as error:
+            # torch's writer stumbles over its own half file and hides what the disk said.
+            if isinstance(error.__context__, OSError):
+                raise error.__context__ from error
+            raise
 
 
 def load_resume_state(path: Path) -> dict[str, Any]:
@@ -158,11 +284,7 @@ def load_resume_state(path: Path) -> dict[str, Any]:
     if not path.is_file():
         raise CheckpointError(f"{path.parent} has no {path.name}; there is nothing to resume.")
     state = load_tensors(path)
-    if not isinstance(state, dict) or state.get("format", FORMAT_VERSION + 1) > FORMAT_VERSION:
+    version = state.get("format") if isinstance(state, dict) else None
+    if type(version) is not int or version > FORMAT_VERSION:
         raise CheckpointError(f"{path} is not a resume state of dcnseg up to {__version__}.")
     return dict(state)
-
-
-def _first_difference(text: str) -> str:
-    lines = [line.strip() for line in text.splitlines() if line.strip()]
-    return lines[1] if len(lines) > 1 else lines[0]

@@ -49,6 +49,23 @@ def _listed(values: tuple[float, ...]) -> str:
     return ",".join(f"{value:g}" for value in values)
 
 
+def check_pair_source(images: str, masks: str, pairs: Path | None) -> None:
+    """Raise a ConfigError unless two patterns with {stem}, a list of pairs, or nothing is given."""
+    _require(
+        bool(images) == bool(masks),
+        f"--images is {images!r} and --masks is {masks!r}; give both patterns or none.",
+    )
+    _require(
+        pairs is None or not images, "--pairs is a list; leave --images and --masks out with it."
+    )
+    for name, pattern in (("--images", images), ("--masks", masks)):
+        _require(
+            not pattern or "{stem}" in pattern,
+            f"{name} is {pattern!r}; expected a pattern with {{stem}} for the common part of the "
+            "names, such as 'images/{stem}.jpg'.",
+        )
+
+
 @dataclass(frozen=True)
 class ModelConfig:
     """What is needed to rebuild the network before its weights are loaded."""
@@ -107,6 +124,7 @@ class DataConfig:
     root: Path
     val_fraction: float = 0.2
     ignore_index: tuple[int, ...] = ()
+    mask_threshold: int = 0  # grey values from here on are the foreground; 0: masks hold ids
     input_scale: float = 1.0
     crop_size: tuple[int, ...] = (512, 512)  # height, width, after input_scale
     scale_range: tuple[float, ...] = (0.5, 2.0)
@@ -114,9 +132,13 @@ class DataConfig:
     colour_jitter: float = 0.3
     workers: int = 2
     cache: bool = False
+    images: str = ""  # patterns of the paths, with {stem} and maybe {split}; empty: recognised
+    masks: str = ""
+    pairs: Path | None = None  # a list of images and their masks, instead of patterns
 
     def __post_init__(self) -> None:
         """Check ranges; one crop size stands for a square."""
+        check_pair_source(self.images, self.masks, self.pairs)
         _require(
             0 < self.val_fraction < 1,
             f"--val-fraction is {self.val_fraction}; expected between 0 and 1.",
@@ -137,6 +159,10 @@ class DataConfig:
             f"--colour-jitter is {self.colour_jitter}; expected between 0 and 1.",
         )
         _require_at_least("--workers", self.workers, 0)
+        _require(
+            0 <= self.mask_threshold <= 65535,
+            f"--mask-threshold is {self.mask_threshold}; expected 0 (off) to 65535.",
+        )
 
 
 @dataclass(frozen=True)
@@ -186,6 +212,8 @@ class TrainConfig:
     seed: int = 0
     device: str = "auto"
     tensorboard: bool = False
+    checkpoint_minutes: float = 10.0  # 0: at the end of each epoch only
+    nan_patience: int = 10  # steps in a row whose loss or gradient is not finite
 
     def __post_init__(self) -> None:
         """Check ranges."""
@@ -200,9 +228,10 @@ class TrainConfig:
             "normalises over the batch, and one value has no variance. "
             "Use a smaller --crop-size with --batch-size 2 and --accumulate.",
         )
-        for name, least in (("epochs", 1), ("accumulate", 1), ("eval_every", 1), ("patience", 0)):
-            _require_at_least(f"--{name.replace('_', '-')}", getattr(self, name), least)
-        for name in ("offset_lr_scale", "weight_decay", "warmup_epochs", "poly_power", "seed"):
+        for name in ("epochs", "accumulate", "eval_every", "nan_patience"):
+            _require_at_least(f"--{name.replace('_', '-')}", getattr(self, name), 1)
+        not_negative = ("offset_lr_scale", "weight_decay", "warmup_epochs", "poly_power", "seed")
+        for name in (*not_negative, "patience", "checkpoint_minutes"):
             _require_at_least(f"--{name.replace('_', '-')}", getattr(self, name), 0)
         _require(0 < self.lr < math.inf, f"--lr is {self.lr}; expected above 0.")
         _require(self.seed < 2**32, f"--seed is {self.seed}; expected below 2**32.")
@@ -248,4 +277,5 @@ def _parse(hint: Any, value: Any) -> Any:
         return from_dict(hint, value)
     if isinstance(value, list):
         return tuple(value)
-    return Path(value) if hint is Path else value
+    is_path = hint is Path or (hint == Path | None and value is not None)
+    return Path(value) if is_path else value

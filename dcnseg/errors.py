@@ -31,3 +31,7 @@ class NativeOpsError(DcnsegError):
 
 class TrainingError(DcnsegError):
     """Training cannot go on, for instance because the loss is not finite."""
+
+
+class TrainingStoppedError(DcnsegError):
+    """Training was asked to stop and has saved its state."""

@@ -6,11 +6,13 @@ from typing import Any
 
 import pytest
 import torch
-from safetensors.torch import save_file
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
 from dcnseg.checkpoint import (
     BEST_WEIGHTS,
     RESUME_STATE,
+    SeenPictures,
     find_weights,
     load_resume_state,
     load_segmenter,
@@ -18,7 +20,7 @@ from dcnseg.checkpoint import (
     save_resume_state,
     save_weights,
 )
-from dcnseg.config import ModelConfig, Preprocessing
+from dcnseg.config import ModelConfig, Preprocessing, to_dict
 from dcnseg.data.class_map import ClassInfo, ClassMap
 from dcnseg.errors import CheckpointError
 from dcnseg.models.segmenter import build_segmenter
@@ -87,21 +89,95 @@ def test_a_foreign_file_is_named(tmp_path: Path) -> None:
         load_segmenter(path)
 
 
-def rewrite(weights: Path, path: Path, change: dict[str, Any]) -> Path:
-    from safetensors import safe_open
-    from safetensors.torch import load_file
-
+def rewrite(
+    weights: Path,
+    path: Path,
+    change: dict[str, Any],
+    tensors: dict[str, torch.Tensor] | None = None,
+) -> Path:
+    """A copy of a weights file with parts of its description, or tensors, changed."""
     with safe_open(weights, framework="pt") as file:
         header = json.loads(file.metadata()["dcnseg"])
-    save_file(load_file(weights), path, metadata={"dcnseg": json.dumps(header | change)})
+    metadata = {"dcnseg": json.dumps(header | change)}
+    save_file(load_file(weights) | (tensors or {}), path, metadata=metadata)
     return path
+
+
+def test_values_that_are_no_numbers_are_refused(weights: Path, tmp_path: Path) -> None:
+    name = "segmentation_head.0.bias"
+    path = tmp_path / "diverged.safetensors"
+    rewrite(weights, path, {}, {name: torch.tensor([1.0, float("nan")])})
+    with pytest.raises(
+        CheckpointError, match=rf"diverged\.safetensors: 1 of the 2 values of {name}"
+    ):
+        load_segmenter(path)
+
+
+def test_names_are_shown_without_control_characters(weights: Path, tmp_path: Path) -> None:
+    path = rewrite(weights, tmp_path / "x.safetensors", {}, {"a\n\x1b[2J": torch.ones(1)})
+    with pytest.raises(CheckpointError, match=r"1 tensors are unexpected \(a\?\?\[2J\)\.$"):
+        load_segmenter(path)
+
+
+def test_what_the_training_saw_is_kept(weights: Path, tmp_path: Path) -> None:
+    assert read_weights_info(weights).training_data is None
+    seen = {
+        "num_images": 9,
+        "min_size_hw": [10, 20],
+        "max_size_hw": [30, 40],
+        "grey_share": 0.25,
+    }
+    path = rewrite(weights, tmp_path / "x.safetensors", {"training_data": seen})
+    expected = SeenPictures(9, (10, 20), (30, 40), 0.25)
+    assert read_weights_info(path).training_data == expected
+    path = tmp_path / "y.safetensors"
+    save_weights(
+        path,
+        {},
+        model=MODEL,
+        class_map=CLASSES,
+        preprocessing=PREPROCESSING,
+        scores={},
+        training_data=expected,
+    )
+    assert read_weights_info(path).training_data == expected
+
+
+def test_a_resume_state_is_no_weights_file(tmp_path: Path) -> None:
+    save_resume_state(tmp_path / RESUME_STATE, {"epoch": 1})
+    with pytest.raises(
+        CheckpointError, match=r"last\.ckpt is a file of torch\.save.*expected a wei"
+    ):
+        load_segmenter(tmp_path / RESUME_STATE)
 
 
 @pytest.mark.parametrize(
     ("change", "text"),
     [
         ({"format": 99, "dcnseg": "9.9"}, "has format 99, written by dcnseg 9.9"),
-        ({"model": {"encoder": "resnet34"}}, "do not fit the deeplabv3plus with resnet34"),
+        (
+            {"model": {"encoder": "resnet34", "decoder_channels": 16}},
+            r"do not fit the deeplabv3plus with resnet34 that it describes: \d+ of \d+ tensors are "
+            r"missing \(encoder\.layer1\.2\.conv1\.weight, ",
+        ),
+        ({"model": to_dict(MODEL) | {"deform_layers": 0}}, r"\d tensors are unexpected \(.*offset"),
+        (
+            {"model": to_dict(MODEL) | {"offset_groups": 2}},
+            r"another shape \(.* is \[18, ",
+        ),
+        ({"model": to_dict(MODEL) | {"encoder": "resnet"}}, "cannot be built: --encoder is 'resn"),
+        (
+            {"model": to_dict(MODEL) | {"decoder_channels": 10**9}},
+            "describes 2 classes and 1000000000 decoder channels, but .* has 2 and 16",
+        ),
+        ({"model": to_dict(MODEL) | {"decoder_channels": "16"}}, "its description is damaged"),
+        ({"model": to_dict(MODEL) | {"deform_layers": 1.5}}, "cannot be built"),
+        (
+            {"classes": {"classes": [{"id": id_, "name": str(id_)} for id_ in range(3)]}},
+            "describes 3 classes and 16 decoder channels, but the head .* has 2 and 16",
+        ),
+        ({"training_data": {"num_images": 1}}, "its description is damaged"),
+        ({"format": "new"}, "its description is damaged"),
         ({"model": {"colour": "red"}}, "its description is damaged: ModelConfig does not know"),
         ({"classes": {"classes": []}}, "its description is damaged"),
         ({"preprocessing": {"std": [0, 1, 1]}}, "its description is damaged"),
@@ -139,9 +215,10 @@ def test_resume_state_executes_no_code(tmp_path: Path, monkeypatch: pytest.Monke
 def test_missing_or_foreign_resume_state_is_named(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match=r"has no last\.ckpt; there is nothing to resume"):
         load_resume_state(tmp_path / RESUME_STATE)
-    torch.save([1, 2], tmp_path / RESUME_STATE)
-    with pytest.raises(CheckpointError, match="is not a resume state"):
-        load_resume_state(tmp_path / RESUME_STATE)
+    for foreign in ([1, 2], {"epoch": 1}, {"format": "1"}, {"format": 99}):
+        torch.save(foreign, tmp_path / RESUME_STATE)
+        with pytest.raises(CheckpointError, match="is not a resume state"):
+            load_resume_state(tmp_path / RESUME_STATE)
 
 
 def test_a_weights_file_describes_itself(weights: Path) -> None:

@@ -92,8 +92,26 @@ def test_training_settings_out_of_range_are_named(settings: dict[str, Any], text
         ({"val_fraction": 1.0}, r"--val-fraction is 1.0"),
         ({"workers": -1}, r"--workers is -1"),
         ({"colour_jitter": 2}, r"--colour-jitter is 2"),
+        ({"images": "i/{stem}.jpg"}, r"--images is 'i/{stem}.jpg' and --masks is ''; give both"),
+        ({"images": "i", "masks": "{stem}"}, r"--images is 'i'; expected a pattern with {stem}"),
+        (
+            {"images": "{stem}", "masks": "{stem}_L", "pairs": Path("a.csv")},
+            r"--pairs is a list; leave --images and --masks out",
+        ),
     ],
 )
 def test_data_settings_out_of_range_are_named(settings: dict[str, Any], text: str) -> None:
     with pytest.raises(ConfigError, match=text):
         DataConfig(Path("x"), **settings)
+
+
+def test_where_the_pictures_are_comes_back_and_may_be_missing() -> None:
+    for config in (
+        DataConfig(Path("x"), images="i/{stem}", masks="m/{stem}"),
+        DataConfig(Path("x"), pairs=Path("list.csv")),
+    ):
+        assert from_dict(DataConfig, to_dict(config)) == config
+    old = to_dict(DataConfig(Path("x")))
+    for name in ("images", "masks", "pairs"):
+        del old[name]
+    assert from_dict(DataConfig, old) == DataConfig(Path("x"))

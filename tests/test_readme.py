@@ -50,6 +50,7 @@ def folder(scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Pat
 
 def test_commands_and_snippets(folder: Path, invoke: Invoke) -> None:
     assert [command[0] for command in commands()] == [
+        "check",
         "train",
         "predict",
         "visualize-offsets",
@@ -57,7 +58,7 @@ def test_commands_and_snippets(folder: Path, invoke: Invoke) -> None:
         "evaluate",
     ]
     for command in commands():
-        extra = SMALL_TRAINING if command[0] == "train" else ["--device=cpu"]
+        extra = {"check": (), "train": SMALL_TRAINING}.get(command[0], ("--device=cpu",))
         result = invoke(*command, *extra)
         assert result.exit_code == 0, result.stderr
     assert len(list((folder / "predictions" / "labels").rglob("*.png"))) == 2

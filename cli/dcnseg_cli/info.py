@@ -30,7 +30,7 @@ def info(
     """Say which versions, devices and native operators are in use, or what a run holds."""
     content = _describe_installation() if run is None else _describe_run(run)
     if json:
-        print_json(content)
+        print_json({_snake_case(name): value for name, value in content.items()})
     else:
         for line in _lines(content):
             typer.echo(line)
@@ -66,6 +66,7 @@ def _describe_run(run: Path) -> dict[str, Any]:
     from dcnseg.config import to_dict
 
     weights = read_weights_info(find_weights(run))
+    seen = weights.training_data
     return {
         "weights": str(weights.path),
         "dcnseg": weights.dcnseg_version,
@@ -73,7 +74,12 @@ def _describe_run(run: Path) -> dict[str, Any]:
         "preprocessing": to_dict(weights.preprocessing),
         "classes": {str(entry.id): entry.name for entry in weights.class_map.classes},
         "scores": dict(weights.scores),
+        "training data": None if seen is None else to_dict(seen),
     }
+
+
+def _snake_case(name: str) -> str:
+    return name.strip("-").replace(" ", "_").replace("-", "_")
 
 
 def _lines(content: dict[str, Any], indent: str = "") -> list[str]:
@@ -82,5 +88,5 @@ def _lines(content: dict[str, Any], indent: str = "") -> list[str]:
         if isinstance(value, dict):
             lines += [f"{indent}{name}:", *_lines(value, indent + "  ")]
         else:
-            lines.append(f"{indent}{name}: {value}")
+            lines.append(f"{indent}{name}: {'unknown' if value is None else value}")
     return lines

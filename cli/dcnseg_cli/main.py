@@ -2,12 +2,13 @@
 
 from __future__ import annotations
 
+import warnings
 from typing import Annotated
 
 import typer
 
 from dcnseg import __version__
-from dcnseg_cli import demo, evaluate, info, predict, train, visualize_offsets
+from dcnseg_cli import check, demo, evaluate, info, predict, train, visualize_offsets
 from dcnseg_cli.reporting import unwind_on_signals
 
 EXIT_CODES = """
@@ -25,6 +26,7 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
+app.command("check", epilog=check.EPILOG)(check.check)
 app.command("train", epilog=train.EPILOG)(train.train)
 app.command("evaluate", epilog=evaluate.EPILOG)(evaluate.evaluate)
 app.command("predict", epilog=predict.EPILOG)(predict.predict)
@@ -52,5 +54,7 @@ def root(
 
 def main() -> None:
     """Run the command line."""
+    # What Pillow grumbles about damaged files is said by the errors that name them.
+    warnings.filterwarnings("ignore", module=r"PIL\.")
     unwind_on_signals()
     app()

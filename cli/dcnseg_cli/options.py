@@ -10,6 +10,8 @@ import typer
 
 from dcnseg.errors import ConfigError
 
+DATA_PANEL = "Data and augmentation"
+
 RunArgument = Annotated[
     Path,
     typer.Argument(metavar="RUN", help="Run folder (its best weights) or a weights file."),
@@ -61,6 +63,31 @@ ImagesArgument = Annotated[
     typer.Argument(
         metavar="IMAGES...",
         help="Pictures, folders (with all below them), glob patterns, or - for a list on stdin.",
+    ),
+]
+ImagesPatternOption = Annotated[
+    str,
+    typer.Option(
+        "--images",
+        help="Where the pictures are, with {stem} and maybe {split}: 'img/{split}/{stem}.jpg'. "
+        "Relative to DATA; needed only where the layout is not recognised.",
+        rich_help_panel=DATA_PANEL,
+    ),
+]
+MasksPatternOption = Annotated[
+    str,
+    typer.Option(
+        "--masks",
+        help="Where their masks are: 'gt/{split}/{stem}_L.png'.",
+        rich_help_panel=DATA_PANEL,
+    ),
+]
+PairsOption = Annotated[
+    Path | None,
+    typer.Option(
+        "--pairs",
+        help="Instead of patterns, a list (CSV or text) of image, mask and maybe split per line.",
+        rich_help_panel=DATA_PANEL,
     ),
 ]
 OutOption = Annotated[

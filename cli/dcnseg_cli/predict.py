@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Annotated
 import typer
 
 from dcnseg.config import PredictConfig
+from dcnseg.errors import ConfigError
 from dcnseg_cli.options import (
     AmpOption,
     DeviceOption,
@@ -34,6 +35,8 @@ Examples:
 
   dcnseg predict runs/photos holiday/*.jpg --out predictions
 
+  dcnseg predict runs/photos holiday --out predictions --skip-existing
+
   find . -name '*.png' | dcnseg predict runs/photos - --out predictions --save labels,probabilities
 """
 
@@ -51,6 +54,14 @@ def predict(
         ),
     ] = "labels,overlay",
     overwrite: OverwriteOption = False,
+    skip_existing: Annotated[
+        bool,
+        typer.Option(
+            "--skip-existing",
+            help="Go on in an output folder: leave out pictures all of whose outputs are there.",
+            rich_help_panel="Output",
+        ),
+    ] = False,
     window: WindowOption = PredictConfig.window,
     overlap: OverlapOption = PredictConfig.overlap,
     flip: FlipOption = PredictConfig.flip,
@@ -63,18 +74,22 @@ def predict(
 
     Writes OUT/labels/NAME.png (palette PNG whose values are the class ids, at the picture's size)
     and OUT/overlays/NAME.jpg. A broken picture is named, the others go on, and the exit code is 3.
+    Pictures much unlike the training's are warned about, and so is a result of a single class.
     """
     config = PredictConfig(window, overlap, flip, parse_numbers(scales, "--scales"))
     kinds = [kind.strip() for kind in save.split(",") if kind.strip()]
-    check_out_folder(out, overwrite=overwrite)
+    if overwrite and skip_existing:
+        raise ConfigError("--overwrite and --skip-existing contradict each other; give one.")
+    check_out_folder(out, overwrite=overwrite or skip_existing)
     from dcnseg.inference.batch import predict_files
+    from dcnseg.inference.doubts import find_doubts
     from dcnseg.inference.inputs import find_inputs
     from dcnseg.inference.predictor import Predictor
     from dcnseg.inference.writers import check_output_kinds
     from dcnseg_cli.progress_bar import progress_bar
 
     check_output_kinds(kinds)
-    inputs = find_inputs(images, sys.stdin)
+    inputs = find_inputs(images, sys.stdin, on_note=message)
     predictor = Predictor.from_checkpoint(run, device=device, amp=amp, config=config)
     done = 0
     with progress_bar("predicting") as on_progress:
@@ -85,9 +100,17 @@ def predict(
             on_progress(done, len(inputs))
             _report(result, as_json=json)
 
-        results = predict_files(predictor, inputs, out, kinds, on_result=on_result)
+        results = predict_files(
+            predictor, inputs, out, kinds, skip_existing=skip_existing, on_result=on_result
+        )
     failed = sum(result.error is not None for result in results)
-    message(f"{len(results) - failed} of {len(results)} pictures labelled in {out}.")
+    skipped = sum(result.is_skipped for result in results)
+    for doubt in find_doubts(results, predictor.training_data, predictor.class_map.num_classes):
+        message(f"Warning: {doubt}")
+    rest = f"; {skipped} were there already" if skipped else ""
+    message(
+        f"{len(results) - failed - skipped} of {len(results)} pictures labelled in {out}{rest}."
+    )
     if failed:
         raise typer.Exit(DATA)
 
@@ -101,8 +124,10 @@ def _report(result: FileResult, *, as_json: bool) -> None:
                 "image": str(result.image.path),
                 "outputs": {kind: str(path) for kind, path in result.outputs.items()},
                 "class_shares": result.class_shares,
+                "unlike_training": list(result.unlike_training),
+                "is_skipped": result.is_skipped,
                 "error": result.error,
             }
         )
-    elif result.error is None and result.outputs:
+    elif result.error is None and not result.is_skipped:
         typer.echo(str(next(iter(result.outputs.values()))))

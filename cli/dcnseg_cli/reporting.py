@@ -7,7 +7,8 @@ import json
 import os
 import signal
 import sys
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from typing import Any, NoReturn, TypeVar
 
 import typer
@@ -65,12 +66,31 @@ def fail(text: str, code: int, error: BaseException) -> NoReturn:
 
 
 _received: list[int] = []
+_postponing: list[bool] = []
 
 
 def unwind_on_signals() -> None:
     """From now on let SIGTERM unwind the program as Ctrl-C does, so that nothing is left half."""
     for number in (signal.SIGINT, signal.SIGTERM):
         signal.signal(number, _note_and_raise)
+
+
+@contextmanager
+def postponed_signals() -> Iterator[None]:
+    """Within it, the first signal is noted only; `raise_if_signalled` acts on it afterwards.
+
+    A second one raises at once, as outside.
+    """
+    _postponing.append(True)
+    try:
+        yield
+    finally:
+        _postponing.pop()
+
+
+def is_signalled() -> bool:
+    """Whether a signal that ends the program has come."""
+    return bool(_received)
 
 
 def raise_if_signalled() -> None:
@@ -81,7 +101,8 @@ def raise_if_signalled() -> None:
 
 def _note_and_raise(number: int, _frame: object) -> None:
     _received.append(number)
-    raise_if_signalled()
+    if not _postponing or len(_received) > 1:
+        raise_if_signalled()
 
 
 def exit_code(error: DcnsegError) -> int:

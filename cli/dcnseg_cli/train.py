@@ -20,16 +20,19 @@ from dcnseg.config import (
     TrainConfig,
 )
 from dcnseg_cli.options import (
+    DATA_PANEL,
     AmpOption,
     DeviceOption,
+    ImagesPatternOption,
+    MasksPatternOption,
     OverwriteOption,
+    PairsOption,
     comma_list,
     parse_integers,
     parse_numbers,
 )
-from dcnseg_cli.reporting import message, reports_errors
+from dcnseg_cli.reporting import message, raise_if_signalled, reports_errors
 
-DATA_PANEL = "Data and augmentation"
 MODEL_PANEL = "Model"
 LEARNING_PANEL = "Learning"
 MACHINE_PANEL = "Machine"
@@ -52,8 +55,12 @@ SETTING_OF_OPTION = {
     **{
         name: f"data.{name}"
         for name in (
+            "images",
+            "masks",
+            "pairs",
             "val_fraction",
             "ignore_index",
+            "mask_threshold",
             "input_scale",
             "crop_size",
             "scale_range",
@@ -77,8 +84,17 @@ SETTING_OF_OPTION = {
         )
     },
 }
+AUTO = "auto"
 NOT_SETTINGS = {"out", "resume", "overwrite"}
-RESUME_OPTIONS = {"resume", "epochs", "device", "workers"}
+# What may change when a run goes on; all other options must be as they were.
+RESUME_OPTIONS = (
+    "epochs",
+    "patience",
+    "nan_patience",
+    "checkpoint_minutes",
+    "device",
+    "workers",
+)
 
 
 def _option(help_text: str, panel: str, *names: str) -> Any:
@@ -92,7 +108,8 @@ def train(
         Path | None,
         typer.Argument(
             metavar="[DATA]",
-            help="Folder with train/images and train/masks (and val, test), or images and masks.",
+            help="Folder with train/images and train/masks (and val, test), images and masks, or "
+            "another usual layout.",
         ),
     ] = None,
     out: Annotated[
@@ -101,7 +118,9 @@ def train(
     resume: Annotated[
         Path | None,
         _option(
-            "Go on with this run; only --epochs, --device and --workers may be given with it.",
+            "Go on with this run. May change: "
+            + ", ".join(f"--{name.replace('_', '-')}" for name in RESUME_OPTIONS)
+            + ".",
             OUTPUT_PANEL,
         ),
     ] = None,
@@ -109,12 +128,25 @@ def train(
     tensorboard: Annotated[
         bool, _option("Write TensorBoard events too.", OUTPUT_PANEL, "--tensorboard")
     ] = TrainConfig.tensorboard,
+    checkpoint_minutes: Annotated[
+        float,
+        _option(
+            "Save the state so often within an epoch; 0: at the end of each only.", OUTPUT_PANEL
+        ),
+    ] = TrainConfig.checkpoint_minutes,
+    images: ImagesPatternOption = DataConfig.images,
+    masks: MasksPatternOption = DataConfig.masks,
+    pairs: PairsOption = DataConfig.pairs,
     val_fraction: Annotated[
         float, _option("Share kept for validation where DATA has no val folder, 0..1.", DATA_PANEL)
     ] = DataConfig.val_fraction,
     ignore_index: Annotated[
         str, _option("Mask values to ignore besides 255: 11 or 0,254.", DATA_PANEL)
     ] = comma_list(DataConfig.ignore_index),
+    mask_threshold: Annotated[
+        int,
+        _option("Grey mask values from here on are the foreground; 0: masks hold ids.", DATA_PANEL),
+    ] = DataConfig.mask_threshold,
     input_scale: Annotated[
         float, _option("Resize pictures by this factor, for predictions too; up to 4.", DATA_PANEL)
     ] = DataConfig.input_scale,
@@ -162,8 +194,11 @@ def train(
         int, _option("Passes over the pictures, from 1.", LEARNING_PANEL)
     ] = TrainConfig.epochs,
     batch_size: Annotated[
-        int, _option("Pictures per batch, at least 2.", LEARNING_PANEL)
-    ] = TrainConfig.batch_size,
+        str,
+        _option(
+            f"Pictures per batch, at least 2, or {AUTO}: as many as memory holds.", LEARNING_PANEL
+        ),
+    ] = str(TrainConfig.batch_size),
     accumulate: Annotated[
         int, _option("Batches per step of the optimizer, from 1.", LEARNING_PANEL)
     ] = TrainConfig.accumulate,
@@ -204,6 +239,12 @@ def train(
     patience: Annotated[
         int, _option("Stop after so many epochs without a better score; 0: never.", LEARNING_PANEL)
     ] = TrainConfig.patience,
+    nan_patience: Annotated[
+        int,
+        _option(
+            "Stop after so many steps in a row whose loss is not finite, from 1.", LEARNING_PANEL
+        ),
+    ] = TrainConfig.nan_patience,
     seed: Annotated[
         int, _option("Of everything random, 0 to 2^32 - 1.", LEARNING_PANEL)
     ] = TrainConfig.seed,
@@ -217,7 +258,6 @@ def train(
     options = {name: value for name, value in locals().items() if name != "context"}
     given = _given_options(context)
     if resume is not None:
-        _refuse_with_resume(given)
         _resume(options, given)
         return
     if data is None or out is None:
@@ -226,12 +266,20 @@ def train(
         )
     config = _build_config(options)
     sources = _sources(options, given)
+    has_auto_batch = options["batch_size"] == AUTO
+    if has_auto_batch:
+        sources["batch_size"] = "command line, found by trying"
     from dcnseg.engine import training
     from dcnseg_cli.training_display import training_display
 
     with _says_how_to_go_on(out), training_display() as listener:
         result = training.train(
-            config, out, sources=sources, overwrite=overwrite, listener=listener
+            config,
+            out,
+            sources=sources,
+            overwrite=overwrite,
+            has_auto_batch=has_auto_batch,
+            listener=listener,
         )
     _report(result)
 
@@ -240,9 +288,11 @@ def _resume(options: dict[str, Any], given: set[str]) -> None:
     from dcnseg.engine import training
     from dcnseg_cli.training_display import training_display
 
-    changed = {name: options[name] for name in ("epochs", "device", "workers") if name in given}
-    with _says_how_to_go_on(options["resume"]), training_display() as listener:
-        result = training.resume(options["resume"], listener=listener, **changed)
+    run = options["resume"]
+    _refuse_changes(run, options, given)
+    changes = {_setting(name): options[name] for name in RESUME_OPTIONS if name in given}
+    with _says_how_to_go_on(run), training_display() as listener:
+        result = training.resume(run, changes=changes, listener=listener)
     _report(result)
 
 
@@ -262,6 +312,7 @@ def _report(result: Any) -> None:
     score = result.scores.get("mean_iou")
     message(f"Best: epoch {result.best_epoch}, validation mIoU {score}.")
     typer.echo(str(result.run))
+    raise_if_signalled()  # one that came when nothing was left to do
 
 
 def _given_options(context: typer.Context) -> set[str]:
@@ -273,14 +324,32 @@ def _given_options(context: typer.Context) -> set[str]:
     return given
 
 
-def _refuse_with_resume(given: set[str]) -> None:
-    refused = sorted(given - RESUME_OPTIONS)
-    if refused:
-        names = ", ".join(
-            "DATA" if name == "data" else f"--{name.replace('_', '-')}" for name in refused
-        )
+def _refuse_changes(run: Path, options: dict[str, Any], given: set[str]) -> None:
+    """Refuse options that say something else than the run's config.json does."""
+    from dcnseg.config import to_dict
+    from dcnseg.engine.run_folder import read_run
+
+    if not given - set(RESUME_OPTIONS) - {"resume"}:
+        return
+    config = read_run(run).config
+    data = options["data"] or config.data.root
+    pairs = options["pairs"] and options["pairs"].resolve()
+    now = to_dict(_build_config(options | {"data": data.resolve(), "pairs": pairs}))
+    before = to_dict(config)
+    differences = []
+    for name in sorted(given - set(RESUME_OPTIONS) - NOT_SETTINGS):
+        part, _, field = _setting(name).rpartition(".")
+        values = [(settings[part] if part else settings)[field] for settings in (now, before)]
+        if values[0] != values[1]:
+            option = "DATA" if name == "data" else f"--{name.replace('_', '-')}"
+            differences.append(f"{option} is {values[0]}, the run has {values[1]}")
+    if "out" in given and options["out"].resolve() != run.resolve():
+        differences.append(f"--out is {options['out']}, the run is {run}")
+    if "overwrite" in given:
+        differences.append("--overwrite would delete the run")
+    if differences:
         raise typer.BadParameter(
-            f"{names} cannot be changed when a run goes on; its config.json decides.",
+            f"{'; '.join(differences)}. These cannot be changed when a run goes on.",
             param_hint="--resume",
         )
 
@@ -297,12 +366,25 @@ def _sources(options: dict[str, Any], given: set[str]) -> dict[str, str]:
     }
 
 
+def _parse_batch_size(text: str) -> int:
+    """The number, or the default where it will be found by trying."""
+    if text == AUTO:
+        return TrainConfig.batch_size
+    numbers = parse_integers(text, "--batch-size")
+    if len(numbers) != 1:
+        raise typer.BadParameter(
+            f"{text!r} is not a whole number or {AUTO}.", param_hint="--batch-size"
+        )
+    return numbers[0]
+
+
 def _build_config(options: dict[str, Any]) -> TrainConfig:
     values = options | {
         "ignore_index": parse_integers(options["ignore_index"], "--ignore-index"),
         "crop_size": parse_integers(options["crop_size"], "--crop-size"),
         "scale_range": parse_numbers(options["scale_range"], "--scale-range"),
         "atrous_rates": parse_integers(options["atrous_rates"], "--atrous-rates"),
+        "batch_size": _parse_batch_size(options["batch_size"]),
     }
     parts: dict[str, dict[str, Any]] = {"data": {}, "model": {}, "": {}}
     for option, value in values.items():

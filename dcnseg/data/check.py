@@ -1,154 +1,297 @@
-"""What is wrong with a data set, file by file; the entry point is `inspect_samples`."""
+"""What a data set holds and what is wrong with it; the entry point is `check_data`."""
 
 from __future__ import annotations
 
 import os
 from collections import Counter
 from collections.abc import Callable, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
-from dataclasses import dataclass
-from typing import Final
+from contextlib import suppress
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Final
 
 import numpy as np
 
+from dcnseg.data.check_cache import FactsCache
+from dcnseg.data.class_findings import find_classes
 from dcnseg.data.class_map import IGNORE_INDEX, ClassMap
-from dcnseg.data.dataset import read_label_map, size_mismatch
-from dcnseg.data.folders import Sample
-from dcnseg.data.image_io import read_size
-from dcnseg.errors import DataError
+from dcnseg.data.dataset import find_class_list
+from dcnseg.data.findings import ERROR, WARNING, Finding, by_severity
+from dcnseg.data.label_codes import unpack_colour
+from dcnseg.data.look import Looked, look_at_pairs
+from dcnseg.data.pair_findings import judge_pairs
+from dcnseg.data.polygons import is_polygon_file, polygon_classes
+from dcnseg.data.samples import SPLIT_NAMES, Pairing
+from dcnseg.data.suggest import Suggestion, suggest
+from dcnseg.data.value_findings import Judged, judge_values
+from dcnseg.errors import ConfigError, DataError
 
-_MAX_FINDINGS: Final = 10
+_MAX_LISTED_VALUES: Final = 256
+_MAX_PASSED_OVER: Final = 100
 
 
 @dataclass(frozen=True)
-class DatasetSummary:
-    """What a data set holds; lists per class go by training index.
+class ClassCount:
+    """A class, the pixels that have it, and the images in which it occurs."""
+
+    id: int
+    name: str
+    pixels: int
+    images: int
+
+
+@dataclass(frozen=True)
+class ValueCount:
+    """A value of the masks, or a colour (red, green, blue), its pixels and images."""
+
+    value: int | tuple[int, int, int]
+    pixels: int
+    images: int
+
+
+@dataclass(frozen=True)
+class CheckReport:
+    """What a check has found.
 
     Attributes:
-        num_images: Pictures, each with a mask.
-        min_size_hw: Least height and least width (maybe of different pictures).
-        max_size_hw: Greatest height and greatest width.
-        pixel_counts: Pixels per class.
-        image_counts: Pictures per class in which it occurs.
+        root: The data folder.
+        layout: How pictures and masks were found.
+        splits: Pairs per split.
+        images_without_mask: Files.
+        masks_without_image: Files.
+        passed_over: Other files in the folder; up to 100.
+        sizes: Images per "WIDTHxHEIGHT".
+        image_modes: Images per format, channels and bits.
+        mask_modes: Masks per format, channels, bits and encoding.
+        values: The values of the masks, the most frequent first; up to 256.
+        classes: Every class; empty if they are not known.
         ignored_pixels: Pixels of no class.
+        train_pixels: Pixels per class of the train split.
+        findings: Errors first.
+        class_map: The classes as training takes them, or None.
+        suggestion: What to go on with.
     """
 
-    num_images: int
-    min_size_hw: tuple[int, int]
-    max_size_hw: tuple[int, int]
-    pixel_counts: list[int]
-    image_counts: list[int]
+    root: Path
+    layout: str
+    splits: dict[str, int]
+    images_without_mask: tuple[str, ...]
+    masks_without_image: tuple[str, ...]
+    passed_over: tuple[str, ...]
+    sizes: dict[str, int]
+    image_modes: dict[str, int]
+    mask_modes: dict[str, int]
+    values: list[ValueCount]
+    classes: list[ClassCount]
     ignored_pixels: int
+    train_pixels: tuple[int, ...]
+    findings: list[Finding]
+    class_map: ClassMap | None
+    suggestion: Suggestion
+
+    @property
+    def is_clean(self) -> bool:
+        """Whether training would take the data; there may be warnings."""
+        return not by_severity(self.findings, ERROR)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return everything as JSON values."""
+        content = {
+            "root": str(self.root),
+            "is_clean": self.is_clean,
+            "layout": self.layout,
+            "splits": self.splits,
+            "images_without_mask": list(self.images_without_mask),
+            "masks_without_image": list(self.masks_without_image),
+            "passed_over": list(self.passed_over),
+            "sizes": self.sizes,
+            "image_modes": self.image_modes,
+            "mask_modes": self.mask_modes,
+            "values": _with_shares(self.values, sum(self.splits.values())),
+            "classes": _with_shares(self.classes, sum(self.splits.values())),
+            "ignored_pixels": self.ignored_pixels,
+            "findings": [finding.to_dict() for finding in self.findings],
+            "suggestion": asdict(self.suggestion),
+        }
+        return content
 
 
-@dataclass(frozen=True)
-class _Inspected:
-    size_hw: tuple[int, int]
-    histogram: list[int]  # 256 entries, by training index
-    encoding: str
+def _with_shares(
+    counts: Sequence[ClassCount] | Sequence[ValueCount], num_images: int
+) -> list[dict[str, Any]]:
+    total = max(1, sum(count.pixels for count in counts))
+    return [
+        asdict(count)
+        | {
+            "pixel_share": count.pixels / total,
+            "image_share": count.images / max(1, num_images),
+        }
+        for count in counts
+    ]
 
 
-def inspect_samples(
-    samples: Sequence[Sample],
-    class_map: ClassMap,
+def check_data(
+    root: Path,
+    pairing: Pairing,
     *,
+    ignore: Sequence[int] = (),
+    mask_threshold: int = 0,
     workers: int = 0,
     on_progress: Callable[[int, int], None] | None = None,
-    may_be_void: bool = False,
-) -> DatasetSummary:
-    """Open every picture and every mask, in parallel, and count the pixels of each class.
+    layout_options: Sequence[str] = (),
+) -> CheckReport:
+    """Look at every file, and report all that is wrong at once.
+
+    Files that have not changed since the last check are not opened again.
 
     Args:
-        samples: What to look at.
-        class_map: The classes that the masks may hold.
+        root: The data folder; a class list is sought in it.
+        pairing: Its pictures and masks.
+        ignore: Ids to ignore besides those that the list ignores.
+        mask_threshold: Grey value from which masks mean the class of the greater id; 0: ids.
         workers: Threads; 0 means one per processor.
-        on_progress: Called with (done, total) after each sample, from the calling thread.
-        may_be_void: Whether every pixel may be ignored.
-
-    Raises:
-        DataError: Files are broken, a mask has another size than its image or holds values outside
-            the classes, masks are encoded in different ways, or every pixel is ignored. Up to ten
-            findings are listed, each with its file, and their total is said.
+        on_progress: Called with (done, total) after each pair, from the calling thread.
+        layout_options: Options by which the pictures were found, for the command to go on with.
     """
-    results, findings = _inspect_all(
-        samples, class_map, workers or os.cpu_count() or 1, on_progress
+    cache = FactsCache(root)
+    drawn, findings = _polygon_classes(root, pairing)
+    looked, unreadable = look_at_pairs(
+        pairing.splits,
+        cache,
+        polygon_ids=drawn.ids_by_name if drawn else {},
+        workers=workers,
+        on_progress=on_progress,
     )
-    findings += _mixed_encodings(samples, results)
-    if findings:
-        raise DataError(_report(findings, len(samples)))
-    if not results:
-        raise DataError("There is no picture to look at.")
-    done = [results[index] for index in sorted(results)]
-    histograms = np.array([one.histogram for one in done], np.int64)  # [N, 256]
-    totals = histograms.sum(axis=0)
-    if totals[:IGNORE_INDEX].sum() == 0 and not may_be_void:
-        raise DataError(
-            f"{samples[0].mask.parent}: every pixel of all {len(samples)} masks is ignored; there "
-            "is nothing to learn from. Check `ignore` in the class list and --ignore-index."
+    cache.save()
+    class_map, class_findings = find_classes(root, looked, drawn, ignore, mask_threshold)
+    findings += _left_over(root, pairing) + unreadable + judge_pairs(looked) + class_findings
+    judged = Judged([], [], [])
+    if class_map is not None:
+        judged = judge_values(root, looked, class_map)
+        findings += judged.findings
+    num_classes = class_map.num_classes if class_map else 0
+    train_pixels = tuple(judged.histogram("train")[:num_classes].tolist())
+    return CheckReport(
+        root=root,
+        layout=pairing.layout,
+        splits={name: len(getattr(pairing.splits, name)) for name in SPLIT_NAMES},
+        images_without_mask=tuple(map(str, pairing.images_without_mask)),
+        masks_without_image=tuple(map(str, pairing.masks_without_image)),
+        passed_over=_passed_over(root, pairing),
+        sizes=_sizes(looked),
+        image_modes=_modes(looked, of_masks=False),
+        mask_modes=_modes(looked, of_masks=True),
+        values=_values(looked),
+        classes=_classes(judged, class_map),
+        ignored_pixels=int(judged.histogram()[IGNORE_INDEX]),
+        train_pixels=train_pixels,
+        findings=by_severity(findings, ERROR) + by_severity(findings, WARNING),
+        class_map=class_map,
+        suggestion=suggest(
+            root,
+            looked,
+            class_map,
+            train_pixels,
+            ignore=ignore,
+            mask_threshold=mask_threshold,
+            layout_options=layout_options,
+        ),
+    )
+
+
+def _polygon_classes(root: Path, pairing: Pairing) -> tuple[ClassMap | None, list[Finding]]:
+    """Return what the labels of polygons mean, if masks are polygons."""
+    samples = pairing.splits.all_samples()
+    if not any(is_polygon_file(sample.mask) for sample in samples):
+        return None, []
+    class_list = find_class_list(root)
+    if class_list is not None:
+        with suppress(DataError):  # found again, and told, where the classes are found
+            return ClassMap.from_file(class_list), []
+    try:
+        return polygon_classes(samples), []
+    except (ConfigError, DataError) as error:
+        path, _, text = str(error).partition(": ")
+        return None, [Finding(ERROR, "polygons", path, text)]
+
+
+def _left_over(root: Path, pairing: Pairing) -> list[Finding]:
+    """Files without a partner, files with two, and too few pairs."""
+    groups = (
+        ("image-without-mask", pairing.images_without_mask, "has no mask."),
+        ("mask-without-image", pairing.masks_without_image, "has no image."),
+        ("double-name", pairing.doubles, "shares its name but for the ending with another file."),
+    )
+    advice = pairing.advice or "An image and its mask must have the same name but for the ending."
+    findings = [
+        Finding(ERROR, kind, str(path), what, advice if index == 0 else "")
+        for kind, paths, what in groups
+        for index, path in enumerate(paths)
+    ]
+    splits = pairing.splits
+    if len(splits.train) < 2 or not splits.val:
+        what = (
+            f"{len(splits.train)} pictures to train on and {len(splits.val)} to validate with, "
+            "each with its mask; expected at least 2 and 1."
         )
-    sizes = np.array([one.size_hw for one in done])
-    return DatasetSummary(
-        num_images=len(done),
-        min_size_hw=(int(sizes[:, 0].min()), int(sizes[:, 1].min())),
-        max_size_hw=(int(sizes[:, 0].max()), int(sizes[:, 1].max())),
-        pixel_counts=totals[: class_map.num_classes].tolist(),
-        image_counts=(histograms[:, : class_map.num_classes] > 0).sum(axis=0).tolist(),
-        ignored_pixels=int(totals[IGNORE_INDEX]),
+        findings.append(Finding(ERROR, "too-few", str(root), what))
+    return findings
+
+
+def _passed_over(root: Path, pairing: Pairing) -> tuple[str, ...]:
+    """Return the files below `root` that are no picture, mask or class list of the pairs."""
+    samples = pairing.splits.all_samples()
+    known = {path for sample in samples for path in (sample.image, sample.mask)}
+    known |= {*pairing.images_without_mask, *pairing.masks_without_image, *pairing.doubles}
+    names = {os.path.normpath(path) for path in known}
+    found: list[str] = []
+    for parent, folders, files in os.walk(root):
+        folders.sort()
+        paths = (os.path.normpath(os.path.join(parent, name)) for name in sorted(files))  # noqa: PTH118
+        found += [path for path in paths if path not in names]
+        if len(found) > _MAX_PASSED_OVER:
+            break
+    lists = {os.path.normpath(root / name) for name in ("classes.json", "classes.txt")}
+    return tuple(path for path in found if path not in lists)[:_MAX_PASSED_OVER]
+
+
+def _sizes(looked: Sequence[Looked]) -> dict[str, int]:
+    sizes = Counter(
+        f"{pair.image.size_hw[1]}x{pair.image.size_hw[0]}" for pair in looked if pair.image
     )
+    return dict(sizes.most_common())
 
 
-def _inspect_all(
-    samples: Sequence[Sample],
-    class_map: ClassMap,
-    threads: int,
-    on_progress: Callable[[int, int], None] | None,
-) -> tuple[dict[int, _Inspected], list[str]]:
-    """Return the results by sample index, and the findings in the order of the samples."""
-    results: dict[int, _Inspected] = {}
-    errors: dict[int, str] = {}
-    with ThreadPoolExecutor(threads) as pool:
-        pending: dict[Future[_Inspected], int] = {
-            pool.submit(_inspect, sample, class_map): index for index, sample in enumerate(samples)
-        }
-        try:
-            while pending:
-                for future in wait(pending, return_when=FIRST_COMPLETED).done:
-                    index = pending.pop(future)
-                    try:
-                        results[index] = future.result()
-                    except DataError as error:
-                        errors[index] = str(error)
-                    if on_progress:
-                        on_progress(len(results) + len(errors), len(samples))
-        except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)  # Ctrl-C: do not decode the rest
-            raise
-    return results, [errors[index] for index in sorted(errors)]
+def _modes(looked: Sequence[Looked], *, of_masks: bool) -> dict[str, int]:
+    modes: Counter[str] = Counter()
+    for pair in looked:
+        facts = pair.mask if of_masks else pair.image
+        if facts is not None:
+            how = f", {pair.mask.encoding}" if of_masks and pair.mask else ""
+            modes[f"{facts.file_format} {facts.mode} {facts.bits} bit{how}"] += 1
+    return dict(modes.most_common())
 
 
-def _inspect(sample: Sample, class_map: ClassMap) -> _Inspected:
-    size_hw = read_size(sample.image)
-    labels, encoding = read_label_map(sample.mask, class_map)
-    if labels.shape != size_hw:
-        raise DataError(size_mismatch(sample, size_hw, labels.shape))
-    return _Inspected(size_hw, np.bincount(labels.ravel(), minlength=256).tolist(), encoding)
+def _values(looked: Sequence[Looked]) -> list[ValueCount]:
+    pixels: Counter[tuple[bool, int]] = Counter()
+    images: Counter[tuple[bool, int]] = Counter()
+    for pair in looked:
+        if pair.mask is not None:
+            keys = [(pair.mask.is_coloured, value) for value in pair.mask.counts]
+            pixels.update(dict(zip(keys, pair.mask.counts.values(), strict=True)))
+            images.update(keys)
+    return [
+        ValueCount(unpack_colour(value) if is_colour else value, count, images[is_colour, value])
+        for (is_colour, value), count in pixels.most_common(_MAX_LISTED_VALUES)
+    ]
 
 
-def _mixed_encodings(samples: Sequence[Sample], results: dict[int, _Inspected]) -> list[str]:
-    """Some masks as ids, some as colours: one of the two was probably not meant."""
-    encodings = Counter(one.encoding for one in results.values())
-    if len(encodings) < 2:
+def _classes(judged: Judged, class_map: ClassMap | None) -> list[ClassCount]:
+    if class_map is None:
         return []
-    rare = encodings.most_common()[-1][0]
-    first = next(samples[index] for index, one in results.items() if one.encoding == rare)
-    counts = " and ".join(f"{count} masks as {name}" for name, count in encodings.most_common())
-    return [f"{first.mask}: read as {rare}, unlike others ({counts}). Write all in one way."]
-
-
-def _report(findings: Sequence[str], total: int) -> str:
-    if len(findings) == 1:
-        return findings[0]
-    shown = "\n".join(f"  {finding}" for finding in findings[:_MAX_FINDINGS])
-    rest = len(findings) - _MAX_FINDINGS
-    more = f"\n  ... and {rest} more" if rest > 0 else ""
-    return f"{len(findings)} of {total} pictures cannot be used:\n{shown}{more}"
+    pixels = judged.histogram()
+    images = np.sum([h > 0 for h in judged.histograms], axis=0) if judged.histograms else pixels
+    return [
+        ClassCount(entry.id, entry.name, int(pixels[index]), int(images[index]))
+        for index, entry in enumerate(class_map.classes)
+    ]

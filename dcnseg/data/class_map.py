@@ -27,6 +27,7 @@ from dcnseg.data.class_info import (
 )
 from dcnseg.data.label_codes import (
     IGNORE_INDEX,
+    MAX_ID,
     Colour,
     UInt8Array,
     encode_by_colour,
@@ -58,16 +59,20 @@ class UnknownLabelsError(DataError):
 class ClassMap:
     """The classes in the order of their training indices, and the entries that are ignored.
 
-    The id 255 is ignored as well unless a class has it. `source` says in messages where the list
-    comes from; it does not take part in comparisons.
+    The id 255 is ignored as well unless a class has it. With a `threshold` above 0, masks hold grey
+    values instead of ids: those of at least `threshold` are the class with the greater id, all
+    others the one with the lesser id. `source` says in messages where the list comes from; it does
+    not take part in comparisons.
 
     Raises:
-        ConfigError: No class or more than 255; an id, name or colour is out of range or double.
+        ConfigError: No class or more than 255; an id, name or colour is out of range or double; a
+            threshold with other than two classes.
     """
 
     classes: tuple[ClassInfo, ...]
     ignored: tuple[ClassInfo, ...] = ()
     source: str = field(default="the class list", compare=False)
+    threshold: int = 0
 
     def __post_init__(self) -> None:
         if not 1 <= len(self.classes) <= MAX_CLASSES:
@@ -75,6 +80,7 @@ class ClassMap:
                 f"{self.source} has {len(self.classes)} classes that are not ignored; "
                 f"1 to {MAX_CLASSES} are possible."
             )
+        self._check_threshold()
         entries = self.classes + self.ignored
         for entry in entries:
             check_entry(entry, self.source)
@@ -85,6 +91,17 @@ class ClassMap:
                     f"{self.source} has the {what} {value!r} {count} times; each {what} may stand "
                     "for one class or ignored entry only."
                 )
+
+    def _check_threshold(self) -> None:
+        if not 0 <= self.threshold <= MAX_ID:
+            raise ConfigError(
+                f"{self.source}: the threshold {self.threshold} is not in 0..{MAX_ID}; 0 is none."
+            )
+        if self.threshold and len(self.classes) != 2:
+            raise ConfigError(
+                f"{self.source} has {len(self.classes)} classes; a threshold of masks "
+                "(--mask-threshold) tells two apart."
+            )
 
     @classmethod
     def from_file(cls, path: Path) -> ClassMap:
@@ -110,13 +127,27 @@ class ClassMap:
 
     @classmethod
     def from_values(cls, values: Iterable[int], *, source: str = "the masks' values") -> ClassMap:
-        """Make a class `class_<id>` of every value but 255."""
-        ids = sorted({int(value) for value in values} - {IGNORE_INDEX})
+        """Make a class `class_<id>` of every value but 255.
+
+        Of 0 and 255, or 0 and 65535, alone both are classes: `background` and `foreground`.
+        """
+        found = {int(value) for value in values}
+        if found in ({0, IGNORE_INDEX}, {0, MAX_ID}):
+            return cls.binary(max(found), source=source)
+        ids = sorted(found - {IGNORE_INDEX})
         return cls(with_colours([(i, f"class_{i}", None) for i in ids]), (), source)
 
     @classmethod
+    def binary(cls, foreground: int, *, source: str = "the masks' values") -> ClassMap:
+        """Make the classes `background` with the id 0 and `foreground` with the given id."""
+        entries = [(0, "background", None), (foreground, "foreground", None)]
+        return cls(with_colours(entries), (), source)
+
+    @classmethod
     def from_dict(cls, content: Any, *, source: str = "the class list") -> ClassMap:
-        """Read `{"classes": [{"id", "name", "color"}, ...], "ignore": [...]}`; `color` is optional.
+        """Read `{"classes": [{"id", "name", "color"}, ...], "ignore": [...], "threshold": N}`.
+
+        `color`, `ignore` and `threshold` are optional.
 
         Raises:
             ConfigError: The content has another form, or a value is out of range or double.
@@ -132,14 +163,18 @@ class ClassMap:
             )
         parsed = [[parse_entry(entry, source) for entry in group] for group in groups]
         entries = with_colours(parsed[0] + parsed[1])
-        return cls(entries[: len(parsed[0])], entries[len(parsed[0]) :], source)
+        threshold = content.get("threshold", 0)
+        if type(threshold) is not int:
+            raise ConfigError(f'{source}: "threshold" is {threshold!r}, not a whole number.')
+        return cls(entries[: len(parsed[0])], entries[len(parsed[0]) :], source, threshold)
 
     def to_dict(self) -> dict[str, Any]:
         """Return the form that `from_dict` reads; generated colours are left out."""
-        return {
+        content: dict[str, Any] = {
             "classes": [entry_dict(entry) for entry in self.classes],
             "ignore": [entry_dict(entry) for entry in self.ignored],
         }
+        return content | ({"threshold": self.threshold} if self.threshold else {})
 
     @property
     def num_classes(self) -> int:
@@ -155,6 +190,11 @@ class ClassMap:
     def ids(self) -> tuple[int, ...]:
         """The ids in the order of the training indices."""
         return tuple(entry.id for entry in self.classes)
+
+    @property
+    def ids_by_name(self) -> dict[str, int]:
+        """The id of every class and ignored entry, by its name."""
+        return {entry.name: entry.id for entry in self.classes + self.ignored}
 
     @cached_property
     def ignored_ids(self) -> tuple[int, ...]:
@@ -179,15 +219,27 @@ class ClassMap:
         kept = tuple(entry for entry in self.classes if entry.id not in wanted)
         return replace(self, classes=kept, ignored=self.ignored + moved + new)
 
+    def with_threshold(self, threshold: int) -> ClassMap:
+        """Return a map that takes grey values from `threshold` on as the class of greater id.
+
+        0 changes nothing.
+
+        Raises:
+            ConfigError: There are not two classes.
+        """
+        return replace(self, threshold=threshold) if threshold else self
+
     def encode_ids(self, id_map: npt.NDArray[np.integer[Any]]) -> UInt8Array:
         """Turn ids [H, W] into training indices uint8 [H, W], 255 where ignored.
 
         Raises:
             UnknownLabelsError: A value belongs to no entry; says the values and their pixels.
         """
+        if self.threshold:
+            return self._encode_by_threshold(id_map)
         indices, unknown = encode_by_id(id_map, self.ids, self.ignored_ids)
         if unknown:
-            self._refuse(unknown)
+            raise self.unknown_labels(unknown)
         return indices
 
     def encode_colours(self, colour_mask: UInt8Array) -> UInt8Array:
@@ -200,7 +252,9 @@ class ClassMap:
         colours, ignored_colours = self._checked_colours
         indices, unknown = encode_by_colour(colour_mask, colours, ignored_colours)
         if unknown:
-            self._refuse({unpack_colour(packed): count for packed, count in unknown.items()})
+            raise self.unknown_labels(
+                {unpack_colour(packed): count for packed, count in unknown.items()}
+            )
         return indices
 
     def decode_indices(self, indices: npt.NDArray[np.integer[Any]]) -> npt.NDArray[Any]:
@@ -254,7 +308,16 @@ class ClassMap:
         ignored = tuple(entry.color for entry in self.ignored if entry.is_color_given)
         return tuple(entry.color for entry in self.classes), ignored
 
-    def _refuse(self, unknown: Mapping[int, int] | Mapping[Colour, int]) -> NoReturn:
+    def _encode_by_threshold(self, values: npt.NDArray[np.integer[Any]]) -> UInt8Array:
+        above = self.ids.index(max(self.ids))
+        indices = np.where(values >= self.threshold, above, 1 - above).astype(np.uint8)
+        indices[np.isin(values, [entry.id for entry in self.ignored])] = IGNORE_INDEX
+        return indices
+
+    def unknown_labels(
+        self, unknown: Mapping[int, int] | Mapping[Colour, int]
+    ) -> UnknownLabelsError:
+        """Return the error for these ids or colours, with their pixels, the most frequent first."""
         shown = list(unknown.items())[:3]
         is_colour = isinstance(shown[0][0], tuple)
         noun = "colour" if is_colour else "value"
@@ -277,8 +340,11 @@ class ClassMap:
             flags = " ".join(f"--ignore-index {value}" for value, _ in shown)
             mend = f"Add a class, or pass {flags}."
         if len(unknown) > _SMEARED:
-            mend = "So many different ones mean that JPEG or smooth edges have smeared the mask."
-        raise UnknownLabelsError(f"{', '.join(parts)}; {expected}. {mend}", unknown)
+            mend = (
+                "So many different ones mean that JPEG or smooth edges have smeared the mask; of "
+                "two classes, --mask-threshold 128 makes sharp ones."
+            )
+        return UnknownLabelsError(f"{', '.join(parts)}; {expected}. {mend}", unknown)
 
 
 def describe_ids(ids: Sequence[int]) -> str:

@@ -6,7 +6,7 @@ The entry points are `load_class_map`, `load_label_map` and `SegmentationDataset
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, Final
@@ -18,9 +18,11 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from dcnseg.data.class_map import ClassMap, UnknownLabelsError
+from dcnseg.data.class_map import IGNORE_INDEX, ClassMap, UnknownLabelsError
 from dcnseg.data.folders import Sample, Splits, find_splits
-from dcnseg.data.image_io import read_image, read_mask
+from dcnseg.data.image_io import read_image, read_mask, read_orientation
+from dcnseg.data.picture_file import apply_orientation
+from dcnseg.data.polygons import is_polygon_file, load_polygons, polygon_classes
 from dcnseg.errors import ConfigError, DataError
 
 _MAX_VALUES: Final = 64  # more distinct values than that are not classes but a smeared mask
@@ -30,7 +32,10 @@ Transform = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
 
 def load_class_map(
-    root: Path, splits: Splits | None = None, ignore: Iterable[int] = ()
+    root: Path,
+    splits: Splits | None = None,
+    ignore: Iterable[int] = (),
+    mask_threshold: int = 0,
 ) -> ClassMap:
     """Read `root/classes.json`, else `root/classes.txt`, else take the values found in all masks.
 
@@ -38,17 +43,21 @@ def load_class_map(
         root: The data folder.
         splits: Its samples, if they are known already.
         ignore: Ids to ignore besides those that the list ignores.
+        mask_threshold: Grey values from here on are the class of the greater id; 0: masks hold ids.
 
     Raises:
         DataError: The list is wrong, or there is none and the masks are in colours, hold more than
             64 values or only one.
-        ConfigError: Ignoring these ids leaves no class.
+        ConfigError: Ignoring these ids leaves no class, or a threshold meets other than two.
     """
     class_list = find_class_list(root)
     if class_list is not None:
-        return ClassMap.from_file(class_list).with_ignored(ignore)
-    samples = (splits or find_splits(root)).all_samples()
-    return _classes_from_masks(root, samples).with_ignored(ignore)
+        class_map = ClassMap.from_file(class_list)
+    elif mask_threshold:
+        class_map = ClassMap.binary(IGNORE_INDEX)
+    else:
+        class_map = _classes_from_masks(root, (splits or find_splits(root)).all_samples())
+    return class_map.with_ignored(ignore).with_threshold(mask_threshold)
 
 
 def find_class_list(root: Path) -> Path | None:
@@ -67,15 +76,11 @@ def load_label_map(source: Sample | Path, class_map: ClassMap) -> UInt8Array:
         DataError: The file is broken or holds a value outside the classes; says the file, the
             values and how many pixels have them.
     """
+    if isinstance(source, Sample) and is_polygon_file(source.mask):
+        return load_polygons(source, class_map)
     path = source.mask if isinstance(source, Sample) else source
-    return read_label_map(path, class_map)[0]
-
-
-def read_label_map(path: Path, class_map: ClassMap) -> tuple[UInt8Array, str]:
-    """Return what `load_label_map` does, and how the mask says it: "ids" or "colours"."""
-    mask = read_mask(path)
     try:
-        return decode_mask(mask, class_map)
+        return decode_mask(read_mask(path), class_map)[0]
     except (UnknownLabelsError, ConfigError) as error:
         raise DataError(f"{path}: {error}") from error
 
@@ -89,6 +94,8 @@ def decode_mask(mask: npt.NDArray[Any], class_map: ClassMap) -> tuple[UInt8Array
     """
     if mask.ndim == 2:
         return class_map.encode_ids(mask), "ids"
+    if class_map.threshold:
+        return class_map.encode_ids(mask.max(axis=2)), "ids"
     is_grey = is_grey_mask(mask)
     if not class_map.has_colours:
         if is_grey:
@@ -193,13 +200,30 @@ def _shared_number() -> Tensor:
 def load_pair(sample: Sample, class_map: ClassMap) -> tuple[UInt8Array, UInt8Array]:
     """Read a picture, RGB uint8 [H, W, 3], and its training indices, uint8 [H, W].
 
+    A mask that fits only the pixels as stored of a picture on its side is turned as the picture is.
+
     Raises:
         DataError: One of the two is broken, or they differ in size; the message names the file.
     """
     image, labels = read_image(sample.image), load_label_map(sample, class_map)
+    if image.shape[:2] == labels.shape:
+        return image, labels
+    if image.shape[1::-1] == labels.shape:
+        labels = apply_orientation(labels, side_turn(sample))
     if image.shape[:2] != labels.shape:
         raise DataError(size_mismatch(sample, image.shape[:2], labels.shape))
     return image, labels
+
+
+def side_turn(sample: Sample) -> int:
+    """Return the EXIF orientation by which a mask that lies on its side has to be turned; 1: none.
+
+    Raises:
+        DataError: A file cannot be read.
+    """
+    orientation = read_orientation(sample.image)
+    is_upright = orientation < 5 or is_polygon_file(sample.mask)
+    return 1 if is_upright or read_orientation(sample.mask) != 1 else orientation
 
 
 def scaled_size_hw(size_hw: Sequence[int], input_scale: float) -> tuple[int, int]:
@@ -219,21 +243,25 @@ def size_mismatch(sample: Sample, image_hw: Sequence[int], mask_hw: Sequence[int
 
 
 def _classes_from_masks(root: Path, samples: Sequence[Sample]) -> ClassMap:
+    if any(is_polygon_file(sample.mask) for sample in samples):
+        return polygon_classes(samples)
     with ThreadPoolExecutor(os.cpu_count()) as pool:
         values = set[int]().union(*pool.map(_mask_values, [sample.mask for sample in samples]))
+    return classes_of_values(root, values)
+
+
+def classes_of_values(root: Path, values: Collection[int]) -> ClassMap:
+    """Make the values found in the masks of `root` classes, as `load_class_map` does.
+
+    Raises:
+        DataError: There are more than 64 of them, or only one.
+    """
     if len(values) > _MAX_VALUES:
         raise DataError(
             f"{root}: the masks hold {len(values)} different values {min(values)}..{max(values)}, "
             f"too many to guess classes from (at most {_MAX_VALUES}). Write classes.json, or make "
-            "masks that are not smeared by JPEG or smooth edges."
-        )
-    if len(values) == 2 and 255 in values:
-        other = min(values)
-        raise DataError(
-            f"{root}: the masks hold the values {other} and 255 only, and 255 would be ignored. "
-            "Write classes.json to make it a class: "
-            f'{{"classes": [{{"id": {other}, "name": "background"}}, '
-            '{"id": 255, "name": "foreground"}]}'
+            "masks that are not smeared by JPEG or smooth edges; of two classes, "
+            "--mask-threshold 128 makes sharp ones."
         )
     if len(values) < 2:
         raise DataError(

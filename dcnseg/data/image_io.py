@@ -1,46 +1,89 @@
 """Pictures and masks from files and into files.
 
-EXIF rotation, channel order and bit depth are decided here only. The entry points are `read_image`,
-`read_mask`, `write_png` and `write_jpeg`.
+EXIF rotation, channel order and bit depth are decided here and in `picture_file` and `mask_file`
+only. The entry points are `read_image`, `read_mask`, `write_png` and `write_jpeg`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-from contextlib import contextmanager
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
-from PIL import ExifTags, Image, ImageOps, UnidentifiedImageError
+from PIL import Image, ImageOps
 
+from dcnseg.data.mask_file import read_mask_file
+from dcnseg.data.picture_file import (
+    IMAGE_SUFFIXES,
+    apply_orientation,
+    bit_depth,
+    exif_orientation,
+    opened_picture,
+    read_deep_colours,
+)
 from dcnseg.errors import DataError, ShapeError
 from dcnseg.files import atomic_path
 
-IMAGE_SUFFIXES: Final = frozenset(
-    {".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".bmp", ".tif", ".tiff", ".webp", ".gif"}
-    | {".ppm", ".pgm", ".pbm", ".pnm", ".jp2"}
-)
-# Named, so that no other decoder of Pillow's (PostScript, for one) is fed what a user downloaded.
-_FORMATS: Final = ("PNG", "JPEG", "BMP", "TIFF", "WEBP", "GIF", "PPM", "JPEG2000")
+__all__ = [
+    "IMAGE_SUFFIXES",
+    "PictureInfo",
+    "read_image",
+    "read_mask",
+    "read_orientation",
+    "read_picture_info",
+    "read_size",
+    "write_jpeg",
+    "write_png",
+]
+
 _BACKGROUND: Final = (255, 255, 255)  # behind transparent pixels, as viewers and browsers show them
+_SENSOR_BITS: Final = (8, 10, 12, 14, 16)  # depths of cameras and scanners, stored in 16 bits
+_THUMB_HW: Final = (8, 9)
+_THUMB_CELL: Final = 4
 
 UInt8Array = npt.NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class PictureInfo:
+    """What is known of a picture after a rough decoding.
+
+    Attributes:
+        size_hw: Height and width as displayed.
+        file_format: Pillow's name of the format.
+        mode: Pillow's name of the channels.
+        bits: Bits per channel in the file.
+        orientation: EXIF orientation 1..8.
+        thumbnail: The picture as displayed in grey, uint8 [8, 9].
+    """
+
+    size_hw: tuple[int, int]
+    file_format: str
+    mode: str
+    bits: int
+    orientation: int
+    thumbnail: UInt8Array
 
 
 def read_image(path: Path) -> UInt8Array:
     """Return the picture as it is displayed, RGB, uint8 [H, W, 3].
 
     EXIF rotation is applied; transparent pixels are laid on white; grey, palette, CMYK and 1-bit
-    pictures become RGB; 16 bits are divided by 257, floats of 0..1 multiplied by 255. Of several
-    frames the first is read.
+    pictures become RGB. Deeper ones are scaled by their own range: 16 bits by the least of 8, 10,
+    12, 14 and 16 bits that holds the greatest value, floats by 0..1, 0..255 or 0..65535 if they lie
+    in it, and all others by their least and greatest value. Of several frames the first is read.
 
     Raises:
-        DataError: The file is missing, broken, cut off, no picture, or too large to be one (more
-            than 179 million pixels); the message names it.
+        DataError: The file is missing, broken, cut off, no picture, too large to be one (more than
+            179 million pixels), or has values that are no numbers; the message names it.
     """
-    with _opened(path) as picture:
+    with opened_picture(path) as picture:
+        orientation = exif_orientation(picture)
+        deep = read_deep_colours(picture, path)
+        if deep is not None:
+            return apply_orientation(_deep_as_rgb(deep, path), orientation)
         picture.load()
         return _as_rgb(picture, path)
 
@@ -48,29 +91,12 @@ def read_image(path: Path) -> UInt8Array:
 def read_mask(path: Path) -> npt.NDArray[Any]:
     """Return what the mask's pixels say: ids int32 [H, W], or colours uint8 [H, W, 3] (RGB).
 
-    Ids come from 1-, 2-, 4-, 8- and 16-bit grey files as they stand (1-bit gives 0 and 1) and from
-    palette files, of which the palette itself is disregarded. An alpha channel is dropped. EXIF
-    rotation is applied as it is to pictures.
+    EXIF rotation is applied as it is to pictures; the rest is `read_mask_file`'s.
 
     Raises:
-        DataError: As `read_image`; also when only the alpha channel holds something, and for values
-            that are not whole numbers.
+        DataError: As `read_mask_file`.
     """
-    with _opened(path) as picture:
-        scale = _grey_scale(picture, path)
-        picture.load()
-        picture = ImageOps.exif_transpose(picture)
-        if picture.mode in ("LA", "PA", "RGBA", "La", "RGBa"):
-            return _without_alpha(np.asarray(picture), path)
-        if picture.mode not in ("1", "L", "P") and not picture.mode.startswith(("I", "F")):
-            return np.array(picture.convert("RGB"))
-        values = np.asarray(picture)
-        if values.dtype.kind == "f" and not (np.isfinite(values) & (values % 1 == 0)).all():
-            raise DataError(
-                f"{path}: has pixel values that are not whole numbers; a mask holds class ids."
-            )
-        ids = values.astype(np.int32)
-        return ids if scale == 1 else ids // scale
+    return read_mask_file(path).values
 
 
 def read_size(path: Path) -> tuple[int, int]:
@@ -79,19 +105,51 @@ def read_size(path: Path) -> tuple[int, int]:
     Raises:
         DataError: As `read_image`.
     """
-    with _opened(path) as picture:
+    return read_picture_info(path).size_hw
+
+
+def read_picture_info(path: Path) -> PictureInfo:
+    """Decode a picture just enough to see that it is whole.
+
+    Raises:
+        DataError: As `read_image`.
+    """
+    with opened_picture(path) as picture:
         width, height = picture.size
-        # Orientations 5..8 lie on their side; Pillow turns TIFF files itself.
-        is_turned = picture.format != "TIFF" and exif_orientation(picture) >= 5
-        picture.draft("RGB", (1, 1))  # JPEG: all bytes are read, but only 1/64 of the pixels made
+        mode, bits = picture.mode, bit_depth(picture, path)
+        orientation = exif_orientation(picture)
+        # JPEG: all bytes are read, but as little as 1/64 of the pixels made.
+        picture.draft("L", (_THUMB_HW[1] * _THUMB_CELL, _THUMB_HW[0] * _THUMB_CELL))
         picture.load()
-    return (width, height) if is_turned else (height, width)
+        turn = orientation
+        if picture.format == "TIFF":  # Pillow has turned it already
+            (width, height), turn = picture.size, 1
+        size_hw = (width, height) if turn >= 5 else (height, width)
+        thumbnail = _thumbnail(picture, path, turn)
+        return PictureInfo(size_hw, str(picture.format), mode, bits, orientation, thumbnail)
 
 
-def exif_orientation(picture: Image.Image) -> int:
-    """Return the EXIF orientation 1..8, 1 when there is none."""
-    value = picture.getexif().get(ExifTags.Base.Orientation, 1)
-    return value if isinstance(value, int) and 1 <= value <= 8 else 1
+def read_orientation(path: Path) -> int:
+    """Return the EXIF orientation 1..8 of a picture; only its header is read.
+
+    Raises:
+        DataError: As `read_image`.
+    """
+    with opened_picture(path) as picture:
+        return exif_orientation(picture)
+
+
+def _thumbnail(picture: Image.Image, path: Path, turn: int) -> UInt8Array:
+    """Return the picture in grey, turned by the orientation `turn`, uint8 [8, 9]."""
+    if picture.mode.startswith(("I", "F")):
+        picture = Image.fromarray(_deep_to_bytes(np.asarray(picture), path))
+    grey = picture if picture.mode == "L" else picture.convert("RGB").convert("L")
+    height, width = (side * _THUMB_CELL for side in _THUMB_HW)
+    size = (height, width) if turn >= 5 else (width, height)
+    upright = apply_orientation(np.asarray(grey.resize(size, Image.Resampling.BOX)), turn)
+    cells = upright.reshape(_THUMB_HW[0], _THUMB_CELL, _THUMB_HW[1], _THUMB_CELL)
+    thumbnail: UInt8Array = cells.mean(axis=(1, 3)).round().astype(np.uint8)
+    return thumbnail
 
 
 def write_png(path: Path, array: npt.NDArray[Any], palette: UInt8Array | None = None) -> None:
@@ -124,47 +182,6 @@ def _save(picture: Image.Image, path: Path, file_format: str, **options: Any) ->
         picture.save(temporary, file_format, **options)
 
 
-@contextmanager
-def _opened(path: Path) -> Iterator[Image.Image]:
-    """Open `path` for decoding; whatever goes wrong inside becomes a DataError with its name."""
-    try:
-        # Not by name: Pillow would map uncompressed TIFF files, and garbles those that lie on their
-        # side (seen in Pillow 13.0).
-        with path.open("rb") as file, Image.open(file, formats=_FORMATS) as picture:
-            yield picture
-    except DataError:
-        raise
-    except (FileNotFoundError, IsADirectoryError, PermissionError) as error:
-        raise DataError(f"{path}: cannot be opened ({error.strerror}).") from error
-    except MemoryError as error:
-        raise DataError(f"{path}: does not fit into memory.") from error
-    # Broken files make Pillow's decoders raise nearly anything: OSError, SyntaxError, struct.error,
-    # IndexError, ValueError, zlib.error, ...
-    except Exception as error:
-        raise DataError(f"{path}: {_diagnose(path, error)}") from error
-
-
-def _diagnose(path: Path, error: Exception) -> str:
-    """Say what a file that did not open is, from its first bytes where these tell."""
-    if isinstance(error, Image.DecompressionBombError):
-        return f"refused, {error}"
-    try:
-        with path.open("rb") as file:
-            head = file.read(256).lstrip().lower()
-    except OSError as read_error:
-        return f"cannot be read ({read_error.strerror})."
-    if not head:
-        return "is empty."
-    if head.startswith((b"<!doctype html", b"<html")):
-        return "holds an HTML page, not a picture; the download went wrong."
-    if head.startswith(b"version https://git-lfs"):
-        return "is a Git LFS pointer, not a picture; run `git lfs pull`."
-    if isinstance(error, UnidentifiedImageError):
-        return "is not a picture in a known format."
-    reason = str(error) or type(error).__name__
-    return f"cannot be decoded, the file is damaged or cut off ({reason})."
-
-
 def _as_rgb(picture: Image.Image, path: Path) -> UInt8Array:
     picture = ImageOps.exif_transpose(picture)
     if picture.mode.startswith(("I", "F")):
@@ -177,34 +194,24 @@ def _as_rgb(picture: Image.Image, path: Path) -> UInt8Array:
     return np.array(picture.convert("RGB"))
 
 
+def _deep_as_rgb(deep: npt.NDArray[np.uint16], path: Path) -> UInt8Array:
+    """Scale 16-bit RGB to 0..255, and lay it on white where it has an alpha channel."""
+    rgb = _deep_to_bytes(deep[..., :3], path)
+    if deep.shape[2] == 3:
+        return rgb
+    alpha = deep[..., 3:].astype(np.float32) / 65535
+    return (rgb * alpha + 255 * (1 - alpha) + 0.5).astype(np.uint8)
+
+
 def _deep_to_bytes(values: npt.NDArray[Any], path: Path) -> UInt8Array:
-    """Scale 16-bit and float grey values to 0..255."""
+    """Scale 16-bit, 32-bit and float values to 0..255 by the range that they take."""
     low, high = float(values.min()), float(values.max())
-    if values.dtype.kind == "f" and low >= 0 and high <= 1:
-        return (values * 255 + 0.5).astype(np.uint8)
+    if not np.isfinite([low, high]).all():
+        raise DataError(f"{path}: has pixel values that are no numbers; write finite ones.")
     if values.dtype.kind in "iu" and low >= 0 and high <= 65535:
-        return ((values.astype(np.uint32) + 128) // 257).astype(np.uint8)
-    raise DataError(
-        f"{path}: has {values.dtype} values {low:g}..{high:g}; floats must lie in 0..1 and whole "
-        "numbers in 0..65535. Convert the picture to 8 or 16 bits."
-    )
-
-
-def _grey_scale(picture: Image.Image, path: Path) -> int:
-    """By what Pillow multiplies the values of this grey PNG: 2-bit ids come as 0, 85, 170, 255."""
-    if picture.format != "PNG" or picture.mode != "L":
-        return 1
-    with path.open("rb") as file:
-        bit_depth = file.read(25)[24]
-    return {2: 85, 4: 17}.get(bit_depth, 1)
-
-
-def _without_alpha(values: npt.NDArray[Any], path: Path) -> npt.NDArray[Any]:
-    """Drop the last channel of LA, PA or RGBA; refuse a mask that is drawn in it alone."""
-    content, alpha = values[..., :-1], values[..., -1]
-    if alpha.min() != alpha.max() and (content == content[:1, :1]).all():
-        raise DataError(
-            f"{path}: is of one colour and differs in its alpha channel only; write the classes "
-            "into the grey or colour channels."
-        )
-    return content[..., 0].astype(np.int32) if content.shape[2] == 1 else content.copy()
+        top = next(2**bits - 1 for bits in _SENSOR_BITS if high < 2**bits)
+        return ((values.astype(np.uint32) * 255 + top // 2) // top).astype(np.uint8)
+    if values.dtype.kind == "f" and low >= 0 and high <= 65535:
+        low, high = 0.0, next(top for top in (1.0, 255.0, 65535.0) if high <= top)
+    scale = 255 / (high - low) if high > low else 0.0
+    return ((values.astype(np.float64) - low) * scale + 0.5).astype(np.uint8)

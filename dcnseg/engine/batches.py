@@ -9,22 +9,27 @@ from torch.utils.data import Sampler
 
 
 class EpochBatches(Sampler[list[int]]):
-    """The batches of the epoch that `epoch` says, for a loader that outlives the epochs."""
+    """The batches of the epoch that `epoch` says, for a loader that outlives the epochs.
+
+    The first `start` of them are passed over: a run that goes on in the middle has seen them.
+    """
 
     def __init__(self, num_samples: int, batch_size: int, *, seed: int) -> None:
         self._num_samples = num_samples
         self._batch_size = batch_size
         self._seed = seed
         self.epoch = 1
+        self.start = 0
 
     def __iter__(self) -> Iterator[list[int]]:
-        """Yield the batches of the current epoch."""
-        yield from epoch_batches(
+        """Yield the batches of the current epoch, from the first that is wanted."""
+        batches = epoch_batches(
             self._num_samples, self._batch_size, seed=self._seed, epoch=self.epoch
         )
+        yield from batches[self.start :]
 
     def __len__(self) -> int:
-        """Return the number of batches, the same in every epoch."""
+        """Return the number of batches of a whole epoch, the same in every epoch."""
         batches, rest = divmod(self._num_samples, self._batch_size)
         return batches + (1 if rest > 1 or not batches else 0)
 

@@ -14,8 +14,8 @@ import numpy.typing as npt
 from dcnseg.config import PredictConfig
 from dcnseg.data.class_map import IGNORE_INDEX, ClassMap
 from dcnseg.data.dataset import find_class_list, load_pair
-from dcnseg.data.folders import Sample, Splits, find_splits
-from dcnseg.engine.run_folder import is_run, read_run
+from dcnseg.data.folders import SPLIT_NAMES, Sample, Splits, find_splits
+from dcnseg.engine.run_folder import RunRecord, is_run, read_run
 from dcnseg.errors import ConfigError, DataError
 from dcnseg.inference.predictor import Predictor
 
@@ -115,6 +115,9 @@ def evaluate_run(
     device: str = "auto",
     amp: str = "off",
     config: PredictConfig | None = None,
+    images: str = "",
+    masks: str = "",
+    pairs: Path | None = None,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> Scores:
     """Score a run folder or weights file on a split of a data folder.
@@ -129,6 +132,10 @@ def evaluate_run(
         device: As `Predictor.from_checkpoint`.
         amp: As `Predictor.from_checkpoint`.
         config: Windows and test-time augmentation.
+        images: Pattern of the pictures' paths, as for `find_splits`. Without any of the three, the
+            run's own are meant on the run's own folder.
+        masks: Pattern of the masks' paths.
+        pairs: List of pairs.
         on_progress: Called with the pictures done and their number.
 
     Raises:
@@ -138,7 +145,8 @@ def evaluate_run(
     if split not in SPLITS:
         raise ConfigError(f"--split is {split!r}; expected one of {', '.join(SPLITS)}.")
     predictor = Predictor.from_checkpoint(run, device=device, amp=amp, config=config)
-    splits = _splits_of(run if run.is_dir() else run.parent, root)
+    given = PairSource(images, masks, pairs.resolve() if pairs else None)
+    splits = _splits_of(run if run.is_dir() else run.parent, root, given)
     samples = splits.all_samples() if split == "all" else getattr(splits, split)
     if not samples:
         there = ", ".join(name for name in SPLITS[:3] if getattr(splits, name))
@@ -147,15 +155,25 @@ def evaluate_run(
     return evaluate(predictor, samples, on_progress=on_progress)
 
 
-def _splits_of(run: Path, root: Path) -> Splits:
+@dataclass(frozen=True)
+class PairSource:
+    """Where pictures and masks are, as `find_splits` takes it; empty: recognised."""
+
+    images: str = ""
+    masks: str = ""
+    pairs: Path | None = None
+
+
+def _splits_of(run: Path, root: Path, source: PairSource) -> Splits:
     """The splits of a data folder, as the run recorded them if it was trained on these pictures."""
     record = read_run(run) if is_run(run) else None
-    splits = find_splits(root)
+    own_source = _source_of(record, root)
+    is_own = own_source is not None and source in (PairSource(), own_source)
+    source = own_source if own_source and is_own else source
+    splits = find_splits(root, images=source.images, masks=source.masks, pairs=source.pairs)
     if record is None:
         return splits
-    is_own = record.config.data.root.resolve() == root.resolve()
-    is_flat = any(sample.mask.is_relative_to(root / "masks") for sample in splits.train)
-    if not is_own and not is_flat:
+    if not is_own and not splits.is_val_drawn:
         return splits  # the folder says itself what is val
     by_stem = {sample.stem: sample for sample in splits.all_samples()}
     chosen: dict[str, tuple[Sample, ...]] = {}
@@ -169,7 +187,16 @@ def _splits_of(run: Path, root: Path) -> Splits:
                 f"{root}: {len(missing)} {name} pictures of the run are gone, {missing[0]} for one."
             )
         chosen[name] = tuple(own.get(stem) or by_stem[stem] for stem in stems)
-    return Splits(**chosen)
+    train, val, test = (chosen.get(name, ()) for name in SPLIT_NAMES)
+    return Splits(train, val, test, splits.layout)
+
+
+def _source_of(record: RunRecord | None, root: Path) -> PairSource | None:
+    """How the run found its pictures, if they are those of `root`."""
+    if record is None or record.config.data.root.resolve() != root.resolve():
+        return None
+    data = record.config.data
+    return PairSource(data.images, data.masks, data.pairs)
 
 
 def _check_classes(root: Path, trained: ClassMap) -> None:

@@ -24,6 +24,7 @@ class RunSummary:
         epochs: Epochs in all.
         steps_per_epoch: Batches of an epoch.
         best_mean_iou: Best validation score of the epochs before a resume; None without one.
+        batch_size: Pictures per batch; 0 where it is not told.
     """
 
     run: Path
@@ -37,6 +38,7 @@ class RunSummary:
     epochs: int
     steps_per_epoch: int
     best_mean_iou: float | None = None
+    batch_size: int = 0
 
 
 @dataclass(frozen=True)
@@ -67,3 +69,10 @@ class TrainingListener:
 
     def stopped_early(self, epoch: int, patience: int) -> None:
         """The score has not improved for `patience` epochs."""
+
+    def stop_requested(self) -> bool:
+        """Whether to save the state after this step and raise a TrainingStoppedError."""
+        return False
+
+    def warned(self, text: str) -> None:
+        """Something looks wrong, but training goes on."""

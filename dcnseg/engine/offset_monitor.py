@@ -13,6 +13,7 @@ from dcnseg.ops.deform_conv import DeformConv2d
 from dcnseg.ops.offset_stats import OffsetStatistics, offset_statistics
 
 MONITORED_BATCHES = 8  # enough for a mean; more would only slow the evaluation
+MOST = 0.5  # share of samples
 
 
 class OffsetMonitor:
@@ -26,6 +27,7 @@ class OffsetMonitor:
     def __init__(self, model: Segmenter) -> None:
         self._layers = model.deformable_layers()
         self._seen: dict[str, list[OffsetStatistics]] = defaultdict(list)
+        self._sizes_px: dict[str, int] = {}  # the longer side of each layer's largest map
         self._handles: list[Any] = []
 
     def __enter__(self) -> Self:
@@ -61,10 +63,35 @@ class OffsetMonitor:
             if self._seen[name]
         }
 
+    def runaways(self) -> dict[str, str]:
+        """A warning for each layer whose offsets lead nowhere, by the layer's name."""
+        return {
+            name: f"{name}: {reason} Lower --offset-lr-scale or --lr if the scores suffer."
+            for name in self._layers
+            if self._seen[name] and (reason := _runaway(self._seen[name], self._sizes_px[name]))
+        }
+
     def _note(self, name: str, layer: DeformConv2d, x: Tensor, offset: Tensor) -> None:
         if len(self._seen[name]) < MONITORED_BATCHES:
             height, width = x.shape[-2:]
+            self._sizes_px[name] = max(height, width, self._sizes_px.get(name, 0))
             self._seen[name].append(offset_statistics(layer, offset, (height, width)))
+
+
+def _runaway(seen: list[OffsetStatistics], size_px: int) -> str | None:
+    """Why these offsets have run away, if they have; a NaN has."""
+    p95_px = sum(entry.p95_px for entry in seen) / len(seen)
+    outside = sum(entry.outside_share for entry in seen) / len(seen)
+    grid_outside = sum(entry.grid_outside_share for entry in seen) / len(seen)
+    if not p95_px <= size_px:
+        return (
+            f"the 95th percentile of its offsets is {p95_px:.0f} px, and its map is only "
+            f"{size_px} px long."
+        )
+    # A dilated grid on a small map is mostly outside without any offsets.
+    if outside > max(MOST, grid_outside):
+        return f"{outside:.0%} of its samples lie outside its map."
+    return None
 
 
 def _mean(values: list[float]) -> float | None:

@@ -2,6 +2,7 @@
 
 config.json       every setting and where it came from, versions, the split
 classes.json      names, ids and colours
+files.json        size and checksum of every picture and mask
 metrics.jsonl     one line per epoch
 best.safetensors  the weights with the best validation score
 last.ckpt         the state to resume from
@@ -11,9 +12,12 @@ preview.jpg       a few validation pictures, their masks and the predictions of 
 from __future__ import annotations
 
 import json
+import os
 import platform
+import re
 import sys
-from collections.abc import Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
 from pathlib import Path
@@ -30,6 +34,7 @@ from dcnseg.checkpoint import BEST_WEIGHTS, RESUME_STATE
 from dcnseg.config import TrainConfig, from_dict, to_dict
 from dcnseg.data.class_map import ClassMap
 from dcnseg.data.folders import Sample, Splits
+from dcnseg.engine.fingerprint import FILES, write_fingerprints
 from dcnseg.errors import CheckpointError, ConfigError, DataError
 from dcnseg.files import atomic_path
 
@@ -37,7 +42,7 @@ CONFIG = "config.json"
 CLASSES = "classes.json"
 METRICS = "metrics.jsonl"
 PREVIEW = "preview.jpg"
-RUN_FILES = (CONFIG, CLASSES, METRICS, PREVIEW, BEST_WEIGHTS, RESUME_STATE)
+RUN_FILES = (CONFIG, CLASSES, FILES, METRICS, PREVIEW, BEST_WEIGHTS, RESUME_STATE)
 
 
 @dataclass(frozen=True)
@@ -75,6 +80,7 @@ def create_run(
     check_run_is_free(run, overwrite=overwrite)
     for name in RUN_FILES:
         (run / name).unlink(missing_ok=True)
+    drop_unfinished_files(run)
     record = {
         "dcnseg": __version__,
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -91,8 +97,10 @@ def create_run(
         "sources": dict(sources),
         "split": split_stems(splits),
     }
-    _write_json(run / CONFIG, record)
     _write_json(run / CLASSES, class_map.to_dict())
+    with names_file(run / FILES):
+        write_fingerprints(run, splits)
+    _write_json(run / CONFIG, record)  # last: a folder with it is a run
 
 
 def update_settings(run: Path, config: TrainConfig, changed: Sequence[str]) -> None:
@@ -111,17 +119,25 @@ def update_settings(run: Path, config: TrainConfig, changed: Sequence[str]) -> N
 
 def _with_absolute_root(config: TrainConfig) -> TrainConfig:
     """A run can be resumed from any folder."""
-    return replace(config, data=replace(config.data, root=config.data.root.resolve()))
+    data = config.data
+    pairs = data.pairs.resolve() if data.pairs else None
+    return replace(config, data=replace(data, root=data.root.resolve(), pairs=pairs))
 
 
 def check_run_is_free(run: Path, *, overwrite: bool) -> None:
-    """Raise a ConfigError if a new run cannot be written to this folder."""
+    """Raise a ConfigError or CheckpointError if a new run cannot be written to this folder."""
     if run.exists() and not run.is_dir():
         raise ConfigError(f"--out {run} is a file; expected a folder for the run.")
     if run.is_dir() and any(run.iterdir()) and not overwrite:
         raise ConfigError(
             f"--out {run} is not empty. Choose another folder, add --overwrite, or go on with its "
             f"run: dcnseg train --resume {run}"
+        )
+    existing = next(folder for folder in (run, *run.absolute().parents) if folder.is_dir())
+    if not os.access(existing, os.W_OK | os.X_OK):
+        raise CheckpointError(
+            f"--out {run} cannot be written: there is no permission to write to {existing}. "
+            "Choose another folder."
         )
 
 
@@ -193,29 +209,57 @@ def check_split_is_unchanged(record: RunRecord, splits: Splits) -> None:
 
 
 def append_metrics(run: Path, record: Mapping[str, Any]) -> None:
-    """Add the line of an epoch to metrics.jsonl."""
-    with (run / METRICS).open("a", encoding="utf-8") as file:
+    """Add the line of an epoch to metrics.jsonl; it is on the disk afterwards."""
+    path = run / METRICS
+    with names_file(path), path.open("a", encoding="utf-8") as file:
         file.write(json.dumps(record, allow_nan=False) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
 
 
 def read_metrics(run: Path) -> list[dict[str, Any]]:
-    """The epochs that metrics.jsonl tells of, in order."""
+    """The epochs that metrics.jsonl tells of, in order; a line without its end is none."""
     path = run / METRICS
-    return (
-        [json.loads(line) for line in path.read_text(encoding="utf-8").splitlines()]
-        if path.is_file()
-        else []
-    )
+    if not path.is_file():
+        return []
+    whole, _, _ = path.read_text(encoding="utf-8").rpartition("\n")
+    try:
+        return [json.loads(line) for line in whole.splitlines()]
+    except ValueError as error:
+        raise CheckpointError(f"{path} is damaged: {error}") from error
 
 
 def drop_metrics_after(run: Path, epoch: int) -> None:
     """Keep the lines of epochs up to `epoch`; later ones will be computed again."""
     kept = [record for record in read_metrics(run) if record["epoch"] <= epoch]
-    with atomic_path(run / METRICS) as temporary:
+    with names_file(run / METRICS), atomic_path(run / METRICS) as temporary:
         lines = [json.dumps(record) + "\n" for record in kept]
         temporary.write_text("".join(lines), encoding="utf-8")
 
 
+def drop_unfinished_files(run: Path) -> None:
+    """Delete what a killed process was writing when it was killed."""
+    for path in run.glob(".*.tmp.*"):
+        if re.fullmatch(r"\.[0-9a-f]{16}\.tmp\.[a-z]+", path.name):
+            path.unlink(missing_ok=True)
+
+
+@contextmanager
+def names_file(path: Path) -> Iterator[None]:
+    """Within it, a disk that is full or cannot be written is an error that names the file.
+
+    Raises:
+        CheckpointError: writing failed.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise CheckpointError(
+            f"{path} cannot be written: {error.strerror or error}. What it held before is intact; "
+            "make room or give permission, then go on with the run."
+        ) from error
+
+
 def _write_json(path: Path, content: Mapping[str, Any]) -> None:
-    with atomic_path(path) as temporary:
+    with names_file(path), atomic_path(path) as temporary:
         temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

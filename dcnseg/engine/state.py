@@ -6,7 +6,7 @@ Entry points: `build_state`, `restore_state`, `save_state`.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,9 +15,11 @@ from torch.optim.lr_scheduler import LambdaLR
 from torch.optim.swa_utils import AveragedModel
 
 from dcnseg.checkpoint import save_resume_state
-from dcnseg.config import Preprocessing, TrainConfig
+from dcnseg.config import Preprocessing, TrainConfig, to_dict
 from dcnseg.device import select_amp_dtype
 from dcnseg.engine.optim import build_optimizer, build_schedule
+from dcnseg.engine.progress import EpochSoFar
+from dcnseg.engine.random_states import random_states
 from dcnseg.errors import CheckpointError
 from dcnseg.models.pretrained import load_encoder_weights
 from dcnseg.models.segmenter import Segmenter, build_segmenter
@@ -25,7 +27,15 @@ from dcnseg.models.segmenter import Segmenter, build_segmenter
 
 @dataclass
 class TrainingState:
-    """Everything that changes while training; `epoch` is the last one that is complete."""
+    """Everything that changes while training.
+
+    Attributes:
+        epoch: The last one that is complete.
+        so_far: What has been done of the next one, if it has begun.
+        random: The generators' states to go on with in its middle; None once that was done.
+        skipped_in_a_row: Last updates that were skipped, without one between that was not.
+        settings: The run's, as plain values.
+    """
 
     model: Segmenter
     average: AveragedModel | None
@@ -36,6 +46,10 @@ class TrainingState:
     epoch: int = 0
     best_epoch: int = 0
     best_scores: Mapping[str, Any] | None = None
+    so_far: EpochSoFar | None = None
+    random: Mapping[str, Any] | None = None
+    skipped_in_a_row: int = 0
+    settings: Mapping[str, Any] = field(default_factory=dict)
 
     @property
     def best_mean_iou(self) -> float:
@@ -92,6 +106,7 @@ def build_state(
         schedule=schedule,
         scaler=torch.amp.GradScaler(device.type, enabled=uses_fp16),
         preprocessing=replace(preprocessing, input_scale=config.data.input_scale),
+        settings=to_dict(config),
     )
 
 
@@ -122,6 +137,11 @@ def _restore(state: TrainingState, saved: Mapping[str, Any]) -> None:
     state.epoch = saved["epoch"]
     state.best_epoch = saved["best_epoch"]
     state.best_scores = saved["best_scores"]
+    # A state that lacks the rest was written at the end of an epoch.
+    so_far = saved.get("so_far")
+    state.so_far = None if so_far is None else EpochSoFar(**so_far)
+    state.random = saved.get("random")
+    state.skipped_in_a_row = saved.get("skipped_in_a_row", 0)
 
 
 def save_state(path: Path, state: TrainingState) -> None:
@@ -138,6 +158,10 @@ def save_state(path: Path, state: TrainingState) -> None:
             "epoch": state.epoch,
             "best_epoch": state.best_epoch,
             "best_scores": state.best_scores,
+            "so_far": None if state.so_far is None else asdict(state.so_far),
+            "random": random_states(),
+            "skipped_in_a_row": state.skipped_in_a_row,
+            "settings": state.settings,
         },
     )
 

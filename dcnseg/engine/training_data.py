@@ -7,17 +7,20 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Final
 
 import torch
 from torch import Tensor
 
 from dcnseg.config import Preprocessing, TrainConfig
-from dcnseg.data.check import inspect_samples
+from dcnseg.data.check import CheckReport, check_data
 from dcnseg.data.class_map import ClassMap
-from dcnseg.data.dataset import SegmentationDataset, load_class_map
-from dcnseg.data.folders import Splits, find_splits
+from dcnseg.data.dataset import SegmentationDataset
+from dcnseg.data.findings import WARNING, by_severity, raise_errors, shortened
+from dcnseg.data.folders import Pairing, Splits, find_pairs
 from dcnseg.data.transforms import build_train_transform
-from dcnseg.errors import DataError
+
+_SHOWN_WARNINGS: Final = 3  # of each kind; `dcnseg check` lists more
 
 
 @dataclass(frozen=True)
@@ -35,13 +38,18 @@ def find_training_splits(config: TrainConfig) -> Splits:
     Raises:
         DataError: pictures and masks do not pair up, or there is too little to train on.
     """
-    root = config.data.root
-    splits = find_splits(root, val_fraction=config.data.val_fraction, seed=config.seed)
-    if len(splits.train) < 2 or not splits.val:
-        raise DataError(
-            f"{root}: {len(splits.train)} pictures to train on and {len(splits.val)} to validate "
-            "with; expected at least 2 and 1."
-        )
+    pairing = find_pairs(
+        config.data.root,
+        val_fraction=config.data.val_fraction,
+        seed=config.seed,
+        images=config.data.images,
+        masks=config.data.masks,
+        pairs=config.data.pairs,
+    )
+    splits = pairing.splits
+    is_whole = not (pairing.images_without_mask or pairing.masks_without_image or pairing.doubles)
+    if not is_whole or len(splits.train) < 2 or not splits.val:
+        raise_errors(_check(config, pairing).findings)  # with all else that is wrong
     return splits
 
 
@@ -50,33 +58,40 @@ def prepare_data(
     splits: Splits,
     *,
     on_progress: Callable[[int, int], None] | None = None,
+    on_warning: Callable[[str], None] | None = None,
 ) -> TrainingData:
-    """Find the classes, and look at every mask.
+    """Look at every picture and mask, and find the classes.
 
     Args:
         config: All settings.
         splits: From `find_training_splits`.
-        on_progress: Called with the masks looked at and their number.
+        on_progress: Called with the pairs looked at and their number.
+        on_warning: Called with each thing that looks wrong but does not stop training.
 
     Raises:
-        DataError: a file is wrong; the message names it.
+        DataError: files are wrong; the message names all of them.
     """
-    class_map = load_class_map(config.data.root, splits, config.data.ignore_index)
-    num_samples = len(splits.all_samples())
-    done_before = 0
+    report = _check(config, Pairing(splits), on_progress)
+    raise_errors(report.findings)
+    if on_warning:
+        for line in shortened(by_severity(report.findings, WARNING), _SHOWN_WARNINGS):
+            on_warning(line)
+    assert report.class_map is not None  # else there was an error
+    return TrainingData(report.class_map, splits, torch.tensor(report.train_pixels))
 
-    def report(done: int, _: int) -> None:
-        if on_progress:
-            on_progress(done_before + done, num_samples)
 
-    # One by one: train and val need labelled pixels each. Test masks are often dummies.
-    summary = inspect_samples(splits.train, class_map, on_progress=report)
-    done_before += len(splits.train)
-    inspect_samples(splits.val, class_map, on_progress=report)
-    done_before += len(splits.val)
-    if splits.test:
-        inspect_samples(splits.test, class_map, on_progress=report, may_be_void=True)
-    return TrainingData(class_map, splits, torch.tensor(summary.pixel_counts))
+def _check(
+    config: TrainConfig,
+    pairing: Pairing,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> CheckReport:
+    return check_data(
+        config.data.root,
+        pairing,
+        ignore=config.data.ignore_index,
+        mask_threshold=config.data.mask_threshold,
+        on_progress=on_progress,
+    )
 
 
 def training_dataset(

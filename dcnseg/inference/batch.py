@@ -5,7 +5,7 @@ Entry point: `predict_files`.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -15,7 +15,9 @@ import numpy.typing as npt
 
 from dcnseg.data.image_io import read_image
 from dcnseg.errors import DcnsegError
+from dcnseg.inference.familiarity import differences
 from dcnseg.inference.inputs import InputImage
+from dcnseg.inference.memory import names_what_to_try
 from dcnseg.inference.predictor import Prediction, Predictor
 from dcnseg.inference.writers import output_paths, write_prediction
 
@@ -31,15 +33,21 @@ class FileResult:
 
     Attributes:
         image: The picture.
-        outputs: Files written, by kind; empty after an error.
-        class_shares: Share of the pixels of each predicted class, by name.
+        outputs: Files written, or there already, by kind; empty after an error.
+        class_shares: Share of the pixels of each predicted class, by name; empty if none was made.
         error: Why there is no prediction, or None.
+        size_hw: Height and width in pixels; (0, 0) if it was not read.
+        unlike_training: In what it is much unlike the training's pictures, as `differences` says.
+        is_skipped: Whether all outputs were there before.
     """
 
     image: InputImage
     outputs: dict[str, Path]
     class_shares: dict[str, float]
     error: str | None = None
+    size_hw: tuple[int, int] = (0, 0)
+    unlike_training: tuple[str, ...] = ()
+    is_skipped: bool = False
 
 
 def predict_files(
@@ -48,6 +56,7 @@ def predict_files(
     out: Path,
     kinds: Sequence[str],
     *,
+    skip_existing: bool = False,
     on_result: Callable[[FileResult], None] | None = None,
 ) -> list[FileResult]:
     """Predict every picture and write the outputs; a broken picture does not stop the others.
@@ -57,26 +66,38 @@ def predict_files(
         images: Pictures and the names of their outputs.
         out: Output folder.
         kinds: Which of "labels", "overlay" and "probabilities" to write.
+        skip_existing: Leave out pictures all of whose outputs are there; their results come first.
         on_result: Called with each result in order, once its files are complete.
+
+    Raises:
+        OSError: an output cannot be written; those before it are complete.
     """
     results: list[FileResult] = []
 
-    def finish(future: Future[FileResult]) -> None:
-        results.append(future.result())
+    def finish(result: FileResult) -> None:
+        results.append(result)
         if on_result:
-            on_result(results[-1])
+            on_result(result)
 
+    outputs = {image: output_paths(out, image.name, kinds) for image in images}
+    skipped = [image for image in images if skip_existing and _are_files(outputs[image].values())]
+    for image in skipped:
+        finish(FileResult(image, outputs[image], {}, is_skipped=True))
+    left = [image for image in images if image not in set(skipped)] if skipped else images
     with ThreadPoolExecutor(max_workers=2) as pool:
         writing: list[Future[FileResult]] = []
-        for image, decoded in _read_ahead(pool, images):
-            outcome = _predict(predictor, decoded, with_probabilities="probabilities" in kinds)
-            paths = output_paths(out, image.name, kinds)
-            writing.append(pool.submit(_write, predictor, image, outcome, paths))
+        for image, decoded in _read_ahead(pool, left):
+            outcome = _predict(predictor, image, decoded, "probabilities" in kinds)
+            writing.append(pool.submit(_write, predictor, image, outcome, outputs[image]))
             if len(writing) > WRITE_BEHIND:
-                finish(writing.pop(0))
+                finish(writing.pop(0).result())
         for future in writing:
-            finish(future)
+            finish(future.result())
     return results
+
+
+def _are_files(paths: Iterable[Path]) -> bool:
+    return all(path.is_file() for path in paths)
 
 
 def _read_ahead(
@@ -99,11 +120,18 @@ def _read_ahead(
 
 
 def _predict(
-    predictor: Predictor, decoded: Image | DcnsegError, *, with_probabilities: bool
+    predictor: Predictor,
+    image: InputImage,
+    decoded: Image | DcnsegError,
+    with_probabilities: bool,
 ) -> tuple[Image, Prediction] | DcnsegError:
     if isinstance(decoded, DcnsegError):
         return decoded
-    return decoded, predictor.predict(decoded, with_probabilities=with_probabilities)
+    try:
+        with names_what_to_try(image.path, decoded.shape[:2], predictor):
+            return decoded, predictor.predict(decoded, with_probabilities=with_probabilities)
+    except DcnsegError as error:
+        return error
 
 
 def _write(
@@ -115,11 +143,23 @@ def _write(
     if isinstance(outcome, DcnsegError):
         return FileResult(image, {}, {}, str(outcome))
     decoded, prediction = outcome
-    write_prediction(prediction, decoded, predictor.class_map, paths)
+    seen = predictor.training_data
+    try:
+        write_prediction(prediction, decoded, predictor.class_map, paths)
+    except OSError as error:
+        if error.filename is None:  # as where the disk is full
+            error.filename = str(next(iter(paths.values())))
+        raise
     counts = np.bincount(prediction.labels.ravel(), minlength=predictor.class_map.num_classes)
     shares = {
         name: round(float(count / prediction.labels.size), 6)
         for name, count in zip(predictor.class_map.names, counts, strict=True)
         if count
     }
-    return FileResult(image, paths, shares)
+    return FileResult(
+        image,
+        paths,
+        shares,
+        size_hw=(decoded.shape[0], decoded.shape[1]),
+        unlike_training=() if seen is None else differences(decoded, seen),
+    )

@@ -6,7 +6,7 @@ import glob
 import os
 import re
 from collections import Counter
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 
@@ -14,6 +14,14 @@ from dcnseg.data.folders import find_images
 from dcnseg.errors import ConfigError, DataError
 
 STDIN = "-"
+_IMAGES_AND_MASKS = (
+    ("images", "masks"),
+    ("image", "label"),
+    ("imgs", "annotations"),
+    ("JPEGImages", "SegmentationClass"),
+    ("JPEGImages", "SegmentationObject"),
+    ("leftImg8bit", "gtFine"),
+)
 
 
 @dataclass(frozen=True)
@@ -30,11 +38,22 @@ class InputImage:
     name: PurePath
 
 
-def find_inputs(arguments: Sequence[str], stdin: Iterable[str] = ()) -> list[InputImage]:
+def find_inputs(
+    arguments: Sequence[str],
+    stdin: Iterable[str] = (),
+    *,
+    on_note: Callable[[str], None] | None = None,
+) -> list[InputImage]:
     """Expand files, folders (recursively), glob patterns and "-" (a list on stdin).
 
     The list has a picture per line, or per NUL as `find -print0` writes it. A file that is named
-    but missing is kept, so that it is reported beside the others' results.
+    but missing is kept, so that it is reported beside the others' results. Of a data folder that
+    holds pictures and their masks in two folders, the masks are left out.
+
+    Args:
+        arguments: What to expand.
+        stdin: Lines of the list.
+        on_note: Told what is left out.
 
     Raises:
         ConfigError: two pictures would write the same output.
@@ -42,7 +61,7 @@ def find_inputs(arguments: Sequence[str], stdin: Iterable[str] = ()) -> list[Inp
     """
     found: dict[Path, tuple[Path, PurePath]] = {}  # by the file, however it was spelled
     for argument in _with_stdin(arguments, stdin):
-        for path, full_name in _expand(argument):
+        for path, full_name in _expand(argument, on_note):
             found.setdefault(path.resolve(), (path, full_name))
     named = _told_apart(list(found.values()))
     sharing = Counter(full_name.with_suffix("") for _, full_name in named)
@@ -78,10 +97,10 @@ def _with_stdin(arguments: Sequence[str], stdin: Iterable[str]) -> Iterator[str]
         yield from filter(None, listed)
 
 
-def _expand(argument: str) -> list[tuple[Path, PurePath]]:
+def _expand(argument: str, on_note: Callable[[str], None] | None) -> list[tuple[Path, PurePath]]:
     path = Path(argument)
     if path.is_dir():
-        files = find_images(path)
+        files = _without_masks(path, find_images(path), on_note)
         if not files:
             raise DataError(f"{path}: no pictures in this folder.")
         return [(file, file.relative_to(path)) for file in files]
@@ -94,6 +113,27 @@ def _expand(argument: str) -> list[tuple[Path, PurePath]]:
         folder = _fixed_part(path)
         return [(file, file.relative_to(folder)) for file in files]
     return [(path, PurePath(path.name))]
+
+
+def _without_masks(
+    folder: Path, files: list[Path], on_note: Callable[[str], None] | None
+) -> list[Path]:
+    """Leave out the files of folders like masks/ that stand beside one like images/."""
+    folders = {parent for file in files for parent in file.relative_to(folder).parents}
+    masks = {
+        parent / theirs
+        for parent in folders
+        for images, theirs in _IMAGES_AND_MASKS
+        if parent / images in folders and parent / theirs in folders
+    }
+    kept = [file for file in files if masks.isdisjoint(file.relative_to(folder).parents)]
+    if masks and on_note:
+        names = ", ".join(str(folder / mask) for mask in sorted(masks))
+        on_note(
+            f"{folder} is a data folder: its {len(kept)} images are taken, and the "
+            f"{len(files) - len(kept)} masks in {names} are left out."
+        )
+    return kept
 
 
 def _fixed_part(pattern: Path) -> Path:

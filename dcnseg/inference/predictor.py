@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dcnseg.checkpoint import find_weights, load_segmenter
+from dcnseg.checkpoint import SeenPictures, find_weights, load_segmenter
 from dcnseg.config import PredictConfig, Preprocessing
 from dcnseg.data.class_map import ClassMap
 from dcnseg.data.dataset import scaled_size_hw
@@ -42,6 +42,7 @@ class Predictor:
         model: The network, in evaluation mode on `device`.
         class_map: Names, ids and colours of the K classes.
         preprocessing: Normalisation and scale that the weights were trained with.
+        training_data: What the training pictures were like, if that is known.
     """
 
     def __init__(
@@ -53,6 +54,7 @@ class Predictor:
         device: torch.device,
         amp_dtype: torch.dtype | None = None,
         config: PredictConfig | None = None,
+        training_data: SeenPictures | None = None,
     ) -> None:
         self.model = model.to(device).eval()
         self.class_map = class_map
@@ -60,6 +62,7 @@ class Predictor:
         self.device = device
         self.amp_dtype = amp_dtype
         self.config = config or PredictConfig()
+        self.training_data = training_data
         self._mean = torch.tensor(preprocessing.mean, device=device).view(3, 1, 1) * 255
         self._std = torch.tensor(preprocessing.std, device=device).view(3, 1, 1) * 255
 
@@ -81,7 +84,8 @@ class Predictor:
             config: Windows and test-time augmentation.
 
         Raises:
-            CheckpointError: there are no weights, or they are broken or of a newer version.
+            CheckpointError: there are no weights, or they are broken, of a newer version, or do
+                not fit what the file says of its classes and network.
             ConfigError: the device is not there.
         """
         model, info = load_segmenter(find_weights(Path(run)))
@@ -93,6 +97,7 @@ class Predictor:
             device=chosen,
             amp_dtype=select_amp_dtype(amp, chosen),
             config=config,
+            training_data=info.training_data,
         )
 
     def prepare(self, image: npt.NDArray[np.uint8]) -> Tensor:

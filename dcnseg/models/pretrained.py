@@ -6,6 +6,7 @@ Entry points: `load_encoder_weights`, and `require_encoder_weights` to know earl
 from __future__ import annotations
 
 import threading
+from collections.abc import Sequence
 from pathlib import Path
 
 import segmentation_models_pytorch as smp
@@ -15,7 +16,7 @@ from torch import Tensor, nn
 from dcnseg.config import Preprocessing
 from dcnseg.errors import CheckpointError, ConfigError
 from dcnseg.ops.deform_conv import OFFSET_BRANCH
-from dcnseg.safe_load import load_tensors
+from dcnseg.safe_load import check_finite, load_tensors
 
 HUB_ANSWER_SECONDS = 3.0
 NO_WEIGHTS = "none"
@@ -115,13 +116,23 @@ def _load_into(encoder: nn.Module, state: dict[str, Tensor], source: str, name: 
     if any(key.startswith(prefix) for key in state):
         state = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
     own = encoder.state_dict()
-    fitting = {k: v for k, v in state.items() if k in own and v.shape == own[k].shape}
-    missing = [k for k in own if k not in fitting and OFFSET_BRANCH not in k]
-    # Counters of batch normalisation are not in every file and do not change what is computed.
-    missing = [k for k in missing if not k.endswith("num_batches_tracked")]
-    if missing:
+    # Offset branches start at zero where a file has none. Counters of batch normalisation are not
+    # in every file and do not change what is computed.
+    needed = [k for k in own if OFFSET_BRANCH not in k and not k.endswith("num_batches_tracked")]
+    missing = [k for k in needed if k not in state]
+    reshaped = [k for k in own if k in state and state[k].shape != own[k].shape]
+    if missing or reshaped:
+        shapes = [f"{k} {list(state[k].shape)} for {list(own[k].shape)}" for k in reshaped]
         raise CheckpointError(
-            f"{source} does not fit the encoder {name}: {len(missing)} of its {len(own)} tensors "
-            f"are missing or have another shape, {missing[0]} for one."
+            f"{source} does not fit the encoder {name}, which needs {len(needed)} tensors: "
+            f"{len(missing)} are missing{_example(missing)} and {len(reshaped)} have another shape"
+            f"{_example(shapes)}, of {len(state)} in the file. Give a file of {name}, or "
+            "--encoder-weights none."
         )
+    fitting = {k: v for k, v in state.items() if k in own}
+    check_finite(fitting, source)
     encoder.load_state_dict(fitting, strict=False)
+
+
+def _example(items: Sequence[str]) -> str:
+    return f" ({items[0]} for one)" if items else ""

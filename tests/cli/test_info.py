@@ -14,7 +14,8 @@ def test_installation(invoke: Invoke) -> None:
     content = json.loads(invoke("info", "--json").stdout)
     assert content["dcnseg"] == __version__
     assert content["torch"] == torch.__version__
-    assert content["native operators"] == native_status()
+    assert content["native_operators"] == native_status()
+    assert all(name.isidentifier() for name in content)
     assert f"torch: {torch.__version__}" in invoke("info").stdout
 
 
@@ -23,6 +24,11 @@ def test_run(invoke: Invoke, run: Path) -> None:
     assert content["model"]["encoder"] == "resnet18"
     assert content["classes"]["1"] == "snake"
     assert content["scores"]["split"] == "val"
+    seen = content["training_data"]
+    assert (seen["num_images"], seen["grey_share"]) == (8, 0)
+    assert seen["min_size_hw"] == seen["max_size_hw"] == [64, 96]
+    text = invoke("info", run).stdout
+    assert "training data:\n  num_images: 8\n  min_size_hw: [64, 96]" in text
 
 
 def test_what_is_no_run_is_named(invoke: Invoke, tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ import pytest
 from dcnseg import __version__
 from tests.conftest import Invoke
 
-COMMANDS = ("train", "evaluate", "predict", "visualize-offsets", "demo", "info")
+COMMANDS = ("check", "train", "evaluate", "predict", "visualize-offsets", "demo", "info")
 
 
 def test_help_lists_the_commands(invoke: Invoke) -> None:

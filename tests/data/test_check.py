@@ -1,96 +1,491 @@
+"""Every trap is set in a small generated data folder; each test says what comes out of it."""
+
 from __future__ import annotations
 
+import json
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import numpy as np
+import numpy.typing as npt
 import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from PIL import ExifTags, Image
 
-from dcnseg.data.check import inspect_samples
-from dcnseg.data.class_map import ClassInfo, ClassMap
-from dcnseg.data.folders import pair_samples
-from dcnseg.data.image_io import write_png
+from dcnseg.data import look
+from dcnseg.data.check import CheckReport, check_data
+from dcnseg.data.class_map import ClassMap
+from dcnseg.data.dataset import load_label_map
+from dcnseg.data.findings import Finding, raise_errors, shortened
+from dcnseg.data.folders import find_pairs
+from dcnseg.data.image_io import write_jpeg, write_png
+from dcnseg.data.inspection import MaskFacts, inspect_mask
 from dcnseg.errors import DataError
 
-CLASSES = ClassMap(
-    tuple(ClassInfo(i, f"c{i}", (i, 100, 0)) for i in range(3)), source="classes.json"
-)
+HW = (40, 48)
+Array = npt.NDArray[Any]
+RNG = np.random.default_rng(5)
 
 
-def write_pair(root: Path, stem: str, mask: list[list[int]]) -> None:
-    array = np.array(mask, np.uint8)
-    write_png(root / "images" / f"{stem}.png", np.zeros((*array.shape, 3), np.uint8))
-    write_png(root / "masks" / f"{stem}.png", array)
+def ids(*values: int, dtype: type = np.uint8) -> Array:
+    """A mask in which the values stand in stripes."""
+    stripes = np.array(values)[np.arange(HW[1]) * len(values) // HW[1]]
+    return np.tile(stripes, (HW[0], 1)).astype(dtype)
 
 
-def test_the_summary_counts_pixels_and_pictures(tmp_path: Path) -> None:
-    write_pair(tmp_path, "a", [[0, 1, 1, 255]])
-    write_pair(tmp_path, "b", [[1], [1], [255]])
+def write_data(root: Path, masks: Mapping[str, Array], classes: list[int] | None = None) -> Path:
+    """Write masks (as PNG) with pictures of noise, and maybe a class list of these ids."""
+    for name, mask in masks.items():
+        picture = RNG.integers(0, 256, (*mask.shape[:2], 3), np.uint8)
+        write_png(root / "images" / f"{name}.png", picture)
+        Path(root / "masks").mkdir(exist_ok=True)
+        Image.fromarray(mask).save(root / "masks" / f"{name}.png")
+    if classes is not None:
+        entries = [{"id": i, "name": f"c{i}", "color": [i % 256, 9, i // 256]} for i in classes]
+        (root / "classes.json").write_text(json.dumps({"classes": entries}))
+    return root
+
+
+def three(mask: Array) -> dict[str, Array]:
+    return dict.fromkeys("abc", mask)
+
+
+def check(root: Path, **options: Any) -> CheckReport:
+    return check_data(root, find_pairs(root), **options)
+
+
+def errors(report: CheckReport) -> list[str]:
+    return [finding.kind for finding in report.findings if finding.severity == "error"]
+
+
+def warnings(report: CheckReport) -> list[str]:
+    return [finding.kind for finding in report.findings if finding.severity == "warning"]
+
+
+def finding(report: CheckReport, kind: str) -> Finding:
+    return next(finding for finding in report.findings if finding.kind == kind)
+
+
+def test_clean_data_is_counted(tmp_path: Path) -> None:
+    write_data(tmp_path, three(ids(0, 1, 1, 255)), [0, 1])
+    (tmp_path / "images" / "Thumbs.db").write_bytes(b"x")
     calls: list[tuple[int, int]] = []
-    summary = inspect_samples(
-        pair_samples(tmp_path), CLASSES, on_progress=lambda *call: calls.append(call)
-    )
-    assert summary.num_images == 2
-    assert summary.min_size_hw == (1, 1)
-    assert summary.max_size_hw == (3, 4)
-    assert summary.pixel_counts == [1, 4, 0]
-    assert summary.image_counts == [1, 2, 0]
-    assert summary.ignored_pixels == 2
-    assert calls == [(1, 2), (2, 2)]
+    report = check(tmp_path, on_progress=lambda *call: calls.append(call))
+    assert report.findings == []
+    assert report.is_clean
+    assert report.splits == {"train": 2, "val": 1, "test": 0}
+    assert report.sizes == {"48x40": 3}
+    assert report.image_modes == {"PNG RGB 8 bit": 3}
+    assert report.mask_modes == {"PNG L 8 bit, values": 3}
+    pixels = HW[0] * HW[1]
+    assert [(entry.id, entry.pixels, entry.images) for entry in report.classes] == [
+        (0, 3 * pixels // 4, 3),
+        (1, 3 * pixels // 2, 3),
+    ]
+    assert report.ignored_pixels == 3 * pixels // 4
+    assert report.train_pixels == (2 * pixels // 4, 2 * pixels // 2)
+    assert [entry.value for entry in report.values] == [1, 0, 255]
+    assert report.passed_over == (str(tmp_path / "images" / "Thumbs.db"),)
+    assert calls == [(1, 3), (2, 3), (3, 3)]
+    json.dumps(report.to_dict(), allow_nan=False)
 
 
-def test_a_single_finding_is_the_message(tmp_path: Path) -> None:
-    write_pair(tmp_path, "a", [[0, 1]])
-    write_pair(tmp_path, "b", [[0, 40]])
-    with pytest.raises(DataError) as caught:
-        inspect_samples(pair_samples(tmp_path), CLASSES)
-    assert str(caught.value) == (
-        f"{tmp_path}/masks/b.png: 1 pixel has the value 40; the 3 classes of classes.json are 0..2 "
-        "and 255 is ignored. Add a class, or pass --ignore-index 40."
-    )
-
-
-def test_ten_findings_are_listed_and_all_are_counted(tmp_path: Path) -> None:
-    for index in range(12):
-        write_pair(tmp_path, f"{index:02d}", [[0, 7]])
-    write_pair(tmp_path, "fine", [[0, 1]])
-    with pytest.raises(DataError) as caught:
-        inspect_samples(pair_samples(tmp_path), CLASSES, workers=1)
-    lines = str(caught.value).splitlines()
-    assert lines[0] == "12 of 13 pictures cannot be used:"
-    assert len(lines) == 12
-    assert "masks/00.png: 1 pixel has the value 7" in lines[1]
-    assert lines[-1] == "  ... and 2 more"
-
-
-def test_every_kind_of_finding_names_its_file(tmp_path: Path) -> None:
-    write_pair(tmp_path, "broken", [[0]])
-    (tmp_path / "images" / "broken.png").write_bytes(b"<html>")
-    write_pair(tmp_path, "cut", [[0]])
+def test_everything_that_is_wrong_is_said_at_once(tmp_path: Path) -> None:
+    masks = {name: ids(0, 1) for name in ("fine", "good", "nice", "page", "cut", "size", "value")}
+    write_data(tmp_path, masks, [0, 1])
+    (tmp_path / "images" / "page.png").write_bytes(b"<html>")
     (tmp_path / "masks" / "cut.png").write_bytes(b"")
-    write_pair(tmp_path, "size", [[0, 1]])
-    write_png(tmp_path / "masks" / "size.png", np.zeros((3, 5), np.uint8))
+    write_png(tmp_path / "masks" / "size.png", ids(0, 1)[:20])
+    write_png(tmp_path / "masks" / "value.png", ids(0, 7))
+    write_png(tmp_path / "images" / "alone.png", ids(0))
+    report = check(tmp_path)
+    assert sorted(errors(report)) == [
+        "image-without-mask",
+        "size-mismatch",
+        "unknown-values",
+        "unreadable-image",
+        "unreadable-mask",
+    ]
     with pytest.raises(DataError) as caught:
-        inspect_samples(pair_samples(tmp_path), CLASSES)
-    message = str(caught.value)
-    assert "3 of 3 pictures" in message
-    assert "images/broken.png: holds an HTML page" in message
-    assert "masks/cut.png: is empty" in message
-    assert "masks/size.png: is 5x3 pixels, but its image size.png is 2x1" in message
+        raise_errors(report.findings)
+    text = str(caught.value)
+    assert text.startswith("5 things are wrong with the data:\n")
+    assert "images/page.png: holds an HTML page" in text
+    assert "masks/cut.png: is empty. Make the mask again" in text
+    assert "masks/size.png: is 48x20 pixels, but its image size.png is 48x40" in text
+    assert "masks/value.png: 960 pixels have the value 7; the 2 classes of classes.json" in text
+    assert "images/alone.png: has no mask" in text
 
 
-def test_mixed_encodings_are_found(tmp_path: Path) -> None:
-    write_pair(tmp_path, "a", [[0, 1]])
-    write_pair(tmp_path, "b", [[0, 1]])
-    write_pair(tmp_path, "c", [[0]])
-    write_png(tmp_path / "masks" / "c.png", np.array([[[2, 100, 0]]], np.uint8))
-    message = r"c\.png: read as colours, unlike others \(2 masks as ids and 1 masks as colours\)"
-    with pytest.raises(DataError, match=message):
-        inspect_samples(pair_samples(tmp_path), CLASSES)
+def test_long_lists_are_shortened_by_kind() -> None:
+    findings = [Finding("error", "a", f"{i}.png", "is bad.") for i in range(12)]
+    findings.append(Finding("error", "b", "x.png", "is worse.", "Mend it."))
+    lines = shortened(findings)
+    assert lines[0] == "0.png: is bad."
+    assert lines[10:] == ["... and 2 more of this kind (a)", "x.png: is worse. Mend it."]
+    with pytest.raises(DataError, match=r"^x\.png: is worse\. Mend it\.$"):
+        raise_errors(findings[12:])
 
 
-def test_nothing_to_learn_from_is_an_error(tmp_path: Path) -> None:
-    write_pair(tmp_path, "a", [[255, 255]])
-    with pytest.raises(DataError, match="every pixel of all 1 masks is ignored"):
-        inspect_samples(pair_samples(tmp_path), CLASSES)
-    with pytest.raises(DataError, match="no picture"):
-        inspect_samples([], CLASSES)
+# Two classes
+
+
+@pytest.mark.parametrize(("top", "dtype"), [(255, np.uint8), (65535, np.uint16)])
+def test_0_and_the_greatest_value_are_two_classes(tmp_path: Path, top: int, dtype: type) -> None:
+    report = check(write_data(tmp_path, three(ids(0, top, dtype=dtype))))
+    assert report.is_clean
+    assert f"0 and {top} only" in finding(report, "binary").what
+    assert [(entry.id, entry.name) for entry in report.classes] == [
+        (0, "background"),
+        (top, "foreground"),
+    ]
+    assert report.suggestion.classes == {
+        "classes": [{"id": 0, "name": "background"}, {"id": top, "name": "foreground"}],
+        "ignore": [],
+    }
+
+
+def test_foreground_255_is_not_ignored_in_silence(tmp_path: Path) -> None:
+    report = check(write_data(tmp_path, three(ids(0, 255)), [0, 1]))
+    assert errors(report) == ["foreground-ignored"]
+    assert "Give that class the id 255" in finding(report, "foreground-ignored").advice
+
+
+@pytest.mark.parametrize("classes", [None, [0, 1], [0, 255]])
+def test_foregrounds_of_1_and_255_are_not_mixed(tmp_path: Path, classes: list[int] | None) -> None:
+    masks = {"a": ids(0, 1), "b": ids(0, 1), "c": ids(0, 255)}
+    report = check(write_data(tmp_path, masks, classes))
+    assert "mixed-foreground" in errors(report)
+    assert finding(report, "mixed-foreground").file.endswith("c.png")
+
+
+def test_1_bit_masks(tmp_path: Path) -> None:
+    report = check(write_data(tmp_path, three(ids(0, 1).astype(bool))))
+    assert report.is_clean
+    assert report.mask_modes == {"PNG 1 1 bit, values": 3}
+    assert [entry.id for entry in report.classes] == [0, 1]
+
+
+def test_masks_in_the_alpha_channel_alone(tmp_path: Path) -> None:
+    alpha = np.dstack([np.full((*HW, 3), 200, np.uint8), ids(0, 255)])
+    report = check(write_data(tmp_path, three(alpha)))
+    assert report.is_clean
+    assert report.mask_modes == {"PNG RGBA 8 bit, alpha": 3}
+    assert [entry.id for entry in report.classes] == [0, 255]
+
+
+# Smooth edges and JPEG
+
+
+def smooth() -> Array:
+    mask = ids(0, 0, 0, 255, 255, 255).astype(int)
+    edge = np.abs(np.diff(mask, axis=1, prepend=0)) > 0
+    mask[edge] = np.linspace(1, 254, int(edge.sum())).astype(int)
+    return mask.astype(np.uint8)
+
+
+def test_smooth_masks_are_refused_and_thresholded_when_asked(tmp_path: Path) -> None:
+    write_data(tmp_path, three(smooth()))
+    report = check(tmp_path)
+    assert errors(report) == ["smeared"]
+    assert "42 values, 2.1 % of the pixels between" in finding(report, "smeared").what
+    assert report.suggestion.command.endswith("--mask-threshold 128")
+    report = check(tmp_path, mask_threshold=128)
+    assert report.is_clean
+    assert [entry.name for entry in report.classes] == ["background", "foreground"]
+    assert report.suggestion.classes is not None
+    assert report.suggestion.classes["threshold"] == 128
+    (tmp_path / "classes.json").write_text(json.dumps(report.suggestion.classes))
+    assert check(tmp_path).is_clean
+
+
+def test_jpeg_masks_are_refused_and_thresholded_when_asked(tmp_path: Path) -> None:
+    write_data(tmp_path, three(ids(0, 255)))
+    for path in (tmp_path / "masks").iterdir():
+        mask = np.repeat(np.array(Image.open(path))[..., None], 3, axis=2)
+        mask[::7, ::5] //= 2
+        write_jpeg(path.with_suffix(".jpg"), mask, quality=60)
+        path.unlink()
+    assert errors(check(tmp_path)) == ["smeared"]
+    assert check(tmp_path, mask_threshold=128).is_clean
+
+
+def test_jpeg_is_refused_even_where_all_values_are_classes(tmp_path: Path) -> None:
+    write_data(tmp_path, three(ids(0, 1, 2)), list(range(255)))
+    write_jpeg(tmp_path / "masks" / "a.jpg", np.repeat(smooth()[..., None], 3, axis=2), quality=80)
+    (tmp_path / "masks" / "a.png").unlink()
+    report = check(tmp_path)
+    assert errors(report) == ["lossy-mask"]
+    assert "which changes values at the edges" in finding(report, "lossy-mask").what
+
+
+def test_classes_that_look_like_many_are_not_smeared(tmp_path: Path) -> None:
+    report = check(write_data(tmp_path, three(ids(*range(12), 255))))
+    assert report.is_clean
+    assert len(report.classes) == 12
+
+
+def test_too_many_values_without_extremes_are_told_apart_from_smooth_edges(tmp_path: Path) -> None:
+    many = np.tile(np.arange(100, dtype=np.uint8), (40, 2))
+    report = check(write_data(tmp_path, three(many)))
+    assert errors(report) == ["classes"]
+    assert "hold 100 different values 0..99, too many to guess classes" in report.findings[0].what
+
+
+# Colours
+
+
+COLOURS = np.array([[0, 0, 0], [200, 10, 10], [10, 200, 10]], np.uint8)
+
+
+def test_colours_without_a_class_list_are_suggested_as_classes(tmp_path: Path) -> None:
+    write_data(tmp_path, three(COLOURS[ids(0, 1, 2, 2)]))
+    report = check(tmp_path)
+    assert errors(report) == ["colours-without-classes"]
+    assert "3 masks, 3 colours" in finding(report, "colours-without-classes").what
+    assert report.suggestion.classes is not None
+    colours = [entry["color"] for entry in report.suggestion.classes["classes"]]
+    assert colours == [[0, 0, 0], [10, 200, 10], [200, 10, 10]]  # black, then by pixels
+    (tmp_path / "classes.json").write_text(json.dumps(report.suggestion.classes))
+    report = check(tmp_path)
+    assert report.is_clean
+    assert [entry.images for entry in report.classes] == [3, 3, 3]
+
+
+def test_colours_smeared_by_jpeg_are_no_classes(tmp_path: Path) -> None:
+    noise = RNG.integers(0, 256, (*HW, 3), np.uint8)
+    report = check(write_data(tmp_path, three(noise)))
+    assert "far too many for classes" in finding(report, "colours-without-classes").what
+    assert report.suggestion.classes is None
+
+
+def test_colours_for_a_list_without_any_are_an_error(tmp_path: Path) -> None:
+    write_data(tmp_path, three(COLOURS[ids(0, 1)]))
+    (tmp_path / "classes.txt").write_text("a\nb\n")
+    report = check(tmp_path)
+    assert errors(report) == ["colours-without-classes"] * 3
+    assert "classes.txt gives its classes none" in report.findings[0].what
+
+
+def test_equal_channels_are_ids(tmp_path: Path) -> None:
+    report = check(write_data(tmp_path, three(np.repeat(ids(0, 3)[..., None], 3, axis=2))))
+    assert report.is_clean
+    assert report.mask_modes == {"PNG RGB 8 bit, equal channels": 3}
+    assert [entry.id for entry in report.classes] == [0, 3]
+
+
+def test_ids_and_colours_are_not_mixed(tmp_path: Path) -> None:
+    masks = {"a": ids(0, 1), "b": ids(0, 1), "c": np.tile(np.array([0, 9, 0], np.uint8), (*HW, 1))}
+    report = check(write_data(tmp_path, masks, [0, 1]))
+    assert errors(report) == ["mixed-encodings"]
+    assert "2 masks as ids and 1 masks as colours" in finding(report, "mixed-encodings").what
+
+
+def test_palettes_of_another_order_are_warned_about(tmp_path: Path) -> None:
+    write_data(tmp_path, three(ids(0, 1)), [0, 1])
+    for name, palette in (("a", COLOURS), ("b", COLOURS), ("c", COLOURS[::-1])):
+        write_png(tmp_path / "masks" / f"{name}.png", ids(0, 1), palette)
+    report = check(tmp_path)
+    assert warnings(report) == ["palettes-differ"]
+    assert "the index 0 the colour" in finding(report, "palettes-differ").what
+
+
+# Values
+
+
+def test_values_shifted_by_one_are_recognised(tmp_path: Path) -> None:
+    write_data(tmp_path, three(ids(1, 2, 3)), [0, 1, 2])
+    report = check(tmp_path)
+    assert "shifted-by-one" in errors(report)
+    assert "hold 1..3, and the ids of the 3 classes are 0..2" in report.findings[0].what
+    assert report.suggestion.classes is not None
+    (tmp_path / "classes.json").write_text(json.dumps(report.suggestion.classes))
+    report = check(tmp_path)
+    assert report.is_clean
+    assert [(entry.id, entry.name) for entry in report.classes] == [(1, "c0"), (2, "c1"), (3, "c2")]
+
+
+def test_254_may_be_void(tmp_path: Path) -> None:
+    write_data(tmp_path, three(ids(0, 1, 2, 254)))
+    report = check(tmp_path)
+    assert warnings(report) == ["void-value"]
+    assert report.suggestion.ignore_index == (254,)
+    assert report.suggestion.command.endswith("--ignore-index 254")
+    assert report.suggestion.classes is not None
+    assert report.suggestion.classes["ignore"] == [{"id": 254, "name": "void"}]
+    report = check(tmp_path, ignore=(254,))
+    assert len(report.classes) == 3
+    write_data(tmp_path, {}, [0, 1, 2])
+    assert "pass --ignore-index 254" in str(check(tmp_path).findings[0])
+
+
+def test_masks_without_content_are_named(tmp_path: Path) -> None:
+    write_data(tmp_path, {}, [0, 1, 2])
+    write_data(tmp_path / "train", {"a": ids(0, 1), "void": ids(255), "zero": ids(0)})
+    write_data(tmp_path / "val", {"b": ids(0, 1)})
+    report = check(tmp_path)
+    assert report.is_clean
+    assert sorted(warnings(report)) == ["absent-class", "all-ignored", "one-class"]
+    assert finding(report, "all-ignored").file.endswith("void.png")
+    assert "'c0' (id 0)" in finding(report, "one-class").what
+    assert "'c2' (id 2)" in finding(report, "absent-class").what
+
+
+def test_nothing_to_learn_is_an_error(tmp_path: Path) -> None:
+    report = check(write_data(tmp_path, three(ids(255)), [0, 1]))
+    assert errors(report) == ["nothing-to-learn", "nothing-to-learn"]
+    assert "all 2 masks is ignored" in report.findings[0].what
+
+
+def test_a_wrong_class_list_is_named(tmp_path: Path) -> None:
+    write_data(tmp_path, three(ids(0, 1)))
+    (tmp_path / "classes.json").write_text("{")
+    report = check(tmp_path)
+    assert errors(report) == ["classes"]
+    assert report.findings[0].file == str(tmp_path / "classes.json")
+
+
+# Pictures
+
+
+def write_turned(root: Path, orientations: Mapping[str, int], *, stored: bool) -> Path:
+    """Write pictures with an EXIF tag, and masks as displayed or as stored."""
+    for name, orientation in orientations.items():
+        exif = Image.Exif()
+        exif[ExifTags.Base.Orientation] = orientation
+        (root / "images").mkdir(exist_ok=True)
+        noise = RNG.integers(0, 256, (*HW, 3), np.uint8)
+        Image.fromarray(noise).save(root / "images" / f"{name}.jpg", exif=exif)
+        mask = ids(0, 1) if stored or orientation < 5 else ids(0, 1).T
+        write_png(root / "masks" / f"{name}.png", mask)
+    return root
+
+
+def test_masks_that_fit_the_stored_pixels_are_said_to_be_turned(tmp_path: Path) -> None:
+    report = check(write_turned(tmp_path, {"a": 6, "b": 8, "c": 1}, stored=True))
+    assert report.is_clean
+    assert warnings(report) == ["mask-turned"]
+    assert "as 2 of the masks do" in finding(report, "mask-turned").what
+    write_turned(tmp_path, {"d": 3}, stored=True)
+    report = check(tmp_path)
+    assert errors(report) == ["rotation-unknown"]  # most likely it is stored too
+    assert report.findings[0].file.endswith("d.png")
+
+
+def test_rotations_that_sizes_do_not_tell_are_warned_about_once(tmp_path: Path) -> None:
+    report = check(write_turned(tmp_path, {"a": 2, "b": 3, "c": 6, "d": 4}, stored=False))
+    assert report.is_clean
+    assert warnings(report) == ["rotation-unknown"]
+    text = finding(report, "rotation-unknown").what
+    assert "has the EXIF orientation 2, and 3 of the images" in text
+    assert "the masks of 1 pictures on their side do" in text
+
+
+def test_tiny_pictures_are_named(tmp_path: Path) -> None:
+    write_data(tmp_path, {"a": ids(0, 1), "b": ids(0, 1), "dot": np.zeros((1, 1), np.uint8)})
+    report = check(tmp_path)
+    assert "tiny" in warnings(report)
+    assert "is 1x1 pixels" in finding(report, "tiny").what
+
+
+def test_the_same_picture_twice_is_named(tmp_path: Path) -> None:
+    for split in ("train", "val"):
+        write_data(tmp_path / split, {f"{split}{i}": ids(0, 1) for i in range(3)})
+    for name in ("train/images/train1", "val/images/val2"):
+        content = (tmp_path / "train" / "images" / "train0.png").read_bytes()
+        (tmp_path / f"{name}.png").write_bytes(content)
+    picture = Image.open(tmp_path / "train" / "images" / "train2.png")
+    picture.save(tmp_path / "val" / "images" / "val0.png", compress_level=1)
+    report = check(tmp_path)
+    assert report.is_clean
+    assert sorted(warnings(report)) == [
+        "same-picture-in-two-splits",
+        "same-picture-in-two-splits",
+        "same-picture-in-two-splits",
+        "same-picture-twice",
+    ]
+    texts = [str(finding) for finding in report.findings]
+    assert any("val0.png: (val) is nearly the same picture as" in text for text in texts)
+    assert any("train1.png: (train) is the same file as" in text for text in texts)
+
+
+def test_polygons_are_checked_like_masks(tmp_path: Path) -> None:
+    for index in range(3):
+        write_png(tmp_path / f"{index}.png", RNG.integers(0, 256, (*HW, 3), np.uint8))
+        shape: dict[str, Any] = {"label": "leaf", "points": [[0, 0], [24, 0], [24, 40], [0, 40]]}
+        shape |= {"shape_type": "polygon", "group_id": None, "flags": {}}
+        content: dict[str, Any] = {"version": "5", "shapes": [shape], "imagePath": f"{index}.png"}
+        content |= {"imageHeight": HW[0], "imageWidth": HW[1], "imageData": None}
+        (tmp_path / f"{index}.json").write_text(json.dumps(content))
+    report = check(tmp_path)
+    assert errors(report) == []
+    assert report.mask_modes == {"JSON polygons 0 bit, values": 3}
+    assert {entry.name: entry.images for entry in report.classes} == {"background": 3, "leaf": 3}
+    (tmp_path / "classes.txt").write_text("background\nstem\n")
+    report = check(tmp_path)
+    assert errors(report) == ["unreadable-mask"] * 3
+    assert "has the label 'leaf'" in report.findings[0].what
+
+
+# What to go on with
+
+
+def test_settings_fit_the_data(tmp_path: Path) -> None:
+    rare = ids(0)
+    rare[:4, :8] = 1
+    suggestion = check(write_data(tmp_path / "it's", three(rare))).suggestion
+    assert suggestion.class_weights == "sqrt"
+    assert suggestion.crop_size == (64, 64)
+    assert suggestion.batch_size == 2
+    assert suggestion.command == (
+        f"""dcnseg train '{tmp_path}/it'"'"'s' --out 'runs/it'"'"'s' """
+        "--crop-size 64,64 --batch-size 2 --class-weights sqrt"
+    )
+    even = check(write_data(tmp_path / "even", three(ids(0, 1)))).suggestion
+    assert even.class_weights == "none"
+
+
+def test_files_that_have_not_changed_are_not_opened_again(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    write_data(tmp_path, three(ids(0, 1, 2)))
+    first = check(tmp_path)
+    opened: list[Path] = []
+
+    def inspect(path: Path) -> MaskFacts:
+        opened.append(path)
+        return inspect_mask(path)
+
+    monkeypatch.setattr(look, "inspect_image", opened.append)
+    monkeypatch.setattr(look, "inspect_mask", inspect)
+    assert check(tmp_path) == first
+    assert opened == []
+    write_png(tmp_path / "masks" / "b.png", ids(0, 1, 2, 3))
+    report = check(tmp_path)
+    assert opened == [tmp_path / "masks" / "b.png"]
+    assert len(report.classes) == 4
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.lists(st.integers(0, 65535), min_size=1, max_size=9), st.sampled_from(["ids", "kkk"]))
+def test_counted_values_are_decoded_as_the_masks_are(
+    tmp_path_factory: pytest.TempPathFactory, values: list[int], encoding: str
+) -> None:
+    root = tmp_path_factory.mktemp("data")
+    mask = np.array(values, np.uint16)[None]
+    if encoding == "kkk":
+        mask = np.repeat((mask % 256).astype(np.uint8)[..., None], 3, axis=2)
+    write_data(root, three(mask), [0, 1, *range(2, 65536, 300)])
+    class_map = ClassMap.from_file(root / "classes.json")
+    report = check(root)
+    if not report.is_clean:
+        with pytest.raises(DataError) as caught:
+            load_label_map(root / "masks" / "a.png", class_map)
+        assert str(caught.value) in [str(finding) for finding in report.findings]
+        return
+    labels = load_label_map(root / "masks" / "a.png", class_map)
+    counts = np.bincount(labels.ravel(), minlength=256)
+    assert [entry.pixels for entry in report.classes] == (3 * counts[: len(class_map.ids)]).tolist()
+    assert report.ignored_pixels == 3 * counts[255]

@@ -73,13 +73,24 @@ def test_too_many_values_are_no_classes(tmp_path: Path) -> None:
         load_class_map(tmp_path)
 
 
-def test_0_and_255_are_not_silently_one_class(tmp_path: Path) -> None:
-    write_pairs(tmp_path, [ids(0, 0), ids(255, 0)])
-    with pytest.raises(DataError, match="hold the values 0 and 255 only") as caught:
-        load_class_map(tmp_path)
-    text = str(caught.value)
-    (tmp_path / "classes.json").write_text(text[text.index('{"classes"') :])  # what it advises
-    assert load_class_map(tmp_path).ids == (0, 255)
+@pytest.mark.parametrize("top", [255, 65535])
+def test_0_and_the_greatest_value_are_two_classes(tmp_path: Path, top: int) -> None:
+    write_pairs(tmp_path, [np.array([[0, 0]], np.uint16), np.array([[top, 0]], np.uint16)])
+    class_map = load_class_map(tmp_path)
+    assert (class_map.ids, class_map.names) == ((0, top), ("background", "foreground"))
+    assert load_label_map(tmp_path / "masks" / "1.png", class_map).tolist() == [[1, 0]]
+
+
+def test_a_threshold_makes_two_classes_of_smooth_masks(tmp_path: Path) -> None:
+    write_pairs(tmp_path, [ids(*range(256))])
+    class_map = load_class_map(tmp_path, mask_threshold=100)
+    labels = load_label_map(tmp_path / "masks" / "0.png", class_map)
+    assert labels.tolist() == [[0] * 100 + [1] * 156]
+    write_png(tmp_path / "masks" / "0.png", np.array([[[90, 99, 9], [90, 100, 9]]], np.uint8))
+    assert load_label_map(tmp_path / "masks" / "0.png", class_map).tolist() == [[0, 1]]
+    (tmp_path / "classes.txt").write_text("a\nb\nc\n")
+    with pytest.raises(ConfigError, match=r"classes\.txt has 3 classes; a threshold"):
+        load_class_map(tmp_path, mask_threshold=100)
 
 
 def test_a_single_value_is_nothing_to_learn(tmp_path: Path) -> None:
@@ -168,6 +179,20 @@ def test_rotated_pictures_fit_upright_masks(tmp_path: Path) -> None:
     Image.new("RGB", (4, 6)).save(tmp_path / "images" / "a.jpg", exif=exif)
     image, labels = SegmentationDataset(pair_samples(tmp_path), CLASSES)[0]
     assert image.shape[1:] == labels.shape == (4, 6)
+
+
+@pytest.mark.parametrize("orientation", [5, 6, 7, 8])
+def test_masks_that_fit_the_stored_pixels_are_turned(tmp_path: Path, orientation: int) -> None:
+    stored = np.array([[0, 5, 0, 5], [5, 5, 0, 0]], np.uint8)
+    write_png(tmp_path / "masks" / "a.png", stored)
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = orientation
+    picture = Image.fromarray(np.repeat(stored[..., None] * 50, 3, axis=2))
+    (tmp_path / "images").mkdir()
+    picture.save(tmp_path / "images" / "a.png", exif=exif)
+    image, labels = SegmentationDataset(pair_samples(tmp_path), CLASSES)[0]
+    assert torch.equal(labels > 0, image[0] > 0)
+    assert labels.shape == (4, 2)
 
 
 def test_random_numbers_depend_on_seed_epoch_and_index_alone(tmp_path: Path) -> None:

@@ -1,13 +1,23 @@
 from __future__ import annotations
 
+import random
 import unicodedata
 from pathlib import Path
 
 import pytest
-from hypothesis import given
+from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dcnseg.data.folders import Sample, Splits, _split, find_images, find_splits, pair_samples
+from dcnseg.data.folders import (
+    Sample,
+    Splits,
+    find_images,
+    find_pairs,
+    find_splits,
+    left_over,
+    pair_samples,
+)
+from dcnseg.data.samples import Entry, Found, draw_val, join_entries
 from dcnseg.errors import ConfigError, DataError
 
 
@@ -58,12 +68,11 @@ def test_linked_folders_are_followed_but_not_in_circles(tmp_path: Path) -> None:
 
 
 @given(st.sets(st.integers(0, 30)), st.sets(st.integers(0, 30)))
+@settings(max_examples=30)
 def test_every_file_without_partner_is_counted(
     tmp_path_factory: pytest.TempPathFactory, images: set[int], masks: set[int]
 ) -> None:
     root = tmp_path_factory.mktemp("pairs")
-    (root / "images").mkdir()
-    (root / "masks").mkdir()
     touch(root / "images", *(f"{i:02d}.jpg" for i in images))
     touch(root / "masks", *(f"{i:02d}.png" for i in masks))
     if images and images == masks:
@@ -75,39 +84,45 @@ def test_every_file_without_partner_is_counted(
     if images - masks:
         assert f"{len(images - masks)} of {len(images)} images have no mask" in message
         assert f"images/{min(images - masks):02d}.jpg" in message
-    if masks - images:
+    if images and masks - images:
         assert f"{len(masks - images)} of {len(masks)} masks have no image" in message
         assert f"masks/{min(masks - images):02d}.png" in message
 
 
-def test_the_message_names_five_files_at_most(tmp_path: Path) -> None:
-    touch(tmp_path, *(f"images/{i}.jpg" for i in range(7)), "masks/0_L.png")
+def test_the_message_names_both_lists_and_the_patterns_to_try(tmp_path: Path) -> None:
+    touch(tmp_path, *(f"images/{i}.jpg" for i in range(7)), "masks/0_L.png", "masks/x_L.png")
     with pytest.raises(DataError) as caught:
-        pair_samples(tmp_path)
+        find_splits(tmp_path)
     assert str(caught.value) == (
-        f"{tmp_path}: 7 of 7 images have no mask (images/0.jpg, images/1.jpg, images/2.jpg, "
-        "images/3.jpg, images/4.jpg, ...); 1 of 1 masks have no image (masks/0_L.png). "
-        "An image and its mask must have the same name apart from the ending."
+        f"{tmp_path}: 6 of 7 images have no mask (images/1.jpg, images/2.jpg, images/3.jpg, "
+        "images/4.jpg, images/5.jpg, ...); 1 of 2 masks have no image (masks/x_L.png). "
+        "An image and its mask must have the same name apart from the ending and a common prefix "
+        "or suffix. If they are somewhere else, say where, as in "
+        "--images 'images/{stem}.jpg' --masks 'masks/{stem}_L.png'."
     )
 
 
 def test_double_stems_are_refused(tmp_path: Path) -> None:
-    make_pairs(tmp_path, ["a"])
+    make_pairs(tmp_path, ["a", "b"])
     touch(tmp_path, "images/a.png")
-    with pytest.raises(DataError, match=r"images: 2 files share .* \(a\.jpg, a\.png\)"):
+    with pytest.raises(
+        DataError, match=r"2 files share their name .* \(images/a\.jpg, images/a\.png\); each name"
+    ):
         pair_samples(tmp_path)
+    assert stems(find_pairs(tmp_path).splits.all_samples()) == ["b"]
 
 
 def test_missing_and_empty_folders_are_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match="nowhere: is not a folder"):
         find_splits(tmp_path / "nowhere")
-    with pytest.raises(DataError, match=r"images: there is no such folder; .* train, val and test"):
+    with pytest.raises(DataError, match=r"holds no pictures; .* images and masks, or train, val"):
         find_splits(tmp_path)
-    (tmp_path / "images").mkdir()
-    with pytest.raises(DataError, match="masks: there is no such folder"):
+    touch(tmp_path, "images/a.jpg")
+    with pytest.raises(DataError, match=r"1 of 1 images have no mask .* no folder named masks"):
         find_splits(tmp_path)
-    (tmp_path / "masks").mkdir()
-    with pytest.raises(DataError, match="images: holds no pictures"):
+    (tmp_path / "images/a.jpg").unlink()
+    touch(tmp_path, "masks/a.png")
+    with pytest.raises(DataError, match=r"1 of 1 masks have no image \(masks/a.png\)"):
         find_splits(tmp_path)
 
 
@@ -121,6 +136,8 @@ def test_split_folders_are_taken_as_they_are(tmp_path: Path) -> None:
         ["d"],
     ]
     assert stems(splits.all_samples()) == ["a", "b", "c", "d"]
+    assert splits.layout == "{split}/images/ + {split}/masks/ by name"
+    assert not splits.is_val_drawn
 
 
 def test_a_test_folder_alone_is_enough(tmp_path: Path) -> None:
@@ -136,6 +153,7 @@ def test_val_comes_out_of_train_where_it_has_no_folder(tmp_path: Path) -> None:
     assert len(splits.train) == 7
     assert len(splits.val) == 3
     assert stems(splits.test) == ["t"]
+    assert splits.is_val_drawn
 
 
 def test_the_split_is_fixed_by_seed_and_names(tmp_path: Path) -> None:
@@ -150,7 +168,7 @@ def test_the_split_is_fixed_by_seed_and_names(tmp_path: Path) -> None:
 @given(st.integers(1, 40), st.floats(0, 0.999), st.integers(0, 5))
 def test_splits_share_nothing_and_lose_nothing(count: int, fraction: float, seed: int) -> None:
     samples = tuple(Sample(Path(f"{i}.jpg"), Path(f"{i}.png"), str(i)) for i in range(count))
-    train, val = _split(samples, fraction, seed)
+    train, val = draw_val(samples, fraction, seed)
     assert sorted(stems(train) + stems(val)) == sorted(stems(samples))
     assert len(train) >= 1
     if fraction > 0 and count > 1:
@@ -161,3 +179,35 @@ def test_splits_share_nothing_and_lose_nothing(count: int, fraction: float, seed
 def test_impossible_fractions_are_refused(tmp_path: Path, fraction: float) -> None:
     with pytest.raises(ConfigError, match=f"`val_fraction` is {fraction}"):
         find_splits(tmp_path, val_fraction=fraction)
+
+
+def test_pairs_and_what_is_left_over_are_returned_together(tmp_path: Path) -> None:
+    make_pairs(tmp_path, ["a", "b", "c"])
+    touch(tmp_path, "images/alone.jpg", "masks/empty.png")
+    pairing = find_pairs(tmp_path)
+    assert sorted(stems(pairing.splits.all_samples())) == ["a", "b", "c"]
+    assert pairing.images_without_mask == (tmp_path / "images/alone.jpg",)
+    assert pairing.masks_without_image == (tmp_path / "masks/empty.png",)
+    assert pairing.layout == pairing.splits.layout == "images/ + masks/ by name"
+    assert "1 of 4 images have no mask (images/alone.jpg)" in left_over(pairing, tmp_path)
+
+
+@given(
+    st.sets(
+        st.tuples(st.sampled_from(["train", "val", "test"]), st.text("ab", min_size=1, max_size=4))
+    )
+)
+def test_the_order_of_the_files_changes_nothing(keys: set[tuple[str, str]]) -> None:
+    def found(order: int) -> Found:
+        ordered = sorted(keys)
+        random.Random(order).shuffle(ordered)
+        return Found(
+            [Entry(Path(split, stem + ".jpg"), split, stem) for split, stem in ordered],
+            [Entry(Path(split, stem + ".png"), split, stem) for split, stem in ordered[::-1]],
+            "any",
+        )
+
+    first = join_entries(found(0), val_fraction=0.2, seed=0)
+    assert first == join_entries(found(1), val_fraction=0.2, seed=0)
+    assert len(first.splits.all_samples()) == len(keys)
+    assert all(sample.image.stem == sample.mask.stem for sample in first.splits.all_samples())

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from contextlib import suppress
 from pathlib import Path
 
+import cv2
 import numpy as np
 import numpy.typing as npt
 import pytest
@@ -96,10 +97,29 @@ def test_colour_masks(tmp_path: Path) -> None:
     np.testing.assert_array_equal(read_mask(save(tmp_path / "la.png", la)), IDS)
 
 
-def test_a_mask_in_the_alpha_channel_alone_is_refused(tmp_path: Path) -> None:
-    rgba = np.dstack([np.zeros((2, 3, 3), np.uint8), IDS * 80])
-    with pytest.raises(DataError, match=r"m\.png: is of one colour and differs in its alpha"):
-        read_mask(save(tmp_path / "m.png", rgba))
+@pytest.mark.parametrize("channels", [1, 3])
+def test_a_mask_in_the_alpha_channel_alone_is_read_from_it(tmp_path: Path, channels: int) -> None:
+    ground = np.full((2, 3, channels), 9, np.uint8)
+    drawn = np.dstack([ground, IDS * 80])
+    np.testing.assert_array_equal(read_mask(save(tmp_path / "m.png", drawn)), IDS * 80)
+    empty = np.dstack([ground, IDS * 0])  # nothing is drawn on this one
+    np.testing.assert_array_equal(read_mask(save(tmp_path / "m.png", empty)), IDS * 0)
+
+
+def test_16_bit_channels_of_masks_keep_their_ids(tmp_path: Path) -> None:
+    ids = np.array([[0, 7, 300]], np.uint16)
+    cv2.imwrite(str(tmp_path / "kkk.png"), np.repeat(ids[..., None], 3, axis=2))
+    assert read_mask(tmp_path / "kkk.png").tolist() == [[0, 7, 300]]
+    alpha = np.zeros((1, 3, 4), np.uint16)
+    alpha[..., 3] = ids
+    cv2.imwrite(str(tmp_path / "alpha.png"), alpha)
+    assert read_mask(tmp_path / "alpha.png").tolist() == [[0, 7, 300]]
+    deep = COLOURS.astype(np.uint16) * 257
+    cv2.imwrite(str(tmp_path / "rgb.png"), deep[..., ::-1])
+    np.testing.assert_array_equal(read_mask(tmp_path / "rgb.png"), COLOURS)
+    cv2.imwrite(str(tmp_path / "rgb.png"), deep[..., ::-1] + 1)
+    with pytest.raises(DataError, match=r"rgb\.png: has 16-bit colours that no 8-bit"):
+        read_mask(tmp_path / "rgb.png")
 
 
 def test_float_masks_need_whole_numbers(tmp_path: Path) -> None:
@@ -154,10 +174,36 @@ def test_transparent_pixels_lie_on_white(tmp_path: Path) -> None:
     assert read_image(tmp_path / "key.png").tolist() == [[[255, 255, 255], [4, 5, 6]]]
 
 
-def test_values_without_a_known_range_are_refused(tmp_path: Path) -> None:
-    path = save(tmp_path / "a.tif", np.array([[0, 812.5]], np.float32))
-    with pytest.raises(DataError, match=r"a\.tif: has float32 values 0\.\.812\.5; floats must"):
-        read_image(path)
+@pytest.mark.parametrize("top", [1.0, 255.0, 65535.0])
+def test_floats_are_scaled_by_the_range_that_holds_them(tmp_path: Path, top: float) -> None:
+    values = np.array([[0, 0.5, 0.8]], np.float32) * top
+    rgb = read_image(save(tmp_path / "a.tif", values))
+    assert rgb[0, :, 0].tolist() == [0, 128, 204]
+
+
+def test_other_values_are_scaled_by_their_least_and_greatest(tmp_path: Path) -> None:
+    path = save(tmp_path / "a.tif", np.array([[-300, 0, 300]], np.float32))
+    assert read_image(path)[0, :, 0].tolist() == [0, 128, 255]
+    path = save(tmp_path / "a.tif", np.array([[-300, 0, 300]], np.int32))
+    assert read_image(path)[0, :, 1].tolist() == [0, 128, 255]
+    assert read_image(save(tmp_path / "a.tif", np.full((1, 2), -3.5, np.float32))).max() == 0
+    with pytest.raises(DataError, match=r"a\.tif: has pixel values that are no numbers"):
+        read_image(save(tmp_path / "a.tif", np.array([[0, np.nan]], np.float32)))
+
+
+@pytest.mark.parametrize("bits", [8, 10, 12, 14, 16])
+def test_16_bit_pictures_of_less_depth_are_not_dark(tmp_path: Path, bits: int) -> None:
+    deep = (np.array([[0, 0.5, 1]]) * (2**bits - 1)).round().astype(np.uint16)
+    grey = read_image(save(tmp_path / "grey.png", deep))
+    np.testing.assert_allclose(grey[0, :, 0], [0, 128, 255], atol=1)
+    cv2.imwrite(str(tmp_path / "rgb.png"), np.repeat(deep[..., None], 3, axis=2))
+    np.testing.assert_array_equal(read_image(tmp_path / "rgb.png"), grey)
+
+
+def test_16_bit_colours_keep_channels_alpha_and_rotation(tmp_path: Path) -> None:
+    rgba = np.array([[[255, 0, 0, 255]], [[0, 99, 0, 0]]], np.uint16) * 257
+    cv2.imwrite(str(tmp_path / "a.png"), rgba[..., [2, 1, 0, 3]])
+    assert read_image(tmp_path / "a.png").tolist() == [[[255, 0, 0]], [[255, 255, 255]]]
 
 
 @pytest.mark.parametrize("orientation", range(1, 9))

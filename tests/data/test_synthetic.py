@@ -4,9 +4,9 @@ from pathlib import Path
 
 import numpy as np
 
-from dcnseg.data.check import inspect_samples
+from dcnseg.data.check import check_data
 from dcnseg.data.dataset import load_class_map
-from dcnseg.data.folders import find_splits
+from dcnseg.data.folders import Pairing, find_splits
 from dcnseg.data.synthetic import SCENE_CLASSES, generate_scene, write_scenes
 
 
@@ -56,8 +56,9 @@ def test_written_scenes_are_an_ordinary_data_folder(tmp_path: Path) -> None:
     assert [len(part) for part in (splits.train, splits.val, splits.test)] == [3, 2, 1]
     class_map = load_class_map(tmp_path / "scenes", splits)
     assert class_map == SCENE_CLASSES
-    summary = inspect_samples(splits.all_samples(), class_map)
-    assert summary.max_size_hw == summary.min_size_hw == (48, 64)
-    assert sum(summary.pixel_counts) == 6 * 48 * 64
+    report = check_data(tmp_path / "scenes", Pairing(splits))
+    assert report.is_clean
+    assert report.sizes == {"64x48": 6}
+    assert sum(entry.pixels for entry in report.classes) == 6 * 48 * 64
     contents = {sample.image.read_bytes() for sample in splits.all_samples()}
     assert len(contents) == 6

@@ -14,6 +14,7 @@ from dcnseg.data.dataset import load_label_map
 from dcnseg.data.folders import find_splits
 from dcnseg.data.image_io import read_image
 from dcnseg.engine.evaluation import Scores, count_confusion, evaluate_run
+from dcnseg.engine.run_folder import read_run
 from dcnseg.engine.training import train
 from dcnseg.errors import ConfigError, DataError
 from dcnseg.inference.predictor import Predictor
@@ -144,3 +145,20 @@ def test_a_mask_of_another_size_is_named(run: Path, scenes: Path, tmp_path: Path
         mask.resize((90, 60)).save(path)
     with pytest.raises(DataError, match=rf"{path.name}: is 90x60 pixels.*96x64"):
         evaluate_run(run, data, "val", device="cpu")
+
+
+def test_a_run_remembers_how_its_pictures_are_paired(scenes: Path, tmp_path: Path) -> None:
+    data, run = tmp_path / "odd", tmp_path / "run"
+    shutil.copytree(scenes / "train" / "images", data / "a")
+    shutil.copytree(scenes / "train" / "masks", data / "b")
+    shutil.copy(scenes / "classes.json", data)
+    config = small_config(data, epochs=1, seed=4)
+    place = replace(config.data, images="a/{stem}.jpg", masks="b/{stem}.png", val_fraction=0.4)
+    train(replace(config, data=place), run)
+    own = evaluate_run(run, data, "val", device="cpu")
+    lines = [f"a/{stem}.jpg,b/{stem}.png,val" for stem in read_run(run).split["val"]]
+    (data / "val.csv").write_text("\n".join(lines))
+    listed = evaluate_run(run, data, "all", device="cpu", pairs=data / "val.csv")
+    assert len(lines) == 3
+    assert own.confusion.sum() == 3 * 64 * 96
+    np.testing.assert_array_equal(own.confusion, listed.confusion)

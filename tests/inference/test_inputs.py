@@ -81,3 +81,19 @@ def test_nothing_found_is_said(tmp_path: Path) -> None:
         find_inputs([str(tmp_path)])
     with pytest.raises(DataError, match=r"\*\.jpg: no file matches"):
         find_inputs([f"{tmp_path}/*.jpg"])
+
+
+def test_masks_of_a_data_folder_are_left_out(tmp_path: Path) -> None:
+    for name in ("train/images/a", "train/masks/a", "val/images/b", "val/masks/sub/b", "masks/c"):
+        path = tmp_path / f"{name}.png"
+        path.parent.mkdir(parents=True, exist_ok=True)
+        Image.new("RGB", (4, 3)).save(path)
+    notes: list[str] = []
+    inputs = find_inputs([str(tmp_path)], on_note=notes.append)
+    # masks/ without images/ beside it may be any folder of pictures.
+    assert [str(image.name) for image in inputs] == ["masks/c", "train/images/a", "val/images/b"]
+    (note,) = notes
+    assert note.startswith(f"{tmp_path} is a data folder: its 3 images are taken, and the 2 masks ")
+    assert f"{tmp_path}/train/masks, {tmp_path}/val/masks are left out" in note
+    # A folder that is named is meant.
+    assert names([str(tmp_path / "train" / "masks")]) == ["a"]

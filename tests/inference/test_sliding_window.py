@@ -3,7 +3,7 @@ from __future__ import annotations
 from itertools import pairwise
 
 import torch
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -48,6 +48,45 @@ def test_windows_cover_all_and_overlap_enough(length: int, window: int, overlap:
     assert starts[-1] + window == length
     steps = [b - a for a, b in pairwise(starts)]
     assert all(0 < step <= max(1, window * (1 - overlap)) for step in steps)
+
+
+@given(
+    st.integers(1, 300),
+    st.integers(1, 300),
+    st.integers(1, 90),
+    st.integers(1, 90),
+    st.floats(0, 0.9),
+)
+@settings(max_examples=60, deadline=None)
+def test_every_pixel_is_seen_with_a_positive_weight(
+    height: int, width: int, window_h: int, window_w: int, overlap: float
+) -> None:
+    """Whatever the sizes: windows lie within the picture, and none leaves a pixel out."""
+    assume(max(height / window_h, width / window_w) * (1 - overlap) < 40)
+    seen = torch.zeros(height, width)
+
+    def predict(rows: slice, columns: slice) -> Tensor:
+        assert 0 <= rows.start < rows.stop <= height
+        assert 0 <= columns.start < columns.stop <= width
+        assert rows.stop - rows.start <= window_h
+        assert columns.stop - columns.start <= window_w
+        seen[rows, columns] += 1
+        return torch.ones(1, rows.stop - rows.start, columns.stop - columns.start)
+
+    bands = list(predict_bands(predict, (height, width), (window_h, window_w), overlap))
+    assert seen.min() >= 1
+    blended = torch.cat([band for _, band in bands], dim=1)
+    assert blended.shape == (1, height, width)
+    # A weight of zero would make a pixel NaN.
+    torch.testing.assert_close(blended, torch.ones_like(blended), atol=1e-5, rtol=0)
+
+
+@given(st.integers(1, 2000), st.integers(1, 20))
+def test_weights_are_positive_at_any_size(height: int, width: int) -> None:
+    for weights in (blending_weights(height, width), blending_weights(width, height)):
+        assert weights.min() > 0
+        assert weights.max() <= 1
+        torch.testing.assert_close(weights, weights.flip(0, 1), atol=1e-5, rtol=0)
 
 
 def test_blending_is_smooth() -> None:

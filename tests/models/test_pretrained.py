@@ -54,8 +54,28 @@ def test_file_of_another_encoder_is_refused(
     path = tmp_path / "resnet18.pth"
     torch.save(torchvision_state, path)
     encoder = build_encoder("resnet50", output_stride=16)
-    with pytest.raises(CheckpointError, match=r"resnet18\.pth does not fit the encoder resnet50"):
+    text = (
+        r"resnet18\.pth does not fit the encoder resnet50, which needs 265 tensors: 165 are "
+        r"missing \(layer1\.0\.conv3\.weight for one\) and 23 have another shape "
+        r"\(layer1\.0\.conv1\.weight \[64, 64, 3, 3\] for \[64, 64, 1, 1\] for one\), of 122 in"
+    )
+    with pytest.raises(CheckpointError, match=text):
         load_encoder_weights(encoder, "resnet50", str(path))
+    torch.save({"other": torch.ones(1)}, path)
+    with pytest.raises(CheckpointError, match=r"265 tensors: 265 are missing .* and 0 have"):
+        load_encoder_weights(encoder, "resnet50", str(path))
+
+
+def test_values_that_are_no_numbers_are_refused(
+    tmp_path: Path, torchvision_state: dict[str, torch.Tensor]
+) -> None:
+    path = tmp_path / "resnet18.pth"
+    broken = torchvision_state["conv1.weight"].clone()
+    broken[0, 0, 0, :2] = torch.tensor([float("nan"), float("inf")])
+    torch.save(torchvision_state | {"conv1.weight": broken}, path)
+    encoder = build_encoder("resnet18", output_stride=16)
+    with pytest.raises(CheckpointError, match=r"2 of the 9408 values of conv1\.weight are not fin"):
+        load_encoder_weights(encoder, "resnet18", str(path))
 
 
 @pytest.mark.parametrize("content", [b"", b"<html>not found</html>", b"\x80\x04garbage"])

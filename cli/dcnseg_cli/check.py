@@ -1,0 +1,159 @@
+"""`dcnseg check`."""
+
+from __future__ import annotations
+
+import json as json_format
+from pathlib import Path
+from typing import TYPE_CHECKING, Annotated
+
+import typer
+
+from dcnseg.config import DataConfig
+from dcnseg.errors import DataError
+from dcnseg_cli.options import (
+    DATA_PANEL,
+    ImagesPatternOption,
+    JsonOption,
+    MasksPatternOption,
+    PairsOption,
+    comma_list,
+    parse_integers,
+)
+from dcnseg_cli.reporting import DATA, message, print_json, reports_errors
+
+if TYPE_CHECKING:
+    from dcnseg.data.check import CheckReport
+
+EPILOG = """
+Examples:
+
+  dcnseg check photos
+
+  dcnseg check photos --mask-threshold 128 --write-classes --json
+
+The exit code is 0 when training would take the data (warnings allowed), and 3 when not.
+"""
+
+
+@reports_errors
+def check(
+    data: Annotated[Path, typer.Argument(metavar="DATA", help="Data folder, as for train.")],
+    images: ImagesPatternOption = DataConfig.images,
+    masks: MasksPatternOption = DataConfig.masks,
+    pairs: PairsOption = DataConfig.pairs,
+    val_fraction: Annotated[
+        float,
+        typer.Option(
+            help="Share kept for validation where DATA has no val folder, 0..1.",
+            rich_help_panel=DATA_PANEL,
+        ),
+    ] = DataConfig.val_fraction,
+    ignore_index: Annotated[
+        str,
+        typer.Option(
+            help="Mask values to ignore besides 255: 11 or 0,254.", rich_help_panel=DATA_PANEL
+        ),
+    ] = comma_list(DataConfig.ignore_index),
+    mask_threshold: Annotated[
+        int,
+        typer.Option(
+            help="Grey mask values from here on are the foreground of two classes; 0: ids.",
+            rich_help_panel=DATA_PANEL,
+        ),
+    ] = DataConfig.mask_threshold,
+    workers: Annotated[
+        int,
+        typer.Option(help="Threads; 0: one per processor.", rich_help_panel="Machine"),
+    ] = 0,
+    write_classes: Annotated[
+        bool,
+        typer.Option(
+            "--write-classes",
+            help="Write the suggested DATA/classes.json if there is no class list.",
+            rich_help_panel="Output",
+        ),
+    ] = False,
+    json: JsonOption = False,
+) -> None:
+    """Look at every picture and mask, say what is wrong, and how to go on."""
+    config = DataConfig(
+        data,
+        images=images,
+        masks=masks,
+        pairs=pairs,
+        val_fraction=val_fraction,
+        ignore_index=parse_integers(ignore_index, "--ignore-index"),
+        mask_threshold=mask_threshold,
+        workers=workers,
+    )
+    try:
+        report = _look(config)
+    except DataError as error:  # nothing can be paired
+        if not json:
+            raise
+        finding = {"severity": "error", "kind": "layout", "file": str(data), "what": str(error)}
+        print_json({"root": str(data), "is_clean": False, "findings": [finding]})
+        raise typer.Exit(DATA) from None
+    if write_classes and _write_classes(report):
+        report = _look(config)
+    if json:
+        print_json(report.to_dict())
+    else:
+        from dcnseg_cli.check_display import print_report
+
+        print_report(report)
+    if not report.is_clean:
+        raise typer.Exit(DATA)
+
+
+def _look(config: DataConfig) -> CheckReport:
+    from dcnseg.data.check import check_data
+    from dcnseg.data.folders import find_pairs
+    from dcnseg_cli.progress_bar import progress_bar
+
+    pairing = find_pairs(
+        config.root,
+        val_fraction=config.val_fraction,
+        images=config.images,
+        masks=config.masks,
+        pairs=config.pairs,
+    )
+    with progress_bar("looking at the files") as on_progress:
+        return check_data(
+            config.root,
+            pairing,
+            ignore=config.ignore_index,
+            mask_threshold=config.mask_threshold,
+            workers=config.workers,
+            on_progress=on_progress,
+            layout_options=_layout_options(config),
+        )
+
+
+def _layout_options(config: DataConfig) -> list[str]:
+    """Return the options by which the pictures were found, to be given to train as well."""
+    options = ["--images", config.images, "--masks", config.masks] if config.images else []
+    options += ["--pairs", str(config.pairs)] if config.pairs else []
+    if config.val_fraction != DataConfig.val_fraction:
+        options += ["--val-fraction", str(config.val_fraction)]
+    return options
+
+
+def _write_classes(report: CheckReport) -> bool:
+    """Write the suggested class list if there is one and none is there; return whether."""
+    from dcnseg.data.dataset import find_class_list
+    from dcnseg.files import atomic_path
+
+    present = find_class_list(report.root)
+    if present is not None:
+        message(f"{present} stays as it is.")
+        return False
+    if report.suggestion.classes is None:
+        message("No classes can be suggested from these masks; nothing is written.")
+        return False
+    path = report.root / "classes.json"
+    text = json_format.dumps(report.suggestion.classes, indent=1, ensure_ascii=False)
+    with atomic_path(path) as temporary:
+        temporary.write_text(text + "\n", encoding="utf-8")
+    message(f"Wrote {path}.")
+    return True

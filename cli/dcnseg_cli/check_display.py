@@ -1,0 +1,115 @@
+"""A check's report as tables for people, on stdout."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Mapping
+
+from rich.console import Console
+from rich.markup import escape
+from rich.table import Table
+
+from dcnseg.data.check import CheckReport
+from dcnseg.data.findings import ERROR, WARNING, by_severity, shortened
+
+_MAX_NAMES = 5
+_MAX_VALUES = 30
+
+
+def print_report(report: CheckReport) -> None:
+    """Print what there is, the classes, the findings, and what to go on with."""
+    console = Console()
+    console.print(_overview(report))
+    if report.classes:
+        console.print(_class_table(report))
+    elif report.values:
+        console.print(_value_table(report))
+    for severity in (ERROR, WARNING):
+        findings = by_severity(report.findings, severity)
+        if findings:
+            console.print(f"\n[bold]{len(findings)} {severity}{'s' * (len(findings) != 1)}[/bold]")
+            for line in shortened(findings):
+                console.print(f"  {escape(line)}", highlight=False, soft_wrap=True)
+    _print_suggestion(console, report)
+
+
+def _overview(report: CheckReport) -> Table:
+    table = Table(title=escape(str(report.root)), show_header=False, title_justify="left")
+    table.add_column()
+    table.add_column(overflow="fold")
+    table.add_row("found", escape(report.layout))
+    splits = ", ".join(f"{count} {name}" for name, count in report.splits.items() if count)
+    table.add_row("pairs", splits or "none")
+    for name, files in (
+        ("images without mask", report.images_without_mask),
+        ("masks without image", report.masks_without_image),
+        ("other files", report.passed_over),
+    ):
+        if files:
+            rest = f", ... {len(files) - _MAX_NAMES} more" if len(files) > _MAX_NAMES else ""
+            shown = ", ".join(files[:_MAX_NAMES])
+            table.add_row(name, escape(f"{len(files)}: {shown}{rest}"))
+    table.add_row("sizes", _counts(report.sizes))
+    table.add_row("images", _counts(report.image_modes))
+    table.add_row("masks", _counts(report.mask_modes))
+    return table
+
+
+def _counts(counts: Mapping[str, int]) -> str:
+    parts = [f"{name} ({count})" for name, count in list(counts.items())[:_MAX_NAMES]]
+    rest = len(counts) - _MAX_NAMES
+    return escape("; ".join(parts) + (f"; {rest} others" if rest > 0 else ""))
+
+
+def _class_table(report: CheckReport) -> Table:
+    table = _counting_table("id", "class")
+    pixels = max(1, sum(entry.pixels for entry in report.classes) + report.ignored_pixels)
+    images = max(1, sum(report.splits.values()))
+    for entry in report.classes:
+        table.add_row(
+            str(entry.id),
+            escape(entry.name),
+            _percent(entry.pixels, pixels),
+            _percent(entry.images, images),
+        )
+    if report.ignored_pixels:
+        table.add_row("", "(ignored)", _percent(report.ignored_pixels, pixels), "")
+    return table
+
+
+def _value_table(report: CheckReport) -> Table:
+    table = _counting_table("value")
+    pixels = max(1, sum(entry.pixels for entry in report.values))
+    images = max(1, sum(report.splits.values()))
+    for entry in report.values[:_MAX_VALUES]:
+        table.add_row(
+            str(entry.value), _percent(entry.pixels, pixels), _percent(entry.images, images)
+        )
+    if len(report.values) > _MAX_VALUES:
+        table.add_row(f"{len(report.values) - _MAX_VALUES} or more others", "", "")
+    return table
+
+
+def _counting_table(*names: str) -> Table:
+    table = Table()
+    for name in names:
+        table.add_column(name)
+    for name in ("pixels", "images"):
+        table.add_column(name, justify="right")
+    return table
+
+
+def _percent(part: int, whole: int) -> str:
+    share = 100 * part / whole
+    return f"{share:.2f} %" if share >= 0.01 or not part else "< 0.01 %"
+
+
+def _print_suggestion(console: Console, report: CheckReport) -> None:
+    suggestion = report.suggestion
+    if suggestion.classes is not None:
+        console.print("\nA classes.json for these masks (--write-classes writes it):")
+        text = json.dumps(suggestion.classes, ensure_ascii=False)
+        console.print(escape(text), highlight=False, soft_wrap=True)
+    verb = "Go on with" if report.is_clean else "Once the errors are mended, go on with"
+    console.print(f"\n{verb}:")
+    console.print(escape(suggestion.command), highlight=False, soft_wrap=True)

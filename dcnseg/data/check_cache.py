@@ -1,0 +1,93 @@
+"""Remembers what was seen in files that have not changed since; the entry point is `FactsCache`.
+
+The memory is a JSON file in the user's cache folder, never in the data folder. Where it cannot be
+read or written, everything is looked at again: it is a convenience, and no result depends on it.
+"""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from contextlib import suppress
+from pathlib import Path
+from typing import Any, Final
+
+from dcnseg import __version__
+from dcnseg.files import atomic_path
+
+_FORMAT: Final = f"1 of dcnseg {__version__}"
+
+
+def cache_folder() -> Path:
+    """Return `$XDG_CACHE_HOME/dcnseg`, or `~/.cache/dcnseg`."""
+    base = os.environ.get("XDG_CACHE_HOME")
+    return (Path(base) if base else Path.home() / ".cache") / "dcnseg"
+
+
+class FactsCache:
+    """Facts of the files of one data folder, by name, size and time of change.
+
+    Args:
+        root: The data folder.
+    """
+
+    def __init__(self, root: Path) -> None:
+        self._root = root
+        self._path: Path | None = None
+        self._known: dict[str, Any] = {}
+        self._used: dict[str, Any] = {}
+        with suppress(OSError, RuntimeError):  # RuntimeError: there is no home folder
+            name = hashlib.sha256(os.fsencode(root.resolve())).hexdigest()[:32]
+            self._path = cache_folder() / f"check-{name}.json"
+            self._known = _load(self._path)
+
+    def get(self, path: Path, role: str) -> dict[str, Any] | None:
+        """Return the facts of a file in a role (image, mask) if it is as it was, else None."""
+        key = self._key(path, role)
+        entry = self._known.get(key)
+        if entry is None or entry["stamp"] != _stamp(path):
+            return None
+        self._used[key] = entry
+        facts: dict[str, Any] = entry["facts"]
+        return facts
+
+    def stamp(self, path: Path) -> list[int] | None:
+        """Return size and time of a file, to be taken before it is read."""
+        return _stamp(path)
+
+    def put(self, path: Path, role: str, stamp: list[int] | None, facts: dict[str, Any]) -> None:
+        """Remember the facts of a file that had this stamp."""
+        if stamp is not None:
+            self._used[self._key(path, role)] = {"stamp": stamp, "facts": facts}
+
+    def _key(self, path: Path, role: str) -> str:
+        is_inside = path.is_relative_to(self._root)
+        return f"{role} {path.relative_to(self._root) if is_inside else path.resolve()}"
+
+    def save(self) -> None:
+        """Write what was used or added, if anything is new; forget the rest."""
+        if self._path is None or self._used == self._known:
+            return
+        text = json.dumps({"format": _FORMAT, "files": self._used})
+        with suppress(OSError), atomic_path(self._path, is_durable=False) as temporary:
+            temporary.write_text(text, encoding="ascii")
+
+
+def _load(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="ascii"))
+    except (OSError, ValueError, RecursionError):
+        return {}
+    if not isinstance(content, dict) or content.get("format") != _FORMAT:
+        return {}
+    files: dict[str, Any] = content["files"]
+    return files
+
+
+def _stamp(path: Path) -> list[int] | None:
+    try:
+        status = path.stat()
+    except OSError:
+        return None
+    return [status.st_size, status.st_mtime_ns]

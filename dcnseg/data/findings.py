@@ -1,0 +1,73 @@
+"""What a check of a data set may find: `Finding`, and how many of them are told."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Final
+
+from dcnseg.errors import DataError
+
+ERROR: Final = "error"
+WARNING: Final = "warning"
+_SHOWN_PER_KIND: Final = 10
+
+
+@dataclass(frozen=True)
+class Finding:
+    """One thing that is wrong, or may be.
+
+    Attributes:
+        severity: "error" (training refuses the data) or "warning".
+        kind: A short name for programs, such as "size-mismatch".
+        file: The file or folder it is about.
+        what: What is wrong, with the value or size.
+        advice: What to do.
+    """
+
+    severity: str
+    kind: str
+    file: str
+    what: str
+    advice: str = ""
+
+    def __str__(self) -> str:
+        return f"{self.file}: {self.what} {self.advice}".rstrip()
+
+    def to_dict(self) -> dict[str, Any]:
+        """Return the attributes for JSON."""
+        return asdict(self)
+
+
+def from_error(kind: str, path: Path, error: Exception, advice: str = "") -> Finding:
+    """Make an error of an exception, whose text usually begins with the file's name."""
+    return Finding(ERROR, kind, str(path), str(error).removeprefix(f"{path}: "), advice)
+
+
+def by_severity(findings: Sequence[Finding], severity: str) -> list[Finding]:
+    """Return the findings of one severity."""
+    return [finding for finding in findings if finding.severity == severity]
+
+
+def shortened(findings: Sequence[Finding], limit: int = _SHOWN_PER_KIND) -> list[str]:
+    """Write the findings as lines: of each kind the first `limit`, and how many more there are."""
+    kinds: dict[str, list[Finding]] = {}
+    for finding in findings:
+        kinds.setdefault(finding.kind, []).append(finding)
+    lines = []
+    for kind, group in kinds.items():
+        lines += [str(finding) for finding in group[:limit]]
+        if len(group) > limit:
+            lines.append(f"... and {len(group) - limit} more of this kind ({kind})")
+    return lines
+
+
+def raise_errors(findings: Sequence[Finding]) -> None:
+    """Raise a DataError that lists all errors, if there is one."""
+    errors = by_severity(findings, ERROR)
+    if len(errors) == 1:
+        raise DataError(str(errors[0]))
+    if errors:
+        lines = "\n".join(f"  {line}" for line in shortened(errors))
+        raise DataError(f"{len(errors)} things are wrong with the data:\n{lines}")

@@ -1,0 +1,192 @@
+"""What can be said of one file without knowing the classes: `inspect_image`, `inspect_mask`."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from dcnseg.data.dataset import is_grey_mask
+from dcnseg.data.image_io import read_picture_info
+from dcnseg.data.label_codes import pack_colour, unpack_colour
+from dcnseg.data.mask_file import MaskFile, read_mask_file
+from dcnseg.data.polygons import rasterise
+from dcnseg.data.samples import Sample
+
+MAX_COUNTED: Final = 4096  # distinct colours of one mask; a smeared one has a hundred thousand
+
+
+@dataclass(frozen=True)
+class ImageFacts:
+    """A picture as displayed; `thumbnail` and `digest` (of the file) are hexadecimal."""
+
+    size_hw: tuple[int, int]
+    file_format: str
+    mode: str
+    bits: int
+    orientation: int
+    thumbnail: str
+    digest: str
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the form that `from_json` reads."""
+        return asdict(self)
+
+    @classmethod
+    def from_json(cls, content: dict[str, Any]) -> ImageFacts:
+        """Rebuild what `to_json` gave."""
+        return cls(**(content | {"size_hw": _pair(content["size_hw"])}))
+
+
+@dataclass(frozen=True)
+class MaskFacts:
+    """A mask and its values.
+
+    Attributes:
+        size_hw: As displayed.
+        file_format: Name of the format.
+        mode: Name of the channels.
+        bits: Bits per channel in the file.
+        orientation: EXIF orientation of the mask file itself.
+        encoding: "values", "alpha", "equal channels" or "colours".
+        counts: Pixels per value, or per colour 0xRRGGBB; of many the 4096 most frequent.
+        num_values: How many different ones there are.
+        palette: Of a palette file, the colour 0xRRGGBB of each value that occurs.
+    """
+
+    size_hw: tuple[int, int]
+    file_format: str
+    mode: str
+    bits: int
+    orientation: int
+    encoding: str
+    counts: dict[int, int]
+    num_values: int
+    palette: dict[int, int]
+
+    @property
+    def is_coloured(self) -> bool:
+        """Whether the channels differ, so that only colours can tell the classes."""
+        return self.encoding == "colours"
+
+    def distinct(self) -> npt.NDArray[Any]:
+        """Return the counted values as a mask of one row, [1, N] or [1, N, 3]."""
+        if self.is_coloured:
+            return np.array([[unpack_colour(code) for code in self.counts]], np.uint8)
+        values = np.array([list(self.counts)], np.int32)
+        if self.encoding == "equal channels":
+            return np.repeat(values[..., None], 3, axis=2).astype(np.uint8)
+        return values
+
+    def to_json(self) -> dict[str, Any]:
+        """Return the form that `from_json` reads."""
+        lists = {"counts": list(self.counts.items()), "palette": list(self.palette.items())}
+        return asdict(self) | lists
+
+    @classmethod
+    def from_json(cls, content: dict[str, Any]) -> MaskFacts:
+        """Rebuild what `to_json` gave."""
+        changed = {
+            "size_hw": _pair(content["size_hw"]),
+            "counts": {int(value): int(count) for value, count in content["counts"]},
+            "palette": {int(value): int(colour) for value, colour in content["palette"]},
+        }
+        return cls(**(content | changed))
+
+
+def _pair(values: Any) -> tuple[int, int]:
+    height, width = values
+    return int(height), int(width)
+
+
+def inspect_image(path: Path) -> ImageFacts:
+    """Look at a picture.
+
+    Raises:
+        DataError: It cannot be read.
+    """
+    info = read_picture_info(path)
+    digest = hashlib.blake2b(path.read_bytes(), digest_size=16).hexdigest()
+    return ImageFacts(
+        info.size_hw,
+        info.file_format,
+        info.mode,
+        info.bits,
+        info.orientation,
+        info.thumbnail.tobytes().hex(),
+        digest,
+    )
+
+
+def inspect_polygons(sample: Sample, ids: Mapping[str, int]) -> MaskFacts:
+    """Draw the polygons of a picture and count their ids.
+
+    Raises:
+        DataError: They cannot be drawn.
+    """
+    values = rasterise(sample, ids)
+    found, counts = _count(values)
+    return MaskFacts(
+        size_hw=(values.shape[0], values.shape[1]),
+        file_format="JSON",
+        mode="polygons",
+        bits=0,
+        orientation=1,
+        encoding="values",
+        counts=dict(zip(found.tolist(), counts.tolist(), strict=True)),
+        num_values=len(found),
+        palette={},
+    )
+
+
+def inspect_mask(path: Path) -> MaskFacts:
+    """Look at a mask and count its values.
+
+    Raises:
+        DataError: It cannot be read.
+    """
+    mask = read_mask_file(path)
+    encoding, values = _plain_values(mask)
+    found, counts = _count(values)
+    order = np.argsort(-counts, kind="stable")[:MAX_COUNTED]
+    palette: dict[int, int] = {}
+    if mask.palette is not None:
+        used = found[found < len(mask.palette)]
+        palette = {int(value): pack_colour(mask.palette[value].tolist()) for value in used}
+    return MaskFacts(
+        (mask.values.shape[0], mask.values.shape[1]),
+        mask.file_format,
+        mask.mode,
+        mask.bits,
+        mask.orientation,
+        encoding,
+        {int(found[i]): int(counts[i]) for i in order},
+        len(found),
+        palette,
+    )
+
+
+def _plain_values(mask: MaskFile) -> tuple[str, npt.NDArray[Any]]:
+    """Return the encoding, and the values or colours as one number each."""
+    values = mask.values
+    if values.ndim == 2:
+        return mask.encoding, values
+    if is_grey_mask(values):
+        return "equal channels", values[..., 0].astype(np.int32)
+    red, green, blue = (values[..., channel].astype(np.int32) for channel in range(3))
+    return "colours", (red << 16) | (green << 8) | blue
+
+
+def _count(values: npt.NDArray[Any]) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
+    """Return the different values, ascending, and their pixels."""
+    low, high = int(values.min()), int(values.max())
+    if low < 0 or high > 65535:
+        return np.unique(values, return_counts=True)
+    counts = np.bincount(values.ravel())  # ten times as fast as sorting
+    found = np.flatnonzero(counts)
+    return found, counts[found]

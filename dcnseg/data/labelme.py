@@ -1,0 +1,91 @@
+"""LabelMe files, one per picture; the entry point is `parse_labelme`."""
+
+from __future__ import annotations
+
+import base64
+import io
+import math
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+from PIL import Image
+
+from dcnseg.data.shapes import Annotation, Shape, read_json, read_points, read_ring, read_size_hw
+from dcnseg.errors import DataError
+
+_CIRCLE_CORNERS: Final = 72
+
+
+def is_labelme(path: Path) -> bool:
+    """Whether a file is one of LabelMe's; one that is no JSON at all is none."""
+    try:
+        return looks_like_labelme(read_json(path))
+    except DataError:
+        return False
+
+
+def looks_like_labelme(content: Any) -> bool:
+    """Whether the content of a JSON file has LabelMe's form."""
+    return isinstance(content, dict) and isinstance(content.get("shapes"), list)
+
+
+def parse_labelme(content: Any, path: Path) -> Annotation:
+    """Return the shapes of a LabelMe file: polygons, rectangles, circles and masks.
+
+    Args:
+        content: What the file holds.
+        path: The file, for messages.
+
+    Raises:
+        DataError: A shape has no area, as points and lines have none, or is damaged.
+    """
+    height, width = content.get("imageHeight"), content.get("imageWidth")
+    size_hw = None if height is None or width is None else read_size_hw(height, width, f"{path}:")
+    return Annotation(size_hw, tuple(_shape(entry, path) for entry in content["shapes"]))
+
+
+def _shape(entry: Any, path: Path) -> Shape:
+    if not isinstance(entry, dict) or not isinstance(entry.get("label"), str):
+        raise DataError(f"{path}: holds a shape without a label.")
+    name, kind = entry["label"].strip(), entry.get("shape_type") or "polygon"
+    what = f"{path}: a {kind} of {name!r}"
+    points = entry.get("points")
+    if kind == "polygon":
+        return Shape(name, (read_ring(points, what),))
+    corners = read_points(points, what)
+    if kind == "rectangle" and len(corners) in (2, 4):
+        return Shape(name, (_rectangle(corners),))
+    if kind == "circle" and len(corners) == 2:
+        return Shape(name, (_circle(corners),))
+    if kind == "mask":
+        row, column = math.floor(corners[0, 1]), math.floor(corners[0, 0])
+        return Shape(name, (), _embedded_mask(entry.get("mask"), what), (row, column))
+    raise DataError(f"{what} has no area; draw polygons, or take it out.")
+
+
+def _rectangle(corners: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    (left, top), (right, bottom) = corners.min(axis=0), corners.max(axis=0)
+    if len(corners) == 4:
+        return corners
+    return np.array([[left, top], [right, top], [right, bottom], [left, bottom]])
+
+
+def _circle(corners: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
+    """Return a polygon about a centre; the second point lies on the edge."""
+    centre, edge = corners
+    angles = np.linspace(0, 2 * np.pi, _CIRCLE_CORNERS, endpoint=False)
+    radius = float(np.linalg.norm(edge - centre))
+    return np.asarray(centre + radius * np.stack([np.cos(angles), np.sin(angles)], axis=1))
+
+
+def _embedded_mask(text: Any, what: str) -> npt.NDArray[np.bool_]:
+    """Decode the PNG that a shape of the kind "mask" holds as base64."""
+    try:
+        data = base64.b64decode(text, validate=True)
+        with Image.open(io.BytesIO(data), formats=("PNG",)) as picture:
+            return np.asarray(picture.convert("L")) > 0
+    # Pillow's decoders raise nearly anything at broken files.
+    except Exception as error:
+        raise DataError(f"{what} holds pixels that cannot be decoded ({error}).") from error

@@ -1,0 +1,116 @@
+"""Looks at all pairs in parallel; the entry point is `look_at_pairs`."""
+
+from __future__ import annotations
+
+import os
+from collections.abc import Callable, Mapping, Sequence
+from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from dataclasses import dataclass
+from pathlib import Path
+
+from dcnseg.data.check_cache import FactsCache
+from dcnseg.data.findings import Finding, from_error
+from dcnseg.data.inspection import (
+    ImageFacts,
+    MaskFacts,
+    inspect_image,
+    inspect_mask,
+    inspect_polygons,
+)
+from dcnseg.data.polygons import is_polygon_file
+from dcnseg.data.samples import SPLIT_NAMES, Sample, Splits
+from dcnseg.errors import DataError
+
+_REMOVE_IMAGE = "Get the file again, or take it and its mask out of the data."
+_REMOVE_MASK = "Make the mask again, or take it and its image out of the data."
+
+
+@dataclass(frozen=True)
+class Looked:
+    """A pair of a split; a file that cannot be read has no facts."""
+
+    split: str
+    sample: Sample
+    image: ImageFacts | None
+    mask: MaskFacts | None
+
+
+def look_at_pairs(
+    splits: Splits,
+    cache: FactsCache,
+    *,
+    polygon_ids: Mapping[str, int],
+    workers: int = 0,
+    on_progress: Callable[[int, int], None] | None = None,
+) -> tuple[list[Looked], list[Finding]]:
+    """Return what was seen of each pair, and the files that cannot be read.
+
+    Args:
+        splits: What to look at.
+        cache: Asked first, and told what is new; it is not saved.
+        polygon_ids: The ids of classes by name, for masks that are polygons.
+        workers: Threads; 0 means one per processor.
+        on_progress: Called with (done, total) after each pair, from the calling thread.
+    """
+    pairs = [(name, sample) for name in SPLIT_NAMES for sample in getattr(splits, name)]
+    results: dict[int, tuple[Looked, list[Finding]]] = {}
+    with ThreadPoolExecutor(workers or os.cpu_count()) as pool:
+        pending: dict[Future[tuple[Looked, list[Finding]]], int] = {
+            pool.submit(_look, split, sample, cache, polygon_ids): index
+            for index, (split, sample) in enumerate(pairs)
+        }
+        try:
+            while pending:
+                for future in wait(pending, return_when=FIRST_COMPLETED).done:
+                    results[pending.pop(future)] = future.result()
+                    if on_progress:
+                        on_progress(len(results), len(pairs))
+        except BaseException:
+            pool.shutdown(wait=False, cancel_futures=True)  # Ctrl-C: do not decode the rest
+            raise
+    ordered = [results[index] for index in sorted(results)]
+    return [looked for looked, _ in ordered], _concat([findings for _, findings in ordered])
+
+
+def _concat(groups: Sequence[Sequence[Finding]]) -> list[Finding]:
+    return [finding for group in groups for finding in group]
+
+
+def _look(
+    split: str, sample: Sample, cache: FactsCache, polygon_ids: Mapping[str, int]
+) -> tuple[Looked, list[Finding]]:
+    findings: list[Finding] = []
+    image: ImageFacts | None = None
+    mask: MaskFacts | None = None
+    try:
+        image = _image_facts(sample.image, cache)
+    except DataError as error:
+        findings.append(from_error("unreadable-image", sample.image, error, _REMOVE_IMAGE))
+    try:
+        if is_polygon_file(sample.mask):  # what they give depends on the classes, too
+            mask = inspect_polygons(sample, polygon_ids)
+        else:
+            mask = _mask_facts(sample.mask, cache)
+    except DataError as error:
+        findings.append(from_error("unreadable-mask", sample.mask, error, _REMOVE_MASK))
+    return Looked(split, sample, image, mask), findings
+
+
+def _image_facts(path: Path, cache: FactsCache) -> ImageFacts:
+    known = cache.get(path, "image")
+    if known is not None:
+        return ImageFacts.from_json(known)
+    stamp = cache.stamp(path)
+    facts = inspect_image(path)
+    cache.put(path, "image", stamp, facts.to_json())
+    return facts
+
+
+def _mask_facts(path: Path, cache: FactsCache) -> MaskFacts:
+    known = cache.get(path, "mask")
+    if known is not None:
+        return MaskFacts.from_json(known)
+    stamp = cache.stamp(path)
+    facts = inspect_mask(path)
+    cache.put(path, "mask", stamp, facts.to_json())
+    return facts

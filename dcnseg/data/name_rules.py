@@ -1,0 +1,238 @@
+"""What the name of a mask has that its image's has not; the entry point is `find_name_rules`."""
+
+from __future__ import annotations
+
+import re
+from collections import Counter
+from collections.abc import Collection, Iterable, Iterator
+from dataclasses import dataclass
+from typing import Final
+
+from dcnseg.data.role_words import BESIDE_WORDS, IMAGE_WORDS, MASK_WORDS
+
+Key = tuple[str, str]  # split, and path without ending: ("train", "street/0001_L")
+
+_SEPARATORS: Final = "_-. "
+_MAX_CANDIDATES: Final = 12
+_MAX_VOTES: Final = 4096  # masks by which the possible rules are found; all decide among them
+_MAX_SAMPLE: Final = 100  # masks whose names are cut at both ends, in every way
+
+
+@dataclass(frozen=True)
+class NameRule:
+    """What stands before and after the common part in the file names of images and of masks."""
+
+    image_prefix: str = ""
+    image_suffix: str = ""
+    mask_prefix: str = ""
+    mask_suffix: str = ""
+
+    @property
+    def length(self) -> int:
+        """Characters that are cut off; 0 is the rule "equal names"."""
+        parts = (self.image_prefix, self.image_suffix, self.mask_prefix, self.mask_suffix)
+        return sum(map(len, parts))
+
+    def image_key(self, key: Key) -> Key | None:
+        """Return what the image has in common with its mask; None if the name does not fit."""
+        return _cut(key, self.image_prefix, self.image_suffix)
+
+    def mask_key(self, key: Key) -> Key | None:
+        """Return what the mask has in common with its image; None if the name does not fit."""
+        return _cut(key, self.mask_prefix, self.mask_suffix)
+
+    def describe(self) -> str:
+        """Say the rule in words."""
+        if not self.length:
+            return "by name"
+        parts = [
+            f"{kind} {text}"
+            for kind, text in (
+                ("image prefix", self.image_prefix),
+                ("image suffix", self.image_suffix),
+                ("mask prefix", self.mask_prefix),
+                ("mask suffix", self.mask_suffix),
+            )
+            if text
+        ]
+        return f"with {' and '.join(parts)}"
+
+
+@dataclass(frozen=True)
+class RuleChoice:
+    """The rules that pair the most, one unless the names are ambiguous, and the pairs of each.
+
+    `beside` are rules for files that stand beside the masks, such as coloured views of them.
+    """
+
+    rules: tuple[NameRule, ...]
+    pairs: int
+    beside: tuple[NameRule, ...] = ()
+
+    def is_beside(self, mask: Key) -> bool:
+        """Whether a file among the masks is no mask, but one of those beside them."""
+        return any(rule.mask_key(mask) is not None for rule in self.beside)
+
+
+def find_name_rules(images: Collection[Key], masks: Collection[Key]) -> RuleChoice:
+    """Find the rule under which the most images and masks pair up.
+
+    Equal names win where all of them pair, and where another rule pairs no more without being
+    complete. A suffix or prefix needs a letter and a separator (or to be a word such as "mask");
+    any other is believed only if it leaves nothing over. Words that both sides have of their own
+    ("img_1", "gt_1") must be words for images or masks.
+    """
+    image_keys, mask_keys = set(images), set(masks)
+    plain = NameRule()
+    if image_keys == mask_keys:
+        return RuleChoice((plain,), len(image_keys))
+    scores = {plain: len(image_keys & mask_keys)}
+    seen = {frozenset((key, key) for key in image_keys & mask_keys)}
+    for rule in sorted(_candidates(image_keys, mask_keys), key=lambda rule: rule.length):
+        pairs = _pairs(rule, image_keys, mask_keys)
+        if rule in scores or frozenset(pairs) in seen or not _is_believed(rule, pairs, image_keys):
+            continue
+        if _is_weak(rule) and not len(pairs) == len(image_keys) == len(mask_keys):
+            continue
+        seen.add(frozenset(pairs))
+        scores[rule] = len(pairs)
+    return _choose(scores, len(image_keys))
+
+
+def _choose(scores: dict[NameRule, int], num_images: int) -> RuleChoice:
+    best = max(scores.values())
+    top = [rule for rule, score in scores.items() if score == best]
+    plain = NameRule()
+    beside = [rule for rule in scores if scores[rule] and _is_beside_rule(rule)]
+    kept = [rule for rule in top if rule not in beside] or top
+    if best == 0 or (plain in kept and best < num_images):
+        kept = [plain]
+    for word in ("labeltrainids", "labelids"):
+        named = [rule for rule in kept if word in rule.mask_suffix.lower()]
+        if len(named) == 1:
+            beside += [rule for rule in kept if "labelids" in rule.mask_suffix.lower()]
+            kept = named
+    return RuleChoice(tuple(kept), best, tuple(rule for rule in beside if rule not in kept))
+
+
+def _pairs(rule: NameRule, images: set[Key], masks: set[Key]) -> set[tuple[Key, Key]]:
+    mask_of = {key: mask for mask in masks if (key := rule.mask_key(mask)) is not None}
+    found = set()
+    for image in images:
+        key = rule.image_key(image)
+        if key is not None and key in mask_of:
+            found.add((image, mask_of[key]))
+    return found
+
+
+def _is_believed(rule: NameRule, pairs: set[tuple[Key, Key]], images: set[Key]) -> bool:
+    """Whether an image's own prefix or suffix is a word, and not the name of another place."""
+    if not pairs:
+        return False
+    own = rule.image_prefix or rule.image_suffix
+    if not own:
+        return True
+    if _word(own) in IMAGE_WORDS:
+        return True
+    return _is_mask_affix(rule.mask_prefix or rule.mask_suffix)
+
+
+def _is_weak(rule: NameRule) -> bool:
+    affixes = (rule.mask_prefix, rule.mask_suffix)
+    return any(affix and not is_affix(affix) for affix in affixes)
+
+
+def _is_beside_rule(rule: NameRule) -> bool:
+    return bool(_words(rule.mask_prefix + rule.mask_suffix) & BESIDE_WORDS)
+
+
+def is_affix(text: str) -> bool:
+    """Whether a text is believed to be a prefix or suffix: "_L", "mask", but not "1" or "a"."""
+    if _word(text) in MASK_WORDS | BESIDE_WORDS:
+        return True
+    has_separator = text[0] in _SEPARATORS or text[-1] in _SEPARATORS
+    return has_separator and any(character.isalpha() for character in text)
+
+
+def _is_mask_affix(text: str) -> bool:
+    return bool(_words(text) & (MASK_WORDS | BESIDE_WORDS))
+
+
+def _candidates(images: set[Key], masks: set[Key]) -> Iterator[NameRule]:
+    some = sorted(masks)[:: 1 + len(masks) // _MAX_VOTES]
+    for prefix, suffix in _image_affixes(images):
+        bases = {cut for key in images if (cut := _cut(key, prefix, suffix)) is not None}
+        if prefix or suffix:
+            yield NameRule(prefix, suffix)
+        for text in _most_common(_mask_suffixes(some, bases)):
+            yield NameRule(prefix, suffix, "", text)
+        for text in _most_common(_mask_prefixes(some, bases)):
+            yield NameRule(prefix, suffix, text, "")
+        for both in Counter(_both_affixes(some[:_MAX_SAMPLE], bases)).most_common(3):
+            yield NameRule(prefix, suffix, *both[0])
+
+
+def _image_affixes(images: set[Key]) -> list[tuple[str, str]]:
+    """Return no affix, and the prefix and the suffix that most images have in common."""
+    prefixes, suffixes = Counter[str](), Counter[str]()
+    for _, path in images:
+        name = path.rpartition("/")[2]
+        head = re.match(r"[A-Za-z]+[_\-. ]?(?=.)", name)
+        tail = re.search(r"(?<=.)[_\-. ]?[A-Za-z][A-Za-z0-9]*$", name)
+        prefixes.update([head.group()] if head else [])
+        suffixes.update([tail.group()] if tail else [])
+    found = [("", "")]
+    found += [(text, "") for text, n in prefixes.most_common(1) if 2 * n > len(images)]
+    found += [("", text) for text, n in suffixes.most_common(1) if 2 * n > len(images)]
+    return found
+
+
+def _mask_suffixes(masks: Iterable[Key], bases: set[Key]) -> Iterator[str]:
+    for split, path in masks:
+        for end in range(path.rfind("/") + 2, len(path)):
+            if (split, path[:end]) in bases:
+                yield path[end:]
+
+
+def _mask_prefixes(masks: Iterable[Key], bases: set[Key]) -> Iterator[str]:
+    for split, path in masks:
+        folder, slash, name = path.rpartition("/")
+        for start in range(1, len(name)):
+            if (split, folder + slash + name[start:]) in bases:
+                yield name[:start]
+
+
+def _both_affixes(masks: Iterable[Key], bases: set[Key]) -> Iterator[tuple[str, str]]:
+    for split, path in masks:
+        folder, slash, name = path.rpartition("/")
+        for start in range(1, len(name) - 1):
+            for end in range(start + 1, len(name)):
+                prefix, suffix = name[:start], name[end:]
+                is_known = (split, folder + slash + name[start:end]) in bases
+                if is_known and is_affix(prefix) and is_affix(suffix):
+                    yield prefix, suffix
+
+
+def _most_common(affixes: Iterable[str]) -> list[str]:
+    """Return the affixes by frequency; digits alone are a number, and no affix."""
+    counts = Counter(affixes)
+    possible = [(text, n) for text, n in counts.most_common() if not text.isdigit()]
+    return [text for text, _ in possible[:_MAX_CANDIDATES]]
+
+
+def _cut(key: Key, prefix: str, suffix: str) -> Key | None:
+    split, path = key
+    folder, slash, name = path.rpartition("/")
+    if len(name) <= len(prefix) + len(suffix):
+        return None
+    if not (name.startswith(prefix) and name.endswith(suffix)):
+        return None
+    return split, folder + slash + name[len(prefix) : len(name) - len(suffix)]
+
+
+def _word(text: str) -> str:
+    return text.strip(_SEPARATORS).lower()
+
+
+def _words(text: str) -> set[str]:
+    return {word.lower() for word in re.split(r"[_\-. ]+", text) if word}

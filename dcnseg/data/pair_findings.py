@@ -1,0 +1,148 @@
+"""What is wrong with pairs apart from the classes: sizes, EXIF rotation, doubles, left-overs."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final
+
+from dcnseg.data.dataset import size_mismatch
+from dcnseg.data.findings import ERROR, WARNING, Finding
+from dcnseg.data.look import Looked
+from dcnseg.data.near_duplicates import Picture, find_near_duplicates
+
+_TINY: Final = 32  # pixels; the network halves a picture four times before it looks around
+
+
+def judge_pairs(looked: Sequence[Looked]) -> list[Finding]:
+    """Find masks of another size, doubtful rotations, tiny pictures, and pictures that occur twice.
+
+    Args:
+        looked: Every pair of the data.
+    """
+    findings: list[Finding] = []
+    is_turned: list[Looked] = []
+    is_upright: list[Looked] = []
+    is_doubtful: list[Looked] = []
+    for pair in looked:
+        if pair.image is None or pair.mask is None:
+            continue
+        fit = _fit(pair)
+        if fit == "none":
+            findings.append(_mismatch(pair))
+        elif fit == "stored":
+            is_turned.append(pair)
+        elif pair.image.orientation != 1 and pair.mask.orientation == 1:
+            is_known = fit == "shown" and _is_on_its_side(pair)
+            (is_upright if is_known else is_doubtful).append(pair)
+    return (
+        findings
+        + _judge_rotations(is_turned, is_upright, is_doubtful)
+        + _find_tiny(looked)
+        + _find_doubles(looked)
+    )
+
+
+def _is_on_its_side(pair: Looked) -> bool:
+    assert pair.image is not None
+    return pair.image.orientation >= 5 and pair.image.size_hw[0] != pair.image.size_hw[1]
+
+
+def _fit(pair: Looked) -> str:
+    """Whether the mask fits the picture as "shown", only as "stored", or "none"."""
+    assert pair.image is not None
+    assert pair.mask is not None
+    if pair.mask.size_hw == pair.image.size_hw:
+        return "shown"
+    is_stored = pair.mask.size_hw == pair.image.size_hw[::-1]
+    if is_stored and pair.image.orientation >= 5 and pair.mask.orientation == 1:
+        return "stored"
+    return "none"
+
+
+def _mismatch(pair: Looked) -> Finding:
+    assert pair.image is not None
+    assert pair.mask is not None
+    text = size_mismatch(pair.sample, pair.image.size_hw, pair.mask.size_hw)
+    what = text.removeprefix(f"{pair.sample.mask}: ")
+    advice = "Make the mask again for this image; a mask is never resized on its own."
+    return Finding(ERROR, "size-mismatch", str(pair.sample.mask), what, advice)
+
+
+def _judge_rotations(
+    turned: Sequence[Looked], upright: Sequence[Looked], doubtful: Sequence[Looked]
+) -> list[Finding]:
+    findings = []
+    if turned:
+        findings.append(
+            Finding(
+                WARNING,
+                "mask-turned",
+                str(turned[0].sample.mask),
+                f"fits its image only as stored, before EXIF rotation, as {len(turned)} of the "
+                "masks do; these are turned as their images are.",
+                "Look at one of them to make sure.",
+            )
+        )
+    if doubtful and turned:
+        findings += [_refuse_doubtful(pair) for pair in doubtful]
+    elif doubtful:
+        known = f" (the masks of {len(upright)} pictures on their side do)" if upright else ""
+        first = doubtful[0]
+        assert first.image is not None
+        findings.append(
+            Finding(
+                WARNING,
+                "rotation-unknown",
+                str(first.sample.image),
+                f"has the EXIF orientation {first.image.orientation}, and {len(doubtful)} of the "
+                "images are turned or mirrored in a way that their masks' sizes do not tell; the "
+                f"masks are taken to fit the pictures as displayed{known}.",
+                "If they fit the pixels as stored, remove the EXIF orientation of the images.",
+            )
+        )
+    return findings
+
+
+def _refuse_doubtful(pair: Looked) -> Finding:
+    assert pair.image is not None
+    return Finding(
+        ERROR,
+        "rotation-unknown",
+        str(pair.sample.mask),
+        f"may fit its image, of EXIF orientation {pair.image.orientation}, as displayed or as "
+        "stored: the size is the same, and other masks of the data fit the pixels as stored.",
+        "Save image and mask without EXIF orientation, both turned alike.",
+    )
+
+
+def _find_tiny(looked: Sequence[Looked]) -> list[Finding]:
+    found = []
+    for pair in looked:
+        if pair.image is not None and min(pair.image.size_hw) < _TINY:
+            height, width = pair.image.size_hw
+            what = f"is {width}x{height} pixels, smaller than {_TINY}; it is padded to the crop"
+            advice = "and teaches little. Leave it out if it is there by mistake."
+            found.append(Finding(WARNING, "tiny", str(pair.sample.image), what, advice))
+    return found
+
+
+def _find_doubles(looked: Sequence[Looked]) -> list[Finding]:
+    pictures = [
+        Picture(pair.split, str(pair.sample.image), pair.image.thumbnail, pair.image.digest)
+        for pair in looked
+        if pair.image is not None
+    ]
+    findings = []
+    for double in find_near_duplicates(pictures):
+        how = "the same file as" if double.is_exact else "nearly the same picture as"
+        is_across = double.first.split != double.second.split
+        findings.append(
+            Finding(
+                WARNING,
+                "same-picture-in-two-splits" if is_across else "same-picture-twice",
+                double.second.file,
+                f"({double.second.split}) is {how} {double.first.file} ({double.first.split}).",
+                "Keep it in one split, or the scores will flatter." if is_across else "Remove one.",
+            )
+        )
+    return findings

@@ -1,0 +1,141 @@
+"""Pictures and masks by patterns with {split} and {stem}; the entry point is `match_patterns`."""
+
+from __future__ import annotations
+
+import re
+from collections.abc import Sequence
+from dataclasses import replace
+from pathlib import Path, PurePosixPath
+from typing import Final
+
+from dcnseg.data.image_io import IMAGE_SUFFIXES
+from dcnseg.data.listing import composed, find_files
+from dcnseg.data.samples import SPLIT_WORDS, Entry, Found
+from dcnseg.errors import DataError
+
+_TOKENS: Final = re.compile(r"\{stem\}|\{split\}|\*\*/|\*\*|\*|\?|\[[^\]/]+\]|[^*?\[{]+|.")
+_SPLITS: Final = "|".join(sorted(SPLIT_WORDS, key=len, reverse=True))
+_ANY_ENDING: Final = r"\.[^./]+"
+
+
+def match_patterns(root: Path, images: str, masks: str) -> Found:
+    """Find the files that the patterns describe, paired by what {split} and {stem} stand for.
+
+    {split} is train, val, test or another word for one of these; {stem} is any text, folders
+    included. `*`, `**`, `?` and `[abc]` match as in a shell and count for nothing. The ending may
+    be left out, `.*` or in other case. A pattern without {split} serves every split of the other.
+
+    Args:
+        root: What relative patterns start from.
+        images: Where the pictures are, such as "{split}/images/{stem}.jpg".
+        masks: Where the masks or LabelMe files are, such as "{split}/labels/{stem}_L.png".
+
+    Raises:
+        DataError: One of the patterns matches nothing.
+    """
+    image_entries = _matches(root, images, IMAGE_SUFFIXES)
+    mask_entries = _matches(root, masks, IMAGE_SUFFIXES | {".json"})
+    if composed(images) != composed(masks):
+        # In one folder, {stem}.jpg also fits a_mask.jpg, which the other pattern calls a mask.
+        image_entries, mask_entries = _without_common(images, image_entries, masks, mask_entries)
+    for option, pattern, entries in (
+        ("--images", images, image_entries),
+        ("--masks", masks, mask_entries),
+    ):
+        if not entries:
+            raise DataError(
+                f"{option} '{pattern}' matches no file below {_start(root, pattern)}. {{stem}} "
+                "stands for the common name, {split} for train, val or test."
+            )
+    if "{split}" in masks and "{split}" not in images:
+        image_entries = _in_splits_of(mask_entries, image_entries)
+    if "{split}" in images and "{split}" not in masks:
+        mask_entries = _in_splits_of(image_entries, mask_entries)
+    return Found(
+        image_entries,
+        mask_entries,
+        f"images {images}, masks {masks}",
+        "What {stem} (and {split}) stands for must be equal in both patterns.",
+    )
+
+
+def _matches(root: Path, pattern: str, suffixes: frozenset[str]) -> list[Entry]:
+    start = _start(root, pattern)
+    expression = re.compile(_expression(_rest(pattern)))
+    found = []
+    for path in find_files(start, suffixes) if start.is_dir() else []:
+        match = expression.fullmatch(composed(path.relative_to(start).as_posix()))
+        if match:
+            groups = match.groupdict()
+            split = SPLIT_WORDS[groups["split"].lower()] if groups.get("split") else ""
+            found.append(Entry(path, split, groups["stem"]))
+    return found
+
+
+def _without_common(
+    images: str, image_entries: list[Entry], masks: str, mask_entries: list[Entry]
+) -> tuple[list[Entry], list[Entry]]:
+    """Leave files that both patterns match to the one that says more of their names."""
+    common = {entry.path for entry in image_entries} & {entry.path for entry in mask_entries}
+    if len(images) > len(masks):
+        return image_entries, [entry for entry in mask_entries if entry.path not in common]
+    return [entry for entry in image_entries if entry.path not in common], mask_entries
+
+
+def _in_splits_of(others: Sequence[Entry], entries: Sequence[Entry]) -> list[Entry]:
+    """Put entries without split into each split in which the other side has their stem."""
+    splits_of: dict[str, list[str]] = {}
+    for other in others:
+        splits_of.setdefault(other.stem, []).append(other.split)
+    return [
+        replace(entry, split=split)
+        for entry in entries
+        # A left-over belongs to no split; any name will do to have it counted.
+        for split in dict.fromkeys(splits_of.get(entry.stem, ["train"]))
+    ]
+
+
+def _fixed_parts(pattern: str) -> int:
+    """Count the leading folders of a pattern that hold no placeholder."""
+    parts = pattern.split("/")[:-1]
+    return next((i for i, part in enumerate(parts) if re.search(r"[*?\[{]", part)), len(parts))
+
+
+def _start(root: Path, pattern: str) -> Path:
+    folder = "/".join(pattern.split("/")[: _fixed_parts(pattern)])
+    return root / (folder or ("/" if pattern.startswith("/") else "."))
+
+
+def _rest(pattern: str) -> str:
+    return "/".join(pattern.split("/")[_fixed_parts(pattern) :])
+
+
+def _expression(pattern: str) -> str:
+    """Return the regular expression of a pattern; names are composed (NFC)."""
+    pattern = composed(pattern)
+    ending = PurePosixPath(pattern).suffix
+    has_ending = bool(ending) and not re.search(r"[{/]", ending)
+    body = pattern.removesuffix(ending) if has_ending else pattern
+    seen: set[str] = set()
+    parts = [_part(token, seen) for token in _TOKENS.findall(body)]
+    if not has_ending or ending == ".*":
+        return "".join(parts) + _ANY_ENDING
+    parts += ["(?i:", *(_part(token, seen) for token in _TOKENS.findall(ending)), ")"]
+    return "".join(parts)
+
+
+def _part(token: str, seen: set[str]) -> str:
+    if token in ("{stem}", "{split}"):
+        name = token[1:-1]
+        if name in seen:
+            return f"(?P={name})"
+        seen.add(name)
+        return "(?P<stem>.+)" if name == "stem" else f"(?P<split>(?i:{_SPLITS}))"
+    if token.startswith("**"):
+        return "(?:.*/)?" if token.endswith("/") else ".*"
+    if token in ("*", "?"):
+        return "[^/]*" if token == "*" else "[^/]"
+    if token.startswith("[") and token.endswith("]") and len(token) > 2:
+        inner = token[1:-1].replace("\\", "\\\\")
+        return f"[{'^' + inner[1:] if inner.startswith('!') else inner}]"
+    return re.escape(token)

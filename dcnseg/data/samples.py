@@ -1,0 +1,175 @@
+"""What pairing yields: `Sample`, `Splits` and `Pairing`; nothing here touches the disk."""
+
+from __future__ import annotations
+
+import hashlib
+from collections import defaultdict
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Final
+
+SPLIT_NAMES: Final = ("train", "val", "test")
+SPLIT_WORDS: Final = {
+    "train": "train",
+    "training": "train",
+    "val": "val",
+    "valid": "val",
+    "validation": "val",
+    "dev": "val",
+    "test": "test",
+    "testing": "test",
+}
+
+
+@dataclass(frozen=True)
+class Sample:
+    """A picture and its mask (or the JSON file of its polygons).
+
+    `stem` is their common relative path without ending, "sub/a".
+    """
+
+    image: Path
+    mask: Path
+    stem: str
+
+
+@dataclass(frozen=True)
+class Splits:
+    """The samples of each split, sorted by stem; a split that is not there is empty.
+
+    Attributes:
+        train: To learn from.
+        val: To choose the best weights by.
+        test: For the final score.
+        layout: How pictures and masks were found, in words; does not take part in comparisons.
+        is_val_drawn: Whether the data names no val split, so that a seed has drawn it from train.
+    """
+
+    train: tuple[Sample, ...] = ()
+    val: tuple[Sample, ...] = ()
+    test: tuple[Sample, ...] = ()
+    layout: str = field(default="", compare=False)
+    is_val_drawn: bool = field(default=False, compare=False)
+
+    def all_samples(self) -> tuple[Sample, ...]:
+        """Return the samples of all splits."""
+        return self.train + self.val + self.test
+
+
+@dataclass(frozen=True)
+class Pairing:
+    """The pairs of a data folder, and what is left over.
+
+    Attributes:
+        splits: The pairs.
+        images_without_mask: Pictures that have none.
+        masks_without_image: Masks that have none; for a picture that a COCO file lists and that is
+            not there, the path of that file and the picture's name.
+        doubles: Files that share role, split and stem with another one; no pair holds them.
+        layout: How pictures and masks were found, in words.
+        advice: What to do when something is left over, with the exact patterns to try.
+    """
+
+    splits: Splits
+    images_without_mask: tuple[Path, ...] = ()
+    masks_without_image: tuple[Path, ...] = ()
+    doubles: tuple[Path, ...] = ()
+    layout: str = ""
+    advice: str = ""
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A picture or a mask before pairing; `split` is empty where none is said."""
+
+    path: Path
+    split: str
+    stem: str
+
+    @property
+    def key(self) -> tuple[str, str]:
+        """What an image and its mask have in common."""
+        return self.split, self.stem
+
+
+@dataclass(frozen=True)
+class Found:
+    """The pictures and masks that a layout gave, by the names that pair them."""
+
+    images: Sequence[Entry]
+    masks: Sequence[Entry]
+    layout: str
+    advice: str = ""
+
+
+def join_entries(found: Found, *, val_fraction: float, seed: int) -> Pairing:
+    """Pair images and masks with equal keys.
+
+    Where some entries are in a split and others in none, the latter are passed over, and `layout`
+    says how many. Without a val split, train is split by `seed`.
+    """
+    has_splits = any(entry.split for entry in found.images)
+    layout = found.layout
+    images, masks = found.images, found.masks
+    if has_splits:
+        left_out = sum(not entry.split for entry in images)
+        images = [entry for entry in images if entry.split]
+        masks = [entry for entry in masks if entry.split]
+        if left_out:
+            layout += f"; {left_out} pictures in no split are passed over"
+    image_of, image_doubles = _by_key(images)
+    mask_of, mask_doubles = _by_key(masks)
+    doubled = {entry.key for entry in (*image_doubles, *mask_doubles)}
+    by_split: dict[str, list[Sample]] = defaultdict(list)
+    for key in sorted(image_of.keys() & mask_of.keys() - doubled):
+        by_split[key[0] or "train"].append(Sample(image_of[key], mask_of[key], key[1]))
+    return Pairing(
+        splits=_with_val(by_split, layout, val_fraction, seed),
+        images_without_mask=_sorted_paths(image_of, image_of.keys() - mask_of.keys()),
+        masks_without_image=_sorted_paths(mask_of, mask_of.keys() - image_of.keys()),
+        doubles=tuple(sorted(entry.path for entry in (*image_doubles, *mask_doubles))),
+        layout=layout,
+        advice=found.advice,
+    )
+
+
+def _by_key(entries: Iterable[Entry]) -> tuple[dict[tuple[str, str], Path], list[Entry]]:
+    """Return the path of each key, and the entries whose key is not theirs alone."""
+    groups: dict[tuple[str, str], list[Entry]] = defaultdict(list)
+    for entry in entries:
+        groups[entry.key].append(entry)
+    doubles = [entry for group in groups.values() if len(group) > 1 for entry in group]
+    return {key: min(e.path for e in group) for key, group in groups.items()}, doubles
+
+
+def _sorted_paths(
+    path_of: dict[tuple[str, str], Path], keys: Iterable[tuple[str, str]]
+) -> tuple[Path, ...]:
+    return tuple(sorted(path_of[key] for key in keys))
+
+
+def _with_val(
+    by_split: dict[str, list[Sample]], layout: str, val_fraction: float, seed: int
+) -> Splits:
+    train, val, test = (tuple(by_split.get(name, ())) for name in SPLIT_NAMES)
+    is_drawn = bool(train) and not val
+    if is_drawn:
+        train, val = draw_val(train, val_fraction, seed)
+    return Splits(train, val, test, layout, is_drawn)
+
+
+def draw_val(
+    samples: tuple[Sample, ...], val_fraction: float, seed: int
+) -> tuple[tuple[Sample, ...], tuple[Sample, ...]]:
+    """Choose val by a hash of seed and stem, which no file order or library version changes."""
+    count = round(len(samples) * val_fraction)
+    if val_fraction > 0:
+        count = min(max(count, 1), len(samples) - 1)
+    ranked = sorted(
+        samples,
+        key=lambda s: hashlib.sha256(f"{seed}:{s.stem}".encode(errors="surrogateescape")).digest(),
+    )
+    chosen = {sample.stem for sample in ranked[:count]}
+    train = tuple(sample for sample in samples if sample.stem not in chosen)
+    return train, tuple(sample for sample in samples if sample.stem in chosen)

@@ -1,0 +1,103 @@
+"""The annotated shapes of one picture, as LabelMe and COCO files give them."""
+
+from __future__ import annotations
+
+import json
+import math
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from dcnseg.data.rasters import BoolArray, fill_ring
+from dcnseg.errors import DataError
+
+_MAX_PIXELS: Final = 178_956_970  # where Pillow refuses a picture, too
+_MAX_COORDINATE: Final = 1e9
+
+
+@dataclass(frozen=True)
+class Shape:
+    """An area of one class: outlines, of which each adds to it, and pixels.
+
+    Attributes:
+        name: The class.
+        rings: Corners (x, y) of each outline, [N, 2].
+        pixels: Part of the area, bool [h, w]; None: there is none.
+        corner: Row and column of the upper left one of `pixels`.
+    """
+
+    name: str
+    rings: tuple[npt.NDArray[np.float64], ...] = ()
+    pixels: BoolArray | None = None
+    corner: tuple[int, int] = (0, 0)
+
+
+@dataclass(frozen=True)
+class Annotation:
+    """The shapes of a picture, the later ones above; the size is None where the file gives none."""
+
+    size_hw: tuple[int, int] | None
+    shapes: tuple[Shape, ...]
+
+
+def draw_shape(canvas: npt.NDArray[np.int32], shape: Shape, value: int) -> None:
+    """Set the pixels of a shape in `canvas`, ids [H, W], to `value`."""
+    height, width = canvas.shape
+    for ring in shape.rings:
+        low = np.clip(np.floor(ring.min(axis=0)), 0, (width, height)).astype(int)  # x, y
+        high = np.clip(np.ceil(ring.max(axis=0)), 0, (width, height)).astype(int)
+        part = canvas[low[1] : high[1], low[0] : high[0]]
+        if part.size:
+            part[fill_ring((part.shape[0], part.shape[1]), ring - low)] = value
+    if shape.pixels is not None:
+        row, column = shape.corner
+        rows = slice(max(0, -row), max(0, height - row))
+        columns = slice(max(0, -column), max(0, width - column))
+        inside = shape.pixels[rows, columns]
+        part = canvas[max(0, row) :, max(0, column) :][: inside.shape[0], : inside.shape[1]]
+        part[inside] = value
+
+
+def read_json(path: Path) -> Any:
+    """Return what a JSON file holds; DataError if it cannot be read."""
+    try:
+        return json.loads(path.read_text(encoding="utf-8-sig"))
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror or error}).") from error
+    except (ValueError, RecursionError) as error:
+        raise DataError(f"{path}: is no readable JSON ({error}).") from error
+
+
+def read_points(points: Any, what: str) -> npt.NDArray[np.float64]:
+    """Return points as an array [N, 2], N >= 1; DataError that begins with `what` otherwise."""
+    try:
+        values = np.asarray(points, np.float64)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise DataError(f"{what} holds points that are no numbers.") from error
+    if values.ndim != 2 or values.shape[1] != 2 or not (np.abs(values) < _MAX_COORDINATE).all():
+        raise DataError(f"{what} needs points of two numbers, in pixels.")
+    return values
+
+
+def read_ring(points: Any, what: str) -> npt.NDArray[np.float64]:
+    """Return at least three points as `read_points` does."""
+    ring = read_points(points, what)
+    if len(ring) < 3:
+        raise DataError(f"{what} has {len(ring)} points; an outline needs at least three.")
+    return ring
+
+
+def read_size_hw(height: Any, width: Any, what: str) -> tuple[int, int]:
+    """Return a picture's size; DataError that begins with `what` if it is none."""
+    for value in (height, width):
+        is_number = isinstance(value, int | float) and not isinstance(value, bool)
+        if not is_number or not math.isfinite(value) or value < 1 or value != int(value):
+            raise DataError(f"{what} gives the size {width!r} x {height!r}, which is none.")
+    if height * width > _MAX_PIXELS:
+        raise DataError(
+            f"{what} gives the size {width} x {height}, more than {_MAX_PIXELS} pixels."
+        )
+    return int(height), int(width)

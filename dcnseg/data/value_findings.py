@@ -1,0 +1,228 @@
+"""What the values of masks mean for given classes, and what does not belong to them.
+
+The entry point is `judge_values`.
+"""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from dcnseg.data.class_findings import THRESHOLD, values_of
+from dcnseg.data.class_map import IGNORE_INDEX, ClassMap, UnknownLabelsError, describe_ids
+from dcnseg.data.dataset import decode_mask
+from dcnseg.data.findings import ERROR, WARNING, Finding, from_error
+from dcnseg.data.inspection import MaskFacts
+from dcnseg.data.label_codes import MAX_ID, unpack_colour
+from dcnseg.data.look import Looked
+from dcnseg.errors import ConfigError
+
+_LOSSY: Final = ("JPEG", "JPEG2000")
+_TOPS: Final = (1, IGNORE_INDEX, MAX_ID)  # how tools write the foreground of two classes
+
+Histogram = npt.NDArray[np.int64]
+
+
+@dataclass(frozen=True)
+class Judged:
+    """The masks that could be decoded, with their pixels per training index (256 entries)."""
+
+    pairs: list[Looked]
+    histograms: list[Histogram]
+    findings: list[Finding]
+
+    def histogram(self, split: str | None = None) -> Histogram:
+        """Return the pixels per training index of a split, or of all."""
+        chosen = [
+            histogram
+            for pair, histogram in zip(self.pairs, self.histograms, strict=True)
+            if split in (None, pair.split)
+        ]
+        total: Histogram = np.sum(chosen, axis=0) if chosen else np.zeros(256, np.int64)
+        return total
+
+
+def judge_values(root: Path, looked: Sequence[Looked], class_map: ClassMap) -> Judged:
+    """Decode the counted values of every mask, and find what does not belong to the classes."""
+    judged = Judged([], [], [])
+    encodings: dict[str, list[Looked]] = defaultdict(list)
+    unknown: list[tuple[Looked, Finding]] = []
+    for pair in looked:
+        if pair.mask is None:
+            continue
+        path = pair.sample.mask
+        try:
+            histogram, encoding = _decode(pair.mask, class_map)
+        except UnknownLabelsError as error:
+            unknown.append((pair, from_error("unknown-values", path, error)))
+            continue
+        except ConfigError as error:
+            judged.findings.append(from_error("colours-without-classes", path, error))
+            continue
+        judged.pairs.append(pair)
+        judged.histograms.append(histogram)
+        encodings[_family(pair.mask, encoding)].append(pair)
+        judged.findings.extend(_judge_one(pair, histogram, class_map))
+    judged.findings.extend(_shifted(root, looked, class_map, unknown))
+    judged.findings.extend(finding for _, finding in unknown)
+    judged.findings.extend(_mixed(encodings))
+    if not class_map.threshold:
+        judged.findings.extend(_foregrounds(root, looked, class_map))
+    judged.findings.extend(_palettes(looked))
+    judged.findings.extend(_without_pixels(root, judged, class_map))
+    return judged
+
+
+def _decode(mask: MaskFacts, class_map: ClassMap) -> tuple[Histogram, str]:
+    try:
+        indices, encoding = decode_mask(mask.distinct(), class_map)
+    except UnknownLabelsError as error:
+        counts: dict[Any, int] = {key: mask.counts[_code(key)] for key in error.counts}
+        ordered = dict(sorted(counts.items(), key=lambda item: -item[1]))
+        raise class_map.unknown_labels(ordered) from error
+    weights = np.array(list(mask.counts.values()))
+    histogram = np.bincount(indices.ravel(), weights=weights, minlength=256)
+    return histogram.astype(np.int64), encoding
+
+
+def _code(key: Any) -> int:
+    return (key[0] << 16) | (key[1] << 8) | key[2] if isinstance(key, tuple) else int(key)
+
+
+def _family(mask: MaskFacts, encoding: str) -> str:
+    return "alpha" if mask.encoding == "alpha" else encoding
+
+
+def _judge_one(pair: Looked, histogram: Histogram, class_map: ClassMap) -> list[Finding]:
+    assert pair.mask is not None
+    path = str(pair.sample.mask)
+    findings = []
+    present = np.flatnonzero(histogram[: class_map.num_classes])
+    if not len(present):
+        shown = ", ".join(_shown(pair.mask, value) for value in list(pair.mask.counts)[:3])
+        what = f"every pixel is ignored (its values: {shown}); there is nothing to learn from."
+        findings.append(Finding(WARNING, "all-ignored", path, what, "Leave the pair out."))
+    elif len(present) == 1 and not histogram[IGNORE_INDEX]:
+        name = class_map.names[present[0]]
+        what = f"holds one class only, {name!r} (id {class_map.ids[present[0]]})."
+        advice = "Fine if the picture shows nothing else."
+        findings.append(Finding(WARNING, "one-class", path, what, advice))
+    if pair.mask.file_format in _LOSSY and not class_map.threshold:
+        is_certain = pair.mask.num_values <= 2
+        what = f"is a {pair.mask.file_format}, which changes values at the edges of classes"
+        what += "." if is_certain else f": {pair.mask.num_values} values."
+        advice = "Make the mask again as PNG"
+        advice += "." if is_certain else f", or pass --mask-threshold {THRESHOLD} for two classes."
+        severity = WARNING if is_certain else ERROR
+        findings.append(Finding(severity, "lossy-mask", path, what, advice))
+    return findings
+
+
+def _shown(mask: MaskFacts, value: int) -> str:
+    return str(unpack_colour(value) if mask.is_coloured else value)
+
+
+def _shifted(
+    root: Path,
+    looked: Sequence[Looked],
+    class_map: ClassMap,
+    unknown: Sequence[tuple[Looked, Finding]],
+) -> list[Finding]:
+    ids = sorted(class_map.ids)
+    values = set(values_of(looked)) - set(class_map.ignored_ids)
+    if not unknown or min(values, default=0) != ids[0] + 1 or max(values) != ids[-1] + 1:
+        return []
+    what = (
+        f"the masks hold {describe_ids(sorted(values))}, and the ids of the {len(ids)} classes are "
+        f"{describe_ids(ids)}: the values are shifted by one."
+    )
+    advice = "Write the ids that the masks hold into classes.json (below)."
+    return [Finding(ERROR, "shifted-by-one", str(root), what, advice)]
+
+
+def _mixed(encodings: dict[str, list[Looked]]) -> list[Finding]:
+    """Some masks as ids, some as colours: one of the two was probably not meant."""
+    if len(encodings) < 2:
+        return []
+    ordered = sorted(encodings.items(), key=lambda item: -len(item[1]))
+    counts = " and ".join(f"{len(pairs)} masks as {name}" for name, pairs in ordered)
+    rare, pairs = ordered[-1]
+    what = f"is read as {rare}, unlike others ({counts})."
+    return [
+        Finding(ERROR, "mixed-encodings", str(pairs[0].sample.mask), what, "Write all in one way.")
+    ]
+
+
+def _foregrounds(root: Path, looked: Sequence[Looked], class_map: ClassMap) -> list[Finding]:
+    """Two classes whose foreground is 1 here and 255 there, or 255 everywhere but in the list."""
+    given = {entry.id for entry in class_map.ignored}
+    by_top: dict[int, list[Looked]] = defaultdict(list)
+    for pair in looked:
+        values = set(pair.mask.counts) if pair.mask and not pair.mask.is_coloured else {0}
+        top = max(values)
+        if top and (top not in _TOPS or not values <= {0, top}):
+            return []
+        if top and 0 in values and top not in given:  # 255 alone is a mask without labels
+            by_top[top].append(pair)
+    if len(by_top) > 1:
+        ordered = sorted(by_top.items(), key=lambda item: -len(item[1]))
+        counts = " and ".join(f"{len(pairs)} masks 0/{top}" for top, pairs in ordered)
+        top, pairs = ordered[-1]
+        what = f"holds 0 and {top}, unlike others ({counts}); one value must mean one class."
+        advice = "Write all in one way."
+        return [Finding(ERROR, "mixed-foreground", str(pairs[0].sample.mask), what, advice)]
+    for top, pairs in by_top.items():
+        if top in class_map.ignored_ids and 1 in class_map.ids and len(class_map.ids) == 2:
+            what = (
+                f"{len(pairs)} masks hold 0 and {top} only, and {top} is ignored; the id 1 of "
+                f"{class_map.names[class_map.ids.index(1)]!r} occurs in none."
+            )
+            advice = f"Give that class the id {top} in classes.json."
+            return [Finding(ERROR, "foreground-ignored", str(root), what, advice)]
+    return []
+
+
+def _palettes(looked: Sequence[Looked]) -> list[Finding]:
+    """Palette files in which one index has different colours: their order was drawn per file."""
+    first: dict[int, tuple[int, Looked]] = {}
+    for pair in looked:
+        for value, colour in (pair.mask.palette if pair.mask else {}).items():
+            known, owner = first.setdefault(value, (colour, pair))
+            if known != colour:
+                what = (
+                    f"its palette gives the index {value} the colour {unpack_colour(colour)}, that "
+                    f"of {owner.sample.mask.name} {unpack_colour(known)}; the indices are taken as "
+                    "ids, whatever their colours."
+                )
+                advice = "If the colours count, save the masks as RGB and give classes colours."
+                path = str(pair.sample.mask)
+                return [Finding(WARNING, "palettes-differ", path, what, advice)]
+    return []
+
+
+def _without_pixels(root: Path, judged: Judged, class_map: ClassMap) -> list[Finding]:
+    findings = []
+    count = class_map.num_classes
+    for split in ("train", "val"):
+        masks = [pair.sample.mask for pair in judged.pairs if pair.split == split]
+        if masks and not judged.histogram(split)[:count].any():
+            what = (
+                f"every pixel of all {len(masks)} masks is ignored; there is nothing to learn from."
+            )
+            advice = "Check `ignore` in the class list and --ignore-index."
+            findings.append(Finding(ERROR, "nothing-to-learn", str(masks[0].parent), what, advice))
+    histogram = judged.histogram("train")[:count]
+    if histogram.any():
+        for index in np.flatnonzero(histogram == 0):
+            what = f"the class {class_map.names[index]!r} (id {class_map.ids[index]}) occurs in no"
+            advice = "It cannot be learned; take it out of the list if it is not needed."
+            findings.append(
+                Finding(WARNING, "absent-class", str(root), f"{what} training mask.", advice)
+            )
+    return findings

@@ -1,0 +1,106 @@
+"""PASCAL VOC: JPEGImages, SegmentationClass and the lists of its splits; entry `find_voc`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+
+from dcnseg.data.image_io import IMAGE_SUFFIXES
+from dcnseg.data.listing import composed, find_images
+from dcnseg.data.samples import SPLIT_NAMES, Entry, Found
+from dcnseg.errors import DataError
+
+_LISTS = Path("ImageSets", "Segmentation")
+
+
+def find_voc(root: Path) -> Found | None:
+    """Find the pictures of `ImageSets/Segmentation/{train,val,test}.txt`, if that layout is there.
+
+    Pictures that no list names are passed over. Without lists, and with trainval.txt alone, the
+    pictures are in no split; without lists those without mask are passed over. A test list of which
+    no picture has a mask is passed over too: those masks were never published.
+
+    Raises:
+        DataError: There are two folders of masks, or a list cannot be read or names a missing file.
+    """
+    if not (root / "JPEGImages").is_dir():
+        return None
+    folders = [path for path in sorted(root.glob("SegmentationClass*")) if find_images(path)]
+    if not folders:
+        return None
+    if len(folders) > 1:
+        first, second = (f"'{folder.name}/{{stem}}.png'" for folder in folders[:2])
+        raise DataError(
+            f"{root}: can be read in two ways, with the masks {first} or {second}. Say which: "
+            f"--images 'JPEGImages/{{stem}}.jpg' --masks {first}"
+        )
+    images, masks = _by_name(root / "JPEGImages"), _by_name(folders[0])
+    layout = f"VOC: JPEGImages/ + {folders[0].name}/"
+    lists = _read_lists(root / _LISTS)
+    if not lists:
+        names = images.keys() & masks.keys()
+        left_out = len(images) - len(names)
+        layout += f", {left_out} pictures without mask are passed over" if left_out else ""
+        return Found(
+            [Entry(images[name], "", name) for name in names],
+            [Entry(path, "", name) for name, path in masks.items()],
+            layout,
+        )
+    if not any(name in masks for name in lists.get("test", ())):
+        passed = lists.pop("test", [])
+        layout += f", {len(passed)} test pictures without masks are passed over" if passed else ""
+    return Found(
+        list(_listed(root, images, lists, "JPEGImages")),
+        [e for split, names in lists.items() for e in _present(masks, split, names)],
+        f"{layout}, splits by {_LISTS.as_posix()}",
+        f"Each name in {_LISTS.as_posix()} needs a picture and a mask.",
+    )
+
+
+def _by_name(folder: Path) -> dict[str, Path]:
+    return {_stem(path.relative_to(folder)): path for path in find_images(folder)}
+
+
+def _stem(path: Path) -> str:
+    is_picture = path.suffix.lower() in IMAGE_SUFFIXES  # "frame.01" has no ending
+    return composed((path.with_suffix("") if is_picture else path).as_posix())
+
+
+def _read_lists(folder: Path) -> dict[str, list[str]]:
+    """Return the names by split; trainval.txt counts, as no split, where there is no train.txt."""
+    found = {name: _read_names(folder / f"{name}.txt") for name in SPLIT_NAMES}
+    lists = {split: names for split, names in found.items() if names}
+    if "train" not in lists and "val" not in lists:
+        both = _read_names(folder / "trainval.txt")
+        return {"": both} if both else lists
+    return lists
+
+
+def _read_names(path: Path) -> list[str]:
+    if not path.is_file():
+        return []
+    try:
+        lines = path.read_text(encoding="utf-8-sig").splitlines()
+    except (OSError, UnicodeDecodeError) as error:
+        raise DataError(f"{path}: is not a readable list ({error}).") from error
+    # "2007_000032", or "/JPEGImages/2007_000032.jpg /SegmentationClass/2007_000032.png".
+    names = [line.split()[0].rpartition("JPEGImages/")[2] for line in lines if line.split()]
+    return list(dict.fromkeys(_stem(Path(name)) for name in names))
+
+
+def _listed(
+    root: Path, images: dict[str, Path], lists: dict[str, list[str]], folder: str
+) -> Iterator[Entry]:
+    for split, names in lists.items():
+        missing = [name for name in names if name not in images]
+        if missing:
+            raise DataError(
+                f"{root / _LISTS / (split or 'trainval')}.txt: names {len(missing)} pictures that "
+                f"are not in {folder} ({', '.join(missing[:5])}). Put them there, or take the "
+                "lines out."
+            )
+        yield from _present(images, split, names)
+
+
+def _present(paths: dict[str, Path], split: str, names: Sequence[str]) -> list[Entry]:
+    return [Entry(paths[name], split, name) for name in names if name in paths]

@@ -1,0 +1,166 @@
+"""Batches of training pictures, loaded by processes that end with this one.
+
+The entry point is `TrainingLoader`.
+"""
+
+from __future__ import annotations
+
+import ctypes
+import multiprocessing
+import os
+import re
+import signal
+import sys
+from collections.abc import Iterator, Sequence
+from contextlib import contextmanager
+from typing import Any
+
+import torch
+from torch import Tensor
+from torch.utils.data import DataLoader, Dataset, default_collate, get_worker_info
+
+from dcnseg.data.dataset import SegmentationDataset
+from dcnseg.engine.batches import EpochBatches
+from dcnseg.errors import DcnsegError, TrainingError
+
+PR_SET_PDEATHSIG = 1  # of Linux's prctl
+JOIN_SECONDS = 5.0  # for a worker that is to end
+
+Batch = tuple[Tensor, Tensor]  # float32 [B, 3, h, w], int64 [B, h, w]
+
+
+class TrainingLoader:
+    """The batches of each epoch, from any step on.
+
+    Args:
+        dataset: The training pictures.
+        batches: Which of them form which batch.
+        workers: Loading processes; 0 loads in this one.
+        pin_memory: Whether batches go to a GPU.
+    """
+
+    def __init__(
+        self,
+        dataset: SegmentationDataset,
+        batches: EpochBatches,
+        *,
+        workers: int,
+        pin_memory: bool,
+    ) -> None:
+        workers = min(workers, len(batches))
+        self._dataset = dataset
+        self._batches = batches
+        self._noted = _NotedDataset(dataset, workers)
+        self._loader: DataLoader[Any] = DataLoader(
+            self._noted,
+            batch_sampler=batches,
+            num_workers=workers,
+            persistent_workers=workers > 0,
+            pin_memory=pin_memory,
+            collate_fn=_collate,
+            worker_init_fn=_start_worker,
+            generator=torch.Generator(),  # its own, so that the workers' seeds cost dropout none
+        )
+
+    def batches(self, epoch: int, *, start: int = 0) -> Iterator[Batch]:
+        """Yield the batches of an epoch without the first `start`, which are not loaded.
+
+        Raises:
+            DataError: a picture or mask is wrong; the message names it.
+        """
+        self._dataset.set_epoch(epoch)
+        self._batches.epoch, self._batches.start = epoch, start
+        for batch in self._loader:
+            if isinstance(batch, DcnsegError):
+                raise batch
+            images, labels = batch
+            yield images, labels
+
+    @contextmanager
+    def names_what_kills(self) -> Iterator[None]:
+        """Within it, a worker's death is an error that names the files it was reading.
+
+        torch raises it wherever this process happens to be, hence around the whole loop.
+
+        Raises:
+            TrainingError: a worker has died.
+        """
+        try:
+            yield
+        except RuntimeError as error:
+            if not str(error).startswith("DataLoader worker"):
+                raise
+            raise TrainingError(self._describe_death(str(error))) from error
+
+    def close(self) -> None:
+        """End the workers, those that hang as well."""
+        iterator = getattr(self._loader, "_iterator", None)
+        if iterator is None:
+            return
+        iterator._shutdown_workers()
+        for process in multiprocessing.active_children():
+            if process.pid in self._noted.worker_pids():
+                process.join(JOIN_SECONDS)
+                process.kill()
+
+    def _describe_death(self, reason: str) -> str:
+        found = re.search(r"pid(?:\(s\))? ([\d, ]+)", reason)
+        pids = {int(pid) for pid in found[1].split(",")} if found else set()
+        indices = self._noted.being_read(pids)
+        samples = [self._dataset.samples[index] for index in indices]
+        files = ", ".join(f"{sample.image} with {sample.mask}" for sample in samples)
+        how = reason.partition("\n")[0].removeprefix("DataLoader worker ")
+        return (
+            f"A process that loads pictures died: {how.rstrip('.')}. "
+            + (f"It was reading {files}. " if files else "It was reading no file. ")
+            + "Killed usually means that memory ran out: use fewer --workers, a smaller "
+            "--batch-size or --crop-size. Otherwise look at the file; --workers 0 reads it in the "
+            "main process."
+        )
+
+
+class _NotedDataset(Dataset[Any]):
+    """Notes in shared memory which picture each worker is reading."""
+
+    def __init__(self, dataset: SegmentationDataset, workers: int) -> None:
+        self._dataset = dataset
+        self._notes = torch.full((max(1, workers), 2), -1, dtype=torch.int64)  # process, index
+        self._notes.share_memory_()
+
+    def __getitem__(self, index: int) -> Any:
+        worker = get_worker_info()
+        if worker is None:
+            return self._dataset[index]
+        note = self._notes[worker.id]
+        note[0], note[1] = os.getpid(), index
+        try:
+            return self._dataset[index]
+        except DcnsegError as error:
+            return error  # raised in the main process; torch would wrap it in a traceback
+        finally:
+            note[1] = -1  # not reached by a process that dies
+
+    def __len__(self) -> int:
+        return len(self._dataset)
+
+    def worker_pids(self) -> set[int]:
+        """The processes that have read something."""
+        return {int(pid) for pid in self._notes[:, 0]}
+
+    def being_read(self, pids: set[int]) -> list[int]:
+        """What these processes were reading; all processes if there are none."""
+        notes = [(int(pid), int(index)) for pid, index in self._notes]
+        return [index for pid, index in notes if index >= 0 and (not pids or pid in pids)]
+
+
+def _collate(items: Sequence[Any]) -> Any:
+    wrong = next((item for item in items if isinstance(item, DcnsegError)), None)
+    return default_collate(list(items)) if wrong is None else wrong
+
+
+def _start_worker(_worker: int) -> None:
+    """Leave signals that are sent to the whole group to the main process, and end with it."""
+    for number in (signal.SIGINT, signal.SIGTERM):
+        signal.signal(number, signal.SIG_IGN)
+    if sys.platform == "linux":
+        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)

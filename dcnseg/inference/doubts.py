@@ -1,0 +1,63 @@
+"""What makes the predictions of a whole call doubtful, in words; entry point `find_doubts`."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from math import prod
+from typing import Final
+
+from dcnseg.checkpoint import SeenPictures
+from dcnseg.inference.batch import FileResult
+from dcnseg.inference.familiarity import COLOURED, GREY, LARGER, SMALLER
+
+LARGE_PIXELS: Final = 256 * 256  # a picture of so many pixels can be expected to show two classes
+
+
+def find_doubts(
+    results: Sequence[FileResult], seen: SeenPictures | None, num_classes: int
+) -> list[str]:
+    """One line per kind of doubt, with the number of pictures and the first of them.
+
+    Args:
+        results: What became of each picture.
+        seen: What the network was trained on, if that is known.
+        num_classes: K.
+    """
+    predicted = [result for result in results if result.class_shares]
+    lines = [] if seen is None else _unlike(predicted, seen)
+    names = {name for result in predicted for name in result.class_shares}
+    is_enough = len(predicted) > 1 or any(prod(one.size_hw) >= LARGE_PIXELS for one in predicted)
+    if len(names) == 1 and is_enough and num_classes > 1:
+        what = f"all {len(predicted)} pictures" if len(predicted) > 1 else "the picture"
+        lines.append(
+            f"every pixel of {what} is {names.pop()!r}, one of {num_classes} classes. The network "
+            "may not have learned the others: `dcnseg evaluate` tells the score of each."
+        )
+    return lines
+
+
+def _unlike(results: Sequence[FileResult], seen: SeenPictures) -> list[str]:
+    low, high = _size(seen.min_size_hw), _size(seen.max_size_hw)
+    sizes = low if low == high else f"{low} to {high}"
+    scale_advice = "If what they show appears at another scale, too, resize them first."
+    texts = {
+        LARGER: f"much larger than the training's ({sizes}). {scale_advice}",
+        SMALLER: f"much smaller than the training's ({sizes}). {scale_advice}",
+        GREY: "without colours, unlike all that the training saw.",
+        COLOURED: "in colour, unlike all that the training saw.",
+    }
+    lines = []
+    for kind, text in texts.items():
+        found = [result for result in results if kind in result.unlike_training]
+        if found:
+            first, count = found[0], len(found)
+            lines.append(
+                f"{count} of {len(results)} pictures {'is' if count == 1 else 'are'} {text} "
+                f"{'It' if count == 1 else 'The first'} is {first.image.path}"
+                f" ({_size(first.size_hw)})."
+            )
+    return lines
+
+
+def _size(size_hw: tuple[int, int]) -> str:
+    return f"{size_hw[1]}x{size_hw[0]}"

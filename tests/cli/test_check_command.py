@@ -1,0 +1,120 @@
+from __future__ import annotations
+
+import json
+import shlex
+from pathlib import Path
+
+import numpy as np
+import pytest
+
+from dcnseg.data.image_io import write_png
+from tests.conftest import Invoke
+
+HALVES = np.repeat(np.array([[0, 255]], np.uint8), 32, axis=1).repeat(40, axis=0)
+
+
+@pytest.fixture
+def binary(tmp_path: Path) -> Path:
+    """Four pairs whose masks are 0 and 255, and no class list."""
+    root = tmp_path / "two classes"
+    noise = np.random.default_rng(0)
+    for index in range(4):
+        picture = noise.integers(0, 256, (40, 64, 3), np.uint8)
+        write_png(root / "images" / f"{index}.png", picture)
+        write_png(root / "masks" / f"{index}.png", HALVES)
+    return root
+
+
+def test_clean_data_is_shown_and_0(invoke: Invoke, scenes: Path) -> None:
+    result = invoke("check", scenes)
+    assert result.exit_code == 0
+    assert "8 train, 3 val, 2 test" in result.stdout
+    assert "96x64 (13)" in result.stdout
+    assert "ladybird" in result.stdout
+    assert "error" not in result.stdout
+    assert result.stderr == ""
+
+
+def test_json_is_one_object(invoke: Invoke, scenes: Path) -> None:
+    result = invoke("check", scenes, "--json", "--workers", 1)
+    assert result.exit_code == 0
+    content = json.loads(result.stdout)
+    assert content["is_clean"] is True
+    assert content["splits"] == {"train": 8, "val": 3, "test": 2}
+    assert sum(entry["pixel_share"] for entry in content["classes"]) == pytest.approx(1)
+    assert content["suggestion"]["crop_size"] == [64, 96]
+
+
+def test_all_errors_are_shown_and_3(invoke: Invoke, binary: Path) -> None:
+    (binary / "images" / "0.png").write_bytes(b"")
+    write_png(binary / "masks" / "1.png", HALVES[:9])
+    write_png(binary / "masks" / "alone.png", HALVES)
+    result = invoke("check", binary)
+    assert result.exit_code == 3
+    assert "3 errors" in result.stdout
+    assert "images/0.png: is empty." in result.stdout
+    assert "masks/1.png: is 64x9 pixels" in result.stdout
+    assert "masks/alone.png: has no image." in result.stdout
+    assert "Once the errors are mended, go on with:" in result.stdout
+    content = json.loads(invoke("check", binary, "--json").stdout)
+    assert [finding["severity"] for finding in content["findings"]].count("error") == 3
+
+
+def test_data_that_is_not_recognised_is_3(invoke: Invoke, tmp_path: Path) -> None:
+    result = invoke("check", tmp_path / "none")
+    assert result.exit_code == 3
+    assert result.stderr.startswith("Error: ")
+    result = invoke("check", tmp_path / "none", "--json")
+    assert result.exit_code == 3
+    assert json.loads(result.stdout)["findings"][0]["kind"] == "layout"
+
+
+def test_write_classes_writes_once(invoke: Invoke, binary: Path) -> None:
+    result = invoke("check", binary, "--write-classes")
+    assert result.exit_code == 0
+    path = binary / "classes.json"
+    assert result.stderr == f"Wrote {path}.\n"
+    entries = json.loads(path.read_text())["classes"]
+    assert [(entry["id"], entry["name"]) for entry in entries] == [
+        (0, "background"),
+        (255, "foreground"),
+    ]
+    before = path.read_bytes()
+    result = invoke("check", binary, "--write-classes")
+    assert result.stderr == f"{path} stays as it is.\n"
+    assert path.read_bytes() == before
+    assert sorted(entry.name for entry in binary.iterdir()) == ["classes.json", "images", "masks"]
+
+
+def test_patterns_find_the_files_and_stand_in_the_command(invoke: Invoke, tmp_path: Path) -> None:
+    for index in range(3):
+        picture = np.random.default_rng(index).integers(0, 256, (40, 64, 3), np.uint8)
+        write_png(tmp_path / "x" / f"{index}.png", picture)
+        write_png(tmp_path / "y" / f"m{index}.png", HALVES)
+    options = ["--images", "x/{stem}.png", "--masks", "y/m{stem}.png"]
+    result = invoke("check", tmp_path, *options)
+    assert result.exit_code == 0
+    assert shlex.join(options) in result.stdout
+
+
+def test_the_command_that_is_suggested_trains(
+    invoke: Invoke, binary: Path, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
+) -> None:
+    monkeypatch.chdir(tmp_path)
+    command = json.loads(invoke("check", binary, "--json").stdout)["suggestion"]["command"]
+    small = ["--epochs=1", "--encoder=resnet18", "--encoder-weights=none", "--decoder-channels=16"]
+    words = shlex.split(command)[1:]
+    result = invoke(*words, *small, "--workers=0", "--device=cpu", "--amp=off")
+    assert result.exit_code == 0, result.stderr
+    assert "Warning: " in result.stderr
+    assert "0 and 255 only; these are taken as background and foreground" in result.stderr
+
+
+def test_train_lists_all_errors(invoke: Invoke, binary: Path, tmp_path: Path) -> None:
+    (binary / "images" / "0.png").write_bytes(b"")
+    write_png(binary / "masks" / "1.png", HALVES[:9])
+    write_png(binary / "masks" / "alone.png", HALVES)
+    result = invoke("train", binary, "--out", tmp_path / "run")
+    assert result.exit_code == 3
+    assert "3 things are wrong with the data:" in result.stderr
+    assert not (tmp_path / "run" / "config.json").exists()

@@ -1,0 +1,259 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from dcnseg.data.folder_names import FolderWord, read_folder_name
+from dcnseg.data.folders import find_pairs, find_splits
+from dcnseg.errors import DataError
+
+
+def touch(root: Path, *names: str) -> None:
+    for name in names:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).touch()
+
+
+def pairs(root: Path) -> dict[str, list[tuple[str, str, str]]]:
+    """The pairs of each split as (stem, image, mask), without splitting what is in none."""
+    splits = find_splits(root, val_fraction=0)
+    return {
+        name: [
+            (s.stem, s.image.relative_to(root).as_posix(), s.mask.relative_to(root).as_posix())
+            for s in getattr(splits, name)
+        ]
+        for name in ("train", "val", "test")
+        if getattr(splits, name)
+    }
+
+
+@pytest.mark.parametrize(
+    ("images", "masks"),
+    [
+        ("images", "masks"),
+        ("image", "label"),
+        ("Images", "Labels"),
+        ("imgs", "annotations"),
+        ("img", "mask"),
+        ("photos", "ground_truth"),
+        ("JPEGImages", "SegmentationClass"),
+        ("img_dir", "ann_dir"),
+        ("images_png", "masks_png"),
+        ("original_images", "label_images_semantic"),
+        ("image_2", "semantic"),
+        (".", "masks"),
+    ],
+)
+def test_folders_of_many_names_are_known(tmp_path: Path, images: str, masks: str) -> None:
+    touch(tmp_path, f"{images}/a.jpg", f"{masks}/a.png", f"{images}/s/b.JPG", f"{masks}/s/b.PNG")
+    prefix = "" if images == "." else f"{images}/"
+    assert pairs(tmp_path) == {
+        "train": [
+            ("a", f"{prefix}a.jpg", f"{masks}/a.png"),
+            ("s/b", f"{prefix}s/b.JPG", f"{masks}/s/b.PNG"),
+        ]
+    }
+
+
+@pytest.mark.parametrize(
+    ("image", "mask"),
+    [
+        ("{}/images/a.jpg", "{}/masks/a.png"),
+        ("images/{}/a.jpg", "masks/{}/a.png"),
+        ("{}/a.jpg", "{}annot/a.png"),
+        ("{}/a.jpg", "{}_labels/a_L.png"),
+        ("{}_images/a.jpg", "{}_masks/a.png"),
+        ("Images_{}/a.jpg", "Masks_{}/a.png"),
+        ("{}/a_sat.jpg", "{}/a_mask.png"),
+        ("deep/{}/images/a.jpg", "deep/{}/masks/a.png"),
+    ],
+)
+@pytest.mark.parametrize("words", [("train", "val", "test"), ("training", "Validation", "testing")])
+def test_splits_may_stand_anywhere(
+    tmp_path: Path, image: str, mask: str, words: tuple[str, str, str]
+) -> None:
+    for word in words:
+        touch(tmp_path, image.format(word), mask.format(word))
+    found = pairs(tmp_path)
+    assert {split: [pair[1:] for pair in some] for split, some in found.items()} == {
+        split: [(image.format(word), mask.format(word))]
+        for split, word in zip(("train", "val", "test"), words, strict=True)
+    }
+
+
+def test_each_split_may_use_words_of_its_own(tmp_path: Path) -> None:
+    touch(tmp_path, "train/images/a.jpg", "train/masks/a.png", "valid/img/b.jpg", "valid/gt/b.png")
+    assert [split for split, some in pairs(tmp_path).items() if len(some) == 1] == ["train", "val"]
+
+
+@pytest.mark.parametrize("suffix", ["_L", "_mask", "_gt", "_labelIds", "-label", "_seg", "mask"])
+def test_a_common_suffix_of_the_masks_is_found(tmp_path: Path, suffix: str) -> None:
+    names = ["0006R0_f01920", "0016E5_02400", "10"]
+    touch(tmp_path, *(f"images/{n}.jpg" for n in names), *(f"masks/{n}{suffix}.png" for n in names))
+    assert [pair[0] for pair in pairs(tmp_path)["train"]] == names
+    assert find_splits(tmp_path).layout == f"images/ + masks/ with mask suffix {suffix}"
+
+
+def test_one_folder_with_suffixes(tmp_path: Path) -> None:
+    for number, suffix in enumerate(["_mask", "_L", "-label", "_seg", "_gtFine_labelIds"]):
+        root = tmp_path / str(number)
+        touch(root, *(f"{n}.jpg" for n in ("a", "b")), *(f"{n}{suffix}.png" for n in ("a", "b")))
+        assert pairs(root)["train"][0] == ("a", "a.jpg", f"a{suffix}.png")
+        assert find_splits(root).layout == f"one folder, with mask suffix {suffix}"
+
+
+def test_one_folder_with_two_endings_or_prefixes(tmp_path: Path) -> None:
+    touch(tmp_path / "1", "a.jpg", "a.png", "b.jpg", "b.png")
+    assert pairs(tmp_path / "1")["train"][1] == ("b", "b.jpg", "b.png")
+    touch(tmp_path / "2", "image_1.png", "image_2.png", "mask_1.png", "mask_2.png")
+    assert pairs(tmp_path / "2")["train"][1] == ("2", "image_2.png", "mask_2.png")
+    touch(tmp_path / "3", "images/a.png", "images/a_mask.png")
+    assert pairs(tmp_path / "3")["train"] == [("a", "images/a.png", "images/a_mask.png")]
+
+
+def test_one_folder_without_masks_names_every_picture(tmp_path: Path) -> None:
+    touch(tmp_path, "a.jpg", "b.jpg")
+    with pytest.raises(DataError, match=r"2 of 2 images have no mask \(a.jpg, b.jpg\).*--images"):
+        find_splits(tmp_path)
+
+
+def test_voc_goes_by_its_lists(tmp_path: Path) -> None:
+    names = ["2007_01", "2007_02", "2007_03", "2007_04", "2007_05"]
+    touch(tmp_path, *(f"JPEGImages/{n}.jpg" for n in names))
+    touch(tmp_path, *(f"SegmentationClass/{n}.png" for n in names[:3]), "SegmentationObject/x.png")
+    lists = tmp_path / "ImageSets/Segmentation"
+    lists.mkdir(parents=True)
+    (lists / "train.txt").write_text("2007_01\n2007_02\n")
+    (lists / "val.txt").write_text("2007_03\r\n")
+    (lists / "test.txt").write_text("2007_04\n")
+    found = pairs(tmp_path)
+    assert {split: [p[0] for p in some] for split, some in found.items()} == {
+        "train": ["2007_01", "2007_02"],
+        "val": ["2007_03"],
+    }
+    assert "1 test pictures without masks are passed over" in find_splits(tmp_path).layout
+    (lists / "val.txt").write_text("2007_03\n2007_05\n")
+    assert find_pairs(tmp_path).images_without_mask == (tmp_path / "JPEGImages/2007_05.jpg",)
+    (lists / "val.txt").write_text("2007_03\ngone\n")
+    with pytest.raises(DataError, match=r"val.txt: names 1 pictures .* \(gone\)"):
+        find_pairs(tmp_path)
+
+
+def test_voc_without_lists_takes_the_pictures_with_masks(tmp_path: Path) -> None:
+    touch(tmp_path, "JPEGImages/a.jpg", "JPEGImages/b.jpg", "SegmentationClass/a.png")
+    splits = find_splits(tmp_path, val_fraction=0)
+    assert [sample.stem for sample in splits.train] == ["a"]
+    assert "1 pictures without mask are passed over" in splits.layout
+    touch(tmp_path, "SegmentationClassAug/a.png")
+    with pytest.raises(DataError, match=r"two ways.*SegmentationClass/.*SegmentationClassAug/"):
+        find_splits(tmp_path)
+
+
+def test_cityscapes(tmp_path: Path) -> None:
+    for split, city in (("train", "ulm"), ("val", "bonn")):
+        touch(tmp_path, f"leftImg8bit/{split}/{city}/{city}_1_leftImg8bit.png")
+        for kind in ("labelIds", "color", "instanceIds"):
+            touch(tmp_path, f"gtFine/{split}/{city}/{city}_1_gtFine_{kind}.png")
+    touch(tmp_path, "gtFine/train/ulm/ulm_1_gtFine_polygons.json")
+    splits = find_splits(tmp_path)
+    assert [sample.stem for sample in splits.all_samples()] == ["ulm/ulm_1", "bonn/bonn_1"]
+    assert splits.val[0].mask == tmp_path / "gtFine/val/bonn/bonn_1_gtFine_labelIds.png"
+    assert splits.layout == "Cityscapes: leftImg8bit/ + gtFine/ with _gtFine_labelIds"
+    touch(tmp_path, *(f"gtFine/{c}_1_gtFine_labelTrainIds.png" for c in ("train/ulm/ulm",)))
+    assert find_splits(tmp_path).layout.endswith("labelIds")  # not all of them have it
+    touch(tmp_path, *(f"gtFine/{c}_1_gtFine_labelTrainIds.png" for c in ("val/bonn/bonn",)))
+    assert find_splits(tmp_path).layout.endswith("labelTrainIds")
+    with pytest.raises(DataError, match=r"the data lies deeper, in .*; give that folder"):
+        find_splits(tmp_path.parent)
+
+
+def test_two_folders_of_masks_are_ambiguous(tmp_path: Path) -> None:
+    touch(tmp_path, "images/a.jpg", "masks_upright/a.png", "masks_sensor/a.png", "other/x.jpg")
+    with pytest.raises(DataError) as caught:
+        find_pairs(tmp_path)
+    assert str(caught.value) == (
+        f"{tmp_path}: can be read in two ways, as 1 pairs of --images 'images/{{stem}}.jpg' "
+        "--masks 'masks_sensor/{stem}.png' or as 1 pairs of --images 'images/{stem}.jpg' "
+        "--masks 'masks_upright/{stem}.png'. Say which by these options, or move the other files "
+        "away."
+    )
+    touch(tmp_path, "masks/a.png")  # the plain name is meant
+    assert pairs(tmp_path)["train"] == [("a", "images/a.jpg", "masks/a.png")]
+    layout = find_pairs(tmp_path).layout
+    assert layout.endswith("3 other pictures are passed over")
+
+
+def test_two_suffixes_are_ambiguous(tmp_path: Path) -> None:
+    touch(tmp_path, "images/a.jpg", "images/b.jpg", "masks/a_x.png", "masks/b_x.png")
+    assert len(find_splits(tmp_path).all_samples()) == 2
+    touch(tmp_path, "masks/a_y.png", "masks/b_y.png")
+    with pytest.raises(DataError, match=r"masks/\{stem\}_x.png' or .*masks/\{stem\}_y.png'"):
+        find_splits(tmp_path)
+
+
+def test_pictures_in_no_split_are_counted(tmp_path: Path) -> None:
+    touch(tmp_path, "train/images/a.jpg", "train/masks/a.png", "images/b.jpg", "masks/b.png")
+    pairing = find_pairs(tmp_path, val_fraction=0)
+    assert [sample.stem for sample in pairing.splits.all_samples()] == ["a"]
+    assert pairing.layout.endswith("1 pictures in no split are passed over")
+
+
+def test_subfolders_named_like_a_role_belong_to_the_stem(tmp_path: Path) -> None:
+    touch(tmp_path, "images/label/a.jpg", "masks/label/a.png")
+    assert pairs(tmp_path)["train"][0][0] == "label/a"
+    touch(tmp_path / "x", "photos/images/a.jpg", "photos/masks/a.png")
+    assert pairs(tmp_path / "x")["train"][0][0] == "photos/a"
+
+
+def test_a_folder_that_one_side_has_more_is_left_out(tmp_path: Path) -> None:
+    touch(tmp_path, "images/a.jpg", "images/b.jpg")
+    touch(tmp_path, "annotations/trimaps/a.png", "annotations/trimaps/b.png", "annotations/c.xml")
+    assert pairs(tmp_path)["train"][1] == ("b", "images/b.jpg", "annotations/trimaps/b.png")
+    (tmp_path / "annotations/trimaps/b.png").unlink()
+    with pytest.raises(DataError, match=r"--masks 'annotations/trimaps/\{stem\}.png'"):
+        find_splits(tmp_path)
+
+
+def test_masks_may_lie_within_the_folder_of_images(tmp_path: Path) -> None:
+    touch(tmp_path, "images/a.jpg", "images/b.jpg", "images/masks/a.png", "images/masks/b.png")
+    assert pairs(tmp_path)["train"][0] == ("a", "images/a.jpg", "images/masks/a.png")
+
+
+def test_coloured_views_are_passed_over(tmp_path: Path) -> None:
+    touch(tmp_path / "1", *(f"{n}{k}.png" for n in "ab" for k in ("", "_mask", "_color")))
+    assert len(pairs(tmp_path / "1")["train"]) == 2
+    layout = "one folder, with mask suffix _mask; 2 other pictures are passed over"
+    assert find_splits(tmp_path / "1").layout == layout
+    touch(tmp_path / "2", *(f"{k}/a.png" for k in ("image_2", "semantic", "semantic_rgb")))
+    assert pairs(tmp_path / "2")["train"] == [("a", "image_2/a.png", "semantic/a.png")]
+
+
+def test_labelme_files_pair_with_their_pictures(tmp_path: Path) -> None:
+    touch(tmp_path, "a.jpg", "b.jpg", "c.jpg")
+    for name in ("a", "b"):
+        (tmp_path / f"{name}.json").write_text('{"shapes": []}')
+    (tmp_path / "settings.json").write_text("{}")
+    pairing = find_pairs(tmp_path, val_fraction=0)
+    assert [sample.mask.name for sample in pairing.splits.train] == ["a.json", "b.json"]
+    assert pairing.images_without_mask == (tmp_path / "c.jpg",)
+    assert pairing.masks_without_image == ()
+    assert pairing.layout == "LabelMe JSON by name"
+    touch(tmp_path / "x", "images/a.jpg", "json/a.json")
+    assert pairs(tmp_path / "x")["train"] == [("a", "images/a.jpg", "json/a.json")]
+
+
+@pytest.mark.parametrize(
+    ("name", "word"),
+    [
+        ("train_masks", FolderWord("train", "train", "mask", "", "masks")),
+        ("valannot", FolderWord("val", "val", "mask", "", "annot")),
+        ("val2017", FolderWord("val", "val", "", "", "2017")),
+        ("masks_upright", FolderWord("", "", "mask", "upright", "masks_upright")),
+        ("real_no_masks", FolderWord()),
+        ("train_extra", FolderWord()),
+        ("aachen", FolderWord()),
+    ],
+)
+def test_folder_names_are_read(name: str, word: FolderWord) -> None:
+    assert read_folder_name(name) == word

@@ -1,0 +1,98 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+
+from dcnseg.data.folders import find_splits
+from dcnseg.errors import DataError
+
+
+@pytest.fixture
+def data(tmp_path: Path) -> Path:
+    root = tmp_path / "data"
+    for name in ("i/a.jpg", "i/b c.jpg", "i/d.jpg", "m/1.png", "m/2, new.png", "m/3.png"):
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).touch()
+    return root
+
+
+def read(root: Path, text: str, folder: Path | None = None) -> dict[str, dict[str, str]]:
+    path = (folder or root) / "list.csv"
+    path.write_text(text, encoding="utf-8")
+    splits = find_splits(root, val_fraction=0, pairs=path)
+    return {
+        name: {sample.stem: sample.mask.name for sample in getattr(splits, name)}
+        for name in ("train", "val", "test")
+        if getattr(splits, name)
+    }
+
+
+@pytest.mark.parametrize(
+    "text",
+    [
+        "i/a.jpg,m/1.png\ni/d.jpg,m/3.png\n",
+        "image,mask\ni/a.jpg,m/1.png\ni/d.jpg,m/3.png\n",
+        "\ufeffmask;image\r\nm/1.png;i/a.jpg\r\n\r\nm/3.png;i/d.jpg\r\n",
+        "i/a.jpg\tm/1.png\ni/d.jpg\tm/3.png",
+        "# a comment\ni/a.jpg  m/1.png\n  i/d.jpg m/3.png",
+        "id,label_path,img_path\n1,m/1.png,i/a.jpg\n2,m/3.png,i/d.jpg\n",
+    ],
+)
+def test_lists_in_many_forms(data: Path, text: str) -> None:
+    assert read(data, text) == {"train": {"i/a": "1.png", "i/d": "3.png"}}
+
+
+def test_quotes_keep_blanks_and_commas(data: Path) -> None:
+    expected = {"train": {"i/b c": "2, new.png"}}
+    assert read(data, '"i/b c.jpg" "m/2, new.png"\n') == expected
+    assert read(data, 'i/b c.jpg,"m/2, new.png"\n') == expected
+    assert read(data, "i/b c.jpg\tm/2, new.png\n") == expected
+
+
+def test_splits_in_the_third_column(data: Path) -> None:
+    text = "image,mask,split\ni/a.jpg,m/1.png,training\ni/d.jpg,m/3.png,Valid\n"
+    assert read(data, text) == {"train": {"i/a": "1.png"}, "val": {"i/d": "3.png"}}
+
+
+def test_paths_are_relative_to_the_list_or_else_to_the_data(data: Path, tmp_path: Path) -> None:
+    lists = tmp_path / "lists"
+    lists.mkdir()
+    (lists / "1.png").touch()
+    found = read(data, f"i/a.jpg,1.png\n{data}/i/d.jpg,m/3.png\n", lists)
+    assert found == {"train": {"i/a": "1.png", "i/d": "3.png"}}
+
+
+def test_one_mask_may_serve_two_pictures(data: Path) -> None:
+    assert len(read(data, "i/a.jpg,m/1.png\ni/d.jpg,m/1.png\n")["train"]) == 2
+
+
+def test_names_that_differ_in_their_ending_stay_apart(data: Path) -> None:
+    (data / "i/a.png").touch()
+    found = read(data, "i/a.jpg,m/1.png\ni/a.png,m/3.png\n")
+    assert found == {"train": {"i/a.jpg": "1.png", "i/a.png": "3.png"}}
+
+
+@pytest.mark.parametrize(
+    ("text", "message"),
+    [
+        ("", "holds no pairs"),
+        ("image,mask\n", "holds no pairs"),
+        ("i/a.jpg,m/1.png\ni/d.jpg,\n", "line 2 has 1 columns"),
+        ("i/a.jpg,m/1.png,fold1\n", "line 1 says the split 'fold1'"),
+        ("i/a.jpg,m/1.png,train\ni/d.jpg,m/3.png,\n", "line 2 says no split, but other lines do"),
+        ("i/a.jpg,m/9.png\ni/x.jpg,m/1.png\n", "2 of its files .*line 1: .*9.png, line 2: .*x.jpg"),
+        ("i/a.jpg,m/1.png\n./i/a.jpg,m/3.png\n", "lines 1 and 2 both name .*a.jpg"),
+    ],
+)
+def test_wrong_lists_are_refused_by_line(data: Path, text: str, message: str) -> None:
+    with pytest.raises(DataError, match=message):
+        read(data, text)
+
+
+def test_a_list_that_cannot_be_read_is_named(data: Path) -> None:
+    with pytest.raises(DataError, match=r"no.csv: there is no such list"):
+        find_splits(data, pairs=data / "no.csv")
+    (data / "bytes.csv").write_bytes(b"\xff\xfe\x00")
+    with pytest.raises(DataError, match=r"bytes.csv: is not a readable list"):
+        find_splits(data, pairs=data / "bytes.csv")

@@ -1,0 +1,103 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import pytest
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from dcnseg.data.folders import find_pairs, find_splits
+from dcnseg.errors import ConfigError, DataError
+
+
+def touch(root: Path, *names: str) -> None:
+    for name in names:
+        (root / name).parent.mkdir(parents=True, exist_ok=True)
+        (root / name).touch()
+
+
+def stems(root: Path, images: str, masks: str) -> dict[str, list[str]]:
+    splits = find_splits(root, val_fraction=0, images=images, masks=masks)
+    return {
+        name: [sample.stem for sample in getattr(splits, name)]
+        for name in ("train", "val", "test")
+        if getattr(splits, name)
+    }
+
+
+def test_splits_and_stems_with_folders(tmp_path: Path) -> None:
+    touch(tmp_path, "x/training/day/a.JPG", "y/train/day/a_idx.png", "x/training/day/a_depth.png")
+    touch(tmp_path, "x/Valid/b.jpg", "y/val/b_idx.png", "x/unlabelled/c.jpg")
+    found = stems(tmp_path, "x/{split}/{stem}.jpg", "y/{split}/{stem}_idx.png")
+    assert found == {"train": ["day/a"], "val": ["b"]}
+
+
+def test_absolute_patterns_endings_and_wildcards(tmp_path: Path) -> None:
+    touch(tmp_path, "in/cam1/a.jpg", "in/cam2/b.tif", "far/a_v3.png", "far/b_v12.PNG")
+    images, masks = "in/*/{stem}", f"{tmp_path}/far/{{stem}}_v*.png"
+    assert stems(tmp_path, images, masks) == {"train": ["a", "b"]}
+    assert stems(tmp_path, "**/cam[12]/{stem}.*", masks) == {"train": ["a", "b"]}
+    assert stems(tmp_path, "in/cam?/{stem}.jpg", "far/{stem}_v3.png") == {"train": ["a"]}
+    with pytest.raises(DataError, match=r"1 of 1 masks have no image|1 of 2 masks"):
+        find_splits(tmp_path, images="in/cam[!2]/{stem}.jpg", masks=masks)
+
+
+def test_one_folder_is_told_apart_by_the_longer_pattern(tmp_path: Path) -> None:
+    touch(tmp_path, "a.png", "a-truth.png", "b.png", "b-truth.png")
+    assert stems(tmp_path, "{stem}.png", "{stem}-truth.png") == {"train": ["a", "b"]}
+
+
+def test_a_side_without_split_follows_the_other(tmp_path: Path) -> None:
+    touch(tmp_path, "im/train/a.jpg", "im/val/b.jpg", "m/a.png", "m/b.png", "m/c.png")
+    pairing = find_pairs(tmp_path, images="im/{split}/{stem}.jpg", masks="m/{stem}.png")
+    assert [s.stem for s in pairing.splits.train] == ["a"]
+    assert [s.stem for s in pairing.splits.val] == ["b"]
+    assert pairing.masks_without_image == (tmp_path / "m/c.png",)
+
+
+def test_a_stem_that_is_repeated_must_be_the_same(tmp_path: Path) -> None:
+    touch(tmp_path, "a/a.jpg", "b/x.jpg", "m/a.png")
+    assert stems(tmp_path, "{stem}/{stem}.jpg", "m/{stem}.png") == {"train": ["a"]}
+
+
+def test_what_is_left_over_is_said(tmp_path: Path) -> None:
+    touch(tmp_path, "i/a.jpg", "i/b.jpg", "m/a.png", "m/c.png")
+    with pytest.raises(DataError, match=r"\(i/b.jpg\); 1 of 2 masks have no image \(m/c.png\)"):
+        find_splits(tmp_path, images="i/{stem}.jpg", masks="m/{stem}.png")
+
+
+def test_a_pattern_without_files_is_named(tmp_path: Path) -> None:
+    touch(tmp_path, "i/a.jpg")
+    with pytest.raises(DataError, match=r"--masks 'm/\{stem\}.png' matches no file below .*m\."):
+        find_splits(tmp_path, images="i/{stem}.jpg", masks="m/{stem}.png")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"images": "a/{stem}"}, "give both"),
+        ({"masks": "a/{stem}"}, "give both"),
+        ({"images": "a/*.jpg", "masks": "b/{stem}.png"}, "--images is 'a/\\*.jpg'"),
+        ({"images": "{stem}", "masks": "{stem}_m", "pairs": Path("x.csv")}, "leave --images"),
+    ],
+)
+def test_options_that_make_no_sense_are_refused(
+    tmp_path: Path, options: dict[str, str], message: str
+) -> None:
+    with pytest.raises(ConfigError, match=message):
+        find_pairs(tmp_path, **options)  # type: ignore[arg-type]
+
+
+@given(st.sets(st.text("ab.+(_{ ü", min_size=1, max_size=5).map(str.strip).filter(bool)))
+@settings(max_examples=30)
+def test_any_names_pair_with_their_own_mask(
+    tmp_path_factory: pytest.TempPathFactory, names: set[str]
+) -> None:
+    root = tmp_path_factory.mktemp("names")
+    names = {name for name in names if not name.startswith(".")}
+    touch(root, "i/x.jpg", "m/x+m.png")
+    touch(root, *(f"i/{name}.jpg" for name in names), *(f"m/{name}+m.png" for name in names))
+    splits = find_splits(root, val_fraction=0, images="i/{stem}.jpg", masks="m/{stem}+m.png")
+    assert {s.image.name: s.mask.name for s in splits.train} == {
+        f"{name}.jpg": f"{name}+m.png" for name in names | {"x"}
+    }

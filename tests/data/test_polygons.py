@@ -1,0 +1,338 @@
+from __future__ import annotations
+
+import base64
+import io
+import json
+from pathlib import Path
+from typing import Any
+from uuid import uuid4
+
+import numpy as np
+import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from PIL import ExifTags, Image
+
+from dcnseg.data.class_map import ClassMap
+from dcnseg.data.dataset import load_class_map, load_pair
+from dcnseg.data.folders import Sample, find_pairs, find_splits
+from dcnseg.data.image_io import write_jpeg
+from dcnseg.data.polygons import polygon_classes, polygon_names, rasterise
+from dcnseg.errors import DataError
+
+SIZE_HW = (6, 8)
+IDS = {"background": 0, "cat": 1, "dog": 2}
+CAT = [[1, 1], [5, 1], [5, 4], [1, 4]]  # columns 1..4, rows 1..3
+DOG = [[3, 2], [8, 2], [8, 6], [3, 6]]  # columns 3..7, rows 2..5
+
+
+def write_image(path: Path, orientation: int = 1) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    exif = Image.Exif()
+    exif[ExifTags.Base.Orientation] = orientation
+    Image.new("RGB", SIZE_HW[::-1], (10, 20, 30)).save(path, exif=exif)
+
+
+def write_labelme(path: Path, shapes: list[dict[str, Any]], **changes: Any) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    content = {"shapes": shapes, "imageHeight": 6, "imageWidth": 8, "imagePath": "a.jpg"}
+    path.write_text(json.dumps(content | changes), encoding="utf-8")
+
+
+def shape(label: str, points: Any, kind: str = "polygon", **more: Any) -> dict[str, Any]:
+    return {"label": label, "points": points, "shape_type": kind, **more}
+
+
+def labelme_mask(tmp_path: Path, *shapes: dict[str, Any], **changes: Any) -> Any:
+    sample = Sample(tmp_path / "a.jpg", tmp_path / "a.json", "a")
+    write_image(sample.image)
+    write_labelme(sample.mask, list(shapes), **changes)
+    return rasterise(sample, IDS)
+
+
+def drawn(*areas: tuple[slice, slice, int]) -> Any:
+    expected = np.zeros(SIZE_HW, np.int32)
+    for rows, columns, value in areas:
+        expected[rows, columns] = value
+    return expected
+
+
+def test_later_polygons_lie_above(tmp_path: Path) -> None:
+    mask = labelme_mask(tmp_path, shape("cat", CAT), shape("dog", DOG))
+    assert mask.dtype == np.int32
+    np.testing.assert_array_equal(
+        mask, drawn((slice(1, 4), slice(1, 5), 1), (slice(2, 6), slice(3, 8), 2))
+    )
+    mask = labelme_mask(tmp_path, shape("dog", DOG), shape("cat", CAT), shape("background", CAT))
+    np.testing.assert_array_equal(mask[1:4, 1:5], 0)
+
+
+def test_rectangles_circles_and_embedded_masks(tmp_path: Path) -> None:
+    mask = labelme_mask(tmp_path, shape("cat", [[5, 4], [1, 1]], "rectangle"))
+    np.testing.assert_array_equal(mask, drawn((slice(1, 4), slice(1, 5), 1)))
+    mask = labelme_mask(tmp_path, shape("cat", [[4, 3], [4, 1.2]], "circle"))
+    rows, columns = np.indices(SIZE_HW)
+    inside = np.hypot(rows + 0.5 - 3, columns + 0.5 - 4) < 1.8
+    np.testing.assert_array_equal(mask, inside.astype(np.int32))
+    buffer = io.BytesIO()
+    Image.fromarray(np.array([[255, 0], [255, 255]], np.uint8)).save(buffer, "PNG")
+    text = base64.b64encode(buffer.getvalue()).decode()
+    mask = labelme_mask(tmp_path, shape("dog", [[7, 4], [8, 5]], "mask", mask=text))
+    assert mask[4, 7] == mask[5, 7] == 2
+    assert mask.sum() == 4
+
+
+def test_shapes_may_reach_beyond_the_picture(tmp_path: Path) -> None:
+    mask = labelme_mask(tmp_path, shape("cat", [[-5, -5], [50, -5], [50, 2], [-5, 2]]))
+    np.testing.assert_array_equal(mask, drawn((slice(0, 2), slice(0, 8), 1)))
+    mask = labelme_mask(tmp_path, shape("cat", [[20, 20], [30, 20], [30, 30]]))
+    assert mask.sum() == 0
+
+
+@pytest.mark.parametrize(
+    ("bad", "message"),
+    [
+        (shape("bird", CAT), "the label 'bird'; the classes are background, cat, dog"),
+        (shape("cat", [[1, 1], [2, 2]], "line"), "a line of 'cat' has no area"),
+        (shape("cat", [[1, 1]], "point"), "a point of 'cat' has no area"),
+        (shape("cat", [[1, 1], [2, 2]]), "has 2 points; an outline needs at least three"),
+        (shape("cat", [[1, 1], [2, 2], [3, 1e300]]), "needs points of two numbers, in pixels"),
+        (shape("cat", [["x", 1], [2, 2], [3, 3]]), "points that are no numbers"),
+        (shape("cat", [[1, 1], [2, 2]], "mask", mask="!"), "pixels that cannot be decoded"),
+        ({"points": CAT}, "a shape without a label"),
+    ],
+)
+def test_shapes_that_cannot_be_drawn_are_refused(
+    tmp_path: Path, bad: dict[str, Any], message: str
+) -> None:
+    with pytest.raises(DataError, match=rf"a\.json: .*{message}"):
+        labelme_mask(tmp_path, bad)
+
+
+def test_polygons_belong_to_the_picture_as_displayed(tmp_path: Path) -> None:
+    sample = Sample(tmp_path / "a.jpg", tmp_path / "a.json", "a")
+    write_image(sample.image, orientation=6)
+    write_labelme(sample.mask, [shape("cat", CAT)])
+    with pytest.raises(DataError, match=r"for 8x6 pixels, but a.jpg is displayed as 6x8.*EXIF"):
+        rasterise(sample, IDS)
+    for height, width in ((8, 6), (None, None)):
+        write_labelme(sample.mask, [shape("cat", CAT)], imageHeight=height, imageWidth=width)
+        assert rasterise(sample, IDS).shape == (8, 6)
+    write_labelme(sample.mask, [], imageHeight=-1)
+    with pytest.raises(DataError, match="the size 8 x -1, which is none"):
+        rasterise(sample, IDS)
+
+
+def test_pixels_in_no_polygon_need_a_background(tmp_path: Path) -> None:
+    sample = Sample(tmp_path / "a.jpg", tmp_path / "a.json", "a")
+    write_image(sample.image)
+    write_labelme(sample.mask, [shape("cat", CAT)])
+    with pytest.raises(DataError, match=r"36 pixels of a\.jpg are in no polygon, and no class"):
+        rasterise(sample, {"cat": 0, "dog": 1})
+    write_labelme(sample.mask, [shape("cat", [[0, 0], [8, 0], [8, 6], [0, 6]])])
+    assert (rasterise(sample, {"cat": 3}) == 3).all()
+
+
+def test_labelme_data_is_read_like_masks(tmp_path: Path) -> None:
+    for name in ("a", "b", "c"):
+        write_image(tmp_path / f"{name}.jpg")
+        write_labelme(tmp_path / f"{name}.json", [shape("dog", DOG), shape("cat", CAT)])
+    splits = find_splits(tmp_path)
+    class_map = load_class_map(tmp_path, splits)
+    assert class_map.names == ("background", "cat", "dog")
+    _, labels = load_pair(splits.train[0], class_map)
+    assert labels.dtype == np.uint8
+    assert np.bincount(labels.ravel()).tolist() == [48 - 12 - 20 + 4, 12, 16]
+    entries = [{"id": 7, "name": "dog"}, {"id": 9, "name": "background"}]
+    listed = {"classes": entries, "ignore": [{"id": 3, "name": "cat"}]}
+    (tmp_path / "classes.json").write_text(json.dumps(listed))
+    labels = load_pair(splits.train[0], load_class_map(tmp_path, splits))[1]
+    assert np.bincount(labels.ravel(), minlength=256)[[0, 1, 255]].tolist() == [16, 20, 12]
+
+
+def coco_content() -> dict[str, Any]:
+    flat = [value for point in CAT for value in point]
+    tiny = [0, 0, 1, 0, 1, 0.9]
+    runs = {"size": [6, 8], "counts": [18, 24, 6]}  # columns 3..6
+    return {
+        "images": [
+            {"id": 5, "file_name": "a.jpg", "height": 6, "width": 8},
+            {"id": 6, "file_name": "sub/b.jpg", "height": 6, "width": 8},
+        ],
+        "categories": [
+            {"id": 0, "name": "animal", "supercategory": "none"},
+            {"id": 18, "name": "dog", "supercategory": "animal"},
+            {"id": 17, "name": "zebra", "supercategory": "animal"},
+        ],
+        "annotations": [
+            {
+                "id": 1,
+                "image_id": 5,
+                "category_id": 17,
+                "segmentation": [flat, tiny],
+            },
+            {"id": 2, "image_id": 5, "category_id": 18, "segmentation": runs, "iscrowd": 1},
+        ],
+    }
+
+
+def write_coco(path: Path, content: dict[str, Any]) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    path.write_text(json.dumps(content), encoding="utf-8")
+
+
+def test_coco_data_is_read_like_masks(tmp_path: Path) -> None:
+    write_image(tmp_path / "images/a.jpg")
+    write_image(tmp_path / "images/sub/b.jpg")
+    write_coco(tmp_path / "annotations.json", coco_content())
+    splits = find_splits(tmp_path, val_fraction=0)
+    assert [sample.stem for sample in splits.train] == ["a", "sub/b"]
+    assert splits.layout == "COCO JSON annotations.json"
+    assert polygon_names(splits.train) == ["background", "zebra", "dog"]  # 17 before 18
+    class_map = load_class_map(tmp_path, splits)
+    labels = load_pair(splits.train[0], class_map)[1]
+    expected = drawn((slice(1, 4), slice(1, 5), 1), (slice(0, 6), slice(3, 7), 2))
+    np.testing.assert_array_equal(labels, expected)  # `tiny` holds no centre
+    assert (load_pair(splits.train[1], class_map)[1] == 0).all()  # listed without annotations
+
+
+def test_coco_files_of_splits(tmp_path: Path) -> None:
+    for split in ("train", "val"):
+        content = coco_content()
+        content["images"] = [{"id": 5, "file_name": "a.jpg", "height": 6, "width": 8}]
+        write_image(tmp_path / f"{split}2017/a.jpg")
+        write_coco(tmp_path / f"annotations/instances_{split}2017.json", content)
+    write_image(tmp_path / "test2017/t.jpg")
+    splits = find_splits(tmp_path)
+    assert splits.val == (
+        Sample(tmp_path / "val2017/a.jpg", tmp_path / "annotations/instances_val2017.json", "a"),
+    )
+    assert len(splits.train) == 1
+    assert splits.layout.endswith("1 pictures in a split without such a file are passed over")
+
+
+def test_coco_beside_the_pictures_of_each_split(tmp_path: Path) -> None:
+    for split in ("train", "valid"):
+        content = coco_content()
+        content["images"][1]["file_name"] = f"{split}.jpg"
+        write_image(tmp_path / split / "a.jpg")
+        write_image(tmp_path / split / f"{split}.jpg")
+        write_coco(tmp_path / split / "_annotations.coco.json", content)
+    splits = find_splits(tmp_path)
+    assert [[s.stem for s in part] for part in (splits.train, splits.val)] == [
+        ["a", "train"],
+        ["a", "valid"],
+    ]
+
+
+def test_pictures_that_coco_does_not_list_and_the_reverse(tmp_path: Path) -> None:
+    write_image(tmp_path / "images/a.jpg")
+    write_image(tmp_path / "images/new.jpg")
+    write_coco(tmp_path / "annotations.json", coco_content())
+    pairing = find_pairs(tmp_path)
+    assert pairing.images_without_mask == (tmp_path / "images/new.jpg",)
+    assert pairing.masks_without_image == (tmp_path / "annotations.json/sub/b.jpg",)
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"segmentation": []}, "annotation 1 of a.jpg has no segmentation"),
+        ({"segmentation": [[1, 2, 3]]}, "no list of x, y"),
+        ({"segmentation": [[1, 2, 3, 4]]}, "has 2 points"),
+        ({"category_id": 99}, "category 99, not listed"),
+        (
+            {"segmentation": {"size": [8, 6], "counts": [48]}},
+            r"for the size \[8, 6\], not \[6, 8\]",
+        ),
+        ({"segmentation": {"size": [6, 8], "counts": "X"}}, "end within a number"),
+        ({"segmentation": {"size": [6, 8], "counts": [1]}}, "do not add up to 8x6"),
+        ({"segmentation": {"size": [6, 8]}}, "has no run lengths"),
+    ],
+)
+def test_damaged_annotations_are_refused(
+    tmp_path: Path, change: dict[str, Any], message: str
+) -> None:
+    content = coco_content()
+    content["annotations"][0] |= change
+    write_image(tmp_path / "a.jpg")
+    write_coco(tmp_path / "c.json", content)
+    ids = {"background": 0, "zebra": 1, "dog": 2}
+    with pytest.raises(DataError, match=rf"c\.json.*{message}"):
+        rasterise(Sample(tmp_path / "a.jpg", tmp_path / "c.json", "a"), ids)
+
+
+@pytest.mark.parametrize("text", ["", "[", "[" * 100_000, '{"images": 1}', "[1]", "\ud800"])
+def test_other_json_is_refused(tmp_path: Path, text: str) -> None:
+    path = tmp_path / "a.json"
+    path.write_bytes(text.encode("utf-8", "surrogatepass"))
+    write_image(tmp_path / "a.jpg")
+    with pytest.raises(DataError, match=r"a\.json: is (no readable JSON|neither a LabelMe)"):
+        rasterise(Sample(tmp_path / "a.jpg", path, "a"), IDS)
+
+
+def test_incomplete_coco_entries_are_refused(tmp_path: Path) -> None:
+    content = coco_content()
+    del content["images"][0]["height"]
+    write_image(tmp_path / "a.jpg")
+    write_coco(tmp_path / "c.json", content)
+    with pytest.raises(DataError, match=r"c\.json: an entry is incomplete.*height"):
+        rasterise(Sample(tmp_path / "a.jpg", tmp_path / "c.json", "a"), IDS)
+
+
+def test_polygons_beside_masks_need_a_class_list(tmp_path: Path) -> None:
+    write_jpeg(tmp_path / "a.jpg", np.zeros((*SIZE_HW, 3), np.uint8))
+    write_labelme(tmp_path / "a.json", [shape("cat", CAT)])
+    samples = [
+        Sample(tmp_path / "a.jpg", tmp_path / "a.json", "a"),
+        Sample(tmp_path / "b.jpg", tmp_path / "b.png", "b"),
+    ]
+    with pytest.raises(DataError, match=r"b\.png: is a picture, but other masks are polygons"):
+        polygon_classes(samples)
+    assert polygon_classes(samples[:1]) == ClassMap.from_dict(
+        {"classes": [{"id": 0, "name": "background"}, {"id": 1, "name": "cat"}]}
+    )
+
+
+JSON = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text("abX0~", max_size=5),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text("ab"), inner, max_size=2),
+    max_leaves=6,
+)
+
+
+def changed_somewhere(draw: st.DrawFn, value: Any) -> Any:
+    """Put anything in the place of one value, at any depth."""
+    if not isinstance(value, dict | list) or not value or draw(st.integers(0, 3)) == 0:
+        return draw(JSON)
+    key = draw(st.sampled_from(sorted(value) if isinstance(value, dict) else range(len(value))))
+    copy: Any = value.copy()
+    copy[key] = changed_somewhere(draw, value[key])
+    return copy
+
+
+@given(st.data())
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_whatever_a_file_holds_is_a_mask_or_an_error(tmp_path: Path, data: st.DataObject) -> None:
+    labelme = {
+        "shapes": [shape("cat", CAT), shape("dog", [[1, 1], [2, 3]], "circle")],
+        "imageHeight": 6,
+        "imageWidth": 8,
+    }
+    content = data.draw(st.sampled_from([labelme, coco_content()]))
+    content = st.composite(changed_somewhere)(content)
+    write_image(tmp_path / "a.jpg")
+    write_coco(tmp_path / "a.json", data.draw(content))
+    # The same time and size of two files would look like one to the cache.
+    sample = Sample(tmp_path / "a.jpg", tmp_path / f"{uuid4()}.json", "a")
+    (tmp_path / "a.json").rename(sample.mask)
+    mask, message = None, ""
+    try:
+        mask = rasterise(sample, {"background": 0, "cat": 1, "dog": 2, "zebra": 3})
+    except DataError as error:
+        message = str(error)
+    if mask is None:
+        assert str(sample.mask) in message
+    else:
+        assert mask.shape == SIZE_HW
+        assert set(np.unique(mask)) <= {0, 1, 2, 3}

@@ -1,0 +1,70 @@
+from __future__ import annotations
+
+from pathlib import Path
+
+import numpy as np
+import pytest
+from PIL import Image
+
+from dcnseg.checkpoint import SeenPictures
+from dcnseg.inference.familiarity import describe_pictures, differences, is_grey
+
+COLOURS = np.arange(300 * 400 * 3, dtype=np.uint32).reshape(300, 400, 3).astype(np.uint8)
+GREYS = np.repeat(COLOURS[..., :1], 3, axis=2)
+
+
+def test_pictures_are_described(tmp_path: Path) -> None:
+    paths = []
+    for index in range(40):
+        path = tmp_path / f"{index:02}.png"
+        Image.fromarray((GREYS if index % 4 == 0 else COLOURS)[: 20 + index, :50]).save(path)
+        paths.append(path)
+    seen = describe_pictures(paths)
+    assert seen.num_images == 40
+    assert seen.min_size_hw == (20, 50)
+    assert 55 <= seen.max_size_hw[0] <= 59
+    assert 0 < seen.grey_share < 1
+    assert describe_pictures(paths[:1]) == SeenPictures(1, (20, 50), (20, 50), 1.0)
+
+
+@pytest.mark.parametrize(
+    ("size_hw", "expected"),
+    [
+        ((100, 100), ()),
+        ((50, 50), ()),
+        ((49, 49), ("smaller",)),
+        ((300, 400), ()),
+        ((240, 110), ()),
+        ((1, 1), ("smaller",)),
+    ],
+)
+def test_only_a_great_difference_in_size_counts(
+    size_hw: tuple[int, int], expected: tuple[str, ...]
+) -> None:
+    seen = SeenPictures(9, (100, 100), (200, 200), 0.5)
+    assert differences(COLOURS[: size_hw[0], : size_hw[1]], seen) == expected
+    assert differences(COLOURS, SeenPictures(9, (10, 10), (100, 100), 0.5)) == ("larger",)
+
+
+@pytest.mark.parametrize(
+    ("share", "image", "expected"),
+    [
+        (0.0, GREYS, ("grey",)),
+        (0.0, COLOURS, ()),
+        (1.0, COLOURS, ("coloured",)),
+        (1.0, GREYS, ()),
+        (0.2, GREYS, ()),
+        (0.9, COLOURS, ()),
+    ],
+)
+def test_channels_count_where_the_training_saw_one_kind(
+    share: float, image: np.ndarray[tuple[int, ...], np.dtype[np.uint8]], expected: tuple[str, ...]
+) -> None:
+    assert differences(image, SeenPictures(9, (300, 400), (300, 400), share)) == expected
+
+
+def test_a_single_coloured_pixel_is_a_colour() -> None:
+    image = GREYS.copy()
+    image[203, 17, 2] ^= 1
+    assert is_grey(GREYS)
+    assert not is_grey(image)
