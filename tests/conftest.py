@@ -7,6 +7,7 @@ from pathlib import Path
 
 import pytest
 import torch
+from hypothesis import settings
 from typer.testing import CliRunner, Result
 
 from dcnseg.config import DataConfig, ModelConfig, TrainConfig
@@ -18,6 +19,11 @@ from dcnseg_cli.main import app
 Invoke = Callable[..., Result]
 
 SCENE_HW = (64, 96)
+
+# The same examples on every machine; `pytest --hypothesis-profile=search` looks for new ones.
+settings.register_profile("same", derandomize=True, deadline=None)
+settings.register_profile("search", deadline=None, max_examples=1000)
+settings.load_profile("same")
 
 
 def small_config(scenes: Path, **changes: object) -> TrainConfig:

@@ -35,6 +35,8 @@ def test_a_mask_that_is_gone_leaves_exactly_its_image(
     names: set[str], suffix: str, data: st.DataObject
 ) -> None:
     assume(len(names) > 1)
+    # With names "0" and "0 ", a mask "0 _L" may be meant for either: that is refused as ambiguous.
+    assume(not any(one != other and one in other for one in names for other in names))
     gone = data.draw(st.sampled_from(sorted(names)))
     masks = {name + suffix for name in names - {gone}}
     assert pairs(names, masks) == {name: name + suffix for name in names - {gone}}
