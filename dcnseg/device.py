@@ -1,6 +1,6 @@
 """Which device and which number format to compute with.
 
-Entry points: `select_device` and `select_amp_dtype`.
+Entry points: `select_device`, `select_amp_dtype` and `is_out_of_memory`.
 """
 
 from __future__ import annotations
@@ -9,6 +9,14 @@ import torch
 
 from dcnseg.config import AMP_MODES, DEVICES
 from dcnseg.errors import ConfigError
+
+# Of torch's CPU allocator, of oneDNN and of C++.
+_CPU_MESSAGES = (
+    "not enough memory",
+    "DefaultCPUAllocator",
+    "could not create a memory object",
+    "bad_alloc",
+)
 
 
 def select_device(name: str) -> torch.device:
@@ -67,3 +75,10 @@ def cpu_multiplies_bfloat16() -> bool:
         return False
     capabilities = get_capabilities()
     return bool(capabilities.get("avx512_bf16") or capabilities.get("amx_bf16"))
+
+
+def is_out_of_memory(error: BaseException) -> bool:
+    """Whether an exception says that memory ran out."""
+    if isinstance(error, torch.OutOfMemoryError | MemoryError):
+        return True
+    return isinstance(error, RuntimeError) and any(text in str(error) for text in _CPU_MESSAGES)

@@ -10,9 +10,9 @@ import torch
 from torch import Tensor
 
 from dcnseg.config import TrainConfig
-from dcnseg.device import select_amp_dtype, select_device
+from dcnseg.device import is_out_of_memory, select_amp_dtype, select_device
 from dcnseg.engine.losses import build_loss
-from dcnseg.engine.out_of_memory import is_out_of_memory, says_what_to_try
+from dcnseg.engine.out_of_memory import says_what_to_try
 from dcnseg.engine.state import build_state
 from dcnseg.engine.updates import Updater
 from dcnseg.models.pretrained import NO_WEIGHTS

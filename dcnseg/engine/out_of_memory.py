@@ -9,17 +9,8 @@ from pathlib import Path
 import torch
 
 from dcnseg.config import PredictConfig
+from dcnseg.device import is_out_of_memory
 from dcnseg.errors import TrainingError
-
-# Of torch's CPU allocator, of oneDNN and of the operating system.
-CPU_MESSAGES = ("not enough memory", "DefaultCPUAllocator", "could not create a memory object")
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an exception says that memory ran out."""
-    if isinstance(error, torch.OutOfMemoryError | MemoryError):
-        return True
-    return isinstance(error, RuntimeError) and any(text in str(error) for text in CPU_MESSAGES)
 
 
 @contextmanager

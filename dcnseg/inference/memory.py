@@ -8,24 +8,11 @@ from pathlib import Path
 
 import torch
 
+from dcnseg.device import is_out_of_memory
 from dcnseg.errors import DataError
 from dcnseg.inference.predictor import Predictor
 
 LEAST_WINDOW = 64
-# Of torch's CPU allocator, of oneDNN and of C++.
-_CPU_MESSAGES = (
-    "not enough memory",
-    "DefaultCPUAllocator",
-    "could not create a memory object",
-    "bad_alloc",
-)
-
-
-def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an exception says that memory ran out."""
-    if isinstance(error, torch.OutOfMemoryError | MemoryError):
-        return True
-    return isinstance(error, RuntimeError) and any(text in str(error) for text in _CPU_MESSAGES)
 
 
 @contextmanager
