@@ -22,7 +22,7 @@ from dcnseg_cli.options import (
 from dcnseg_cli.reporting import DATA, message, print_json, reports_errors
 
 if TYPE_CHECKING:
-    from dcnseg.data.check import CheckReport
+    from dcnseg.data.check.report import CheckReport
 
 EPILOG = """
 Examples:
@@ -107,8 +107,8 @@ def check(
 
 
 def _look(config: DataConfig) -> CheckReport:
-    from dcnseg.data.check import check_data
-    from dcnseg.data.folders import find_pairs
+    from dcnseg.data.check.report import check_data
+    from dcnseg.data.pairing.folders import find_pairs
     from dcnseg_cli.progress_bar import progress_bar
 
     pairing = find_pairs(

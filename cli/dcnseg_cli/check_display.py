@@ -9,8 +9,8 @@ from rich.console import Console
 from rich.markup import escape
 from rich.table import Table
 
-from dcnseg.data.check import CheckReport
-from dcnseg.data.findings import ERROR, WARNING, by_severity, shortened
+from dcnseg.data.check.findings import ERROR, WARNING, by_severity, shortened
+from dcnseg.data.check.report import CheckReport
 
 _MAX_NAMES = 5
 _MAX_VALUES = 30

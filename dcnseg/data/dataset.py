@@ -19,10 +19,10 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from dcnseg.data.class_map import IGNORE_INDEX, ClassMap, UnknownLabelsError
-from dcnseg.data.folders import Sample, Splits, find_splits
 from dcnseg.data.image_io import read_image, read_mask, read_orientation
+from dcnseg.data.pairing.folders import Sample, Splits, find_splits
 from dcnseg.data.picture_file import apply_orientation
-from dcnseg.data.polygons import is_polygon_file, load_polygons, polygon_classes
+from dcnseg.data.polygons.drawings import is_polygon_file, load_polygons, polygon_classes
 from dcnseg.errors import ConfigError, DataError
 
 _MAX_VALUES: Final = 64  # more distinct values than that are not classes but a smeared mask

@@ -14,7 +14,7 @@ import numpy.typing as npt
 from dcnseg.config import PredictConfig
 from dcnseg.data.class_map import IGNORE_INDEX, ClassMap
 from dcnseg.data.dataset import find_class_list, load_pair
-from dcnseg.data.folders import SPLIT_NAMES, Sample, Splits, find_splits
+from dcnseg.data.pairing.folders import SPLIT_NAMES, Sample, Splits, find_splits
 from dcnseg.engine.run_folder import RunRecord, is_run, read_run
 from dcnseg.errors import ConfigError, DataError
 from dcnseg.inference.predictor import Predictor

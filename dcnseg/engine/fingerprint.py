@@ -13,7 +13,7 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from dcnseg.data.folders import Sample, Splits
+from dcnseg.data.pairing.folders import Sample, Splits
 from dcnseg.errors import CheckpointError, DataError
 from dcnseg.files import atomic_path
 

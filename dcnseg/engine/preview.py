@@ -10,8 +10,8 @@ import numpy as np
 import numpy.typing as npt
 
 from dcnseg.data.dataset import load_pair
-from dcnseg.data.folders import Sample
 from dcnseg.data.image_io import write_jpeg
+from dcnseg.data.pairing.folders import Sample
 from dcnseg.inference.predictor import Predictor
 from dcnseg.inference.writers import draw_overlay
 

@@ -33,7 +33,7 @@ from dcnseg import __version__
 from dcnseg.checkpoint import BEST_WEIGHTS, RESUME_STATE
 from dcnseg.config import TrainConfig, from_dict, to_dict
 from dcnseg.data.class_map import ClassMap
-from dcnseg.data.folders import Sample, Splits
+from dcnseg.data.pairing.folders import Sample, Splits
 from dcnseg.engine.fingerprint import FILES, write_fingerprints
 from dcnseg.errors import CheckpointError, ConfigError, DataError
 from dcnseg.files import atomic_path

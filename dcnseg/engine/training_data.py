@@ -13,11 +13,11 @@ import torch
 from torch import Tensor
 
 from dcnseg.config import Preprocessing, TrainConfig
-from dcnseg.data.check import CheckReport, check_data
+from dcnseg.data.check.findings import WARNING, by_severity, raise_errors, shortened
+from dcnseg.data.check.report import CheckReport, check_data
 from dcnseg.data.class_map import ClassMap
 from dcnseg.data.dataset import SegmentationDataset
-from dcnseg.data.findings import WARNING, by_severity, raise_errors, shortened
-from dcnseg.data.folders import Pairing, Splits, find_pairs
+from dcnseg.data.pairing.folders import Pairing, Splits, find_pairs
 from dcnseg.data.transforms import build_train_transform
 
 _SHOWN_WARNINGS: Final = 3  # of each kind; `dcnseg check` lists more

@@ -10,7 +10,7 @@ from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path, PurePath
 
-from dcnseg.data.folders import find_images
+from dcnseg.data.pairing.folders import find_images
 from dcnseg.errors import ConfigError, DataError
 
 STDIN = "-"

@@ -14,14 +14,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import ExifTags, Image
 
-from dcnseg.data import look
-from dcnseg.data.check import CheckReport, check_data
+from dcnseg.data.check import look
+from dcnseg.data.check.findings import Finding, raise_errors, shortened
+from dcnseg.data.check.inspection import MaskFacts, inspect_mask
+from dcnseg.data.check.report import CheckReport, check_data
 from dcnseg.data.class_map import ClassMap
 from dcnseg.data.dataset import load_label_map
-from dcnseg.data.findings import Finding, raise_errors, shortened
-from dcnseg.data.folders import find_pairs
 from dcnseg.data.image_io import write_jpeg, write_png
-from dcnseg.data.inspection import MaskFacts, inspect_mask
+from dcnseg.data.pairing.folders import find_pairs
 from dcnseg.errors import DataError
 
 HW = (40, 48)

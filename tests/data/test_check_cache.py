@@ -6,7 +6,7 @@ from pathlib import Path
 
 import pytest
 
-from dcnseg.data.check_cache import FactsCache, cache_folder
+from dcnseg.data.check.cache import FactsCache, cache_folder
 
 
 @pytest.fixture

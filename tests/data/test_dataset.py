@@ -12,8 +12,8 @@ from torch.utils.data import DataLoader
 
 from dcnseg.data.class_map import ClassInfo, ClassMap
 from dcnseg.data.dataset import SegmentationDataset, decode_mask, load_class_map, load_label_map
-from dcnseg.data.folders import find_splits, pair_samples
 from dcnseg.data.image_io import write_png
+from dcnseg.data.pairing.folders import find_splits, pair_samples
 from dcnseg.errors import ConfigError, DataError
 
 CLASSES = ClassMap((ClassInfo(0, "ground", (0, 0, 0)), ClassInfo(5, "tree", (0, 99, 0))))

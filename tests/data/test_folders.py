@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dcnseg.data.folders import (
+from dcnseg.data.pairing.folders import (
     Sample,
     Splits,
     find_images,
@@ -17,7 +17,7 @@ from dcnseg.data.folders import (
     left_over,
     pair_samples,
 )
-from dcnseg.data.samples import Entry, Found, draw_val, join_entries
+from dcnseg.data.pairing.samples import Entry, Found, draw_val, join_entries
 from dcnseg.errors import ConfigError, DataError
 
 

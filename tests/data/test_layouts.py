@@ -4,8 +4,8 @@ from pathlib import Path
 
 import pytest
 
-from dcnseg.data.folder_names import FolderWord, read_folder_name
-from dcnseg.data.folders import find_pairs, find_splits
+from dcnseg.data.pairing.folder_names import FolderWord, read_folder_name
+from dcnseg.data.pairing.folders import find_pairs, find_splits
 from dcnseg.errors import DataError
 
 

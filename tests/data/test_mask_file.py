@@ -12,9 +12,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
+from dcnseg.data.check.inspection import MaskFacts, inspect_mask
 from dcnseg.data.class_map import ClassInfo, ClassMap
 from dcnseg.data.dataset import load_label_map
-from dcnseg.data.inspection import MaskFacts, inspect_mask
 from dcnseg.data.mask_file import read_mask_file
 from dcnseg.errors import ConfigError
 

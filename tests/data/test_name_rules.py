@@ -4,7 +4,7 @@ import pytest
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from dcnseg.data.name_rules import NameRule, find_name_rules, is_affix
+from dcnseg.data.pairing.name_rules import NameRule, find_name_rules, is_affix
 
 NAMES = st.sets(st.text("abc019ü ", min_size=1, max_size=6), min_size=1, max_size=8)
 SUFFIXES = st.sampled_from(["", "_L", "_mask", "-label", "_gtFine_labelIds", ".gt", "mask", "_seg"])

@@ -3,7 +3,7 @@ from __future__ import annotations
 import numpy as np
 import numpy.typing as npt
 
-from dcnseg.data.near_duplicates import Picture, find_near_duplicates
+from dcnseg.data.check.near_duplicates import Picture, find_near_duplicates
 
 UInt8Array = npt.NDArray[np.uint8]
 RNG = np.random.default_rng(0)

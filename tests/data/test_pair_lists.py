@@ -4,7 +4,7 @@ from pathlib import Path
 
 import pytest
 
-from dcnseg.data.folders import find_splits
+from dcnseg.data.pairing.folders import find_splits
 from dcnseg.errors import DataError
 
 

@@ -6,7 +6,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dcnseg.data.folders import find_pairs, find_splits
+from dcnseg.data.pairing.folders import find_pairs, find_splits
 from dcnseg.errors import ConfigError, DataError
 
 

@@ -15,9 +15,9 @@ from PIL import ExifTags, Image
 
 from dcnseg.data.class_map import ClassMap
 from dcnseg.data.dataset import load_class_map, load_pair
-from dcnseg.data.folders import Sample, find_pairs, find_splits
 from dcnseg.data.image_io import write_jpeg
-from dcnseg.data.polygons import polygon_classes, polygon_names, rasterise
+from dcnseg.data.pairing.folders import Sample, find_pairs, find_splits
+from dcnseg.data.polygons.drawings import polygon_classes, polygon_names, rasterise
 from dcnseg.errors import DataError
 
 SIZE_HW = (6, 8)

@@ -5,7 +5,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dcnseg.data.rasters import decode_runs, fill_ring, unpack_runs
+from dcnseg.data.polygons.rasters import decode_runs, fill_ring, unpack_runs
 
 COORDINATES = st.floats(-3, 11, allow_nan=False).map(lambda value: round(value, 3))
 CORNERS = st.tuples(COORDINATES, COORDINATES)

@@ -4,9 +4,9 @@ from pathlib import Path
 
 import numpy as np
 
-from dcnseg.data.check import check_data
+from dcnseg.data.check.report import check_data
 from dcnseg.data.dataset import load_class_map
-from dcnseg.data.folders import Pairing, find_splits
+from dcnseg.data.pairing.folders import Pairing, find_splits
 from dcnseg.data.synthetic import SCENE_CLASSES, generate_scene, write_scenes
 
 

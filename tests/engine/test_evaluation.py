@@ -11,8 +11,8 @@ from PIL import Image
 
 from dcnseg.checkpoint import BEST_WEIGHTS, load_segmenter
 from dcnseg.data.dataset import load_label_map
-from dcnseg.data.folders import find_splits
 from dcnseg.data.image_io import read_image
+from dcnseg.data.pairing.folders import find_splits
 from dcnseg.engine.evaluation import Scores, count_confusion, evaluate_run
 from dcnseg.engine.run_folder import read_run
 from dcnseg.engine.training import train

@@ -2,8 +2,8 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from dcnseg.data.folders import find_splits
 from dcnseg.data.image_io import read_image
+from dcnseg.data.pairing.folders import find_splits
 from dcnseg.engine.preview import CELL_WIDTH, GAP, write_preview
 from dcnseg.inference.predictor import Predictor
 

@@ -11,16 +11,16 @@ from typing import Any, Final
 
 import numpy as np
 
-from dcnseg.data.class_findings import (
+from dcnseg.data.check.class_findings import (
     THRESHOLD,
     is_smeared,
     values_of,
     void_value,
 )
+from dcnseg.data.check.look import Looked
 from dcnseg.data.class_map import ClassMap
 from dcnseg.data.dataset import find_class_list
 from dcnseg.data.label_codes import IGNORE_INDEX, MAX_ID, unpack_colour
-from dcnseg.data.look import Looked
 
 _MAX_COLOURS: Final = 64
 _MAX_CROP: Final = 512

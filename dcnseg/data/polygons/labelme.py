@@ -12,7 +12,14 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
-from dcnseg.data.shapes import Annotation, Shape, read_json, read_points, read_ring, read_size_hw
+from dcnseg.data.polygons.shapes import (
+    Annotation,
+    Shape,
+    read_json,
+    read_points,
+    read_ring,
+    read_size_hw,
+)
 from dcnseg.errors import DataError
 
 _CIRCLE_CORNERS: Final = 72

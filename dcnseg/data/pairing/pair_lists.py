@@ -10,9 +10,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from dcnseg.data.listing import composed
-from dcnseg.data.role_words import IMAGE_WORDS, MASK_WORDS
-from dcnseg.data.samples import SPLIT_WORDS, Entry, Found
+from dcnseg.data.pairing.listing import composed
+from dcnseg.data.pairing.role_words import IMAGE_WORDS, MASK_WORDS
+from dcnseg.data.pairing.samples import SPLIT_WORDS, Entry, Found
 from dcnseg.errors import DataError
 
 _IMAGE_HEADS: Final = IMAGE_WORDS | {"filename", "file", "image_path", "img_path", "image_file"}

@@ -8,17 +8,17 @@ from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from dataclasses import dataclass
 from pathlib import Path
 
-from dcnseg.data.check_cache import FactsCache
-from dcnseg.data.findings import Finding, from_error
-from dcnseg.data.inspection import (
+from dcnseg.data.check.cache import FactsCache
+from dcnseg.data.check.findings import Finding, from_error
+from dcnseg.data.check.inspection import (
     ImageFacts,
     MaskFacts,
     inspect_image,
     inspect_mask,
     inspect_polygons,
 )
-from dcnseg.data.polygons import is_polygon_file
-from dcnseg.data.samples import SPLIT_NAMES, Sample, Splits
+from dcnseg.data.pairing.samples import SPLIT_NAMES, Sample, Splits
+from dcnseg.data.polygons.drawings import is_polygon_file
 from dcnseg.errors import DataError
 
 _REMOVE_IMAGE = "Get the file again, or take it and its mask out of the data."

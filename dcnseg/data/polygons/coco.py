@@ -13,11 +13,11 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from dcnseg.data.folder_names import PlacedFile, place_files
-from dcnseg.data.listing import composed
-from dcnseg.data.rasters import decode_runs
-from dcnseg.data.samples import SPLIT_WORDS, Entry, Found
-from dcnseg.data.shapes import Annotation, Shape, read_json, read_ring, read_size_hw
+from dcnseg.data.pairing.folder_names import PlacedFile, place_files
+from dcnseg.data.pairing.listing import composed
+from dcnseg.data.pairing.samples import SPLIT_WORDS, Entry, Found
+from dcnseg.data.polygons.rasters import decode_runs
+from dcnseg.data.polygons.shapes import Annotation, Shape, read_json, read_ring, read_size_hw
 from dcnseg.errors import DataError
 
 _NAMES: Final = re.compile(r"instances.*|_?annotations?|.*coco.*|train|val|valid|test", re.I)

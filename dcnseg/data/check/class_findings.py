@@ -7,12 +7,12 @@ from collections.abc import Iterable, Sequence
 from pathlib import Path
 from typing import Final
 
+from dcnseg.data.check.findings import ERROR, WARNING, Finding, from_error
+from dcnseg.data.check.inspection import MaskFacts
+from dcnseg.data.check.look import Looked
 from dcnseg.data.class_map import IGNORE_INDEX, ClassMap, describe_ids
 from dcnseg.data.dataset import classes_of_values, find_class_list
-from dcnseg.data.findings import ERROR, WARNING, Finding, from_error
-from dcnseg.data.inspection import MaskFacts
 from dcnseg.data.label_codes import MAX_ID
-from dcnseg.data.look import Looked
 from dcnseg.errors import ConfigError, DataError
 
 THRESHOLD: Final = 128  # suggested where masks are smeared between 0 and 255

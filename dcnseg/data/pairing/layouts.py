@@ -9,15 +9,15 @@ from itertools import takewhile
 from pathlib import Path
 from typing import Final
 
-from dcnseg.data.coco import find_coco
-from dcnseg.data.folder_names import PlacedFile, place_files
-from dcnseg.data.labelme import is_labelme
-from dcnseg.data.listing import find_files, find_images
-from dcnseg.data.name_rules import NameRule, RuleChoice, find_name_rules
-from dcnseg.data.one_folder import part_one_folder
-from dcnseg.data.patterns import match_patterns
-from dcnseg.data.samples import Entry, Found
-from dcnseg.data.voc import find_voc
+from dcnseg.data.pairing.folder_names import PlacedFile, place_files
+from dcnseg.data.pairing.listing import find_files, find_images
+from dcnseg.data.pairing.name_rules import NameRule, RuleChoice, find_name_rules
+from dcnseg.data.pairing.one_folder import part_one_folder
+from dcnseg.data.pairing.patterns import match_patterns
+from dcnseg.data.pairing.samples import Entry, Found
+from dcnseg.data.pairing.voc import find_voc
+from dcnseg.data.polygons.coco import find_coco
+from dcnseg.data.polygons.labelme import is_labelme
 from dcnseg.errors import DataError
 
 _GENERAL_ADVICE: Final = (

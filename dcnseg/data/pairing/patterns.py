@@ -9,8 +9,8 @@ from pathlib import Path, PurePosixPath
 from typing import Final
 
 from dcnseg.data.image_io import IMAGE_SUFFIXES
-from dcnseg.data.listing import composed, find_files
-from dcnseg.data.samples import SPLIT_WORDS, Entry, Found
+from dcnseg.data.pairing.listing import composed, find_files
+from dcnseg.data.pairing.samples import SPLIT_WORDS, Entry, Found
 from dcnseg.errors import DataError
 
 _TOKENS: Final = re.compile(r"\{stem\}|\{split\}|\*\*/|\*\*|\*|\?|\[[^\]/]+\]|[^*?\[{]+|.")

@@ -6,8 +6,8 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from dcnseg.data.image_io import IMAGE_SUFFIXES
-from dcnseg.data.listing import composed, find_images
-from dcnseg.data.samples import SPLIT_NAMES, Entry, Found
+from dcnseg.data.pairing.listing import composed, find_images
+from dcnseg.data.pairing.samples import SPLIT_NAMES, Entry, Found
 from dcnseg.errors import DataError
 
 _LISTS = Path("ImageSets", "Segmentation")

@@ -8,11 +8,11 @@ from __future__ import annotations
 from pathlib import Path
 
 from dcnseg.config import check_pair_source
-from dcnseg.data.layouts import recognise
-from dcnseg.data.listing import find_images, first_names
-from dcnseg.data.pair_lists import read_pair_list
-from dcnseg.data.patterns import match_patterns
-from dcnseg.data.samples import SPLIT_NAMES, Found, Pairing, Sample, Splits, join_entries
+from dcnseg.data.pairing.layouts import recognise
+from dcnseg.data.pairing.listing import find_images, first_names
+from dcnseg.data.pairing.pair_lists import read_pair_list
+from dcnseg.data.pairing.patterns import match_patterns
+from dcnseg.data.pairing.samples import SPLIT_NAMES, Found, Pairing, Sample, Splits, join_entries
 from dcnseg.errors import ConfigError, DataError
 
 __all__ = [

@@ -12,18 +12,18 @@ from typing import Any, Final
 
 import numpy as np
 
-from dcnseg.data.check_cache import FactsCache
-from dcnseg.data.class_findings import find_classes
+from dcnseg.data.check.cache import FactsCache
+from dcnseg.data.check.class_findings import find_classes
+from dcnseg.data.check.findings import ERROR, WARNING, Finding, by_severity
+from dcnseg.data.check.look import Looked, look_at_pairs
+from dcnseg.data.check.pair_findings import judge_pairs
+from dcnseg.data.check.suggest import Suggestion, suggest
+from dcnseg.data.check.value_findings import Judged, judge_values
 from dcnseg.data.class_map import IGNORE_INDEX, ClassMap
 from dcnseg.data.dataset import find_class_list
-from dcnseg.data.findings import ERROR, WARNING, Finding, by_severity
 from dcnseg.data.label_codes import unpack_colour
-from dcnseg.data.look import Looked, look_at_pairs
-from dcnseg.data.pair_findings import judge_pairs
-from dcnseg.data.polygons import is_polygon_file, polygon_classes
-from dcnseg.data.samples import SPLIT_NAMES, Pairing
-from dcnseg.data.suggest import Suggestion, suggest
-from dcnseg.data.value_findings import Judged, judge_values
+from dcnseg.data.pairing.samples import SPLIT_NAMES, Pairing
+from dcnseg.data.polygons.drawings import is_polygon_file, polygon_classes
 from dcnseg.errors import ConfigError, DataError
 
 _MAX_LISTED_VALUES: Final = 256

@@ -12,14 +12,14 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Literal
 
-from dcnseg.data.listing import composed
-from dcnseg.data.role_words import (
+from dcnseg.data.pairing.listing import composed
+from dcnseg.data.pairing.role_words import (
     FILLER_WORDS,
     IMAGE_FOLDER_WORDS,
     MASK_FOLDER_WORDS,
     NEGATIONS,
 )
-from dcnseg.data.samples import SPLIT_WORDS, Entry
+from dcnseg.data.pairing.samples import SPLIT_WORDS, Entry
 
 Role = Literal["", "image", "mask"]
 

@@ -5,10 +5,10 @@ from __future__ import annotations
 from collections.abc import Sequence
 from typing import Final
 
+from dcnseg.data.check.findings import ERROR, WARNING, Finding
+from dcnseg.data.check.look import Looked
+from dcnseg.data.check.near_duplicates import Picture, find_near_duplicates
 from dcnseg.data.dataset import size_mismatch
-from dcnseg.data.findings import ERROR, WARNING, Finding
-from dcnseg.data.look import Looked
-from dcnseg.data.near_duplicates import Picture, find_near_duplicates
 
 _TINY: Final = 32  # pixels; the network halves a picture four times before it looks around
 

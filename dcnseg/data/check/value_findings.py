@@ -14,13 +14,13 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from dcnseg.data.class_findings import THRESHOLD, values_of
+from dcnseg.data.check.class_findings import THRESHOLD, values_of
+from dcnseg.data.check.findings import ERROR, WARNING, Finding, from_error
+from dcnseg.data.check.inspection import MaskFacts
+from dcnseg.data.check.look import Looked
 from dcnseg.data.class_map import IGNORE_INDEX, ClassMap, UnknownLabelsError, describe_ids
 from dcnseg.data.dataset import decode_mask
-from dcnseg.data.findings import ERROR, WARNING, Finding, from_error
-from dcnseg.data.inspection import MaskFacts
 from dcnseg.data.label_codes import MAX_ID, unpack_colour
-from dcnseg.data.look import Looked
 from dcnseg.errors import ConfigError
 
 _LOSSY: Final = ("JPEG", "JPEG2000")

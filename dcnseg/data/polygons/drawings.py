@@ -14,12 +14,12 @@ import numpy.typing as npt
 
 from dcnseg.data.class_info import with_colours
 from dcnseg.data.class_map import ClassMap, UnknownLabelsError
-from dcnseg.data.coco import CocoFile, read_coco
 from dcnseg.data.image_io import read_size
 from dcnseg.data.label_codes import UInt8Array
-from dcnseg.data.labelme import looks_like_labelme, parse_labelme
-from dcnseg.data.samples import Sample
-from dcnseg.data.shapes import Annotation, draw_shape
+from dcnseg.data.pairing.samples import Sample
+from dcnseg.data.polygons.coco import CocoFile, read_coco
+from dcnseg.data.polygons.labelme import looks_like_labelme, parse_labelme
+from dcnseg.data.polygons.shapes import Annotation, draw_shape
 from dcnseg.errors import DataError
 
 BACKGROUND: Final = "background"

@@ -8,7 +8,7 @@ from collections.abc import Collection, Iterable, Iterator
 from dataclasses import dataclass
 from typing import Final
 
-from dcnseg.data.role_words import BESIDE_WORDS, IMAGE_WORDS, MASK_WORDS
+from dcnseg.data.pairing.role_words import BESIDE_WORDS, IMAGE_WORDS, MASK_WORDS
 
 Key = tuple[str, str]  # split, and path without ending: ("train", "street/0001_L")
 

@@ -11,7 +11,7 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from dcnseg.data.rasters import BoolArray, fill_ring
+from dcnseg.data.polygons.rasters import BoolArray, fill_ring
 from dcnseg.errors import DataError
 
 _MAX_PIXELS: Final = 178_956_970  # where Pillow refuses a picture, too

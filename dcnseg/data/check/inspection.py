@@ -15,8 +15,8 @@ from dcnseg.data.dataset import is_grey_mask
 from dcnseg.data.image_io import read_picture_info
 from dcnseg.data.label_codes import pack_colour, unpack_colour
 from dcnseg.data.mask_file import MaskFile, read_mask_file
-from dcnseg.data.polygons import rasterise
-from dcnseg.data.samples import Sample
+from dcnseg.data.pairing.samples import Sample
+from dcnseg.data.polygons.drawings import rasterise
 
 MAX_COUNTED: Final = 4096  # distinct colours of one mask; a smeared one has a hundred thousand
 

@@ -8,9 +8,9 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import Final
 
-from dcnseg.data.name_rules import Key, NameRule, find_name_rules
-from dcnseg.data.role_words import BESIDE_WORDS, IMAGE_WORDS, MASK_WORDS
-from dcnseg.data.samples import Entry
+from dcnseg.data.pairing.name_rules import Key, NameRule, find_name_rules
+from dcnseg.data.pairing.role_words import BESIDE_WORDS, IMAGE_WORDS, MASK_WORDS
+from dcnseg.data.pairing.samples import Entry
 
 _LOSSY: Final = frozenset({".jpg", ".jpeg", ".jpe", ".jfif", ".webp"})
 _TAIL: Final = re.compile(r"(?<=.)(?:[_\-. ][A-Za-z]\w*|[_\-. ]?[A-Za-z]+)$")

@@ -1,0 +1,1 @@
+"""Masks drawn as polygons or run lengths in JSON files."""
