@@ -108,8 +108,7 @@ def _can_be_two_classes(class_map: ClassMap | None, has_list: bool) -> bool:
 def _class_weights(pixel_counts: Sequence[int]) -> str:
     """Choose weights by the rarest class's share, compared with an equal one.
 
-    Roots lift a class of 1.6 % of the pixels to 11 % of the loss: enough to be learned, and not so
-    much that half of what is found is wrong, as with full balance.
+    Roots lift a class of 1.6 % of the pixels to 11 % of the loss; full balance would make it half.
     """
     present = np.array([count for count in pixel_counts if count > 0], float)
     if len(present) < 2:
