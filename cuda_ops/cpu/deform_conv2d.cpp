@@ -5,8 +5,8 @@
 // in the second cache, and forgotten.
 //
 // Memory beyond input and output: the packed weight; a megabyte or two per thread; and, of an input that is not
-// channels-last, a copy that is, for as many positions at a time as kMostCopies bytes serve. Where offsets
-// reach too far for that, the input is sampled from its planes.
+// channels-last, a copy that is, chunk by chunk of its channels, for as many positions at a time as kMostCopies
+// bytes serve. Where offsets reach too far for that, the input is sampled from its planes.
 #include "deform_conv2d.h"
 #include "dtypes.h"
 #include "layout.h"
@@ -22,21 +22,20 @@ constexpr int64_t kDepthBytes = 2304;       // of a row of columns: 576 in float
 constexpr int64_t kMostRows = 512;          // of a block, for which the whole weight is read once
 constexpr int64_t kMostRowBytes = 1 << 20;  // of a block's sums, where the output cannot hold them
 
-// Positions cut into blocks: equal but for one tile of the products, and as many for each thread.
+// Positions cut into blocks of at most `most_rows`: equal but for one tile of the products, and as many for each slot.
 struct Blocks {
   int64_t first, last, tile, tiles, count, slots;
 
+  Blocks(int64_t begin, int64_t end, int64_t tile_rows, int64_t most_rows, int64_t most_slots)
+      : first(begin), last(end), tile(tile_rows), tiles((end - begin + tile - 1) / tile) {
+    slots = std::min(most_slots, tiles);
+    const int64_t fit = std::max<int64_t>(1, most_rows / tile);
+    count = std::min(tiles, round_up((tiles + fit - 1) / fit, slots));
+  }
   int64_t begin(int64_t block) const { return std::min(last, first + block * tiles / count * tile); }
   int64_t first_of(int64_t slot) const { return slot * count / slots; }
   int64_t most() const { return (tiles + count - 1) / count * tile; }
 };
-
-Blocks blocks_of(int64_t first, int64_t last, int64_t tile, int64_t most_rows) {
-  const int64_t tiles = (last - first + tile - 1) / tile, slots = std::min(thread_count(), tiles);
-  const int64_t fit = std::max<int64_t>(1, most_rows / tile);
-  const int64_t count = std::min(tiles, round_up((tiles + fit - 1) / fit, slots));
-  return {first, last, tile, tiles, count, slots};
-}
 
 // Where a block's product rows [positions][C_out] are summed, and how they get to the output.
 template <typename T>
@@ -78,10 +77,9 @@ class Forward {
         output_(output),
         tile_(microkernel<E>().rows),
         sampled_(kBlock / tile_ * tile_),
+        chunks_(channel_chunks(p_, kMostDepth)),
         zeros_(static_cast<size_t>(p_.channels) + 2, T{}) {
-    for (int64_t group = 0; group < p_.groups; ++group)
-      steps_.push_back(depth_steps(p_, group * p_.group_channels(), (group + 1) * p_.group_channels(),
-                                   kDepthBytes / static_cast<int64_t>(sizeof(E))));
+    for (int64_t group = 0; group < p_.groups; ++group) steps_.push_back(chunk_steps(p_, chunks_, group, kMostDepth));
     for (const DepthStep& step : steps_[0]) stride_ = std::max(stride_, step.size());
     stride_ = round_up(stride_, 16) + 16;  // no power of two: rows would share cache sets
   }
@@ -103,49 +101,67 @@ class Forward {
       return go_through(all, s, panels);
     }
     Buffer<T> copy;
-    copy.get(parts.most_pixels() * p_.channels);
+    copy.get(chunk_size(parts.most_pixels()) * chunk_count());
+    s.chunks = chunks_;
+    s.pixel_stride = chunks_.channels;
     for (const Part& part : parts.parts) {
       copy_input(part, copy.get(0));
-      s.input = shifted<const T>(copy.get(0), -part.first_pixel * p_.channels);
-      s.zeros = distance<T>(s.input, zeros_.data() + 1);
+      s.chunk_stride = chunk_size(part.pixels());
+      s.input = shifted<const T>(copy.get(0), -part.first_pixel * s.pixel_stride);
+      s.zeros = part.last_pixel * s.pixel_stride;
       go_through(part, s, panels);
     }
   }
 
  private:
-  // The pixels of a part, channels-last.
+  static constexpr int64_t kMostDepth = kDepthBytes / static_cast<int64_t>(sizeof(E));
+
+  int64_t chunk_count() const { return p_.groups * chunks_.count; }
+  // Of a copied chunk: [pixels][channels], and a pixel of zeros.
+  int64_t chunk_size(int64_t pixels) const { return (pixels + 1) * chunks_.channels; }
+
+  // The pixels of a part, chunk by chunk.
   void copy_input(const Part& part, T* to) const {
-    const int64_t pixels = p_.height * p_.width;
+    const int64_t pixels = p_.height * p_.width, stride = chunk_size(part.pixels());
     parallel_for(part.first_pixel, part.last_pixel, grain(p_.channels), [&](int64_t begin, int64_t end) {
       for_images(begin, end, pixels, [&](int64_t image, int64_t pixel, int64_t count, int64_t before) {
-        transpose_block(a_.input.template in<T>() + image * p_.channels * pixels + pixel, pixels,
-                        to + (begin + before - part.first_pixel) * p_.channels, p_.channels, p_.channels, count);
+        for (int64_t chunk = 0; chunk < chunk_count(); ++chunk) {
+          const int64_t channel = chunks_.begin(chunk);
+          transpose_block(a_.input.template in<T>() + (image * p_.channels + channel) * pixels + pixel, pixels,
+                          to + chunk * stride + (begin + before - part.first_pixel) * chunks_.channels,
+                          chunks_.channels, chunks_.end(chunk) - channel, count);
+        }
       });
     });
+    for (int64_t chunk = 0; chunk < chunk_count(); ++chunk)
+      std::fill_n(to + (chunk + 1) * stride - chunks_.channels, chunks_.channels, T{});
   }
 
   void go_through(const Part& part, const Sampler<T>& sampler, const ForwardPanels<E>& panels) {
     const int64_t sum_bytes = output_.is_direct() ? 0 : p_.out_channels * static_cast<int64_t>(sizeof(A));
     const int64_t most_rows = sum_bytes ? std::min(kMostRows, kMostRowBytes / sum_bytes) : kMostRows;
-    const Blocks blocks = blocks_of(part.begin, part.end, tile_, most_rows);
+    const Blocks blocks(part.begin, part.end, tile_, most_rows, thread_count());
     for_slots(blocks.slots, [&](int64_t slot) {
       Buffer<E> columns;
       Buffer<A> sums;
       Buffer<T> rounded;
-      StepPlans<T> plans;
+      std::vector<StepPlans<T>> plans;  // of each stretch of a block, if steps share them
       columns.get(sampled_ * stride_);
       if (!output_.is_direct()) sums.get(blocks.most() * p_.out_channels);
       if (!std::is_same_v<T, A> && !output_.channels_last) rounded.get(blocks.most() * p_.out_channels);
       for (int64_t block = blocks.first_of(slot); block < blocks.first_of(slot + 1); ++block) {
         const int64_t begin = blocks.begin(block), end = blocks.begin(block + 1);
+        const Blocks stretches(begin, end, tile_, sampled_, 1);
+        const size_t kept = steps_[0].size() > 1 ? static_cast<size_t>(stretches.count) : 1;
+        if (plans.size() < kept) plans.resize(kept);
         A* rows = output_.is_direct() ? output_.direct(begin) : sums.get(0);
         for (int64_t group = 0; group < p_.groups; ++group)
           for (size_t i = 0; i < steps_[group].size(); ++i) {
             const E* right = weight_.get(0) + group * panels.size() + panels.begin[i] * panels.width();
             const DepthStep& step = steps_[group][i];
-            for (int64_t first = begin; first < end; first += sampled_) {
-              const int64_t last = std::min(end, first + sampled_);
-              sample(sampler, step, first, last, plans, columns.get(0));
+            for (int64_t stretch = 0; stretch < stretches.count; ++stretch) {
+              const int64_t first = stretches.begin(stretch), last = stretches.begin(stretch + 1);
+              sample(sampler, step, first, last, plans[stretch % kept], columns.get(0));
               multiply(columns.get(0), stride_, last - first, right, panels.panel_size(),
                        {step.size(), p_.group_outputs()},
                        rows + (first - begin) * p_.out_channels + group * p_.group_outputs(), p_.out_channels, i > 0);
@@ -169,7 +185,8 @@ class Forward {
   const DeformConvArgs& a_;
   const DeformConvParams& p_;
   OutputRows<T> output_;
-  int64_t tile_, sampled_;                     // positions: of a tile of the products; that are sampled at a time
+  int64_t tile_, sampled_;  // positions: of a tile of the products; that are sampled at a time
+  ChannelChunks chunks_;
   int64_t stride_ = 0;                         // of a row of columns
   std::vector<std::vector<DepthStep>> steps_;  // of each group
   std::vector<T> zeros_;

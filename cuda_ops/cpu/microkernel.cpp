@@ -36,6 +36,17 @@ DCN_INLINE void store_tile(V (&sum)[kRows][kVectors], E* c, int64_t c_stride, bo
     }
 }
 
+// What store_tile will add to, into the nearest cache: two of its lines in each row.
+template <int kRows, typename E>
+DCN_INLINE void fetch_tile(const E* c, int64_t c_stride) {
+  constexpr int kLine = 64 / sizeof(E);
+#pragma GCC unroll 16
+  for (int r = 0; r < kRows; ++r) {
+    __builtin_prefetch(c + r * c_stride, 1);
+    __builtin_prefetch(c + r * c_stride + kLine, 1);
+  }
+}
+
 // Rows are addressed from every third one: base, base + stride, base + 2 * stride are one instruction's
 // addressing modes, and five bases fit the registers where fourteen do not.
 template <typename V, int kRows, int kVectors, typename E>
@@ -44,6 +55,7 @@ DCN_INLINE void tile(const E* a, int64_t a_stride, const E* b, int64_t depth, E*
   V sum[kRows][kVectors] = {};
   const E* base[kBases];
   for (int i = 0; i < kBases; ++i) base[i] = a + 3 * i * a_stride;
+  fetch_tile<kRows>(c, c_stride);
 #pragma GCC unroll 4
   for (int64_t k = 0; k < depth; ++k) {
     V right[kVectors];
@@ -88,6 +100,7 @@ __attribute__((target("arch=x86-64-v4,avx512bf16"))) void tile_pairs(const bf16*
   __m512 sum[kRows][kVectors] = {};
   const bf16* base[kBases];
   for (int i = 0; i < kBases; ++i) base[i] = a + 3 * i * a_stride;
+  fetch_tile<kRows>(c, c_stride);
 #pragma GCC unroll 4
   for (int64_t k = 0; k < depth; k += 2) {
     __m512bh right[kVectors];

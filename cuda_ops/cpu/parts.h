@@ -21,6 +21,8 @@ constexpr int64_t kMostSums = 4 << 20;
 struct Part {
   int64_t begin, end;               // positions
   int64_t first_pixel, last_pixel;  // counted over all images
+
+  int64_t pixels() const { return last_pixel - first_pixel; }
 };
 
 struct Parts {
@@ -29,7 +31,7 @@ struct Parts {
 
   int64_t most_pixels() const {
     int64_t most = 0;
-    for (const Part& part : parts) most = std::max(most, part.last_pixel - part.first_pixel);
+    for (const Part& part : parts) most = std::max(most, part.pixels());
     return most;
   }
 };

@@ -6,6 +6,7 @@
 //
 // Functions marked DCN_CLONES are compiled once per instruction set; all they call is inlined.
 #pragma once
+#include <array>
 #include <vector>
 #include "bilinear.h"
 #include "deform_conv_params.h"
@@ -34,9 +35,16 @@ struct Sampler {
   const T* planes;  // [B, C, H, W]
   int64_t zeros;    // as many of them as channels, counted from `input`: what a corner outside reads
   Planes<A> offset, mask;
+  // Where the input lies chunk by chunk of its channels, so many numbers apart; `zeros` then lie in each chunk.
+  ChannelChunks chunks{};
+  int64_t chunk_stride = 0;
 
   // In pixel 0, which may lie before the copy that `input` counts from.
   DCN_INLINE const T* from_channel(int64_t channel) const {
+    if (chunk_stride) {
+      const int64_t chunk = chunks.index(channel);
+      channel += chunk * chunk_stride - chunks.begin(chunk);
+    }
     return reinterpret_cast<const T*>(reinterpret_cast<intptr_t>(input) + channel * static_cast<int64_t>(sizeof(T)));
   }
 };
@@ -150,15 +158,20 @@ DCN_INLINE void plan_strip(const Sampler<T>& s, const BlockPositions<AccOf<T>>& 
 }
 
 // The plans of a step's taps and offset groups, [taps][offset groups], for the positions of a block. One is
-// kept for many blocks, for its memory.
+// kept for many blocks of one call, for its memory; steps of one block that sample alike share what was made.
 template <typename T>
 struct StepPlans {
   BlockPositions<AccOf<T>> block;
   std::vector<TapPlan<AccOf<T>>> plans;
   int64_t groups;
+  std::array<int64_t, 8> made{};  // what for
 
   DCN_INLINE void make(const Sampler<T>& s, const DepthStep& step, int64_t begin, int64_t end) {
     groups = step.offset_groups();
+    const std::array<int64_t, 8> wanted = {
+        begin, end, step.tap_begin, step.tap_end, step.first_offset_group(), groups, s.pixel_stride, s.zeros};
+    if (made == wanted) return;
+    made = wanted;
     if (plans.size() < static_cast<size_t>(step.taps() * groups)) plans.resize(step.taps() * groups);
     start_block(s, begin, end, block);
     for (int64_t t = 0; t < step.taps(); ++t)

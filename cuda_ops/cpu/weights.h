@@ -110,14 +110,16 @@ DCN_CLONES void pack_half_outputs(const T* rows, int64_t depth, int64_t outputs,
   }
 }
 
-// Where each column of the weight's rows goes in the depth.
+// Where each column of the weight's rows, as they lie, goes in the depth; `steps` are those of the first group.
 template <typename T>
-std::vector<int32_t> places_of(const DeformConvParams& p, const Weight<T>& weight) {
+std::vector<int32_t> places_of(const DeformConvParams& p, const Weight<T>& weight,
+                               const std::vector<DepthStep>& steps) {
   std::vector<int32_t> places(static_cast<size_t>(p.depth()));
-  for (int64_t i = 0; i < p.depth(); ++i) {
-    const int64_t t = i % p.taps(), c = i / p.taps();
-    places[i] = static_cast<int32_t>(weight.has_rows ? i : t * p.group_channels() + c);
-  }
+  int32_t place = 0;
+  for (const DepthStep& step : steps)
+    for (int64_t t = step.tap_begin; t < step.tap_end; ++t)
+      for (int64_t c = step.channel_begin; c < step.channel_end; ++c)
+        places[weight.has_rows ? t * p.group_channels() + c : c * p.taps() + t] = place++;
   return places;
 }
 
@@ -126,7 +128,7 @@ template <typename T, typename E>
 void pack_weight_forward(const DeformConvParams& p, const Weight<T>& weight, const std::vector<DepthStep>& steps,
                          const ForwardPanels<E>& panels, E* to) {
   const int64_t width = panels.width(), count = panels.count();
-  const std::vector<int32_t> places = places_of(p, weight);
+  const std::vector<int32_t> places = places_of(p, weight, steps);
   parallel_ranges(p.groups * count, grain(width * p.depth()), [&](int64_t begin, int64_t end) {
     Buffer<T> buffer;
     for (int64_t item = begin; item < end; ++item) {
@@ -137,13 +139,10 @@ void pack_weight_forward(const DeformConvParams& p, const Weight<T>& weight, con
       if constexpr (kIsHalf<T>) {
         T* rows = buffer.get(width * p.depth());
         for (int64_t o = 0; o < n; ++o)
-          std::copy_n(weight_row(p, weight, first + o, rows + o * p.depth()), weight.has_rows ? p.depth() : 0,
-                      rows + o * p.depth());
-        for (size_t i = 0; i < steps.size(); ++i) {
-          // A step has all channels of its taps, or some of one tap: its columns lie side by side.
-          const int64_t column = steps[i].tap_begin * p.group_channels() + steps[i].channel_begin;
+          for (int64_t i = 0; i < p.depth(); ++i) rows[o * p.depth() + places[i]] = from[o * p.depth() + i];
+        int64_t column = 0;
+        for (size_t i = 0; i < steps.size(); column += steps[i++].size())
           pack_half_outputs(rows + column, p.depth(), n, steps[i].size(), width, panel + panels.begin[i] * width);
-        }
       } else {
         pack_outputs(from, p.depth(), n, places.data(), width, panel);
       }
