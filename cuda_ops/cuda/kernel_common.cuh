@@ -4,6 +4,8 @@
 #include <cstdint>
 #ifdef DCN_EMULATE
 #include "../emu/cuda_emu.h"
+#include "../emu/half_emu.h"
+#include "../emu/runtime_emu.h"
 #else
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>
@@ -13,7 +15,11 @@
 #include "hd.h"
 namespace dcnseg_ops {
 
-constexpr int kThreads = 256;  // of a block
+#ifdef DCN_EMULATE
+constexpr int kThreads = 64;  // of a block: each is a thread of the host
+#else
+constexpr int kThreads = 256;
+#endif
 constexpr int kWarp = 32;
 
 // Values have type T, sums of them type A: to_sum turns a T into an A, Value<T>::from rounds back.
@@ -26,7 +32,6 @@ struct Value {
     return v;
   }
 };
-#ifndef DCN_EMULATE
 __device__ inline float to_sum(__half v) { return __half2float(v); }
 __device__ inline float to_sum(__nv_bfloat16 v) { return __bfloat162float(v); }
 template <>
@@ -37,7 +42,6 @@ template <>
 struct Value<__nv_bfloat16> {
   __device__ static __nv_bfloat16 from(float v) { return __float2bfloat16_rn(v); }
 };
-#endif
 
 #define DCN_FOR_EACH(i, n)                                                               \
   for (int64_t i = blockIdx.x * static_cast<int64_t>(blockDim.x) + threadIdx.x; i < (n); \

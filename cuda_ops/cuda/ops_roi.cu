@@ -13,14 +13,6 @@ using namespace dcnseg_ops;
 
 namespace {
 
-// Whether a tensor is channels-last; where both hold, both say the same.
-bool is_channels_last(const char* name, const Tensor& t) {
-  DCN_CHECK(t.dim() == 4, std::string(name) + " must have four dimensions");
-  if (has_strides(t, dense_strides(t.sizes(), false))) return false;
-  DCN_CHECK(has_strides(t, dense_strides(t.sizes(), true)), std::string(name) + " must be contiguous or channels-last");
-  return true;
-}
-
 Tensor empty_as(const Tensor& t, bool channels_last) {
   return empty_dense({t.sizes(), t.sizes() + 4}, dense_strides(t.sizes(), channels_last), t.dtype(), t);
 }

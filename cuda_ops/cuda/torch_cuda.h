@@ -45,6 +45,15 @@ auto by_dtype(const Tensor& t, const F& f) {
   throw std::runtime_error("dcnseg: expected a floating-point tensor");
 }
 
+// A tensor of memory that somebody else keeps alive.
+inline Tensor view_of(const void* data, int64_t numel, int32_t dtype, const Tensor& like) {
+  const int64_t stride = 1;
+  AtenTensorHandle handle;
+  DCN_CALL(aoti_torch_create_tensor_from_blob(const_cast<void*>(data), 1, &numel, &stride, 0, dtype, like.device_type(),
+                                              like.device_index(), &handle));
+  return Tensor(handle);
+}
+
 inline Tensor empty_dense(const std::vector<int64_t>& sizes, const std::vector<int64_t>& strides, int32_t dtype,
                           const Tensor& like) {
   AtenTensorHandle handle;
@@ -86,6 +95,17 @@ inline std::vector<int64_t> dense_strides(const int64_t* sizes, bool channels_la
 inline bool has_strides(const Tensor& t, const std::vector<int64_t>& strides) {
   for (size_t i = 0; i < strides.size(); ++i)
     if (t.sizes()[i] != 1 && t.strides()[i] != strides[i]) return t.numel() == 0;
+  return true;
+}
+
+// Whether a [N, C, H, W] tensor lies in memory as [N, H, W, C], or in both orders at once.
+inline bool lies_in_rows(const Tensor& t) { return has_strides(t, dense_strides(t.sizes(), true)); }
+
+// Whether a tensor is channels-last; where both hold, both say the same.
+inline bool is_channels_last(const char* name, const Tensor& t) {
+  DCN_CHECK(t.dim() == 4, std::string(name) + " must have four dimensions");
+  if (has_strides(t, dense_strides(t.sizes(), false))) return false;
+  DCN_CHECK(lies_in_rows(t), std::string(name) + " must be contiguous or channels-last");
   return true;
 }
 

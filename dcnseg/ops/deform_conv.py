@@ -21,6 +21,11 @@ from dcnseg.ops.reference import deform_conv2d_reference
 
 OFFSET_BRANCH = ".conv_offset."  # in the names of the parameters that predict offsets
 
+# Asked once: torch.compile of torch 2.11 cannot trace the question.
+_AUTOCAST_DEVICES = frozenset(
+    name for name in ("cpu", "cuda", "mps", "xpu") if torch.amp.is_autocast_available(name)
+)
+
 
 def deform_conv2d(
     input: Tensor,
@@ -67,7 +72,7 @@ def deform_conv2d(
     """
     window = make_window(stride, padding, dilation, border)
     device_type = input.device.type
-    if torch.amp.is_autocast_available(device_type) and torch.is_autocast_enabled(device_type):
+    if device_type in _AUTOCAST_DEVICES and torch.is_autocast_enabled(device_type):
         input, weight, bias = _autocast(input, weight, bias)
     check_tensors(input, offset, weight, bias, mask)
     check_shapes(input, offset, weight, bias, window, mask)

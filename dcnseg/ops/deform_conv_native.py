@@ -5,6 +5,7 @@ Entry point: `deform_conv2d_native`. The operators' schemas stand in cuda_ops/cp
 
 from __future__ import annotations
 
+import warnings
 from functools import partial
 from typing import Any
 
@@ -21,6 +22,9 @@ from dcnseg.ops.self_test import SmallCase, run_self_test
 _BORDERS = {"zero": 0, "dcnv1": 3}  # `Border` in cuda_ops/include/bilinear.h
 
 
+_unfused_gpus: set[int | None] = set()  # by index: where the fused kernel failed its self-test
+
+
 def deform_conv2d_native(
     input: Tensor,
     offset: Tensor,
@@ -28,29 +32,40 @@ def deform_conv2d_native(
     bias: Tensor | None,
     window: Window,
     mask: Tensor | None,
+    fused: bool = True,
 ) -> Tensor:
-    """Deformable convolution of checked arguments; see `dcnseg.ops.deform_conv2d`."""
-    on_cuda = input.is_cuda
-    channels_last = is_channels_last(input)
+    """Deformable convolution of checked arguments; see `dcnseg.ops.deform_conv2d`.
+
+    On a GPU, float32 is multiplied as in torch's convolutions: from tf32 where
+    `torch.backends.cudnn.allow_tf32`. Without `fused` the kernel that keeps its columns inside
+    the chip is not taken.
+    """
     position_dtype = torch.promote_types(input.dtype, torch.float32)
     offset = offset.to(position_dtype)
     mask = offset.new_empty(0) if mask is None else mask.to(position_dtype)
-    bias = input.new_empty(0) if bias is None else bias
-    if on_cuda:  # its kernels read contiguous tensors only
-        tensors = [tensor.contiguous() for tensor in (input, offset, mask, weight, bias)]
-    else:
-        tensors = [dense(input), offset, mask, dense(weight), bias.contiguous()]
+    bias = input.new_empty(0) if bias is None else bias.contiguous()
+    if input.is_cuda:
+        offset, mask = offset.contiguous(), mask.contiguous()
     output: Tensor = torch.ops.dcnseg.deform_conv2d(
-        *tensors,
+        dense(input),
+        offset,
+        mask,
+        dense(weight),
+        bias,
         *window.stride,
         *window.padding,
         *window.dilation,
         _BORDERS[window.border],
-        channels_last and not on_cuda,
+        is_channels_last(input),
+        _allows_tf32(input),
+        fused and input.get_device() not in _unfused_gpus,
     )
-    if channels_last and on_cuda:
-        output = output.contiguous(memory_format=torch.channels_last)
     return output
+
+
+def _allows_tf32(input: Tensor) -> bool:
+    is_float32 = input.is_cuda and input.dtype == torch.float32
+    return is_float32 and torch.backends.cudnn.allow_tf32
 
 
 def _fake_deform_conv2d(
@@ -62,7 +77,7 @@ def _fake_deform_conv2d(
     *numbers: int,
 ) -> Tensor:
     size = (input.shape[0], weight.shape[0], *offset.shape[2:])
-    channels_last = bool(numbers[-1])
+    channels_last = bool(numbers[7])
     return torch.empty(
         size,
         dtype=input.dtype,
@@ -79,7 +94,7 @@ def _fake_deform_conv2d_backward(
     weight: Tensor,
     *numbers: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    input_wanted, offset_wanted, mask_wanted, weight_wanted = numbers[-4:]
+    input_wanted, offset_wanted, mask_wanted, weight_wanted = numbers[7:11]
     return (
         torch.empty_like(input) if input_wanted else input.new_empty(0),
         offset.new_empty(offset.shape if offset_wanted else 0),
@@ -89,9 +104,9 @@ def _fake_deform_conv2d_backward(
 
 
 def _save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    input, offset, mask, weight, _bias, *numbers, _channels_last = inputs
+    input, offset, mask, weight, _bias, *numbers, _channels_last, allow_tf32, _fused = inputs
     ctx.save_for_backward(input, offset, mask, weight)
-    ctx.numbers = numbers
+    ctx.numbers, ctx.allow_tf32 = numbers, allow_tf32
 
 
 def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
@@ -99,16 +114,16 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     wanted = ctx.needs_input_grad[:4]
     grads: list[Tensor | None] = [None] * 5
     if any(wanted):
-        grad = grad.contiguous() if grad.is_cuda else grad
+        grad = dense(grad) if grad.is_cuda else grad
         made = torch.ops.dcnseg.deform_conv2d_backward(
-            grad, input, offset, mask, weight, *ctx.numbers, *wanted
+            grad, input, offset, mask, weight, *ctx.numbers, *wanted, ctx.allow_tf32
         )
         grads[:4] = [
             tensor if is_wanted else None for tensor, is_wanted in zip(made, wanted, strict=True)
         ]
     if ctx.needs_input_grad[4]:
         grads[4] = grad.sum((0, 2, 3))
-    return (*grads, *(None,) * 8)
+    return (*grads, *(None,) * 10)
 
 
 def _refuse_second_derivative(ctx: Any, *grads: Tensor) -> None:
@@ -118,36 +133,68 @@ def _refuse_second_derivative(ctx: Any, *grads: Tensor) -> None:
 
 
 def cuda_self_test(device: torch.device) -> str | None:
-    """Why the CUDA kernels cannot be trusted on this device; None if small cases come out right."""
-    return run_self_test(
-        [
-            SmallCase(dtype, partial(_small_case, dtype=dtype, groups=groups, has_mask=has_mask))
-            for dtype, groups, has_mask in ((torch.float32, 2, True), (torch.bfloat16, 1, False))
-        ],
-        device,
-    )
+    """Why the CUDA kernels cannot be trusted on this device; None if small cases come out right.
+
+    Where only the fused kernel goes wrong, the others serve without it.
+    """
+    reason = run_self_test(_cases(fused=False), device)
+    if reason is None:
+        fused_reason = run_self_test(_cases(fused=True), device)
+        if fused_reason is not None:
+            _unfused_gpus.add(device.index)
+            warnings.warn(
+                f"dcnseg takes its slower kernels for deform_conv2d: the fused one {fused_reason}.",
+                RuntimeWarning,
+                stacklevel=2,
+            )
+    return reason
+
+
+def _cases(fused: bool) -> list[SmallCase]:
+    """Both memory formats; vectors of 16 bytes, and channels that no vector fits."""
+    kinds = [  # dtype, channels, groups, has_mask, channels_last
+        (torch.float32, 64, 2, True, True),
+        (torch.bfloat16, 64, 1, False, False),
+        (torch.float16, 64, 1, True, True),
+    ]
+    if not fused:
+        kinds += [(torch.float64, 4, 1, True, False), (torch.bfloat16, 6, 2, True, True)]
+    return [SmallCase(kind[0], partial(_small_case, *kind, fused=fused)) for kind in kinds]
 
 
 def _small_case(
-    native: bool, device: torch.device, *, dtype: torch.dtype, groups: int, has_mask: bool
+    dtype: torch.dtype,
+    channels: int,
+    groups: int,
+    has_mask: bool,
+    channels_last: bool,
+    native: bool,
+    device: torch.device,
+    *,
+    fused: bool,
 ) -> list[Tensor]:
     """Output and gradients of a case with offsets on both sides of the map's edges."""
     generator = torch.Generator().manual_seed(0)
+    position_dtype = torch.promote_types(dtype, torch.float32)
 
     def leaf(*shape: int, dtype: torch.dtype = dtype) -> Tensor:
         values = torch.randn(shape, generator=generator, device="cpu", dtype=torch.float32)
         return values.to(device, dtype).requires_grad_()
 
-    input, weight = leaf(2, 4, 6, 5), leaf(6, 4 // groups, 3, 3)
-    offset = leaf(2, 18 * groups, 6, 5, dtype=torch.float32)
-    mask = leaf(2, 9 * groups, 6, 5, dtype=torch.float32) if has_mask else None
+    input, weight = leaf(2, channels, 6, 5), leaf(6, channels // groups, 3, 3)
+    offset = leaf(2, 18 * groups, 6, 5, dtype=position_dtype)
+    mask = leaf(2, 9 * groups, 6, 5, dtype=position_dtype) if has_mask else None
     bias = leaf(6) if has_mask else None
-    run = deform_conv2d_native if native else deform_conv2d_reference
-    output = run(input, offset, weight, bias, Window((1, 1), (1, 1), (1, 1)), mask)
+    image = input.contiguous(memory_format=memory_format(channels_last))
+    arguments = (image, offset, weight, bias, Window((1, 1), (1, 1), (1, 1)), mask)
+    output = (
+        deform_conv2d_native(*arguments, fused) if native else deform_conv2d_reference(*arguments)
+    )
     wanted = [tensor for tensor in (input, offset, weight, bias, mask) if tensor is not None]
     if not has_mask:
         wanted = [offset, weight]  # as in a first layer, whose input wants no gradient
-    return [output, *torch.autograd.grad(output.float().square().sum(), wanted)]
+    total = output.to(position_dtype).square().sum()
+    return [output, *torch.autograd.grad(total, wanted)]
 
 
 def _register() -> None:

@@ -11,7 +11,12 @@ from torch import Tensor
 
 # The largest difference, relative to the largest value. TF32 may be on; a wrong kernel is off by
 # far more.
-_TOLERANCES = {torch.float32: 1e-2, torch.bfloat16: 1e-1}
+_TOLERANCES = {
+    torch.float64: 1e-8,
+    torch.float32: 1e-2,
+    torch.float16: 2e-2,
+    torch.bfloat16: 1e-1,
+}
 
 
 class SmallCase(NamedTuple):

@@ -7,9 +7,10 @@
 #include <sys/resource.h>
 #include <cstdio>
 #include <cstdlib>
-#include "cuda/deform_conv2d.cuh"
+#include "cuda/column_grads.cuh"
 #include "cuda/deform_roi_pool.cuh"
 #include "cuda/roi_pool.cuh"
+#include "cuda/transposes.cuh"
 using namespace dcnseg_ops;
 
 template <typename T>
@@ -45,11 +46,11 @@ static void run_last_threads(long long n, const F& kernel) {
   }
 }
 
-// The same for a kernel whose threads pass numbers to each other.
+// Runs one block of a kernel whose threads pass numbers to each other.
 template <typename F>
-static void run_last_warp(long long n, const F& kernel) {
-  emu::launch(dim3(1), dim3(32), 0, [&] {
-    blockIdx = dim3(static_cast<unsigned>((n - 1) / 32));
+static void run_block(dim3 index, dim3 threads, const F& kernel) {
+  emu::launch(dim3(1), threads, 0, [&] {
+    blockIdx = index;
     kernel();
   });
 }
@@ -61,36 +62,52 @@ static void expect(const char* what, double value, double expected) {
   ok = false;
 }
 
-// The last pixel of the map holds 3; its gradient is 5.
+// The last pixel of the last image holds 3; the gradient of its last column is 5.
 static void check_convolution() {
   DeformConvParams p{};
-  p.batch = 1, p.channels = p.out_channels = 54000, p.groups = 1, p.offset_groups = 27000;
+  p.batch = 2, p.channels = p.out_channels = 65536, p.groups = p.offset_groups = 16384;
   p.height = p.width = p.out_height = p.out_width = 200;
   p.kernel_h = 2, p.kernel_w = 1, p.stride_h = p.stride_w = p.dilation_w = 1, p.dilation_h = 2, p.pad_h = 1;
-  const Reserved<float> input(54000LL * 40000), columns(2 * 54000LL * 40000), offset(4 * 27000LL * 40000),
-      mask(2 * 27000LL * 40000), grad_columns(2 * 54000LL * 40000), grad_offset(4 * 27000LL * 40000),
-      grad_mask(2 * 27000LL * 40000), grad_input(54000LL * 40000);
+  const long long inputs = 2 * 65536LL * 40000, places = 2 * 16384LL * 2 * 40000;
+  const Reserved<float> input(inputs), columns(2 * inputs), offset(2 * places), mask(places), grad_columns(2 * inputs),
+      grad_offset(2 * places), grad_mask(places), grad_input(inputs);
   for (const auto* tensor : {&input, &columns, &offset, &mask}) expect("huge", tensor->is_huge(), 1);
   input.from_end(1) = 3;
   grad_columns.from_end(1) = 5;
   mask.from_end(1) = 1;
   offset.from_end(40000 + 1) = -1;  // the last tap lies one row below the map, and is moved back to it
   const Positions<float> positions{offset.data(), mask.data()};
-  const Range all{0, p.out_pixels()};
-  const auto samples = sample_threads(p, all), places = position_threads(p, all);
-  run_last_threads(samples, [&] {
-    sample_columns<float, float>(p, input.data(), positions, all, samples, columns.data());
-    add_to_input<float, float>(p, positions, grad_columns.data(), all, samples, grad_input.data());
-  });
-  run_last_threads(places, [&] {
-    position_grads<float, float>(p, input.data(), positions, grad_columns.data(), all, places, grad_offset.data(),
-                                 grad_mask.data());
+  const Range all{0, p.positions()};
+  const dim3 last(blocks_of_spots(p, all).x - 1);
+  run_block(last, dim3(kThreads),
+            [&] { sample_columns<float, float, 4>(p, input.data(), positions, all, columns.data()); });
+  const ColumnGrads<float> grads{grad_offset.data(), grad_mask.data(), grad_input.data()};
+  run_block(last, dim3(kThreads), [&] {
+    column_grads<float, float, 4>(p, input.data(), positions, all, 8, true, grad_columns.data(), grads);
   });
   expect("column", columns.from_end(1), 3);
+  expect("column in its gradient's place", grad_columns.from_end(1), 3);
   expect("grad_input", grad_input.from_end(1), 5);
   expect("grad_offset y", grad_offset.from_end(40000 + 1), -15);
   expect("grad_offset x", grad_offset.from_end(1), -15);
   expect("grad_mask", grad_mask.from_end(1), 15);
+}
+
+// The last number of rows is the last of planes, too.
+static void check_transposes() {
+  const long long channels = 65536, pixels = 40000, count = 2 * channels * pixels;
+  const Range all{0, 2 * pixels};
+  dim3 last = tiles_of(all.count, channels);
+  last = dim3(last.x - 1, last.y - 1);
+  const Reserved<float> planes(count), rows(count);
+  expect("huge", planes.is_huge(), 1);
+  planes.from_end(1) = 3;
+  run_block(last, tile_threads(), [&] { planes_to_rows<float>(planes.data(), channels, pixels, all, rows.data()); });
+  expect("rows", rows.from_end(1), 3);
+  rows.from_end(1) = 5;
+  run_block(last, tile_threads(),
+            [&] { rows_to_planes<float, float>(rows.data(), channels, pixels, all, planes.data()); });
+  expect("planes", planes.from_end(1), 5);
 }
 
 // 50000 boxes of 7 x 7 bins over 1000 channels: the last bin of the last box is the last pixel.
@@ -148,7 +165,7 @@ static void check_deformed(bool channels_last) {
     deform_roi_forward<float, float>(d, input.data(), positions, n, output.data());
     deform_roi_input_grads<float, float>(d, grad.data(), positions, n, grad_input.data());
   });
-  run_last_warp(32LL * shifts, [&] {
+  run_block(dim3(static_cast<unsigned>(shifts - 1)), dim3(32), [&] {
     deform_roi_shift_grads<float, float>(d, grad.data(), input.data(), positions, shifts, grad_shift.data());
   });
   expect("output", output.from_end(1), 3);
@@ -161,6 +178,7 @@ int main() {
   const rlimit seconds{10, 10};  // a wrong index may make a loop endless
   setrlimit(RLIMIT_CPU, &seconds);
   check_convolution();
+  check_transposes();
   for (const bool channels_last : {false, true}) {
     check_windows(60, 1, channels_last);
     check_windows(2, 7, channels_last);

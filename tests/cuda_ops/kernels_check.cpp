@@ -1,74 +1,278 @@
-// Runs the CUDA kernels' own source on host threads (cuda_ops/emu) on generated convolutions, beside
-// plain loops in double, under the sanitizers. Prints what differs; returns 1 if anything does.
+// Runs the CUDA convolution, whole, on the host: from torch's call through the cutting into tiles to the kernels' own
+// source (cuda_ops/emu), on generated cases beside plain loops in double, under the sanitizers. Every dtype and memory
+// order. The tensor cores' kernel is played by plain loops (fused_check runs the real one). Prints what differs;
+// returns 1 if anything does.
 #define DCN_EMULATE
-#include "cuda/deform_conv2d.cuh"
+#include "cuda/deform_conv2d.cu"
+#include "cuda/deform_conv2d_backward.cu"
+#include "cuda/ops_cuda.cu"
+#include "fake_cuda.h"
 #include "oracle.h"
 
-template <typename A>
-static bool check(const Convolution& c, double tolerance) {
-  const DeformConvParams& p = c.p;
-  const auto cast = [](const std::vector<double>& values) { return std::vector<A>(values.begin(), values.end()); };
-  const auto input = cast(c.input), offset = cast(c.offset), mask = cast(c.mask), grad_columns = cast(c.grad_columns);
-  const int64_t pixels = p.out_pixels(), planes = p.offset_groups * p.taps() * pixels;
-  const int64_t image_values = p.channels * p.height * p.width, image_columns = p.channels * p.taps() * pixels;
-  std::vector<A> columns(grad_columns.size()), grad_offset(offset.size()), grad_mask(mask.size()),
-      grad_input(input.size());
-  const dim3 grid(3), block(32);  // fewer threads than numbers: each has several
-  for (int64_t b = 0; b < p.batch; ++b)
-    for (const Range range : {Range{0, pixels / 2}, Range{pixels / 2, pixels - pixels / 2}}) {
-      if (range.count == 0) continue;
-      const Positions<A> positions{offset.data() + b * 2 * planes, mask.data() + b * planes};
-      const A* image = input.data() + b * image_values;
-      // The columns of a tile are a matrix of their own: [C * T][count].
-      std::vector<A> tile(static_cast<size_t>(p.channels * p.taps() * range.count)), tile_grads(tile.size());
-      for (int64_t row = 0; row < p.channels * p.taps(); ++row)
-        for (int64_t i = 0; i < range.count; ++i)
-          tile_grads[row * range.count + i] = grad_columns[b * image_columns + row * pixels + range.first + i];
-      const int64_t samples = sample_threads(p, range), places = position_threads(p, range);
-      DCN_LAUNCH((sample_columns<A, A>), grid, block, 0, 0, p, image, positions, range, samples, tile.data());
-      DCN_LAUNCH((position_grads<A, A>), grid, block, 0, 0, p, image, positions, tile_grads.data(), range, places,
-                 grad_offset.data() + b * 2 * planes, grad_mask.data() + b * planes);
-      DCN_LAUNCH((add_to_input<A, A>), grid, block, 0, 0, p, positions, tile_grads.data(), range, samples,
-                 grad_input.data() + b * image_values);
-      for (int64_t row = 0; row < p.channels * p.taps(); ++row)
-        for (int64_t i = 0; i < range.count; ++i)
-          columns[b * image_columns + row * pixels + range.first + i] = tile[row * range.count + i];
+static bool fused_serves = false;
+static int fused_calls = 0;
+
+namespace dcnseg_ops {
+void register_roi_operators(TorchLibraryHandle) {}
+
+bool fused_forward_serves(const DeformConvParams&, const Tensor&, bool) { return fused_serves; }
+
+template <typename T, typename A>
+static void plain_forward(const DeformConvParams& p, const T* input, Positions<A> all, const T* weight, const T* bias,
+                          bool channels_last, T* output) {
+  const int64_t pixels = p.out_pixels();
+  for (int64_t position = 0; position < p.positions(); ++position)
+    for (int64_t o = 0; o < p.out_channels; ++o) {
+      const int64_t b = position / pixels, pixel = position % pixels;
+      A sum = bias ? to_sum(bias[o]) : A(0);
+      for (int64_t t = 0; t < p.taps(); ++t)
+        for (int64_t i = 0; i < p.group_channels(); ++i) {
+          const int64_t channel = o / p.group_outputs() * p.group_channels() + i;
+          const TapSample<A> s =
+              locate_tap(p, positions_of_image(p, all, b), channel / p.offset_group_channels(), t, pixel);
+          A weights[4];
+          corner_weights(s.at.ly, s.at.lx, s.mask, weights);
+          A column = 0;
+          for (int k = 0; k < 4; ++k) {
+            const int64_t at = (b * p.height * p.width + s.at.index[k]) * p.channels + channel;
+            column += weights[k] * (s.at.index[k] == kOutside ? A(0) : to_sum(input[at]));
+          }
+          sum += column * to_sum(weight[(o * p.taps() + t) * p.group_channels() + i]);
+        }
+      output[channels_last ? position * p.out_channels + o : (b * p.out_channels + o) * pixels + pixel] =
+          Value<T>::from(sum);
     }
-  const auto doubles = [](const std::vector<A>& values) { return std::vector<double>(values.begin(), values.end()); };
-  const Expected e = expect(
-      p, doubles(input), offset, mask, doubles(grad_columns),
-      [&](int64_t b, int64_t channel, int64_t y, int64_t x) {
-        return ((b * p.channels + channel) * p.height + y) * p.width + x;
-      },
-      [&](int64_t b, int64_t pixel, int64_t channel, int64_t t) {
-        return b * image_columns + (channel * p.taps() + t) * pixels + pixel;
-      });
-  const auto number = [](A v) { return static_cast<double>(v); };
-  return compare("columns", columns, e.columns, tolerance, number) &&
-         compare("grad_offset", grad_offset, e.offset, 10 * tolerance, number) &&
-         compare("grad_mask", grad_mask, e.mask, 10 * tolerance, number) &&
-         compare("grad_input", grad_input, e.input, 10 * tolerance, number);
 }
 
-#ifdef __SANITIZE_THREAD__
+void fused_forward(const DeformConvParams& p, const Tensor& input, const Tensor& offset, const Tensor& mask,
+                   const Tensor& weight, const Tensor& bias, const Tensor& output, bool channels_last, cudaStream_t) {
+  ++fused_calls;
+  by_dtype(input, [&](auto value, auto sum) {
+    using T = decltype(value);
+    using A = decltype(sum);
+    plain_forward<T, A>(p, input.in<T>(), {offset.in<A>(), mask.numel() ? mask.in<A>() : nullptr}, weight.in<T>(),
+                        bias.numel() ? bias.in<T>() : nullptr, channels_last, output.out<T>());
+  });
+}
+}  // namespace dcnseg_ops
+
+template <typename T>
+constexpr int32_t dtype_of() {
+  if (std::is_same_v<T, __half>) return kFloat16;
+  return std::is_same_v<T, float> ? kFloat32 : std::is_same_v<T, double> ? kFloat64 : kBfloat16;
+}
+template <typename T>
+using SumOf = decltype(to_sum(T{}));
+
+template <typename F>
+static void for_each(const Tensor& t, const F& f) {  // f(place in order, place in memory)
+  const int64_t *n = t.sizes(), *s = t.strides();
+  int64_t i = 0;
+  for (int64_t a = 0; a < n[0]; ++a)
+    for (int64_t b = 0; b < n[1]; ++b)
+      for (int64_t c = 0; c < n[2]; ++c)
+        for (int64_t d = 0; d < n[3]; ++d) f(i++, a * s[0] + b * s[1] + c * s[2] + d * s[3]);
+}
+
+template <typename T>
+static Tensor make(const std::vector<double>& values, const std::vector<int64_t>& sizes, bool channels_last) {
+  const Tensor t = fake_tensor(sizes, dense_strides(sizes.data(), channels_last), dtype_of<T>());
+  for_each(t, [&](int64_t i, int64_t at) { t.out<T>()[at] = Value<T>::from(static_cast<SumOf<T>>(values[i])); });
+  return t;
+}
+
+template <typename T>
+static std::vector<double> values_of(const Tensor& t) {
+  std::vector<double> values(static_cast<size_t>(t.numel()));
+  for_each(t, [&](int64_t i, int64_t at) { values[i] = static_cast<double>(to_sum(t.in<T>()[at])); });
+  return values;
+}
+
+template <typename T>
+static std::vector<double> rounded(std::vector<double> values) {
+  for (double& v : values) v = static_cast<double>(to_sum(Value<T>::from(static_cast<SumOf<T>>(v))));
+  return values;
+}
+
+template <typename T>
+static std::vector<double> normals(int64_t count) {
+  std::vector<double> values(static_cast<size_t>(count));
+  for (double& v : values) v = normal();
+  return rounded<T>(values);
+}
+
+// Arguments beside a generated convolution, and what the operators must give.
+template <typename T>
+struct Whole {
+  using A = SumOf<T>;
+  const Convolution& c;
+  const DeformConvParams& p;
+  bool has_mask, has_bias;
+  std::vector<double> input, mask, weight, bias, grad, output, grad_weight;
+  Expected e;
+
+  explicit Whole(const Convolution& convolution)
+      : c(convolution), p(c.p), has_mask(pick(0, 1)), has_bias(pick(0, 1)), input(rounded<T>(c.input)) {
+    mask = has_mask ? c.mask : std::vector<double>(c.mask.size(), 1.0);
+    weight = normals<T>(p.out_channels * p.depth());
+    bias = normals<T>(p.out_channels);
+    grad = normals<T>(p.out_channels * p.positions());
+    std::vector<double> grad_columns(static_cast<size_t>(p.positions() * p.channels * p.taps()));
+    for_products([&](int64_t out, int64_t w, int64_t column) { grad_columns[column] += weight[w] * grad[out]; });
+    e = expect(
+        p, input, std::vector<A>(c.offset.begin(), c.offset.end()), std::vector<A>(mask.begin(), mask.end()),
+        grad_columns,
+        [&](int64_t b, int64_t channel, int64_t y, int64_t x) {
+          return ((b * p.channels + channel) * p.height + y) * p.width + x;
+        },
+        [&](int64_t b, int64_t pixel, int64_t channel, int64_t t) { return column_at(b, pixel, channel, t); });
+    output.resize(grad.size()), grad_weight.resize(weight.size());
+    for (size_t i = 0; has_bias && i < output.size(); ++i)
+      output[i] = bias[i / static_cast<size_t>(p.out_pixels()) % static_cast<size_t>(p.out_channels)];
+    for_products([&](int64_t out, int64_t w, int64_t column) {
+      output[out] += weight[w] * e.columns[column];
+      grad_weight[w] += grad[out] * e.columns[column];
+    });
+  }
+  int64_t column_at(int64_t b, int64_t pixel, int64_t channel, int64_t t) const {
+    return ((b * p.out_pixels() + pixel) * p.channels + channel) * p.taps() + t;
+  }
+  template <typename F>
+  void for_products(const F& f) const {  // f(output, weight, column)
+    for (int64_t b = 0; b < p.batch; ++b)
+      for (int64_t o = 0; o < p.out_channels; ++o)
+        for (int64_t pixel = 0; pixel < p.out_pixels(); ++pixel)
+          for (int64_t i = 0; i < p.group_channels(); ++i)
+            for (int64_t t = 0; t < p.taps(); ++t)
+              f((b * p.out_channels + o) * p.out_pixels() + pixel, (o * p.group_channels() + i) * p.taps() + t,
+                column_at(b, pixel, o / p.group_outputs() * p.group_channels() + i, t));
+  }
+};
+
+// The seven numbers of the schemas.
+static std::vector<StableIValue> numbers_of(const DeformConvParams& p) {
+  std::vector<StableIValue> numbers;
+  for (int64_t n : {p.stride_h, p.stride_w, p.pad_h, p.pad_w, p.dilation_h, p.dilation_w, int64_t(p.border)})
+    numbers.push_back(static_cast<StableIValue>(n));
+  return numbers;
+}
+
+static std::vector<Tensor> call(const char* name, const std::vector<Tensor>& tensors, const DeformConvParams& p,
+                                const std::vector<bool>& flags, int results) {
+  std::vector<StableIValue> stack;
+  for (const Tensor& tensor : tensors) stack.push_back(from_tensor(tensor));
+  for (StableIValue number : numbers_of(p)) stack.push_back(number);
+  for (bool flag : flags) stack.push_back(flag);
+  fake_operators.at(name)(stack.data(), tensors.size(), static_cast<uint64_t>(results));
+  std::vector<Tensor> made;
+  for (int i = 0; i < results; ++i) made.push_back(as_tensor(stack[static_cast<size_t>(i)]));
+  return made;
+}
+
+template <typename T>
+static bool check(Convolution c, double tolerance) {
+  using A = SumOf<T>;
+  c.p.out_channels = c.p.groups * (pick(0, 3) ? pick(1, 6) : pick(31, 40));
+  const Whole<T> whole(c);
+  const DeformConvParams& p = whole.p;
+  const int64_t planes = p.offset_groups * p.taps();
+  const auto any = [] { return pick(0, 1) == 1; };
+  const Tensor none = fake_tensor({0}, {1}, dtype_of<A>());
+  const Tensor input = make<T>(whole.input, {p.batch, p.channels, p.height, p.width}, any());
+  const Tensor offset = make<A>(c.offset, {p.batch, 2 * planes, p.out_height, p.out_width}, false);
+  const Tensor mask = whole.has_mask ? make<A>(whole.mask, {p.batch, planes, p.out_height, p.out_width}, false) : none;
+  const Tensor weight = make<T>(whole.weight, {p.out_channels, p.group_channels(), p.kernel_h, p.kernel_w}, any());
+  const Tensor bias = fake_tensor({whole.has_bias ? p.out_channels : 0}, {1}, dtype_of<T>());
+  for (int64_t o = 0; o < bias.numel(); ++o)
+    bias.out<T>()[o] = Value<T>::from(static_cast<A>(whole.bias[static_cast<size_t>(o)]));
+  const auto number = [](double v) { return v; };
+  emu::l2_cache_bytes = pick(0, 1) ? 50 << 20 : 1 << 15;
+  const bool channels_last = any();
+  for (const bool fused : {false, true}) {
+    fused_serves = fused;
+    const int before = fused_calls;
+    const Tensor ours =
+        call("deform_conv2d", {input, offset, mask, weight, bias}, p, {channels_last, any(), true}, 1)[0];
+    if (!has_strides(ours, dense_strides(ours.sizes(), channels_last)) || (fused_calls > before) != fused) {
+      std::printf("the output lies in the wrong order, or the wrong code was taken\n");
+      return false;
+    }
+    if (!compare("output", values_of<T>(ours), whole.output, 30 * tolerance, number)) return false;
+  }
+  const std::vector<bool> wanted = {pick(0, 3) > 0, pick(0, 3) > 0, whole.has_mask && pick(0, 3), pick(0, 3) > 0};
+  std::vector<bool> flags = wanted;
+  flags.push_back(any());
+  const Tensor grad = make<T>(whole.grad, {p.batch, p.out_channels, p.out_height, p.out_width}, any());
+  const std::vector<Tensor> grads = call("deform_conv2d_backward", {grad, input, offset, mask, weight}, p, flags, 4);
+  const double loose = 100 * tolerance;
+  for (size_t i = 0; i < 4; ++i)
+    if (!wanted[i] && grads[i].numel() != 0) return false;
+  return (!wanted[0] || compare("grad_input", values_of<T>(grads[0]), whole.e.input, loose, number)) &&
+         (!wanted[1] || compare("grad_offset", values_of<A>(grads[1]), whole.e.offset, loose, number)) &&
+         (!wanted[2] || compare("grad_mask", values_of<A>(grads[2]), whole.e.mask, loose, number)) &&
+         (!wanted[3] || compare("grad_weight", values_of<T>(grads[3]), whole.grad_weight, loose, number));
+}
+
+#ifndef DCN_LITTLE_MEMORY
+// How large convolutions are cut for a cache of 50 MiB: nothing is lost, and the buffers stay below 64 MiB.
+static bool check_cuts() {
+  for (const int64_t channels : {64, 256, 512})
+    for (const int64_t size : {33, 65, 128, 256})
+      for (const int64_t bytes : {2, 4}) {
+        DeformConvParams p{};
+        p.batch = 8, p.channels = p.out_channels = channels, p.groups = p.offset_groups = 1;
+        p.height = p.width = p.out_height = p.out_width = size, p.kernel_h = p.kernel_w = 3;
+        if (size * size * channels > 128 * 128 * 256) continue;
+        // A backward of contiguous tensors: copies of an image, its gradient's sums, rows of the output's gradient.
+        const BufferBytes buffers{size * size * channels * (bytes + 4), channels * (9 + 1) * bytes,
+                                  channels * channels * 9 * (bytes + 4)};
+        const Cut cut = cut_of(p, buffers, 50 << 20);
+        int64_t images = 0, positions = 0;
+        for_images(p, cut, [&](int64_t first, int64_t some) {
+          images += first == images ? some : 0;
+          for_tiles(p, cut, some, [&](int64_t, int64_t count) { positions += count; });
+        });
+        const int64_t all = cut.images * buffers.image + cut.positions * buffers.position + buffers.fixed;
+        const bool whole = cut.positions % 128 == 0 || cut.positions == cut.images * p.out_pixels();
+        if (images == p.batch && positions == p.positions() && all <= 64 << 20 && whole) continue;
+        std::printf("%d channels of %d x %d: %d images, %d positions at a time, %d bytes\n", int(channels), int(size),
+                    int(size), int(cut.images), int(cut.positions), int(all));
+        return false;
+      }
+  return true;
+}
+
+#endif
+
+// A generated convolution that does not take the emulation long.
+static Convolution generate_small(int multiple) {
+  Convolution c = generate(multiple);
+  while (c.p.positions() * c.p.taps() * c.p.offset_groups > 3000) c = generate(multiple);
+  return c;
+}
+
+#if defined(__SANITIZE_THREAD__) || defined(DCN_LITTLE_MEMORY)
 constexpr int kCases = 4;  // it is slow
 #else
-constexpr int kCases = 16;
+constexpr int kCases = 8;
 #endif
 
 int main() {
-  emu::blocks_overlap = true;  // no kernel here has shared memory
+  if (const char* error = dcnseg_register()) {
+    std::printf("%s\n", error);
+    return 1;
+  }
+#ifndef DCN_LITTLE_MEMORY
+  if (!check_cuts()) return 1;
+#endif
   for (int i = 0; i < kCases; ++i) {
-    Convolution c = generate();
-    if (!check<double>(c, 1e-12) || !check<float>(c, 2e-4)) {
+    const int multiples[] = {1, 4, 8, 16};
+    const Convolution c = generate_small(multiples[i % 4]);
+    if (!check<double>(c, 1e-13) || !check<float>(c, 2e-5) || !check<__nv_bfloat16>(c, 2e-2) ||
+        !check<__half>(c, 3e-3)) {
       std::printf("convolution %d\n", i);
       return 1;
     }
   }
-  const float bias[2] = {1, 2};
-  float output[6] = {0, 0, 0, 10, 10, 10}, sums[6] = {1, 1, 1, 1, 1, 1};
-  DCN_LAUNCH((add_bias<float>), dim3(1), dim3(4), 0, 0, bias, int64_t(3), int64_t(6), output);
-  DCN_LAUNCH((add_values<float, float>), dim3(1), dim3(4), 0, 0, output, int64_t(6), sums);
-  DCN_LAUNCH((round_values<float, float>), dim3(1), dim3(4), 0, 0, sums, int64_t(6), output);
-  return output[2] == 2 && output[5] == 13 ? 0 : 1;
+  return 0;
 }

@@ -11,11 +11,13 @@ struct Convolution {
   std::vector<double> input, offset, mask, grad_columns;
 };
 
-static Convolution generate() {
+// Channels of each group come in a multiple of `multiple`, as vectors need it.
+static Convolution generate(int multiple = 1) {
   Convolution c;
   DeformConvParams& p = c.p;
   p.groups = pick(1, 2), p.offset_groups = pick(1, 3);
   p.batch = pick(1, 3), p.channels = p.groups * p.offset_groups * (pick(0, 5) ? pick(1, 12) : pick(33, 36));
+  if (multiple > 1) p.channels = p.groups * p.offset_groups * multiple * pick(1, 3);
   p.height = pick(0, 3) ? pick(1, 9) : 1, p.width = pick(0, 3) ? pick(1, 9) : 1, p.out_channels = p.groups;
   p.border = pick(0, 2) ? Border::zero : Border::dcnv1;
   p.kernel_h = pick(1, 3), p.kernel_w = pick(1, 3);

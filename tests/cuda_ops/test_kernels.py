@@ -22,6 +22,7 @@ CONVOLUTION = [
     "-DDCN_CLONES=",
     *(str(SOURCES / "cpu" / name) for name in CONVOLUTION_SOURCES),
 ]
+CUDA_CONVOLUTION = ["-O0", "-rdynamic"]  # the library's product is looked up by its name
 PROGRAMS = [
     ("conv_check", "memory", CONVOLUTION),  # the CPU operators
     ("conv_check", "memory", [*CONVOLUTION, "-DDCN_LITTLE_MEMORY"]),
@@ -30,12 +31,24 @@ PROGRAMS = [
     ("halves_check", "memory", ["-DDCN_CLONES="]),
     ("microkernel_check", "memory", []),
     ("roi_check", "memory", ["-DDCN_CLONES="]),
-    ("kernels_check", "memory", []),  # the CUDA kernels, run on host threads
-    ("kernels_check", "threads", []),
+    ("kernels_check", "memory", CUDA_CONVOLUTION),  # the CUDA operators, run on host threads
+    ("kernels_check", "memory", [*CUDA_CONVOLUTION, "-DDCN_LITTLE_MEMORY"]),
+    ("kernels_check", "threads", CUDA_CONVOLUTION),
+    ("fused_check", "memory", []),
+    ("fused_check", "threads", []),
     ("roi_kernels_check", "memory", []),
     ("roi_kernels_check", "threads", []),
 ]
 NO_SUCH_MEMORY = 77  # what index_check returns
+
+
+FUSED_FAULTS = [  # what the threads of the fused forward owe each other, left out or done wrong
+    ("memory", "wait_for_copies<0>();", ""),
+    ("memory", "wait_for_products<0>();", ""),
+    ("memory", "Multiplier::publish();", ""),
+    ("memory", "((vector ^ row % 8) << 4)", "((vector ^ row % 4) << 4)"),
+    ("threads", "wait_for(shared.full + place.stage, place.parity);", ""),
+]
 
 
 def compile_program(
@@ -103,6 +116,24 @@ def test_a_race_is_seen(kernel: str, tmp_path_factory: pytest.TempPathFactory) -
     assert racy.returncode != 0
 
 
+@pytest.mark.parametrize(("sanitizer", "right", "wrong"), FUSED_FAULTS)
+def test_a_fault_of_the_fused_forward_is_seen(
+    sanitizer: str,
+    right: str,
+    wrong: str,
+    tmp_path: Path,
+    tmp_path_factory: pytest.TempPathFactory,
+) -> None:
+    sources = tmp_path / "cuda_ops"
+    shutil.copytree(SOURCES, sources)
+    kernel = sources / "cuda" / "fused_forward.cuh"
+    text = kernel.read_text()
+    assert text.count(right) == 1
+    kernel.write_text(text.replace(right, wrong))
+    result = run_program(build("fused_check", sanitizer, [], tmp_path_factory, sources))
+    assert result.returncode != 0
+
+
 def test_more_than_2_to_the_31_numbers(tmp_path_factory: pytest.TempPathFactory) -> None:
     result = run_program(build("index_check", "memory", [], tmp_path_factory))
     if result.returncode == NO_SUCH_MEMORY:
@@ -111,7 +142,13 @@ def test_more_than_2_to_the_31_numbers(tmp_path_factory: pytest.TempPathFactory)
 
 
 @pytest.mark.parametrize(
-    "file", ["cuda/deform_conv2d.cuh", "cuda/roi_common.cuh", "cuda/deform_roi_pool.cuh"]
+    "file",
+    [
+        "cuda/spots.cuh",
+        "cuda/transposes.cuh",
+        "cuda/roi_common.cuh",
+        "cuda/deform_roi_pool.cuh",
+    ],
 )
 def test_an_index_of_32_bits_is_seen(
     file: str, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory

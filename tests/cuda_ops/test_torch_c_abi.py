@@ -15,12 +15,45 @@ TORCH_HEADERS = """
 """
 
 
-def compiles(source: str, folder: Path) -> subprocess.CompletedProcess[str]:
+CUBLAS_CHECK = """
+#include <cublas_api.h>
+#include <array>
+#include "cublas_abi.h"
+using namespace dcnseg_ops::cublas;
+template <typename R, typename... A>
+constexpr std::array<size_t, sizeof...(A)> sizes(R (*)(A...)) { return {sizeof(A)...}; }
+using Theirs = cublasStatus_t (*)(  // one of two overloads
+    cublasHandle_t, cublasOperation_t, cublasOperation_t, int, int, int, const void*, const void*,
+    cudaDataType, int, long long, const void*, cudaDataType, int, long long, const void*, void*,
+    cudaDataType, int, long long, int, cublasComputeType_t, cublasGemmAlgo_t);
+static_assert(sizes(static_cast<Theirs>(&cublasGemmStridedBatchedEx)) == sizes(Gemm{}));
+static_assert(kPlain == CUBLAS_OP_N && kTransposed == CUBLAS_OP_T);
+static_assert(kDefaultAlgorithm == CUBLAS_GEMM_DEFAULT);
+static_assert(kFloat32 == CUDA_R_32F && kFloat64 == CUDA_R_64F);
+static_assert(kFloat16 == CUDA_R_16F && kBfloat16 == CUDA_R_16BF);
+static_assert(kSumFloat32 == CUBLAS_COMPUTE_32F && kSumFloat64 == CUBLAS_COMPUTE_64F);
+static_assert(kSumFromTf32 == CUBLAS_COMPUTE_32F_FAST_TF32);
+"""
+
+
+def cublas_includes() -> list[str]:
+    """Where the headers of cuBLAS may lie, and those of the CUDA runtime that they need."""
+    wheels = Path(torch.__file__).parents[1].glob("nvidia/*/include")
+    nvcc = shutil.which("nvcc")
+    toolkit = [Path("/usr/local/cuda/include")]
+    toolkit += [Path(nvcc).resolve().parents[1] / "include"] if nvcc else []
+    return [f"-I{folder}" for folder in (*wheels, *toolkit)]
+
+
+def compiles(
+    source: str, folder: Path, includes: list[str] | None = None
+) -> subprocess.CompletedProcess[str]:
     file = folder / "declarations.cpp"
     file.write_text(source)
-    include = Path(torch.__file__).parent / "include"
+    if includes is None:
+        includes = [f"-I{Path(torch.__file__).parent / 'include'}"]
     return subprocess.run(
-        ["g++", "-std=c++20", "-DUSE_CUDA", "-fsyntax-only", f"-I{include}",
+        ["g++", "-std=c++20", "-DUSE_CUDA", "-fsyntax-only", *includes,
          f"-I{SOURCES / 'include'}", str(file)],
         capture_output=True, text=True, check=False,
     )  # fmt: skip
@@ -38,3 +71,14 @@ def test_a_wrong_declaration_is_seen(tmp_path: Path) -> None:
     result = compiles(f"{TORCH_HEADERS}\n{wrong}\n", tmp_path)
     assert "aoti_torch_get_dim" in result.stderr
     assert result.returncode != 0
+
+
+@pytest.mark.skipif(shutil.which("g++") is None, reason="no g++")
+def test_our_declaration_of_cublas_agrees_with_its_headers(tmp_path: Path) -> None:
+    includes = cublas_includes()
+    if compiles("#include <cublas_api.h>", tmp_path, includes).returncode != 0:
+        pytest.skip("there are no headers of cuBLAS")
+    result = compiles(CUBLAS_CHECK, tmp_path, includes)
+    assert result.returncode == 0, result.stderr
+    wrong = compiles(CUBLAS_CHECK.replace("CUDA_R_16BF", "CUDA_R_8I"), tmp_path, includes)
+    assert "static assertion failed" in wrong.stderr

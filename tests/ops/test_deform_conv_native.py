@@ -2,7 +2,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from typing import Literal
+from typing import Any, Literal
 
 import pytest
 import torch
@@ -174,12 +174,16 @@ def test_opcheck() -> None:
     window = (1, 1, 1, 1, 1, 1, 0)
     forward = torch.ops.dcnseg.deform_conv2d.default
     channels_last = input.detach().contiguous(memory_format=torch.channels_last).requires_grad_()
-    torch.library.opcheck(forward, (channels_last, offset, mask, weight, bias, *window, False))
-    torch.library.opcheck(forward, (channels_last, offset, none, weight, none, *window, True))
+    torch.library.opcheck(
+        forward, (channels_last, offset, mask, weight, bias, *window, False, False, True)
+    )
+    torch.library.opcheck(
+        forward, (channels_last, offset, none, weight, none, *window, True, True, False)
+    )
     plain = [tensor.detach() for tensor in (channels_last, offset, mask, weight)]
     torch.library.opcheck(
         torch.ops.dcnseg.deform_conv2d_backward.default,
-        (torch.randn(2, 24, 5, 5, dtype=torch.float64), *plain, *window, True, True, True, True),
+        (torch.randn(2, 24, 5, 5, dtype=torch.float64), *plain, *window, *(True,) * 5),
     )
 
 
@@ -230,7 +234,7 @@ def test_wrong_direct_calls_are_errors() -> None:
     def call(**changed: Tensor) -> Tensor:
         good = {"input": input, "offset": offset, "mask": mask, "weight": weight, "bias": bias}
         tensors = (good | changed).values()
-        output: Tensor = torch.ops.dcnseg.deform_conv2d(*tensors, *numbers, False)
+        output: Tensor = torch.ops.dcnseg.deform_conv2d(*tensors, *numbers, *(False,) * 3)
         return output
 
     assert call().shape == (1, 3, 4, 4)
@@ -276,8 +280,127 @@ def test_self_test_trusts_right_code_and_names_what_is_wrong(
     assert said == "failed its self-test on cpu: no kernel image is available"
 
 
+def test_fused_kernel_that_fails_alone_is_left_out(monkeypatch: pytest.MonkeyPatch) -> None:
+    """On the CPU, where there is none; what it would do wrong is done here."""
+    native = deform_conv_native.deform_conv2d_native
+    unfused: set[int | None] = set()
+    monkeypatch.setattr(deform_conv_native, "_unfused_gpus", unfused)
+
+    def run(*arguments: Any) -> Tensor:
+        return native(*arguments) * (1.1 if arguments[-1] else 1)
+
+    monkeypatch.setattr(deform_conv_native, "deform_conv2d_native", run)
+    with pytest.warns(RuntimeWarning, match="the fused one failed its self-test on cpu:0: a"):
+        assert deform_conv_native.cuda_self_test(torch.device("cpu", 0)) is None
+    assert unfused == {0}
+
+
+needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no NVIDIA GPU")
+
+
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no NVIDIA GPU")
+@needs_gpu
+@pytest.mark.parametrize("channels_last", [False, True])
+@pytest.mark.parametrize("fused", [False, True])
+@pytest.mark.parametrize(
+    "dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16], ids=str
+)
+def test_gpu_tiles_and_memory_orders(
+    dtype: torch.dtype, fused: bool, channels_last: bool, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A batch that is cut into several tiles and, where its images are copied, groups of images."""
+    generator = torch.Generator().manual_seed(0)
+    gpu = torch.device("cuda", torch.cuda.current_device())
+    monkeypatch.setattr(deform_conv_native, "_unfused_gpus", set() if fused else {gpu.index})
+
+    def leaf(*shape: int, like: torch.dtype = dtype) -> Tensor:
+        return torch.randn(shape, generator=generator).to(gpu, like).requires_grad_()
+
+    positions = torch.promote_types(dtype, torch.float32)
+    input, weight, bias = leaf(5, 128, 96, 97), leaf(40, 64, 3, 3), leaf(40)
+    offset, mask = leaf(5, 36, 96, 97, like=positions), leaf(5, 18, 96, 97, like=positions)
+    order = torch.channels_last if channels_last else torch.contiguous_format
+    grad = torch.randn(5, 40, 96, 97, generator=generator).to(gpu, dtype)
+    results = []
+    for backend in ("native", "reference"):
+        exact = torch.float64 if backend == "reference" else dtype
+        tensors = [t.detach().to(exact).requires_grad_() for t in (input, weight, bias)]
+        places = [t.detach().to(torch.promote_types(exact, positions)) for t in (offset, mask)]
+        image, kernel = (t.contiguous(memory_format=order) for t in tensors[:2])
+        leaves = [*tensors, *(t.requires_grad_() for t in places)]
+        output = deform_conv2d(
+            image, places[0], kernel, tensors[2], 1, 1, 1, places[1],
+            backend="native" if backend == "native" else "reference",
+        )  # fmt: skip
+        assert output.is_contiguous(memory_format=order)
+        grads = torch.autograd.grad(output, leaves, grad.to(exact))
+        results.append((output, *grads))
+    tolerance = {torch.float64: 1e-9, torch.float32: 5e-3}.get(dtype, 3e-2)
+    for ours, truth in zip(*results, strict=True):
+        scale = float(truth.detach().abs().max())
+        torch.testing.assert_close(ours.double(), truth, rtol=0, atol=tolerance * scale)
+
+
+@pytest.mark.gpu
+@needs_gpu
+def test_gpu_gradients_of_positions_have_the_same_bits_again() -> None:
+    tensors = tuple(tensor.detach().cuda().requires_grad_() for tensor in make_tensors())
+    grad = torch.randn(2, 24, 9, 9, device="cuda")
+    first, second = (gradients(tensors, convolve(tensors), grad) for _ in range(2))
+    for place in (1, 4):  # offset and mask: their sums have one order
+        torch.testing.assert_close(first[place], second[place], rtol=0, atol=0)
+
+
+@pytest.mark.gpu
+@needs_gpu
+def test_gpu_graph_captures_forward_and_backward() -> None:
+    tensors = tuple(tensor.detach().cuda().requires_grad_() for tensor in make_tensors())
+    grad = torch.randn(2, 24, 9, 9, device="cuda")
+
+    def run() -> tuple[Tensor, ...]:
+        output = convolve(tensors)
+        return output, *gradients(tensors, output, grad)
+
+    side = torch.cuda.Stream()
+    with torch.cuda.stream(side):  # the self-test, and the library's own preparations
+        expected = run()
+    torch.cuda.current_stream().wait_stream(side)
+    graph = torch.cuda.CUDAGraph()
+    with torch.cuda.graph(graph):
+        captured = run()
+    graph.replay()
+    for ours, theirs in zip(captured, expected, strict=True):
+        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-3)
+
+
+@pytest.mark.gpu
+@needs_gpu
+@pytest.mark.parametrize("channels_last", [False, True])
+def test_gpu_memory_beside_the_results_is_bounded(channels_last: bool) -> None:
+    """At most 64 MiB more than input, output and gradients, however large the batch is."""
+    order = torch.channels_last if channels_last else torch.contiguous_format
+    gpu = torch.device("cuda")
+    input = torch.randn(8, 64, 256, 256, device=gpu, dtype=torch.bfloat16)
+    input = input.contiguous(memory_format=order).requires_grad_()
+    weight = torch.randn(64, 64, 3, 3, device=gpu, dtype=torch.bfloat16, requires_grad=True)
+    offset = torch.randn(8, 18, 256, 256, device=gpu, requires_grad=True)
+
+    def run() -> Tensor:
+        output = deform_conv2d(input, offset, weight, padding=1, backend="native")
+        torch.autograd.grad(output, [input, offset, weight], torch.ones_like(output))
+        return output
+
+    run()
+    torch.cuda.synchronize()
+    before = torch.cuda.memory_allocated()
+    torch.cuda.reset_peak_memory_stats()
+    output = run()
+    needed = 2 * output.nbytes + sum(t.nbytes for t in (input, offset, weight))
+    assert torch.cuda.max_memory_allocated() - before - needed <= 64 << 20
+
+
+@pytest.mark.gpu
+@needs_gpu
 @pytest.mark.parametrize(
     "dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16], ids=str
 )
