@@ -74,6 +74,7 @@ class ModelConfig:
     encoder: str = "resnet50"
     output_stride: int = 16
     deform_layers: int = 3
+    late_dilation: int = 0  # of the last three 3x3 convolutions; 0: as the output stride has it
     modulated: bool = False
     offset_groups: int = 1
     decoder_channels: int = 256
@@ -87,6 +88,7 @@ class ModelConfig:
             f"--output-stride is {self.output_stride}; expected 8 or 16.",
         )
         _require_at_least("--deform-layers", self.deform_layers, 0)
+        _require_at_least("--late-dilation", self.late_dilation, 0)
         _require_at_least("--offset-groups", self.offset_groups, 1)
         _require_at_least("--decoder-channels", self.decoder_channels, 1)
         rates = tuple(self.atrous_rates) or ATROUS_RATES_BY_STRIDE[self.output_stride]
@@ -212,7 +214,8 @@ class TrainConfig:
     seed: int = 0
     device: str = "auto"
     tensorboard: bool = False
-    checkpoint_minutes: float = 10.0  # 0: at the end of each epoch only
+    checkpoint_minutes: float = 10.0  # 0: at the end of epochs only
+    checkpoint_epochs: int = 1
     nan_patience: int = 10  # steps in a row whose loss or gradient is not finite
 
     def __post_init__(self) -> None:
@@ -228,7 +231,7 @@ class TrainConfig:
             "normalises over the batch, and one value has no variance. "
             "Use a smaller --crop-size with --batch-size 2 and --accumulate.",
         )
-        for name in ("epochs", "accumulate", "eval_every", "nan_patience"):
+        for name in ("epochs", "accumulate", "eval_every", "nan_patience", "checkpoint_epochs"):
             _require_at_least(f"--{name.replace('_', '-')}", getattr(self, name), 1)
         not_negative = ("offset_lr_scale", "weight_decay", "warmup_epochs", "poly_power", "seed")
         for name in (*not_negative, "patience", "checkpoint_minutes"):

@@ -77,6 +77,7 @@ SETTING_OF_OPTION = {
             "encoder",
             "output_stride",
             "deform_layers",
+            "late_dilation",
             "modulated",
             "offset_groups",
             "decoder_channels",
@@ -92,6 +93,7 @@ RESUME_OPTIONS = (
     "patience",
     "nan_patience",
     "checkpoint_minutes",
+    "checkpoint_epochs",
     "device",
     "workers",
 )
@@ -131,9 +133,13 @@ def train(
     checkpoint_minutes: Annotated[
         float,
         _option(
-            "Save the state so often within an epoch; 0: at the end of each only.", OUTPUT_PANEL
+            "Save the state so often within an epoch; 0: at the end of epochs only.", OUTPUT_PANEL
         ),
     ] = TrainConfig.checkpoint_minutes,
+    checkpoint_epochs: Annotated[
+        int,
+        _option("Save the state at the end of every so many epochs, from 1.", OUTPUT_PANEL),
+    ] = TrainConfig.checkpoint_epochs,
     images: ImagesPatternOption = DataConfig.images,
     masks: MasksPatternOption = DataConfig.masks,
     pairs: PairsOption = DataConfig.pairs,
@@ -178,6 +184,13 @@ def train(
     deform_layers: Annotated[
         int, _option("How many of the last 3x3 convolutions are deformable; 0: none.", MODEL_PANEL)
     ] = ModelConfig.deform_layers,
+    late_dilation: Annotated[
+        int,
+        _option(
+            "Dilation of the last three 3x3 convolutions; 0: as the output stride has it.",
+            MODEL_PANEL,
+        ),
+    ] = ModelConfig.late_dilation,
     modulated: Annotated[
         bool, _option("Modulated deformable convolution (v2).", MODEL_PANEL, "--modulated")
     ] = ModelConfig.modulated,

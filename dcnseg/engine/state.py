@@ -172,10 +172,10 @@ def _averaged(model: Segmenter, decay: float) -> AveragedModel:
     def update(averages: Any, currents: Any, num_averaged: Any) -> None:
         count = int(num_averaged)
         weight = 1 - min(decay, (1 + count) / (10 + count))
-        for average, current in zip(averages, currents, strict=True):
-            if average.is_floating_point():
-                average.lerp_(current.to(average.dtype), weight)
-            else:
-                average.copy_(current)
+        # Of one dtype and device, as AveragedModel groups them: one kernel for many tensors.
+        if averages[0].is_floating_point():
+            torch._foreach_lerp_(averages, currents, weight)
+        else:
+            torch._foreach_copy_(averages, currents)
 
     return AveragedModel(model, multi_avg_fn=update, use_buffers=True)

@@ -133,7 +133,9 @@ class Trainer:
         self.state.so_far = None
         # The state last: what it says is done must be on the disk already.
         append_metrics(self.run, record)
-        self._save(is_final=epoch == self.config.epochs)
+        is_final = epoch == self.config.epochs
+        if is_final or epoch % self.config.checkpoint_epochs == 0:
+            self._save(is_final=is_final)
         return record
 
     def _begin_epoch(self, epoch: int) -> EpochSoFar:

@@ -32,7 +32,15 @@ from dcnseg.models.pretrained import NO_WEIGHTS, require_encoder_weights
 from dcnseg.models.segmenter import build_segmenter
 
 # Settings that a run may be gone on with anew; all others would make it another run.
-CHANGEABLE = ("epochs", "patience", "nan_patience", "checkpoint_minutes", "device", "data.workers")
+CHANGEABLE = (
+    "epochs",
+    "patience",
+    "nan_patience",
+    "checkpoint_minutes",
+    "checkpoint_epochs",
+    "device",
+    "data.workers",
+)
 # Settings whose change in config.json makes no difference, or is seen elsewhere.
 UNCHECKED = ("data.root", "data.pairs", "data.cache", "encoder_weights", "tensorboard")
 

@@ -6,6 +6,7 @@ The entry point is `Updater`.
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from enum import Enum, auto
 
 import torch
@@ -38,8 +39,10 @@ class Updater:
         self._loss = loss
         self._device = device
         self._amp_dtype = amp_dtype
-        self._buffers = list(state.model.buffers())
-        self._kept: list[Tensor] = []  # the buffers before the update's first batch
+        # By dtype, so that one kernel copies many; the copies are from before the first batch.
+        self._buffers = _by_dtype(state.model.buffers())
+        self._kept = [[buffer.clone() for buffer in group] for group in self._buffers]
+        self._is_first = True  # batch of an update
         self._is_finite = True
 
     def forward(self, images: Tensor, labels: Tensor) -> Tensor:
@@ -54,8 +57,9 @@ class Updater:
 
     def add_batch(self, images: Tensor, labels: Tensor, *, share: float) -> float:
         """Add the gradient of `share` times the batch's loss; returns the loss."""
-        if not self._kept:
-            self._kept = [buffer.clone() for buffer in self._buffers]
+        if self._is_first:
+            _copy(self._buffers, self._kept)
+            self._is_first = False
         loss = self.forward(images, labels)
         value = float(loss.detach())
         if math.isfinite(value):
@@ -68,10 +72,9 @@ class Updater:
         """Step the optimizer and what follows it, if the gradient is finite."""
         outcome = self._step()
         if outcome is not Outcome.DONE:
-            for buffer, kept in zip(self._buffers, self._kept, strict=True):
-                buffer.copy_(kept)
+            _copy(self._kept, self._buffers)
         self._state.optimizer.zero_grad(set_to_none=True)
-        self._kept, self._is_finite = [], True
+        self._is_first = self._is_finite = True
         return outcome
 
     def _step(self) -> Outcome:
@@ -92,3 +95,15 @@ class Updater:
         if state.average is not None:
             state.average.update_parameters(state.model)
         return Outcome.DONE
+
+
+def _by_dtype(tensors: Iterable[Tensor]) -> list[list[Tensor]]:
+    groups: dict[torch.dtype, list[Tensor]] = {}
+    for tensor in tensors:
+        groups.setdefault(tensor.dtype, []).append(tensor)
+    return list(groups.values())
+
+
+def _copy(sources: list[list[Tensor]], targets: list[list[Tensor]]) -> None:
+    for source, target in zip(sources, targets, strict=True):
+        torch._foreach_copy_(target, source)

@@ -1,6 +1,6 @@
 """Encoder surgery: an encoder of segmentation-models-pytorch with deformable late convolutions.
 
-Entry points: `build_encoder` and `make_deformable`.
+Entry points: `build_encoder`, `dilate_late` and `make_deformable`.
 """
 
 from __future__ import annotations
@@ -14,6 +14,7 @@ from torch import nn
 from dcnseg.errors import ConfigError
 from dcnseg.ops.deform_conv import DeformConv2d
 
+LATE_LAYERS = 3
 PROBE_SIZE = 64  # pixels; any multiple of 32 shows the layers' order and the feature strides
 
 
@@ -50,6 +51,28 @@ def build_encoder(name: str, *, output_stride: int) -> nn.Module:
             f"needs 4 and {output_stride}. Choose a ResNet-family encoder such as resnet50."
         )
     return encoder
+
+
+def dilate_late(encoder: nn.Module, dilation: int) -> None:
+    """Give the last three plain 3x3 convolutions of the encoder this dilation, in place.
+
+    They are padded by as much, so that the sizes of all features stay the same.
+
+    Raises:
+        ConfigError: the encoder has fewer such convolutions.
+
+    Source: Dai et al. 2017, Table 3, whose fixed dilations the learnt offsets are compared with.
+    """
+    names = _convolutions_3x3_in_execution_order(encoder)[-LATE_LAYERS:]
+    if len(names) < LATE_LAYERS:
+        raise ConfigError(
+            f"--late-dilation is {dilation}, but this encoder has {len(names)} plain 3x3 "
+            f"convolutions instead of {LATE_LAYERS}. Choose an encoder of the ResNet family."
+        )
+    for name in names:
+        convolution = encoder.get_submodule(name)
+        assert isinstance(convolution, nn.Conv2d)
+        convolution.dilation = convolution.padding = (dilation, dilation)
 
 
 def make_deformable(

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 from dcnseg.config import ModelConfig
 from dcnseg.errors import ShapeError
 from dcnseg.models.deeplab import build_decoder
-from dcnseg.models.encoder import build_encoder, make_deformable
+from dcnseg.models.encoder import build_encoder, dilate_late, make_deformable
 from dcnseg.ops.deform_conv import DeformConv2d
 
 
@@ -78,6 +78,8 @@ def build_segmenter(config: ModelConfig, num_classes: int) -> Segmenter:
         ConfigError: the encoder does not exist or cannot serve the configuration.
     """
     encoder = build_encoder(config.encoder, output_stride=config.output_stride)
+    if config.late_dilation:
+        dilate_late(encoder, config.late_dilation)
     make_deformable(
         encoder,
         config.deform_layers,

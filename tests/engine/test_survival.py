@@ -11,7 +11,7 @@ import shutil
 import signal
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager, nullcontext
 from dataclasses import replace
 from pathlib import Path
@@ -176,6 +176,35 @@ def test_stopped_in_every_place_a_run_goes_on_as_if_it_had_not(
     assert_equal_states(
         load_resume_state(stopped / RESUME_STATE), load_resume_state(straight / RESUME_STATE)
     )
+
+
+class FailsIn(TrainingListener):
+    """Dies without notice when an epoch is done, as a process that is killed does."""
+
+    def __init__(self, epoch: int) -> None:
+        self.epoch = epoch
+
+    def epoch_done(self, record: Mapping[str, Any], *, is_best: bool) -> None:
+        if record["epoch"] == self.epoch:
+            raise KeyboardInterrupt
+
+
+def test_a_state_of_some_epochs_ago_is_gone_on_from_as_well(scenes: Path, tmp_path: Path) -> None:
+    config = small_config(
+        scenes, epochs=4, ema=0.9, checkpoint_minutes=0.0, checkpoint_epochs=2, lr=0.05
+    )
+    straight, killed = tmp_path / "straight", tmp_path / "killed"
+    train(config, straight)
+    with pytest.raises(KeyboardInterrupt):
+        train(config, killed, listener=FailsIn(3))
+    assert load_resume_state(killed / RESUME_STATE)["epoch"] == 2
+    assert len(read_metrics(killed)) == 3
+    resume(killed)
+    assert without_times(killed) == without_times(straight)
+    assert_equal_states(
+        load_resume_state(killed / RESUME_STATE), load_resume_state(straight / RESUME_STATE)
+    )
+    assert (killed / BEST_WEIGHTS).read_bytes() == (straight / BEST_WEIGHTS).read_bytes()
 
 
 class NoLoss:

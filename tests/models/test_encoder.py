@@ -5,7 +5,7 @@ import torch
 from torch import nn
 
 from dcnseg.errors import ConfigError
-from dcnseg.models.encoder import build_encoder, make_deformable
+from dcnseg.models.encoder import build_encoder, dilate_late, make_deformable
 from dcnseg.ops.deform_conv import DeformConv2d
 
 
@@ -42,6 +42,29 @@ def test_replaced_layers_keep_geometry_and_weights() -> None:
             plain.dilation,
             plain.groups,
         )
+
+
+@pytest.mark.parametrize("name", ["resnet18", "resnet50"])
+def test_late_dilation_changes_the_last_three_layers_and_no_size(name: str) -> None:
+    encoder = build_encoder(name, output_stride=16).eval()
+    image = torch.randn(1, 3, 96, 64)
+    before = encoder(image)
+    dilate_late(encoder, 6)
+    dilated = [
+        layer
+        for layer, module in encoder.named_modules()
+        if isinstance(module, nn.Conv2d) and module.dilation == (6, 6)
+    ]
+    assert dilated == make_deformable(encoder, 3)
+    after = encoder(image)
+    assert [each.shape for each in after] == [each.shape for each in before]
+    torch.testing.assert_close(after[-2], before[-2])
+    assert not torch.allclose(after[-1], before[-1])
+
+
+def test_late_dilation_needs_three_layers() -> None:
+    with pytest.raises(ConfigError, match="--late-dilation is 2, but this encoder has 0 plain"):
+        dilate_late(nn.Conv2d(3, 3, 1), 2)
 
 
 def test_zero_layers_change_nothing() -> None:
