@@ -5,9 +5,11 @@ from __future__ import annotations
 import argparse
 import json
 import platform
+import shutil
 import statistics
+import subprocess
 import time
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeAlias
@@ -15,6 +17,9 @@ from typing import TypeAlias
 import torch
 import torchvision
 from torch import Tensor
+
+from dcnseg import __version__
+from dcnseg.ops import native_status
 
 Operator: TypeAlias = Callable[..., Tensor]
 
@@ -55,14 +60,25 @@ class Timing:
         return self.best / other.best
 
 
-def alternate(contenders: Mapping[str, Callable[[], object]], rounds: int) -> dict[str, Timing]:
-    """Time all contenders, each in one turn per round, after a round that is not counted."""
+def alternate(
+    contenders: Mapping[str, Callable[[], object]],
+    rounds: int,
+    take_turn: Callable[[Callable[[], object]], float] | None = None,
+) -> dict[str, Timing]:
+    """Time all contenders, each in one turn per round, after a round that is not counted.
+
+    Args:
+        contenders: What to call, by name.
+        rounds: How many turns of each count.
+        take_turn: Gives the milliseconds of a contender; None: those of the CPU.
+    """
+    take_turn = take_turn or _take_turn
     times: dict[str, list[float]] = {name: [] for name in contenders}
     for i in range(1 + rounds):
         for name, call in contenders.items():
-            fastest = _take_turn(call)
+            milliseconds = take_turn(call)
             if i > 0:
-                times[name].append(fastest)
+                times[name].append(milliseconds)
     return {name: Timing(tuple(each)) for name, each in times.items()}
 
 
@@ -133,6 +149,40 @@ def describe_machine() -> dict[str, str | int]:
     }
 
 
+def describe_gpu(device: torch.device) -> dict[str, str | int]:
+    """Device, driver, versions and the native library, to be printed with all that a GPU did."""
+    if device.type != "cuda":
+        gpu: dict[str, str | int] = {"device": f"{device}: a dry run, of which no figure counts"}
+    else:
+        properties = torch.cuda.get_device_properties(device)
+        gpu = {
+            "device": properties.name,
+            "compute capability": f"{properties.major}.{properties.minor}",
+            "multiprocessors": properties.multi_processor_count,
+            "memory": f"{properties.total_memory / (1 << 30):.0f} GiB",
+            "driver": _driver_version(),
+            "CUDA of torch": str(torch.version.cuda),
+            "cuDNN": str(torch.backends.cudnn.version()),
+        }
+    status = native_status()
+    return {
+        **gpu,
+        "dcnseg": __version__,
+        "native": status["cuda" if device.type == "cuda" else "cpu"],
+        "native build": status["build"],
+        **describe_machine(),
+    }
+
+
+def _driver_version() -> str:
+    program = shutil.which("nvidia-smi")
+    if program is None:
+        return "unknown: no nvidia-smi"
+    query = [program, "--query-gpu=driver_version", "--format=csv,noheader"]
+    done = subprocess.run(query, capture_output=True, text=True, check=False)
+    return (done.stdout.splitlines() or ["unknown"])[0]
+
+
 def make_parser(description: str | None) -> argparse.ArgumentParser:
     """The options that all benchmarks have."""
     parser = argparse.ArgumentParser(description=description)
@@ -140,6 +190,23 @@ def make_parser(description: str | None) -> argparse.ArgumentParser:
     parser.add_argument("--quick", action="store_true", help="one tiny size: does it all work?")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
     return parser
+
+
+def markdown_table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
+    """A Markdown table; numbers that are not whole get as many digits as they deserve."""
+
+    def line(cells: Iterable[object]) -> str:
+        return f"| {' | '.join(_cell(cell) for cell in cells)} |"
+
+    return "\n".join([line(columns), line("---" for _ in columns), *map(line, rows)])
+
+
+def _cell(value: object) -> str:
+    if value is None:
+        return "-"
+    if not isinstance(value, float):
+        return str(value)
+    return f"{value:.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 
 def relative_error(result: Tensor, truth: Tensor) -> float:

@@ -1,0 +1,123 @@
+"""Time, memory and kernels of calls on a GPU, and what the GPU can do at most.
+
+Entry points: `GpuClock`, `peak_memory`, `measure_ceilings`, `kernel_shares`. On a CPU, for dry
+runs, they give numbers of no meaning.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Callable
+from dataclasses import dataclass
+from functools import partial
+from typing import Any
+
+import torch
+from torch._C._autograd import DeviceType
+from torch.profiler import ProfilerActivity, profile
+
+Call = Callable[[], object]
+
+_SLEEP_CYCLES = 20_000_000  # some 10 ms, in which all calls of a turn are queued
+_MIB = 1 << 20
+
+
+@dataclass(frozen=True)
+class GpuClock:
+    """Milliseconds of a call by CUDA events: the mean over a turn of several calls.
+
+    The GPU sleeps while the turn is queued, so that what counts is its own time and not that of
+    Python, as in a long-running program that is ahead of the GPU.
+
+    Attributes:
+        device: Where the calls run.
+        calls: Of a turn. Calls that rotate over inputs have all of them in one turn.
+    """
+
+    device: torch.device
+    calls: int
+
+    def __call__(self, call: Call) -> float:
+        """Take one turn."""
+        if self.device.type != "cuda":
+            started = time.perf_counter()
+            for _ in range(self.calls):
+                call()
+            return 1e3 * (time.perf_counter() - started) / self.calls
+        start, end = (torch.cuda.Event(enable_timing=True) for _ in range(2))
+        torch.cuda.synchronize(self.device)
+        torch.cuda._sleep(_SLEEP_CYCLES)
+        start.record()
+        for _ in range(self.calls):
+            call()
+        end.record()
+        end.synchronize()
+        return float(start.elapsed_time(end)) / self.calls
+
+
+def peak_memory(call: Call, device: torch.device) -> float | None:
+    """MiB of GPU memory that a call needs at its peak, with what it returns; None on a CPU."""
+    if device.type != "cuda":
+        return None
+    torch.cuda.synchronize(device)
+    before = torch.cuda.memory_allocated(device)
+    torch.cuda.reset_peak_memory_stats(device)
+    kept = call()
+    torch.cuda.synchronize(device)
+    peak = torch.cuda.max_memory_allocated(device)
+    del kept
+    return (peak - before) / _MIB
+
+
+def measure_ceilings(
+    device: torch.device, dtypes: tuple[str, ...], quick: bool
+) -> dict[str, float]:
+    """TFLOP/s of a large product by dtype, and TB/s read and written as "copy"."""
+    on_gpu = device.type == "cuda" and not quick
+    size, copied = (8192, 1 << 31) if on_gpu else (64, 1 << 16)
+    clock = GpuClock(device, calls=5)
+    ceilings = {}
+    for dtype in dtypes:
+        factors = [torch.randn(size, size, device=device).to(getattr(torch, dtype)) for _ in "ab"]
+        milliseconds = _best(clock, partial(torch.matmul, *factors))
+        ceilings[dtype] = 2 * size**3 / milliseconds / 1e9
+    source = torch.zeros(copied, dtype=torch.uint8, device=device)
+    target = torch.empty_like(source)
+    ceilings["copy"] = 2 * copied / _best(clock, lambda: target.copy_(source)) / 1e9
+    return ceilings
+
+
+def _best(clock: GpuClock, call: Call) -> float:
+    return min(clock(call) for _ in range(4))
+
+
+def kernel_shares(call: Call, device: torch.device, calls: int = 5) -> list[dict[str, Any]]:
+    """Name, calls, milliseconds per call and share of every kernel, the longest first."""
+    is_gpu = device.type == "cuda"
+    call()
+    activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * is_gpu
+    with profile(activities=activities, acc_events=True) as recorded:
+        for _ in range(calls):
+            call()
+        if is_gpu:
+            torch.cuda.synchronize(device)
+    kind = DeviceType.CUDA if is_gpu else DeviceType.CPU
+    found = [
+        (event.key, event.count, event.self_device_time_total if is_gpu else _cpu_time(event))
+        for event in recorded.key_averages()
+        if event.device_type == kind
+    ]
+    total = sum(microseconds for _, _, microseconds in found) or 1
+    return [
+        {
+            "kernel": name[:100],
+            "calls": count / calls,
+            "milliseconds": microseconds / calls / 1e3,
+            "share": microseconds / total,
+        }
+        for name, count, microseconds in sorted(found, key=lambda each: -each[2])
+    ]
+
+
+def _cpu_time(event: Any) -> float:
+    return float(event.self_cpu_time_total)

@@ -1,0 +1,218 @@
+"""Calls of every operator with inputs that results in other precisions can be compared on.
+
+Entry point: `make_cases`. Maps and parameters are drawn in the dtype that is checked, so that the
+exact result of the very same numbers is known; offsets are odd sixteenths of a pixel, so that no
+sample lies on a pixel, where derivatives jump.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Mapping
+from dataclasses import dataclass, field
+from functools import partial
+from typing import Any, TypeAlias
+
+import torch
+from torch import Tensor
+
+from dcnseg.ops import (
+    deform_conv2d,
+    deform_ps_roi_pool,
+    deform_roi_pool,
+    ps_roi_pool,
+    roi_avg_pool,
+    roi_pool,
+)
+from dcnseg.ops.backend import Backend
+
+Tensors: TypeAlias = Mapping[str, Tensor]  # by the names of an operator's arguments
+
+POOLINGS: dict[str, Callable[..., Tensor]] = {
+    "roi_pool": roi_pool,
+    "roi_avg_pool": roi_avg_pool,
+    "ps_roi_pool": ps_roi_pool,
+    "deform_roi_pool": deform_roi_pool,
+    "deform_ps_roi_pool": deform_ps_roi_pool,
+}
+BOXES = "boxes"  # the name of that argument
+_BINS = (2, 4)
+_SCALE = 0.5
+
+
+@dataclass(frozen=True)
+class OperatorCase:
+    """One way to call an operator.
+
+    Attributes:
+        operator: Name of the public function.
+        name: What is special about the case.
+        make: Draws the tensors on the CPU, the map first. All but boxes have a gradient.
+        call: Runs the operator on them, on the device where they are.
+    """
+
+    operator: str
+    name: str
+    make: Callable[[torch.dtype], dict[str, Tensor]]
+    call: Callable[[Backend, Tensors], Tensor]
+
+    def __str__(self) -> str:
+        return f"{self.operator} {self.name}".rstrip()
+
+    def results(self, tensors: Tensors, backend: Backend) -> dict[str, Tensor]:
+        """The output, and the gradients of all tensors."""
+        given = as_leaves(tensors)
+        output = self.call(backend, given)
+        leaves = {name: tensor for name, tensor in given.items() if tensor.requires_grad}
+        grads = torch.autograd.grad(output, list(leaves.values()), gradient_like(output))
+        return {
+            "output": output.detach(),
+            **{f"gradient of {name}": grad for name, grad in zip(leaves, grads, strict=True)},
+        }
+
+
+def as_leaves(tensors: Tensors) -> dict[str, Tensor]:
+    """The same memory, of which everything but boxes wants a gradient."""
+    return {name: tensor.detach().requires_grad_(name != BOXES) for name, tensor in tensors.items()}
+
+
+def gradient_like(output: Tensor) -> Tensor:
+    """The same random gradient of an output in every call, in eighths, which every dtype holds."""
+    generator = torch.Generator().manual_seed(1)
+    grad = (8 * torch.randn(output.shape, generator=generator)).round() / 8
+    return grad.to(output.device, output.dtype)
+
+
+@dataclass(frozen=True)
+class Convolution:
+    """Sizes and settings of a deformable convolution."""
+
+    channels: int
+    out_channels: int
+    size_hw: tuple[int, int]
+    kernel_size: tuple[int, int] = (3, 3)
+    groups: int = 1
+    offset_groups: int = 1
+    modulated: bool = False
+    bias: bool = False
+    window: dict[str, Any] = field(default_factory=lambda: {"padding": 1})
+    batch: int = 2
+
+    def make(self, dtype: torch.dtype) -> dict[str, Tensor]:
+        """Input, offset, weight and, where there are any, mask and bias."""
+        generator = torch.Generator().manual_seed(0)
+
+        def draw(*shape: int) -> Tensor:
+            return torch.randn(shape, generator=generator).to(dtype)
+
+        taps = self.kernel_size[0] * self.kernel_size[1]
+        out_hw = self._output_hw()
+        tensors = {
+            "input": draw(self.batch, self.channels, *self.size_hw),
+            "offset": odd_sixteenths(draw(self.batch, 2 * self.offset_groups * taps, *out_hw)),
+            "weight": draw(self.out_channels, self.channels // self.groups, *self.kernel_size),
+        }
+        if self.modulated:
+            tensors["mask"] = draw(self.batch, self.offset_groups * taps, *out_hw)
+        if self.bias:
+            tensors["bias"] = draw(self.out_channels)
+        return tensors
+
+    def call(self, backend: Backend, tensors: Tensors) -> Tensor:
+        """Convolve."""
+        arguments: dict[str, Any] = {**tensors, **self.window}
+        return deform_conv2d(**arguments, backend=backend)
+
+    def _output_hw(self) -> tuple[int, int]:
+        """As a plain convolution has it."""
+        window = {name: value for name, value in self.window.items() if name != "border"}
+        probe = torch.empty(1, 1, *self.size_hw, device="meta")
+        kernel = torch.empty(1, 1, *self.kernel_size, device="meta")
+        height, width = torch.nn.functional.conv2d(probe, kernel, **window).shape[2:]
+        return height, width
+
+
+# The kernels for tensor cores take channels in multiples; the others serve what is left.
+CONVOLUTIONS = {
+    "v1": Convolution(8, 6, (9, 11)),
+    "v2, bias": Convolution(8, 6, (9, 11), modulated=True, bias=True),
+    "dcnv1 border": Convolution(8, 6, (9, 11), window={"padding": 1, "border": "dcnv1"}),
+    "2 groups, 2 offset groups, stride 2": Convolution(
+        16, 12, (11, 9), groups=2, offset_groups=2, window={"stride": 2, "padding": 1}
+    ),
+    "odd sizes, kernel 2x3": Convolution(
+        6, 7, (9, 10), (2, 3), modulated=True, window={"stride": (2, 1), "padding": (1, 2)}
+    ),
+    "64 channels, dilation 2, v2, bias": Convolution(
+        64, 128, (33, 35), modulated=True, bias=True, window={"padding": 2, "dilation": 2}
+    ),
+    "64 channels, dcnv1 border": Convolution(
+        64, 64, (17, 19), modulated=True, window={"padding": 1, "border": "dcnv1"}
+    ),
+    "128 channels, 4 offset groups": Convolution(
+        128, 64, (17, 19), offset_groups=4, modulated=True
+    ),
+    "128 channels, 2 groups": Convolution(128, 128, (17, 19), groups=2, bias=True),
+    "256 channels": Convolution(256, 256, (20, 21)),
+    "72 outputs, stride 2": Convolution(
+        64, 72, (31, 33), batch=3, window={"stride": 2, "padding": 1}
+    ),
+    "kernel 1x1": Convolution(64, 64, (13, 15), (1, 1), window={}),
+}
+QUICK_CONVOLUTIONS = ("v2, bias", "dcnv1 border", "2 groups, 2 offset groups, stride 2")
+
+# By operator and name: keyword arguments beside the boxes, and whether there are offsets.
+_POOLING_CASES: tuple[tuple[str, str, dict[str, Any], bool], ...] = (
+    ("roi_pool", "", {}, False),
+    ("roi_avg_pool", "", {}, False),
+    ("ps_roi_pool", "", {}, False),
+    ("ps_roi_pool", "rfcn corners", {"corners": "rfcn"}, False),
+    ("deform_roi_pool", "without offsets", {}, False),
+    ("deform_roi_pool", "paper", {}, True),
+    ("deform_roi_pool", "mmcv", {"mode": "mmcv"}, True),
+    ("deform_roi_pool", "mxnet", {"mode": "mxnet"}, True),
+    ("deform_ps_roi_pool", "paper, 1x2 groups", {"group_size": (1, 2)}, True),
+    ("deform_ps_roi_pool", "mxnet", {"mode": "mxnet"}, True),
+)
+
+
+def odd_sixteenths(values: Tensor) -> Tensor:
+    """The odd sixteenth next to each value, in (-4, 4), which every dtype can hold."""
+    return ((8 * values.clamp(-3.9, 3.9)).floor() + 0.5) / 8
+
+
+def make_cases(*, quick: bool = False) -> Iterator[OperatorCase]:
+    """All cases; a few of the convolutions where it has to be quick."""
+    for name, convolution in CONVOLUTIONS.items():
+        if not quick or name in QUICK_CONVOLUTIONS:
+            yield OperatorCase("deform_conv2d", name, convolution.make, convolution.call)
+    for operator, name, settings, has_offsets in _POOLING_CASES:
+        make = partial(_make_map_and_offset, has_offset=has_offsets)
+        yield OperatorCase(operator, name, make, partial(_pool, operator, settings))
+
+
+def one_case_per_operator(*, quick: bool = False) -> Iterator[OperatorCase]:
+    """One of each that uses all its tensors; two convolutions, one of them for tensor cores."""
+    chosen = ("v2, bias", "64 channels, dilation 2, v2, bias", "", "paper", "paper, 1x2 groups")
+    return (case for case in make_cases(quick=quick) if case.name in chosen)
+
+
+def _make_map_and_offset(dtype: torch.dtype, *, has_offset: bool) -> dict[str, Tensor]:
+    """A map [2, 32, 9, 11], boxes [20, 5] in eighths of a pixel, some beyond it, and offsets."""
+    generator = torch.Generator().manual_seed(0)
+    boxes = torch.rand(20, 5, generator=generator) * torch.tensor([2.0, 24, 20, 30, 26])
+    boxes = (boxes * 8).round() / 8 - torch.tensor([0.0, 4, 4, 4, 4])
+    boxes[:, 0] = torch.arange(20) % 2
+    tensors = {
+        "input": torch.randn(2, 32, 9, 11, generator=generator).to(dtype),
+        BOXES: boxes.to(torch.promote_types(dtype, torch.float32)),
+    }
+    if has_offset:
+        tensors["offset"] = torch.randn(20, 2, *_BINS, generator=generator).to(dtype)
+    return tensors
+
+
+def _pool(operator: str, settings: dict[str, Any], backend: Backend, tensors: Tensors) -> Tensor:
+    arguments: list[Tensor | None] = [tensors["input"], tensors[BOXES]]
+    if operator.startswith("deform"):
+        arguments.append(tensors.get("offset"))
+    return POOLINGS[operator](*arguments, _BINS, _SCALE, backend=backend, **settings)
