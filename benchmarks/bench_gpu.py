@@ -12,10 +12,10 @@ from typing import Any
 import torch
 
 from benchmarks.common import OURS, describe_gpu, markdown_table
-from benchmarks.gpu_convolutions import DENSE, DTYPES, TORCHVISION, Bench, bench_convolutions
-from benchmarks.gpu_regions import bench_regions
-from benchmarks.gpu_timing import measure_ceilings
-from benchmarks.gpu_training_step import Batch, time_steps
+from benchmarks.gpu.convolutions import DENSE, DTYPES, TORCHVISION, Bench, bench_convolutions
+from benchmarks.gpu.regions import bench_regions
+from benchmarks.gpu.timing import measure_ceilings
+from benchmarks.gpu.training_step import Batch, time_steps
 
 # Encoder, and whether cuDNN may try its algorithms first, which `dcnseg train` does not let it do.
 TRAININGS = (("resnet18", False), ("resnet50", False), ("resnet50", True))

@@ -18,9 +18,9 @@ from pathlib import Path
 import torch
 
 from benchmarks.common import describe_gpu
-from benchmarks.gpu_check_children import make_child_checks
-from benchmarks.gpu_check_large import make_large_checks
-from benchmarks.gpu_checks import Check, CheckFailedError, CheckLeftOutError, make_checks
+from benchmarks.gpu.checks import Check, CheckFailedError, CheckLeftOutError, make_checks
+from benchmarks.gpu.child_checks import make_child_checks
+from benchmarks.gpu.large_checks import make_large_checks
 
 PASSED, FAILED, LEFT_OUT = "PASS", "FAIL", "left out"
 

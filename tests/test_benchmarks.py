@@ -21,19 +21,18 @@ from benchmarks import (
     bench_memory,
     bench_ops,
     bench_roi,
-    camvid,
     common,
     gpu_check,
-    gpu_checks,
-    gpu_convolutions,
     rivals,
 )
-from benchmarks.camvid_plan import DILATIONS, SEARCH_SEED, Plan
-from benchmarks.camvid_report import BEGIN, END, curves_svg, fill_page, to_markdown
-from benchmarks.camvid_run import Results, RunFailedError, run_job
-from benchmarks.gpu_check_large import MANY_COLUMNS, MANY_INPUTS
-from benchmarks.operator_cases import Convolution, make_cases, odd_sixteenths
-from benchmarks.other_architecture import NO_ARCHITECTURE, architectures, write_for_no_gpu
+from benchmarks.camvid import __main__ as camvid
+from benchmarks.camvid.plan import DILATIONS, SEARCH_SEED, Plan
+from benchmarks.camvid.report import BEGIN, END, curves_svg, fill_page, to_markdown
+from benchmarks.camvid.run import Results, RunFailedError, run_job
+from benchmarks.gpu import checks, convolutions
+from benchmarks.gpu.large_checks import MANY_COLUMNS, MANY_INPUTS
+from benchmarks.gpu.operator_cases import Convolution, make_cases, odd_sixteenths
+from benchmarks.gpu.other_architecture import NO_ARCHITECTURE, architectures, write_for_no_gpu
 from dcnseg.ops import deform_conv2d
 
 Main = Callable[[Sequence[str]], object]
@@ -285,9 +284,9 @@ def test_large_cases_do_not_fit_into_32_bits() -> None:
 
 def test_errors_are_relative_and_nan_never_passes() -> None:
     truth = torch.tensor([3.0, 4.0]).double()
-    assert gpu_checks.relative_norm(torch.tensor([3.0, 4.5]), truth) == pytest.approx(0.1)
-    with pytest.raises(gpu_checks.CheckFailedError, match="output is off by nan"):
-        gpu_checks.require_close({"output": truth * torch.nan}, {"output": truth})
+    assert checks.relative_norm(torch.tensor([3.0, 4.5]), truth) == pytest.approx(0.1)
+    with pytest.raises(checks.CheckFailedError, match="output is off by nan"):
+        checks.require_close({"output": truth * torch.nan}, {"output": truth})
 
 
 def test_a_library_for_no_gpu_differs_in_nothing_but_that(tmp_path: Path) -> None:
@@ -314,8 +313,8 @@ def test_benchmark_of_a_gpu_runs_on_the_cpu(capsys: Capture, tmp_path: Path) -> 
     report = json.loads(out.read_text())
     assert len(report["convolutions"]) == 3 * 2 * 2  # dtypes, layouts, passes
     for row in report["convolutions"]:
-        assert {common.OURS, gpu_convolutions.DENSE} <= set(row["contenders"])
-        assert row["contenders"][gpu_convolutions.DENSE]["ratio_to_dense"] == 1
+        assert {common.OURS, convolutions.DENSE} <= set(row["contenders"])
+        assert row["contenders"][convolutions.DENSE]["ratio_to_dense"] == 1
         assert f"| {row['shape']} | {row['dtype']} | {row['layout']} | {row['pass']} |" in printed
     assert {row["subject"].split()[0] for row in report["regions"]} >= {"roi_pool", "ps_roi_pool"}
     (training,) = report["training"]
@@ -329,10 +328,10 @@ def test_wrong_convolution_is_never_timed_on_a_gpu(monkeypatch: pytest.MonkeyPat
         right = deform_conv2d(*all, backend=backend, **named)
         return right * (1.0 if backend == "reference" else 1.1)
 
-    monkeypatch.setattr(gpu_convolutions, "deform_conv2d", wrong)
-    ceilings = dict.fromkeys((*gpu_convolutions.DTYPES, "copy"), 1.0)
-    bench = gpu_convolutions.Bench(torch.device("cpu"), ceilings, rounds=1)
-    rows = list(gpu_convolutions.bench_convolutions(bench, quick=True))
+    monkeypatch.setattr(convolutions, "deform_conv2d", wrong)
+    ceilings = dict.fromkeys((*convolutions.DTYPES, "copy"), 1.0)
+    bench = convolutions.Bench(torch.device("cpu"), ceilings, rounds=1)
+    rows = list(convolutions.bench_convolutions(bench, quick=True))
     assert [row["contenders"] for row in rows] == [{}] * 6  # dtypes and layouts
     said = bench_gpu.wrong_rows({"convolutions": rows})
     assert said[1] == "[2,16,9,9] d2 bfloat16 contiguous: wrong, not timed, relative error 0.1"

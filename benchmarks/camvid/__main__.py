@@ -15,9 +15,9 @@ from collections.abc import Sequence
 from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
 from pathlib import Path
 
-from benchmarks.camvid_plan import RECIPES, Job, Plan
-from benchmarks.camvid_report import curves_svg, fill_page, to_markdown
-from benchmarks.camvid_run import Results, RunFailedError, commands, run_job
+from benchmarks.camvid.plan import RECIPES, Job, Plan
+from benchmarks.camvid.report import curves_svg, fill_page, to_markdown
+from benchmarks.camvid.run import Results, RunFailedError, commands, run_job
 
 
 class Deadline:
@@ -85,7 +85,7 @@ def say(text: str) -> None:
 
 def make_parser() -> argparse.ArgumentParser:
     """The options."""
-    parser = argparse.ArgumentParser(description=__doc__)
+    parser = argparse.ArgumentParser("python -m benchmarks.camvid", description=__doc__)
     parser.add_argument("data", type=Path, nargs="?", help="CamVid's folder; none: report only")
     parser.add_argument("--results", type=Path, required=True, help="JSON file to add to")
     parser.add_argument("--runs", type=Path, default=Path("runs/camvid"), help="run folders")

@@ -14,7 +14,7 @@ from typing import Any
 import torch
 
 from benchmarks.common import alternate
-from benchmarks.gpu_timing import kernel_shares, peak_memory
+from benchmarks.gpu.timing import kernel_shares, peak_memory
 from dcnseg.config import DataConfig, ModelConfig, TrainConfig
 from dcnseg.device import select_amp_dtype
 from dcnseg.engine.losses import build_loss

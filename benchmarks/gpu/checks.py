@@ -18,7 +18,7 @@ import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from benchmarks.operator_cases import (
+from benchmarks.gpu.operator_cases import (
     BOXES,
     OperatorCase,
     as_leaves,

@@ -22,7 +22,7 @@ from typing import Any, Protocol
 
 import torch
 
-from benchmarks.camvid_plan import Job
+from benchmarks.camvid.plan import Job
 from benchmarks.common import describe_gpu
 from dcnseg.device import select_device
 from dcnseg.engine.run_folder import read_metrics

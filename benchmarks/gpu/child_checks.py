@@ -23,7 +23,7 @@ from typing import Any
 
 import torch
 
-from benchmarks.gpu_checks import (
+from benchmarks.gpu.checks import (
     LAYOUTS,
     Check,
     CheckFailedError,
@@ -32,12 +32,12 @@ from benchmarks.gpu_checks import (
     need_gpu,
     require_close,
 )
-from benchmarks.operator_cases import OperatorCase, make_cases, one_case_per_operator
-from benchmarks.other_architecture import write_for_no_gpu
+from benchmarks.gpu.operator_cases import OperatorCase, make_cases, one_case_per_operator
+from benchmarks.gpu.other_architecture import write_for_no_gpu
 from dcnseg.errors import NativeOpsError
 from dcnseg.ops import _native
 
-ROOT = Path(__file__).parents[1]
+ROOT = Path(__file__).parents[2]
 SANITIZERS = {"memcheck": "operators", "racecheck": "few_operators"}  # and what they watch
 _SANITIZER_PLACES = ("/usr/local/cuda/bin", "/opt/cuda/bin")
 _TIMEOUT = 240  # seconds
@@ -104,7 +104,7 @@ def check_hidden_gpu(device: torch.device) -> str:
 
 
 def _run_and_parse(device: torch.device, environment: Mapping[str, str]) -> Any:
-    done = run_child(["-m", "benchmarks.gpu_check_children", "fallback", str(device)], environment)
+    done = run_child(["-m", "benchmarks.gpu.child_checks", "fallback", str(device)], environment)
     if done.returncode:
         raise CheckFailedError(last_lines(done.stderr))
     return json.loads(done.stdout)
@@ -119,7 +119,7 @@ def check_sanitizer(device: torch.device, tool: str) -> str:
     options = ["--tool", tool, "--error-exitcode", "99", "--print-limit", "5"]
     options += ["--report-api-errors", "no"] * (tool == "memcheck")  # torch asks what may fail
     job = SANITIZERS[tool]
-    child = [sys.executable, "-m", "benchmarks.gpu_check_children", job, str(device)]
+    child = [sys.executable, "-m", "benchmarks.gpu.child_checks", job, str(device)]
     # Without torch's own allocator every tensor ends where its memory does.
     environment = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
     done = run_command([program, *options, *child], environment)

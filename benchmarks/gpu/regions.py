@@ -14,7 +14,7 @@ from torch import Tensor
 
 from benchmarks import bench_roi
 from benchmarks.common import OURS, Operator, alternate
-from benchmarks.gpu_timing import GpuClock
+from benchmarks.gpu.timing import GpuClock
 
 
 def bench_regions(device: torch.device, *, rounds: int, quick: bool) -> Iterator[dict[str, Any]]:

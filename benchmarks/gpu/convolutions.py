@@ -16,8 +16,8 @@ import torchvision
 from torch import Tensor
 
 from benchmarks.common import OURS, Operator, alternate
-from benchmarks.gpu_timing import GpuClock, kernel_shares, peak_memory
-from benchmarks.operator_cases import gradient_like, odd_sixteenths
+from benchmarks.gpu.operator_cases import gradient_like, odd_sixteenths
+from benchmarks.gpu.timing import GpuClock, kernel_shares, peak_memory
 from dcnseg.ops import deform_conv2d
 
 DENSE, TORCHVISION = "dense (cuDNN)", "torchvision"

@@ -13,8 +13,8 @@ from functools import partial
 import torch
 from torch import Tensor
 
-from benchmarks.gpu_checks import Check, CheckFailedError, CheckLeftOutError, need_gpu
-from benchmarks.operator_cases import odd_sixteenths
+from benchmarks.gpu.checks import Check, CheckFailedError, CheckLeftOutError, need_gpu
+from benchmarks.gpu.operator_cases import odd_sixteenths
 from dcnseg.ops import deform_conv2d, deform_roi_pool, roi_avg_pool, roi_pool
 
 CROP = 48  # pixels along either side of the map's last corner
