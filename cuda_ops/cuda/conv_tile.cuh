@@ -24,10 +24,11 @@ bool vectors_fit(const DeformConvParams& p, const T* input) {
 }
 
 // f(the most numbers that a thread can take at once, as a constant): 16 bytes; 8, of 16-bit numbers; or one number.
+// `pairs`: threads that take 8 numbers exchange halves in pairs.
 template <typename T, typename F>
 void by_vector(const DeformConvParams& p, const T* input, bool pairs, const F& f) {
   constexpr int kMost = 16 / sizeof(T);
-  if (vectors_fit<T, kMost>(p, input) && !(pairs && p.offset_group_channels() / kMost % 2 != 0))
+  if (vectors_fit<T, kMost>(p, input) && !(pairs && kMost == 8 && p.offset_group_channels() / kMost % 2 != 0))
     return f(std::integral_constant<int, kMost>{});
   if constexpr (kMost == 8)
     if (vectors_fit<T, 4>(p, input)) return f(std::integral_constant<int, 4>{});

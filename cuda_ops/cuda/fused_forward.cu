@@ -59,8 +59,9 @@ struct FusedCall {
     DCN_CHECK(blocks <= INT32_MAX, "deform_conv2d: the output has too many tiles");
     const auto kernel = &fused_forward_kernel<T, Multiplier>;
     const size_t bytes = FusedShared<Multiplier::kOutputs>::bytes(divided.stages, divided.round_taps);
-    check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, static_cast<int>(bytes)),
-               "cudaFuncSetAttribute");
+    // A limit, and always the same one: another thread's call of fewer taps would else lower it before this launch.
+    const int most = device_attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin, input);
+    check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, most), "cudaFuncSetAttribute");
     DCN_LAUNCH(kernel, static_cast<unsigned>(blocks), kFusedThreads<Multiplier>, bytes, stream, a);
     check_cuda(cudaGetLastError(), "fused_forward_kernel");
   }

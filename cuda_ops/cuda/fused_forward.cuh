@@ -278,7 +278,7 @@ __device__ inline void produce(const FusedArguments<T>& a, const FusedTile& tile
         corners = next;
       }
       wait_for_copies<0>();
-      if constexpr (Multiplier::kRoundsWeight)
+      if constexpr (Multiplier::kRoundsWeight) {  // without these braces nvcc 13.0 drops publish() where it is false
 #pragma unroll
         for (int i = 0; i < kOutputRows; ++i) {  // what this thread has copied
           const uint32_t at = weight_to + i * kRowStride * kRowBytes;
@@ -286,6 +286,7 @@ __device__ inline void produce(const FusedArguments<T>& a, const FusedTile& tile
           store_shared(
               at, {to_tf32(as_float(v.x)), to_tf32(as_float(v.y)), to_tf32(as_float(v.z)), to_tf32(as_float(v.w))});
         }
+      }
       Multiplier::publish();
       __syncwarp();
       if (lane == 0) arrive(shared.full + place.stage);
@@ -340,9 +341,10 @@ struct MmaSync {
       for (int j = 0; j < kAcross; j += 2) {
         uint32_t right[4];
         load_matrices(right, weight + vector_address(column(j) + lane / 16 * 8 + lane % 8, 2 * k + lane / 8 % 2));
-        if constexpr (sizeof(T) == 4)
+        if constexpr (sizeof(T) == 4) {
 #pragma unroll
           for (int r = 0; r < 4; ++r) right[r] = to_tf32(as_float(right[r]));
+        }
 #pragma unroll
         for (int i = 0; i < kDown; ++i) {
           multiply_add(sums[i][j], left[i], right[0], right[1], static_cast<const T*>(nullptr));

@@ -51,8 +51,9 @@ void multiply(int64_t groups, int64_t rows, int64_t columns, int64_t depth, cons
   const Factor one = 1, beta = add ? Factor(1) : Factor(0);
   constexpr bool kIsFloat = std::is_same_v<T, float>;
   const int sum = std::is_same_v<T, double> ? cublas::kSumFloat64
-                  : kIsFloat && allow_tf32  ? cublas::kSumFromTf32
-                                            : cublas::kSumFloat32;
+                  : !kIsFloat               ? cublas::kSumFloat32
+                  : allow_tf32              ? cublas::kSumFromTf32
+                                            : cublas::kSumExactFloat32;
   const auto op = [](bool transposed) { return transposed ? cublas::kTransposed : cublas::kPlain; };
   // cuBLAS is column-major: what it is told to be transposed factors in the other order gives our product.
   const int status =

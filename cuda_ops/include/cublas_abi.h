@@ -11,7 +11,8 @@ using Gemm = int (*)(void* handle, int op_a, int op_b, int m, int n, int k, cons
 constexpr const char* kGemmName = "cublasGemmStridedBatchedEx";
 constexpr int kPlain = 0, kTransposed = 1, kDefaultAlgorithm = -1;
 constexpr int kFloat32 = 0, kFloat64 = 1, kFloat16 = 2, kBfloat16 = 14;
-constexpr int kSumFloat32 = 68, kSumFloat64 = 70, kSumFromTf32 = 77;
+// kSumFloat32 of float32 may be made from tf32 where the handle's math mode says so; kSumExactFloat32 never is.
+constexpr int kSumFloat32 = 68, kSumExactFloat32 = 69, kSumFloat64 = 70, kSumFromTf32 = 77;
 
 }  // namespace cublas
 }  // namespace dcnseg_ops

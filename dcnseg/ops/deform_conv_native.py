@@ -32,12 +32,14 @@ def deform_conv2d_native(
     bias: Tensor | None,
     window: Window,
     mask: Tensor | None,
+    *,
     fused: bool = True,
+    allow_tf32: bool | None = None,
 ) -> Tensor:
     """Deformable convolution of checked arguments; see `dcnseg.ops.deform_conv2d`.
 
-    On a GPU, float32 is multiplied as in torch's convolutions: from tf32 where
-    `torch.backends.cudnn.allow_tf32`. Without `fused` the kernel that keeps its columns inside
+    On a GPU, float32 is multiplied as in torch's convolutions, from tf32 where torch's settings
+    say so, unless `allow_tf32` is given. Without `fused` the kernel that keeps its columns inside
     the chip is not taken.
     """
     position_dtype = torch.promote_types(input.dtype, torch.float32)
@@ -57,15 +59,22 @@ def deform_conv2d_native(
         *window.dilation,
         _BORDERS[window.border],
         is_channels_last(input),
-        _allows_tf32(input),
+        _allows_tf32(input) if allow_tf32 is None else allow_tf32,
         fused and input.get_device() not in _unfused_gpus,
     )
     return output
 
 
 def _allows_tf32(input: Tensor) -> bool:
-    is_float32 = input.is_cuda and input.dtype == torch.float32
-    return is_float32 and torch.backends.cudnn.allow_tf32
+    if not (input.is_cuda and input.dtype == torch.float32):
+        return False
+    if (
+        torch.compiler.is_compiling()
+    ):  # which can trace and guard the older of the two settings alone
+        return torch.backends.cudnn.allow_tf32
+    # The older one raises where the newer one says something else for recurrent networks.
+    precision: str = torch.backends.cudnn.conv.fp32_precision  # type: ignore[attr-defined]
+    return precision == "tf32"
 
 
 def _fake_deform_conv2d(
@@ -152,13 +161,17 @@ def cuda_self_test(device: torch.device) -> str | None:
 
 def _cases(fused: bool) -> list[SmallCase]:
     """Both memory formats; vectors of 16 bytes, and channels that no vector fits."""
-    kinds = [  # dtype, channels, groups, has_mask, channels_last
-        (torch.float32, 64, 2, True, True),
-        (torch.bfloat16, 64, 1, False, False),
-        (torch.float16, 64, 1, True, True),
+    kinds = [  # dtype, channels, groups, outputs, has_mask, channels_last
+        (torch.float32, 64, 2, 6, True, True),
+        (torch.bfloat16, 64, 1, 6, False, False),
+        (torch.float16, 64, 1, 6, True, True),
     ]
-    if not fused:
-        kinds += [(torch.float64, 4, 1, True, False), (torch.bfloat16, 6, 2, True, True)]
+    if fused:  # which has kernels for up to 64, 128 and 256 outputs
+        dtypes = (torch.float32, torch.bfloat16, torch.float16)
+        wide = [(dtype, outputs) for dtype in dtypes for outputs in (128, 256)]
+        kinds += [(dtype, 64, 1, outputs, True, outputs == 256) for dtype, outputs in wide]
+    else:
+        kinds += [(torch.float64, 4, 1, 6, True, False), (torch.bfloat16, 6, 2, 6, True, True)]
     return [SmallCase(kind[0], partial(_small_case, *kind, fused=fused)) for kind in kinds]
 
 
@@ -166,6 +179,7 @@ def _small_case(
     dtype: torch.dtype,
     channels: int,
     groups: int,
+    outputs: int,
     has_mask: bool,
     channels_last: bool,
     native: bool,
@@ -177,19 +191,24 @@ def _small_case(
     generator = torch.Generator().manual_seed(0)
     position_dtype = torch.promote_types(dtype, torch.float32)
 
-    def leaf(*shape: int, dtype: torch.dtype = dtype) -> Tensor:
+    def leaf(*shape: int, dtype: torch.dtype = dtype, scale: float = 1.0) -> Tensor:
         values = torch.randn(shape, generator=generator, device="cpu", dtype=torch.float32)
-        return values.to(device, dtype).requires_grad_()
+        return (scale * values).to(device, dtype).requires_grad_()
 
-    input, weight = leaf(2, channels, 6, 5), leaf(6, channels // groups, 3, 3)
-    offset = leaf(2, 18 * groups, 6, 5, dtype=position_dtype)
-    mask = leaf(2, 9 * groups, 6, 5, dtype=position_dtype) if has_mask else None
-    bias = leaf(6) if has_mask else None
+    size = (13, 11)  # with two images more positions than two tiles of 128
+    input = leaf(2, channels, *size)
+    weight = leaf(outputs, channels // groups, 3, 3, scale=0.1)  # float16 ends at 65504
+    offset = leaf(2, 18 * groups, *size, dtype=position_dtype)
+    mask = leaf(2, 9 * groups, *size, dtype=position_dtype) if has_mask else None
+    bias = leaf(outputs) if has_mask else None
     image = input.contiguous(memory_format=memory_format(channels_last))
     arguments = (image, offset, weight, bias, Window((1, 1), (1, 1), (1, 1)), mask)
-    output = (
-        deform_conv2d_native(*arguments, fused) if native else deform_conv2d_reference(*arguments)
-    )
+    if native:
+        # Whatever is allowed now: tf32 may be allowed later, and the test is not made again.
+        allow_tf32 = True if fused else None
+        output = deform_conv2d_native(*arguments, fused=fused, allow_tf32=allow_tf32)
+    else:
+        output = deform_conv2d_reference(*arguments)
     wanted = [tensor for tensor in (input, offset, weight, bias, mask) if tensor is not None]
     if not has_mask:
         wanted = [offset, weight]  # as in a first layer, whose input wants no gradient

@@ -33,6 +33,7 @@ static_assert(kFloat32 == CUDA_R_32F && kFloat64 == CUDA_R_64F);
 static_assert(kFloat16 == CUDA_R_16F && kBfloat16 == CUDA_R_16BF);
 static_assert(kSumFloat32 == CUBLAS_COMPUTE_32F && kSumFloat64 == CUBLAS_COMPUTE_64F);
 static_assert(kSumFromTf32 == CUBLAS_COMPUTE_32F_FAST_TF32);
+static_assert(kSumExactFloat32 == CUBLAS_COMPUTE_32F_PEDANTIC);
 """
 
 

@@ -265,14 +265,14 @@ def test_self_test_trusts_right_code_and_names_what_is_wrong(
         monkeypatch.setattr(
             deform_conv_native,
             "deform_conv2d_native",
-            lambda *arguments, factor=factor: native(*arguments) * factor,
+            lambda *arguments, factor=factor, **options: native(*arguments, **options) * factor,
         )
         said = deform_conv_native.cuda_self_test(cpu)
         assert said is not None
         assert said.startswith("failed its self-test on cpu")
         assert reason in said
 
-    def fail(*arguments: object) -> Tensor:
+    def fail(*arguments: object, **options: object) -> Tensor:
         raise RuntimeError("no kernel image is available")
 
     monkeypatch.setattr(deform_conv_native, "deform_conv2d_native", fail)
@@ -286,8 +286,8 @@ def test_fused_kernel_that_fails_alone_is_left_out(monkeypatch: pytest.MonkeyPat
     unfused: set[int | None] = set()
     monkeypatch.setattr(deform_conv_native, "_unfused_gpus", unfused)
 
-    def run(*arguments: Any) -> Tensor:
-        return native(*arguments) * (1.1 if arguments[-1] else 1)
+    def run(*arguments: Any, fused: bool, **options: Any) -> Tensor:
+        return native(*arguments, fused=fused, **options) * (1.1 if fused else 1)
 
     monkeypatch.setattr(deform_conv_native, "deform_conv2d_native", run)
     with pytest.warns(RuntimeWarning, match="the fused one failed its self-test on cpu:0: a"):
