@@ -30,13 +30,13 @@ PROGRAMS = [
     ("conv_check", "threads", CONVOLUTION),
     ("halves_check", "memory", ["-DDCN_CLONES="]),
     ("microkernel_check", "memory", []),
-    ("roi_check", "memory", ["-DDCN_CLONES="]),
+    ("roi_check", "memory", ["-O0", "-DDCN_CLONES="]),
     ("kernels_check", "memory", CUDA_CONVOLUTION),  # the CUDA operators, run on host threads
     ("kernels_check", "memory", [*CUDA_CONVOLUTION, "-DDCN_LITTLE_MEMORY"]),
     ("kernels_check", "threads", CUDA_CONVOLUTION),
-    ("fused_check", "memory", []),
+    ("fused_check", "memory", ["-O0"]),
     ("fused_check", "threads", []),
-    ("roi_kernels_check", "memory", []),
+    ("roi_kernels_check", "memory", ["-O0"]),
     ("roi_kernels_check", "threads", []),
 ]
 NO_SUCH_MEMORY = 77  # what index_check returns
@@ -130,7 +130,9 @@ def test_a_fault_of_the_fused_forward_is_seen(
     text = kernel.read_text()
     assert text.count(right) == 1
     kernel.write_text(text.replace(right, wrong))
-    result = run_program(build("fused_check", sanitizer, [], tmp_path_factory, sources))
+    result = run_program(
+        build("fused_check", sanitizer, ["-O0", "-DDCN_FEW_KINDS"], tmp_path_factory, sources)
+    )
     assert result.returncode != 0
 
 
