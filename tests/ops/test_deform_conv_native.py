@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from types import SimpleNamespace
 from typing import Any, Literal
 
 import pytest
@@ -293,6 +294,32 @@ def test_fused_kernel_that_fails_alone_is_left_out(monkeypatch: pytest.MonkeyPat
     with pytest.warns(RuntimeWarning, match="the fused one failed its self-test on cpu:0: a"):
         assert deform_conv_native.cuda_self_test(torch.device("cpu", 0)) is None
     assert unfused == {0}
+
+
+@pytest.fixture
+def cudnn_precisions() -> Iterator[list[Any]]:
+    """Torch's settings for convolutions and for recurrent networks, given back afterwards."""
+    cudnn: Any = torch.backends.cudnn
+    settings = [cudnn.conv, cudnn.rnn]
+    before = [setting.fp32_precision for setting in settings]
+    yield settings
+    for setting, precision in zip(settings, before, strict=True):
+        setting.fp32_precision = precision
+
+
+@pytest.mark.parametrize(
+    ("convolutions", "recurrent", "allowed"), [("ieee", "tf32", False), ("tf32", "ieee", True)]
+)
+def test_tf32_follows_the_setting_of_convolutions(
+    convolutions: str, recurrent: str, allowed: bool, cudnn_precisions: list[Any]
+) -> None:
+    """Also where that of recurrent networks differs, and the older setting cannot be read."""
+    cudnn_precisions[0].fp32_precision = convolutions
+    cudnn_precisions[1].fp32_precision = recurrent
+    on_gpu: Any = SimpleNamespace(is_cuda=True, dtype=torch.float32)
+    assert deform_conv_native._allows_tf32(on_gpu) is allowed
+    on_gpu.dtype = torch.bfloat16
+    assert not deform_conv_native._allows_tf32(on_gpu)
 
 
 needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no NVIDIA GPU")
