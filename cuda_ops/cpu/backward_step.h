@@ -68,13 +68,13 @@ struct BlockDots {
 };
 
 template <typename T, typename E>
-DCN_INLINE void add_position_sums(const TapPlan<AccOf<T>>& plan, const BlockDots<AccOf<T>>& dots, int64_t first,
+DCN_INLINE void add_position_sums(const TapFractions<AccOf<T>>& at, const BlockDots<AccOf<T>>& dots, int64_t first,
                                   int count, int64_t plane, const BackwardPass<T, E>& pass) {
   using A = AccOf<T>;
   A grad_y[kBlock], grad_x[kBlock], grad_mask[kBlock];
   for (int j = 0; j < kBlock; ++j) {
     const A dot[4] = {dots.of[0][j], dots.of[1][j], dots.of[2][j], dots.of[3][j]};
-    position_gradient(dot, plan.ly[j], plan.lx[j], plan.mask[j], &grad_y[j], &grad_x[j], &grad_mask[j]);
+    position_gradient(dot, at.ly[j], at.lx[j], at.mask[j], &grad_y[j], &grad_x[j], &grad_mask[j]);
   }
   A* to = pass.position_sums + first - pass.first_position;
   A *to_y = to + 2 * (plane - pass.first_plane) * pass.plane_stride, *to_x = to_y + pass.plane_stride;
@@ -101,7 +101,7 @@ DCN_CLONES void backward_step(const Sampler<T>& s, const DepthStep& step, int64_
           const int64_t column = t * step.channels() + segment.begin - step.channel_begin;
           const A* grad = pass.grad_columns ? pass.grad_columns + position * pass.grad_stride + column : nullptr;
           const TapPlan<A>& plan = plans.plans[i];
-          const Corners<T> corners = corners_of(s.from_channel(segment.begin), plan, j);
+          const Corners<T> corners = PixelRows<T>(s, segment.begin).corners(plan, plans.block.first_pixel[j], j);
           if (pass.samples)
             blend(corners, n, ToPanels<E>{pass.samples, pass.panel_size, pass.panel_width_log2, position, column});
           if (pass.position_sums) {
@@ -123,7 +123,7 @@ DCN_CLONES void backward_step(const Sampler<T>& s, const DepthStep& step, int64_
     if (!pass.position_sums) continue;
     for (int64_t t = 0; t < step.taps(); ++t)
       for (int64_t g = 0; g < plans.groups; ++g)
-        add_position_sums(plans.plans[t * plans.groups + g], dots[t * plans.groups + g], first, plans.block.count,
+        add_position_sums(plans.fractions[t * plans.groups + g], dots[t * plans.groups + g], first, plans.block.count,
                           (step.first_offset_group() + g) * s.p.taps() + step.tap_begin + t, pass);
   }
 }

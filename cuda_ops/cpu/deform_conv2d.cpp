@@ -19,8 +19,8 @@ namespace dcnseg_ops {
 namespace {
 
 constexpr int64_t kDepthBytes = 2304;       // of a row of columns: 576 in float, 9 taps of 64 channels
-constexpr int64_t kMostRows = 512;          // of a block, for which the whole weight is read once
-constexpr int64_t kMostRowBytes = 1 << 20;  // of a block's sums, where the output cannot hold them
+constexpr int64_t kMostRows = 672;          // of a block, for which the whole weight is read once
+constexpr int64_t kMostRowBytes = 3 << 19;  // of a block's sums, where the output cannot hold them
 
 // Positions cut into blocks of at most `most_rows`: equal but for one tile of the products, and as many for each slot.
 struct Blocks {
@@ -148,26 +148,27 @@ class Forward {
       std::vector<StepPlans<T>> plans;  // of each stretch of a block, if steps share them
       columns.get(sampled_ * stride_);
       if (!output_.is_direct()) sums.get(blocks.most() * p_.out_channels);
-      if (!std::is_same_v<T, A> && !output_.channels_last) rounded.get(blocks.most() * p_.out_channels);
+      if (!std::is_same_v<T, A> && !output_.channels_last) rounded.get(sampled_ * p_.out_channels);
       for (int64_t block = blocks.first_of(slot); block < blocks.first_of(slot + 1); ++block) {
         const int64_t begin = blocks.begin(block), end = blocks.begin(block + 1);
         const Blocks stretches(begin, end, tile_, sampled_, 1);
         const size_t kept = steps_[0].size() > 1 ? static_cast<size_t>(stretches.count) : 1;
-        if (plans.size() < kept) plans.resize(kept);
+        if (plans.size() < kept) plans.resize(kept, StepPlans<T>(false));
         A* rows = output_.is_direct() ? output_.direct(begin) : sums.get(0);
         for (int64_t group = 0; group < p_.groups; ++group)
           for (size_t i = 0; i < steps_[group].size(); ++i) {
+            const bool is_last = group + 1 == p_.groups && i + 1 == steps_[group].size();
             const E* right = weight_.get(0) + group * panels.size() + panels.begin[i] * panels.width();
             const DepthStep& step = steps_[group][i];
             for (int64_t stretch = 0; stretch < stretches.count; ++stretch) {
               const int64_t first = stretches.begin(stretch), last = stretches.begin(stretch + 1);
               sample(sampler, step, first, last, plans[stretch % kept], columns.get(0));
+              A* to = rows + (first - begin) * p_.out_channels;
               multiply(columns.get(0), stride_, last - first, right, panels.panel_size(),
-                       {step.size(), p_.group_outputs()},
-                       rows + (first - begin) * p_.out_channels + group * p_.group_outputs(), p_.out_channels, i > 0);
+                       {step.size(), p_.group_outputs()}, to + group * p_.group_outputs(), p_.out_channels, i > 0);
+              if (is_last) output_.finish(first, last, to, rounded.get(0));  // while the sums are in the cache
             }
           }
-        output_.finish(begin, end, rows, rounded.get(0));
       }
     });
   }

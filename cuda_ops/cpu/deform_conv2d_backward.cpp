@@ -61,7 +61,7 @@ class Backward {
     if (wanted_.offset) zero<A>(grads_.offset);
     if (wanted_.mask) zero<A>(grads_.mask);
     for (int64_t w = 0; w < division_.workers; ++w)
-      workers_.push_back(std::make_unique<Worker>(p_, grad_, division_.block));
+      workers_.push_back(std::make_unique<Worker>(p_, grad_, division_.block, sum_planes_ > 0));
     for (const Part& part : division_.parts.parts)
       for (int64_t round = 0; round < division_.rounds(); ++round) go_through_part(part, round);
     if (wanted_.weight) unpack_weight_gradient<T>(p_, division_.steps, weight_sums_.get(0), grads_.weight);
@@ -75,7 +75,8 @@ class Backward {
     Buffer<E> samples;
     Buffer<T> input;
 
-    Worker(const DeformConvParams& p, const Tensor& grad, int64_t block) : gradient(p, grad, block) {}
+    Worker(const DeformConvParams& p, const Tensor& grad, int64_t block, bool fractions_wanted)
+        : gradient(p, grad, block), plans(fractions_wanted) {}
   };
 
   bool wants_column_gradients() const { return wanted_.input || sum_planes_ > 0; }

@@ -47,40 +47,52 @@ DCN_INLINE void fetch_tile(const E* c, int64_t c_stride) {
   }
 }
 
-// Rows are addressed from every third one: base, base + stride, base + 2 * stride are one instruction's
-// addressing modes, and five bases fit the registers where fourteen do not.
+// One step of the depth: sum += a's column times b's row; both go on to the next. Rows are addressed from every third
+// one: base, base + stride, base + 2 * stride are one instruction's addressing modes, and five bases fit the registers
+// where fourteen do not.
+template <typename V, int kRows, int kVectors, int kBases, typename E>
+DCN_INLINE void step(const E* (&base)[kBases], int64_t a_stride, const E*& b, V (&sum)[kRows][kVectors]) {
+  constexpr int kLanes = sizeof(V) / sizeof(E);
+  V right[kVectors];
+#pragma GCC unroll 4
+  for (int v = 0; v < kVectors; ++v) {
+    right[v] = load_vector<V>(b + v * kLanes);
+    __builtin_prefetch(b + (kAhead * kVectors + v) * kLanes);
+  }
+  b += kVectors * kLanes;
+#pragma GCC unroll 16
+  for (int r = 0; r < kRows; ++r) {
+    const E left = base[r / 3][r % 3 * a_stride];
+#pragma GCC unroll 4
+    for (int v = 0; v < kVectors; ++v) sum[r][v] += left * right[v];
+  }
+#pragma GCC unroll 5
+  for (int i = 0; i < kBases; ++i) ++base[i];
+}
+
 template <typename V, int kRows, int kVectors, typename E>
-DCN_INLINE void tile(const E* a, int64_t a_stride, const E* b, int64_t depth, E* c, int64_t c_stride, bool accumulate) {
-  constexpr int kLanes = sizeof(V) / sizeof(E), kBases = (kRows + 2) / 3;
+DCN_INLINE void tile(const E* a, int64_t a_stride, const E* b, int64_t depth, E* c, int64_t c_stride, bool accumulate,
+                     const E* next) {
+  constexpr int kBases = (kRows + 2) / 3;
   V sum[kRows][kVectors] = {};
   const E* base[kBases];
   for (int i = 0; i < kBases; ++i) base[i] = a + 3 * i * a_stride;
   fetch_tile<kRows>(c, c_stride);
+  int64_t left_over = depth;
+  for (; left_over >= kStepsPerLine; left_over -= kStepsPerLine, next += 64 / sizeof *next) {
+    __builtin_prefetch(next, 0, 2);
 #pragma GCC unroll 4
-  for (int64_t k = 0; k < depth; ++k) {
-    V right[kVectors];
-#pragma GCC unroll 4
-    for (int v = 0; v < kVectors; ++v) {
-      right[v] = load_vector<V>(b + v * kLanes);
-      __builtin_prefetch(b + (kAhead * kVectors + v) * kLanes);
-    }
-    b += kVectors * kLanes;
-#pragma GCC unroll 16
-    for (int r = 0; r < kRows; ++r) {
-      const E left = base[r / 3][r % 3 * a_stride];
-#pragma GCC unroll 4
-      for (int v = 0; v < kVectors; ++v) sum[r][v] += left * right[v];
-    }
-#pragma GCC unroll 5
-    for (int i = 0; i < kBases; ++i) ++base[i];
+    for (int i = 0; i < kStepsPerLine; ++i) step(base, a_stride, b, sum);
   }
+  for (; left_over > 0; --left_over) step(base, a_stride, b, sum);
   store_tile(sum, c, c_stride, accumulate);
 }
 
-#define DCN_TILE(name, target, V, kVectors, E)                                                                         \
-  template <int kRows>                                                                                                 \
-  target void name(const E* a, int64_t a_stride, const E* b, int64_t depth, E* c, int64_t c_stride, bool accumulate) { \
-    tile<V, kRows, kVectors>(a, a_stride, b, depth, c, c_stride, accumulate);                                          \
+#define DCN_TILE(name, target, V, kVectors, E)                                                                       \
+  template <int kRows>                                                                                               \
+  target void name(const E* a, int64_t a_stride, const E* b, int64_t depth, E* c, int64_t c_stride, bool accumulate, \
+                   const E* next) {                                                                                  \
+    tile<V, kRows, kVectors>(a, a_stride, b, depth, c, c_stride, accumulate, next);                                  \
   }
 
 #if defined(DCN_X86)
@@ -92,35 +104,43 @@ DCN_TILE(tile_v3, DCN_V3, f32x8, 2, float)
 DCN_TILE(tile_v3, DCN_V3, f64x4, 2, double)
 
 // Products of pairs of bfloat16, summed in float.
+#define DCN_PAIRS __attribute__((target("arch=x86-64-v4,avx512bf16")))
+template <int kRows, int kVectors, int kBases>
+DCN_PAIRS DCN_INLINE void step_of_pairs(const bf16* (&base)[kBases], int64_t a_stride, const bf16*& b,
+                                        __m512 (&sum)[kRows][kVectors]) {
+  __m512bh right[kVectors];
+#pragma GCC unroll 2
+  for (int v = 0; v < kVectors; ++v) {
+    right[v] = (__m512bh)_mm512_loadu_si512(b + v * 32);
+    __builtin_prefetch(b + (kAhead * kVectors + v) * 32);
+  }
+  b += kVectors * 32;
+#pragma GCC unroll 16
+  for (int r = 0; r < kRows; ++r) {
+    int32_t pair;
+    __builtin_memcpy(&pair, base[r / 3] + r % 3 * a_stride, 4);
+    const __m512bh left = (__m512bh)_mm512_set1_epi32(pair);
+#pragma GCC unroll 2
+    for (int v = 0; v < kVectors; ++v) sum[r][v] = _mm512_dpbf16_ps(sum[r][v], left, right[v]);
+  }
+#pragma GCC unroll 5
+  for (int i = 0; i < kBases; ++i) base[i] += 2;
+}
 template <int kRows>
-__attribute__((target("arch=x86-64-v4,avx512bf16"))) void tile_pairs(const bf16* a, int64_t a_stride, const bf16* b,
-                                                                     int64_t depth, float* c, int64_t c_stride,
-                                                                     bool accumulate) {
-  constexpr int kVectors = 2, kBases = (kRows + 2) / 3;
-  __m512 sum[kRows][kVectors] = {};
+DCN_PAIRS void tile_pairs(const bf16* a, int64_t a_stride, const bf16* b, int64_t depth, float* c, int64_t c_stride,
+                          bool accumulate, const bf16* next) {
+  constexpr int kBases = (kRows + 2) / 3;
+  __m512 sum[kRows][2] = {};
   const bf16* base[kBases];
   for (int i = 0; i < kBases; ++i) base[i] = a + 3 * i * a_stride;
   fetch_tile<kRows>(c, c_stride);
+  int64_t left_over = depth / 2;
+  for (; left_over >= kStepsPerLine; left_over -= kStepsPerLine, next += 64 / sizeof *next) {
+    __builtin_prefetch(next, 0, 2);
 #pragma GCC unroll 4
-  for (int64_t k = 0; k < depth; k += 2) {
-    __m512bh right[kVectors];
-#pragma GCC unroll 2
-    for (int v = 0; v < kVectors; ++v) {
-      right[v] = (__m512bh)_mm512_loadu_si512(b + v * 32);
-      __builtin_prefetch(b + (kAhead * kVectors + v) * 32);
-    }
-    b += 64;
-#pragma GCC unroll 16
-    for (int r = 0; r < kRows; ++r) {
-      int32_t pair;
-      __builtin_memcpy(&pair, base[r / 3] + r % 3 * a_stride, 4);
-      const __m512bh left = (__m512bh)_mm512_set1_epi32(pair);
-#pragma GCC unroll 2
-      for (int v = 0; v < kVectors; ++v) sum[r][v] = _mm512_dpbf16_ps(sum[r][v], left, right[v]);
-    }
-#pragma GCC unroll 5
-    for (int i = 0; i < kBases; ++i) base[i] += 2;
+    for (int i = 0; i < kStepsPerLine; ++i) step_of_pairs(base, a_stride, b, sum);
   }
+  for (; left_over > 0; --left_over) step_of_pairs(base, a_stride, b, sum);
   store_tile(sum, c, c_stride, accumulate);
 }
 #endif

@@ -12,15 +12,21 @@
 namespace dcnseg_ops {
 
 constexpr int kMostTileRows = 14;
+constexpr int kStepsPerLine = 4;
 
 template <typename E>
 struct Microkernel {  // E: element of a and b; sums are in AccOf<E>
   // The width is fixed; of the rows there may be 1 to kMostTileRows.
   using Run = void (*)(const E* a, int64_t a_stride, const E* b, int64_t depth, AccOf<E>* c, int64_t c_stride,
-                       bool accumulate);
+                       bool accumulate, const E* next);
   int rows, width;  // rows: the most of a tile; width: a power of two
   bool has_pairs;
   Run run[kMostTileRows + 1];  // by the number of rows; [0] is unused
+
+  // How many numbers from `next` on a tile fetches.
+  int64_t fetched(int64_t depth) const {
+    return depth / (has_pairs ? 2 : 1) / kStepsPerLine * (64 / static_cast<int64_t>(sizeof(E)));
+  }
 };
 
 template <typename E>

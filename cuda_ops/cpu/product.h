@@ -2,7 +2,8 @@
 //
 // The right matrix [depth][columns] is cut into panels of the microkernel's width; each lies [depth][width],
 // the last one filled up with zeros. Panel after panel is multiplied with all rows: a panel of some hundred
-// steps stays in the nearest cache, the rows in the next one.
+// steps stays in the nearest cache, the rows in the next one. While the rows are multiplied with one panel, the
+// next one comes into that cache, too.
 #pragma once
 #include "layout.h"
 #include "microkernel.h"
@@ -33,13 +34,14 @@ void multiply(const E* a, int64_t a_stride, int64_t rows, const E* b, int64_t b_
     const int64_t columns = std::min(width, panels.columns - panel * width);
     for (int64_t row = 0; row < rows; row += kernel.rows) {
       const int64_t n = std::min<int64_t>(kernel.rows, rows - row);
-      const E* left = a + row * a_stride;
+      const E *left = a + row * a_stride,
+              *next = b + b_stride + row / kernel.rows * kernel.fetched(panels.padded_depth());
       AccOf<E>* out = c + row * c_stride + panel * width;
       if (columns == width) {
-        kernel.run[n](left, a_stride, b, panels.padded_depth(), out, c_stride, accumulate);
+        kernel.run[n](left, a_stride, b, panels.padded_depth(), out, c_stride, accumulate, next);
         continue;
       }
-      kernel.run[n](left, a_stride, b, panels.padded_depth(), edge, width, false);
+      kernel.run[n](left, a_stride, b, panels.padded_depth(), edge, width, false, next);
       for (int64_t i = 0; i < n; ++i)
         for (int64_t j = 0; j < columns; ++j)
           out[i * c_stride + j] = edge[i * width + j] + (accumulate ? out[i * c_stride + j] : AccOf<E>(0));

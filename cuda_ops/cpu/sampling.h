@@ -13,16 +13,26 @@ struct Corners {
   AccOf<T> weight[4];
 };
 
-// Of position j; `from` is the first channel wanted, of pixel 0.
+// Where the channels of pixels lie, from `channel` on. In numbers of its own, which no store can change.
 template <typename T>
-DCN_INLINE Corners<T> corners_of(const T* from, const TapPlan<AccOf<T>>& plan, int j) {
-  const intptr_t input = reinterpret_cast<intptr_t>(from);
-  const auto row = [&](int k) {
-    return reinterpret_cast<const T*>(input + plan.row[k][j] * static_cast<intptr_t>(sizeof(T)));
-  };
-  return {{row(0), row(1), row(2), row(3)},
-          {plan.weight[0][j], plan.weight[1][j], plan.weight[2][j], plan.weight[3][j]}};
-}
+struct PixelRows {
+  intptr_t first, stride, zeros;  // in bytes
+
+  DCN_INLINE PixelRows(const Sampler<T>& s, int64_t channel)
+      : first(reinterpret_cast<intptr_t>(s.from_channel(channel))),
+        stride(s.pixel_stride * static_cast<intptr_t>(sizeof(T))),
+        zeros(first + s.zeros * static_cast<intptr_t>(sizeof(T))) {}
+
+  // The corners of position j, whose image begins with `first_pixel`.
+  DCN_INLINE Corners<T> corners(const TapPlan<AccOf<T>>& plan, int64_t first_pixel, int j) const {
+    const auto row = [&](int k) __attribute__((always_inline)) {
+      const int32_t index = plan.index[k][j];
+      return reinterpret_cast<const T*>(index == kOutside ? zeros : first + (first_pixel + index) * stride);
+    };
+    return {{row(0), row(1), row(2), row(3)},
+            {plan.weight[0][j], plan.weight[1][j], plan.weight[2][j], plan.weight[3][j]}};
+  }
+};
 
 // Blends four rows of n channels; `to` takes vectors and the numbers left over.
 template <typename T, typename To>
@@ -66,13 +76,15 @@ DCN_CLONES void sample_rows(const Sampler<T>& s, const DepthStep& step, int64_t 
   const int64_t taps = step.taps(), channels = step.channels(), groups = plans.groups;
   for (const Segment& segment : step.segments) {
     const TapPlan<AccOf<T>>* first_plan = &plans.plans[plans.index(step, segment, 0)];
-    const T* input = s.from_channel(segment.begin);
+    const PixelRows<T> pixels(s, segment.begin);
+    const int64_t n = segment.end - segment.begin;
     E* to = rows + segment.begin - step.channel_begin;
     for (int j = 0; j < plans.block.count; ++j, to += stride) {
       const TapPlan<AccOf<T>>* plan = first_plan;
       E* row = to;
+      const int64_t first_pixel = plans.block.first_pixel[j];
       for (int64_t t = 0; t < taps; ++t, plan += groups, row += channels)
-        blend(corners_of(input, *plan, j), segment.end - segment.begin, ToRow<E>{row});
+        blend(pixels.corners(*plan, first_pixel, j), n, ToRow<E>{row});
     }
   }
 }

@@ -59,8 +59,11 @@ int64_t distance(const T* from, const T* to) {
 template <typename A>
 struct TapPlan {             // of one tap and one offset group at the positions of a block
   int32_t index[4][kBlock];  // of the corners' pixels in their image, or kOutside
-  int64_t row[4][kBlock];    // where the channels of that pixel lie, counted from the input, or the zeros
   A weight[4][kBlock];       // of the corners, times the mask
+};
+
+template <typename A>
+struct TapFractions {  // what the gradients of positions need beside
   A ly[kBlock], lx[kBlock], mask[kBlock];
 };
 
@@ -110,16 +113,17 @@ DCN_INLINE void start_block(const Sampler<T>& s, int64_t begin, int64_t end, Blo
   }
 }
 
+// `fractions` may be null.
 template <typename T>
 DCN_INLINE void plan_strip(const Sampler<T>& s, const BlockPositions<AccOf<T>>& block, int64_t g, int64_t t, int first,
-                           TapPlan<AccOf<T>>& plan) {
+                           TapPlan<AccOf<T>>& plan, TapFractions<AccOf<T>>* fractions) {
   using A = AccOf<T>;
   const DeformConvParams& p = s.p;
   const A tap_y = static_cast<A>(t / p.kernel_w * p.dilation_h), tap_x = static_cast<A>(t % p.kernel_w * p.dilation_w);
   const A* offset_y = s.offset.data + 2 * (g * p.taps() + t) * s.offset.channel;
   const A* offset_x = offset_y + s.offset.channel;
   const A* mask = s.mask.data ? s.mask.data + (g * p.taps() + t) * s.mask.channel : nullptr;
-  A y[kStrip], x[kStrip], m[kStrip];
+  A y[kStrip], x[kStrip], m[kStrip], ly[kStrip], lx[kStrip];
   for (int j = 0; j < kStrip; ++j) y[j] = block.y[first + j] + tap_y;
   for (int j = 0; j < kStrip; ++j) x[j] = block.x[first + j] + tap_x;
   for (int j = 0; j < kStrip; ++j) m[j] = A(1);
@@ -138,9 +142,8 @@ DCN_INLINE void plan_strip(const Sampler<T>& s, const BlockPositions<AccOf<T>>& 
   const int32_t height = static_cast<int32_t>(p.height), width = static_cast<int32_t>(p.width);
   const auto put = [&](int j, const Bilinear<A>& at) {
     for (int k = 0; k < 4; ++k) plan.index[k][first + j] = at.index[k];
-    plan.ly[first + j] = at.ly;
-    plan.lx[first + j] = at.lx;
-    plan.mask[first + j] = m[j];
+    ly[j] = at.ly;
+    lx[j] = at.lx;
     A weight[4];
     corner_weights(at.ly, at.lx, m[j], weight);
     for (int k = 0; k < 4; ++k) plan.weight[k][first + j] = weight[k];
@@ -149,12 +152,10 @@ DCN_INLINE void plan_strip(const Sampler<T>& s, const BlockPositions<AccOf<T>>& 
     for (int j = 0; j < kStrip; ++j) put(j, locate(y[j], x[j], height, width));
   else
     for (int j = 0; j < kStrip; ++j) put(j, locate_clamped(p.border, y[j], x[j], height, width));
-  const int64_t stride = s.pixel_stride, zeros = s.zeros;
-  for (int k = 0; k < 4; ++k)
-    for (int j = first; j < first + kStrip; ++j) {
-      const int64_t row = (plan.index[k][j] + block.first_pixel[j]) * stride;
-      plan.row[k][j] = plan.index[k][j] == kOutside ? zeros : row;
-    }
+  if (!fractions) return;
+  for (int j = 0; j < kStrip; ++j) fractions->ly[first + j] = ly[j];
+  for (int j = 0; j < kStrip; ++j) fractions->lx[first + j] = lx[j];
+  for (int j = 0; j < kStrip; ++j) fractions->mask[first + j] = m[j];
 }
 
 // The plans of a step's taps and offset groups, [taps][offset groups], for the positions of a block. One is
@@ -163,21 +164,27 @@ template <typename T>
 struct StepPlans {
   BlockPositions<AccOf<T>> block;
   std::vector<TapPlan<AccOf<T>>> plans;
+  std::vector<TapFractions<AccOf<T>>> fractions;  // as many, if they are wanted
+  bool fractions_wanted;
   int64_t groups;
-  std::array<int64_t, 8> made{};  // what for
+  std::array<int64_t, 6> made{};  // what for
+
+  explicit StepPlans(bool fractions_wanted) : fractions_wanted(fractions_wanted) {}
 
   DCN_INLINE void make(const Sampler<T>& s, const DepthStep& step, int64_t begin, int64_t end) {
     groups = step.offset_groups();
-    const std::array<int64_t, 8> wanted = {
-        begin, end, step.tap_begin, step.tap_end, step.first_offset_group(), groups, s.pixel_stride, s.zeros};
+    const std::array<int64_t, 6> wanted = {begin, end, step.tap_begin, step.tap_end, step.first_offset_group(), groups};
     if (made == wanted) return;
     made = wanted;
-    if (plans.size() < static_cast<size_t>(step.taps() * groups)) plans.resize(step.taps() * groups);
+    const size_t count = static_cast<size_t>(step.taps() * groups);
+    if (plans.size() < count) plans.resize(count);
+    if (fractions_wanted && fractions.size() < count) fractions.resize(count);
     start_block(s, begin, end, block);
     for (int64_t t = 0; t < step.taps(); ++t)
       for (int64_t g = 0; g < groups; ++g)
         for (int first = 0; first < block.planned; first += kStrip)
-          plan_strip(s, block, step.first_offset_group() + g, step.tap_begin + t, first, plans[t * groups + g]);
+          plan_strip(s, block, step.first_offset_group() + g, step.tap_begin + t, first, plans[t * groups + g],
+                     fractions_wanted ? &fractions[t * groups + g] : nullptr);
   }
   DCN_INLINE int64_t index(const DepthStep& step, const Segment& segment, int64_t t) const {
     return t * groups + segment.offset_group - step.first_offset_group();

@@ -2,6 +2,7 @@
 // dtype and memory order, several threads. Prints what differs; returns 1 if anything does.
 #include "cpu/deform_conv2d.h"
 #include "cpu/microkernel.h"
+#include "cpu/sampling.h"
 #include "fake_torch.h"
 #include "oracle.h"
 
@@ -152,12 +153,14 @@ static bool check_large_indices() {
   const float offset = 0;
   const Sampler<float> sampler{p, nullptr, p.channels, nullptr, 0, {&offset, 0, 0, 0, 0}, {}};
   const DepthStep step{0, 1, 0, p.channels, segments_of(p, 0, p.channels)};
-  StepPlans<float> plans;
+  StepPlans<float> plans(false);
   plans.make(sampler, step, first, first + kBlock);
+  const PixelRows<float> pixels_of(sampler, 0);
   bool right = true;
   for (int j = 0; j < kBlock; ++j)
     right = right && plans.plans[0].index[0][j] + plans.block.first_pixel[j] == first + j &&
-            plans.plans[0].row[0][j] == (first + j) * p.channels;
+            reinterpret_cast<intptr_t>(pixels_of.corners(plans.plans[0], plans.block.first_pixel[j], j).row[0]) ==
+                (first + j) * p.channels * static_cast<intptr_t>(sizeof(float));
   Sampler<float> strided = sampler;  // of offsets that are only addressed
   strided.offset = {&offset, 18 * pixels, pixels, p.out_width, 1};
   start_block(strided, first, first + kBlock, plans.block);

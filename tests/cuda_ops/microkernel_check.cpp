@@ -39,7 +39,7 @@ static bool check(const char* name, const Microkernel<E>& kernel) {
           for (int64_t k = 0; k < depth; ++k)
             sum += value(a[r * a_stride + k]) * value(b[(k / step * kernel.width + j) * step + k % step]);
         }
-      kernel.run[rows](a.data(), a_stride, b.data(), padded, c.data(), c_stride, accumulate);
+      kernel.run[rows](a.data(), a_stride, b.data(), padded, c.data(), c_stride, accumulate, b.data());
       if (!compare(name, c, expected, std::is_same_v<A, double> ? 1e-13 : 1e-5, [](A v) { return double(v); }))
         return false;
     }
