@@ -3,6 +3,7 @@
 #pragma once
 #include "panel_rows.h"
 #include "sampling.h"
+#include "scratch.h"
 namespace dcnseg_ops {
 
 // dot[k] += sum of (column gradient) * (value of corner k) over n channels.
@@ -56,10 +57,8 @@ struct BackwardPass {
   bool mask_wanted = false;
   A* input_sums = nullptr;  // channel c of pixel i lies at [i * sums_stride + c]
   int64_t sums_stride = 0;
-  A* waste = nullptr;    // takes what falls outside the map: as many numbers as the step has channels
-  E* samples = nullptr;  // panels of the columns themselves
-  int64_t panel_size = 0;
-  int panel_width_log2 = 0;
+  A* waste = nullptr;      // takes what falls outside the map: as many numbers as the step has channels
+  PanelRows<E> samples{};  // of the columns themselves
 };
 
 template <typename A>
@@ -85,45 +84,57 @@ DCN_INLINE void add_position_sums(const TapFractions<AccOf<T>>& at, const BlockD
   for (int j = 0; j < count; ++j) to_mask[j] += grad_mask[j];
 }
 
+// Of position j, whose row of the columns is `position`, and one tap; `column` is the segment's first one.
+template <typename T, typename E>
+DCN_INLINE void backward_tap(const PixelRows<T>& pixels, const Segment& segment, const TapPlan<AccOf<T>>& plan,
+                             int64_t first_pixel, int j, int64_t position, int64_t column,
+                             const BackwardPass<T, E>& pass, BlockDots<AccOf<T>>& dots) {
+  using A = AccOf<T>;
+  const int64_t n = segment.end - segment.begin;
+  const A* grad = pass.grad_columns ? pass.grad_columns + position * pass.grad_stride + column : nullptr;
+  const Corners<T> corners = pixels.corners(plan, first_pixel, j);
+  if (pass.samples.data)
+    pass.samples.for_runs(position, column, n, [&](int64_t i, int64_t count, const ToPanel<E>& to) DCN_INLINE_LAMBDA {
+      blend(corners.after(i), count, to);
+    });
+  if (pass.position_sums) {
+    A dot[4] = {0, 0, 0, 0};
+    dot_corners(corners, n, grad, dot);
+    for (int k = 0; k < 4; ++k) dots.of[k][j] += dot[k];
+  }
+  if (pass.input_sums) {
+    A* row[4];
+    for (int k = 0; k < 4; ++k)
+      row[k] = plan.index[k][j] == kOutside
+                   ? pass.waste
+                   : pass.input_sums + (plan.index[k][j] + first_pixel) * pass.sums_stride + segment.begin;
+    add_to_corners(grad, n, corners.weight, row);
+  }
+}
+
 template <typename T, typename E>
 DCN_CLONES void backward_step(const Sampler<T>& s, const DepthStep& step, int64_t begin, int64_t end,
-                              StepPlans<T>& plans, const BackwardPass<T, E>& pass) {
+                              StepPlans<T>& plans, const BackwardPass<T, E>& pass_of_step) {
   using A = AccOf<T>;
-  std::vector<BlockDots<A>> dots(step.taps() * step.offset_groups());
+  const BackwardPass<T, E> pass = pass_of_step;  // which no store can change
+  const int64_t taps = step.taps(), groups = step.offset_groups();
+  Buffer<BlockDots<A>> buffer;
+  BlockDots<A>* dots = buffer.get(taps * groups);
   for (int64_t first = begin; first < end; first += kBlock) {
     plans.make(s, step, first, first + kBlock < end ? first + kBlock : end);
-    for (auto& d : dots) d = {};
-    for (int j = 0; j < plans.block.count; ++j) {
-      const int64_t position = first + j - begin;
-      for (int64_t t = 0; t < step.taps(); ++t)
-        for (const Segment& segment : step.segments) {
-          const int64_t i = plans.index(step, segment, t), n = segment.end - segment.begin;
-          const int64_t column = t * step.channels() + segment.begin - step.channel_begin;
-          const A* grad = pass.grad_columns ? pass.grad_columns + position * pass.grad_stride + column : nullptr;
-          const TapPlan<A>& plan = plans.plans[i];
-          const Corners<T> corners = PixelRows<T>(s, segment.begin).corners(plan, plans.block.first_pixel[j], j);
-          if (pass.samples)
-            blend(corners, n, ToPanels<E>{pass.samples, pass.panel_size, pass.panel_width_log2, position, column});
-          if (pass.position_sums) {
-            A dot[4] = {0, 0, 0, 0};
-            dot_corners(corners, n, grad, dot);
-            for (int k = 0; k < 4; ++k) dots[i].of[k][j] += dot[k];
-          }
-          if (pass.input_sums) {
-            A* row[4];
-            for (int k = 0; k < 4; ++k) {
-              const int64_t pixel = plan.index[k][j] + plans.block.first_pixel[j];
-              row[k] = plan.index[k][j] == kOutside ? pass.waste
-                                                    : pass.input_sums + pixel * pass.sums_stride + segment.begin;
-            }
-            add_to_corners(grad, n, corners.weight, row);
-          }
-        }
+    for (int64_t i = 0; i < taps * groups; ++i) dots[i] = {};
+    for (const Segment& segment : step.segments) {
+      const PixelRows<T> pixels(s, segment.begin);
+      const int64_t group = plans.index(step, segment, 0), column = segment.begin - step.channel_begin;
+      for (int j = 0; j < plans.block.count; ++j)
+        for (int64_t t = 0; t < taps; ++t)
+          backward_tap(pixels, segment, plans.plans[t * groups + group], plans.block.first_pixel[j], j,
+                       first + j - begin, t * step.channels() + column, pass, dots[t * groups + group]);
     }
     if (!pass.position_sums) continue;
-    for (int64_t t = 0; t < step.taps(); ++t)
-      for (int64_t g = 0; g < plans.groups; ++g)
-        add_position_sums(plans.fractions[t * plans.groups + g], dots[t * plans.groups + g], first, plans.block.count,
+    for (int64_t t = 0; t < taps; ++t)
+      for (int64_t g = 0; g < groups; ++g)
+        add_position_sums(plans.fractions[t * groups + g], dots[t * groups + g], first, plans.block.count,
                           (step.first_offset_group() + g) * s.p.taps() + step.tap_begin + t, pass);
   }
 }

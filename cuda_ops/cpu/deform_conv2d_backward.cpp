@@ -160,8 +160,9 @@ class Backward {
       else if constexpr (std::is_same_v<T, A>)
         pass.input_sums = grads_.input.template out<A>();
     }
-    if (wanted_.weight) pass.samples = worker.samples.get(Panels<E>{division_.block, division_.most_depth}.size());
-    pass.panel_width_log2 = Panels<E>::width_log2();
+    if (wanted_.weight)
+      pass.samples = {worker.samples.get(Panels<E>{division_.block, division_.most_depth}.size()), 0,
+                      Panels<E>::width_log2()};
     return pass;
   }
 
@@ -177,11 +178,11 @@ class Backward {
       if (pass.grad_columns)
         multiply(gradient.rows, gradient.row_stride, end - begin, weight_.get(0) + offsets_.begin[i],
                  weight.panel_size(), weight, worker.column_gradients.get(0), pass.grad_stride, false);
-      pass.panel_size = columns.panel_size();
+      pass.samples.panel_size = columns.panel_size();
       backward_step(sampler, step, begin, end, worker.plans, pass);
       if (wanted_.weight)
-        multiply(gradient.columns, gradient.column_stride, p_.group_outputs(), pass.samples, pass.panel_size, columns,
-                 weight_sums_.get(0) + weight_sum_begin_[i], step.size(), begin > 0);
+        multiply(gradient.columns, gradient.column_stride, p_.group_outputs(), pass.samples.data,
+                 pass.samples.panel_size, columns, weight_sums_.get(0) + weight_sum_begin_[i], step.size(), begin > 0);
     }
   }
 
@@ -199,6 +200,9 @@ class Backward {
         if (is_channels_last(grads_.input)) {
           for (int64_t j = 0; j < count; ++j)
             put_sums(sums + j * channels, channels, grad + (pixel + at + j) * p_.channels + chunk.begin);
+        } else if (std::is_same_v<T, A> && !division_.parts.overlap) {
+          transpose_block(sums, channels, reinterpret_cast<A*>(grad) + chunk.begin * pixels + pixel + at, pixels, count,
+                          channels);
         } else {
           transpose_block(sums, channels, turned.get(0), count, count, channels);
           for (int64_t c = 0; c < channels; ++c)

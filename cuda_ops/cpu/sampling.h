@@ -11,6 +11,11 @@ template <typename T>
 struct Corners {
   const T* row[4];  // channels of the corner's pixel, or zeros
   AccOf<T> weight[4];
+
+  DCN_INLINE Corners after(int64_t channels) const {
+    return {{row[0] + channels, row[1] + channels, row[2] + channels, row[3] + channels},
+            {weight[0], weight[1], weight[2], weight[3]}};
+  }
 };
 
 // Where the channels of pixels lie, from `channel` on. In numbers of its own, which no store can change.
@@ -25,7 +30,7 @@ struct PixelRows {
 
   // The corners of position j, whose image begins with `first_pixel`.
   DCN_INLINE Corners<T> corners(const TapPlan<AccOf<T>>& plan, int64_t first_pixel, int j) const {
-    const auto row = [&](int k) __attribute__((always_inline)) {
+    const auto row = [&](int k) DCN_INLINE_LAMBDA {
       const int32_t index = plan.index[k][j];
       return reinterpret_cast<const T*>(index == kOutside ? zeros : first + (first_pixel + index) * stride);
     };
@@ -44,7 +49,7 @@ DCN_INLINE void blend(const Corners<T>& c, int64_t n, const To& to) {
   asm("" : "+r"(r0), "+r"(r1), "+r"(r2), "+r"(r3));
 #endif
   const AccOf<T> w0 = c.weight[0], w1 = c.weight[1], w2 = c.weight[2], w3 = c.weight[3];
-  const auto put = [&](int64_t i) __attribute__((always_inline)) {
+  const auto put = [&](int64_t i) DCN_INLINE_LAMBDA {
     to.put(i, w0 * load(r0 + i) + w1 * load(r1 + i) + w2 * load(r2 + i) + w3 * load(r3 + i));
   };
   int64_t i = 0;

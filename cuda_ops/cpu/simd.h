@@ -12,6 +12,7 @@
 #define DCN_CLONES
 #endif
 #define DCN_INLINE inline __attribute__((always_inline))
+#define DCN_INLINE_LAMBDA __attribute__((always_inline))  // after its arguments
 
 namespace dcnseg_ops {
 

@@ -173,15 +173,15 @@ Panels<E> column_panels(const DeformConvParams& p, const DepthStep& step) {
 
 // Output o's numbers of a step to its panels.
 template <typename T, typename E>
-DCN_CLONES void pack_columns(const T* row, int64_t o, int64_t taps, int64_t tap_stride, int64_t channels, E* panels,
-                             int64_t panel_size, int width_log2) {
+DCN_CLONES void pack_columns(const T* row, int64_t o, int64_t taps, int64_t tap_stride, int64_t channels,
+                             const PanelRows<E>& panels) {
   constexpr int kLanes = Simd<T>::kLanes;
-  for (int64_t t = 0; t < taps; ++t, row += tap_stride) {
-    const ToPanels<E> to{panels, panel_size, width_log2, o, t * channels};
-    int64_t c = 0;
-    for (; c + kLanes <= channels; c += kLanes) to.put(c, load(row + c));
-    for (; c < channels; ++c) to.put_one(c, load_one(row + c));
-  }
+  for (int64_t t = 0; t < taps; ++t, row += tap_stride)
+    panels.for_runs(o, t * channels, channels, [&](int64_t i, int64_t count, const ToPanel<E>& to) DCN_INLINE_LAMBDA {
+      int64_t c = 0;
+      for (; c + kLanes <= count; c += kLanes) to.put(c, load(row + i + c));
+      for (; c < count; ++c) to.put_one(c, load_one(row + i + c));
+    });
 }
 
 // The weight for the backward: [step][panel][outputs of the group][width].
@@ -200,8 +200,8 @@ void pack_weight_backward(const DeformConvParams& p, const Weight<T>& weight, co
           if (step.channel_begin / p.group_channels() != group) continue;
           const T* from = row + step.tap_begin * p.group_channels() + step.channel_begin - group * p.group_channels();
           const Panels<E> panels = column_panels<E>(p, step);
-          pack_columns(from, o, step.taps(), p.group_channels(), step.channels(), to + offsets.begin[i],
-                       panels.panel_size(), panels.width_log2());
+          pack_columns(from, o, step.taps(), p.group_channels(), step.channels(),
+                       PanelRows<E>{to + offsets.begin[i], panels.panel_size(), panels.width_log2()});
         }
       }
   });
@@ -215,18 +215,18 @@ void unpack_weight_gradient(const DeformConvParams& p, const std::vector<DepthSt
   const bool has_rows = is_channels_last(grad);
   const int64_t tap_stride = has_rows ? p.group_channels() : 1, channel_stride = has_rows ? 1 : p.taps();
   parallel_for(0, p.group_outputs(), grain(p.depth() * p.groups), [&](int64_t begin, int64_t end) {
-    const AccOf<T>* step_sums = sums;
-    for (const DepthStep& step : steps) {
-      const int64_t group = step.channel_begin / p.group_channels();
-      const int64_t channel = step.channel_begin - group * p.group_channels();
-      for (int64_t o = begin; o < end; ++o) {
+    for (int64_t o = begin; o < end; ++o) {  // the steps of one output after another: they share its lines
+      const AccOf<T>* step_sums = sums;
+      for (const DepthStep& step : steps) {
+        const int64_t group = step.channel_begin / p.group_channels();
+        const int64_t channel = step.channel_begin - group * p.group_channels();
         const AccOf<T>* from = step_sums + o * step.size();
         T* row =
             to + (group * p.group_outputs() + o) * p.depth() + step.tap_begin * tap_stride + channel * channel_stride;
         for (int64_t t = 0; t < step.taps(); ++t)
           for (int64_t c = 0; c < step.channels(); ++c) store_one(row + t * tap_stride + c * channel_stride, *from++);
+        step_sums += p.group_outputs() * step.size();
       }
-      step_sums += p.group_outputs() * step.size();
     }
   });
 }

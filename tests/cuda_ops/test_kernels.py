@@ -16,10 +16,12 @@ SANITIZERS = {
                "-fno-sanitize-recover=all"],
     "threads": ["-fsanitize=thread"],
 }  # fmt: skip
+EMULATED_PAIRS = ["-include", str(HERE / "emulated_pairs.h")]
 CONVOLUTION_SOURCES = ("deform_conv2d.cpp", "deform_conv2d_backward.cpp", "microkernel.cpp")
 CONVOLUTION = [
     "-O0",  # the last one counts: -O1 takes the compiler most of a minute
     "-DDCN_CLONES=",
+    *EMULATED_PAIRS,
     *(str(SOURCES / "cpu" / name) for name in CONVOLUTION_SOURCES),
 ]
 CUDA_CONVOLUTION = ["-O0", "-rdynamic"]  # the library's product is looked up by its name
@@ -29,7 +31,7 @@ PROGRAMS = [
     ("conv_check", "memory", [*CONVOLUTION, "-DDCN_LITTLE_MEMORY", "-DDCN_MOST_LEVEL=1"]),
     ("conv_check", "threads", CONVOLUTION),
     ("halves_check", "memory", ["-DDCN_CLONES="]),
-    ("microkernel_check", "memory", []),
+    ("microkernel_check", "memory", EMULATED_PAIRS),
     ("roi_check", "memory", ["-O0", "-DDCN_CLONES="]),
     ("kernels_check", "memory", CUDA_CONVOLUTION),  # the CUDA operators, run on host threads
     ("kernels_check", "memory", [*CUDA_CONVOLUTION, "-DDCN_LITTLE_MEMORY"]),
