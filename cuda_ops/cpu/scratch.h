@@ -42,7 +42,8 @@ class ScratchPool {
     if (!block.data) return;
     {
       const std::unique_lock<std::mutex> lock(mutex_, std::try_to_lock);
-      if (lock && !kIsExact && idle_bytes_ + block.bytes <= kMostIdle && idle_.size() < idle_.capacity()) {
+      if (lock && !kIsExact && block.bytes <= kMostIdle) {
+        while (idle_bytes_ + block.bytes > kMostIdle || idle_.size() == idle_.capacity()) free_oldest();
         idle_.push_back(block);
         idle_bytes_ += block.bytes;
         return;
@@ -65,9 +66,16 @@ class ScratchPool {
     return {data, bytes};
   }
 
+  // So that what other shapes left does not keep out what this one gives back.
+  void free_oldest() noexcept {
+    std::free(idle_.front().data);
+    idle_bytes_ -= idle_.front().bytes;
+    idle_.erase(idle_.begin());
+  }
+
   static constexpr size_t kMostIdle = 24 << 20;
-  std::mutex mutex_;  // never waited for: a process forked while it was held would wait for ever
-  std::vector<Block> idle_;
+  std::mutex mutex_;         // never waited for: a process forked while it was held would wait for ever
+  std::vector<Block> idle_;  // from the oldest to the newest
   size_t idle_bytes_ = 0;
 };
 
