@@ -56,6 +56,8 @@ DCN_CLONES void pack_outputs(const T* rows, int64_t depth, int64_t outputs, cons
     int64_t column = 0;
     if constexpr (sizeof(T) == 4) {
       for (; n == 16 && column + 16 <= depth; column += 16) {
+        const int64_t ahead = column + 48 <= depth ? column + 32 : column;  // what is written next
+        for (int i = 0; i < 16; ++i) __builtin_prefetch(panel + places[ahead + i] * width + o, 1);
         u32x16 v[16];
 #pragma GCC unroll 16
         for (int i = 0; i < 16; ++i) v[i] = load_bits(from + i * depth + column);
