@@ -20,6 +20,8 @@ def make_pair(value: int | tuple[int, ...], name: str, least: int = 1) -> Pair:
     Raises:
         ShapeError: `value` is not one or two integers of at least `least`.
     """
+    if type(value) is int and value >= least:  # as a rule: spares most of what a small call takes
+        return value, value
     pair = tuple(value) if isinstance(value, (tuple, list)) else (value, value)
     if len(pair) != 2 or not all(is_integer(n) and n >= least for n in pair):
         raise ShapeError(
