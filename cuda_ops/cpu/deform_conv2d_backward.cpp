@@ -190,8 +190,7 @@ class Backward {
     if (!sums_apart_) return;
     constexpr int64_t kPixels = 256;
     const int64_t pixels = p_.height * p_.width, channels = chunk.channels();
-    Buffer<A> turned;
-    turned.get(kPixels * channels);
+    Buffer<A> buffer;
     for_images(part.first_pixel, part.last_pixel, pixels, [&](int64_t image, int64_t pixel, int64_t n, int64_t before) {
       T* grad = grads_.input.template out<T>() + image * p_.channels * pixels;
       for (int64_t at = 0; at < n; at += kPixels) {
@@ -204,9 +203,10 @@ class Backward {
           transpose_block(sums, channels, reinterpret_cast<A*>(grad) + chunk.begin * pixels + pixel + at, pixels, count,
                           channels);
         } else {
-          transpose_block(sums, channels, turned.get(0), count, count, channels);
+          A* turned = buffer.get(kPixels * channels);
+          transpose_block(sums, channels, turned, count, count, channels);
           for (int64_t c = 0; c < channels; ++c)
-            put_sums(turned.get(0) + c * count, count, grad + (chunk.begin + c) * pixels + pixel + at);
+            put_sums(turned + c * count, count, grad + (chunk.begin + c) * pixels + pixel + at);
         }
       }
     });

@@ -34,8 +34,10 @@ void multiply(const E* a, int64_t a_stride, int64_t rows, const E* b, int64_t b_
     const int64_t columns = std::min(width, panels.columns - panel * width);
     for (int64_t row = 0; row < rows; row += kernel.rows) {
       const int64_t n = std::min<int64_t>(kernel.rows, rows - row);
-      const E *left = a + row * a_stride,
-              *next = b + b_stride + row / kernel.rows * kernel.fetched(panels.padded_depth());
+      const E* left = a + row * a_stride;
+      const int64_t fetched = row / kernel.rows * kernel.fetched(panels.padded_depth());
+      const bool is_more = panel + 1 < panels.count() && fetched < panels.panel_size();
+      const E* next = is_more ? b + b_stride + fetched : b;  // which is in the cache
       AccOf<E>* out = c + row * c_stride + panel * width;
       if (columns == width) {
         kernel.run[n](left, a_stride, b, panels.padded_depth(), out, c_stride, accumulate, next);

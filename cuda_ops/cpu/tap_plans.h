@@ -162,11 +162,11 @@ DCN_INLINE void plan_strip(const Sampler<T>& s, const BlockPositions<AccOf<T>>& 
 // kept for many blocks of one call, for its memory; steps of one block that sample alike share what was made.
 template <typename T>
 struct StepPlans {
-  BlockPositions<AccOf<T>> block;
+  BlockPositions<AccOf<T>> block{};
   std::vector<TapPlan<AccOf<T>>> plans;
   std::vector<TapFractions<AccOf<T>>> fractions;  // as many, if they are wanted
   bool fractions_wanted;
-  int64_t groups;
+  int64_t groups = 0;
   std::array<int64_t, 6> made{};  // what for
 
   explicit StepPlans(bool fractions_wanted) : fractions_wanted(fractions_wanted) {}

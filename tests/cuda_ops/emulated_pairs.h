@@ -1,7 +1,7 @@
 // Lets the products of pairs of bfloat16 run where the machine has AVX-512 but not their instruction. For the
 // compiler's option -include, before all of a program's sources.
 #pragma once
-#if defined(__x86_64__)
+#if defined(__x86_64__) && defined(__gnu_linux__) && defined(__GNUC__) && !defined(__clang__) && __GNUC__ >= 12
 #include <immintrin.h>
 
 __attribute__((target("arch=x86-64-v4,avx512bf16"))) static inline __m512 dot_pairs(__m512 sum, __m512bh a,
