@@ -6,6 +6,9 @@
 // tile is best depends on the registers of the machine: `microkernel` picks it once. For pairs (bfloat16 with
 // its own instructions) two steps of the depth lie side by side: a as it lies, b [depth/2][width][2]; an odd
 // depth is filled up with zeros.
+//
+// Meanwhile a part of what is read next, as a rule of the next panel, comes from `next` on into the second cache: a
+// line for every kStepsPerLine steps of the loop, which costs nothing there, while fetching all at once stalls.
 #pragma once
 #include <cstdint>
 #include "simd.h"

@@ -1,9 +1,8 @@
 // Products of row-major matrices with packed panels, on one thread, by the microkernel.
 //
 // The right matrix [depth][columns] is cut into panels of the microkernel's width; each lies [depth][width],
-// the last one filled up with zeros. Panel after panel is multiplied with all rows: a panel of some hundred
-// steps stays in the nearest cache, the rows in the next one. While the rows are multiplied with one panel, the
-// next one comes into that cache, too.
+// the last one filled up with zeros. Panel after panel is multiplied with all rows, which stay in the second
+// cache; meanwhile the next panel comes there, too.
 #pragma once
 #include "layout.h"
 #include "microkernel.h"

@@ -32,6 +32,7 @@ PROGRAMS = [
     ("conv_check", "threads", CONVOLUTION),
     ("halves_check", "memory", ["-DDCN_CLONES="]),
     ("microkernel_check", "memory", EMULATED_PAIRS),
+    ("scratch_check", "threads", []),  # with the other sanitizer it keeps nothing
     ("roi_check", "memory", ["-O0", "-DDCN_CLONES="]),
     ("kernels_check", "memory", CUDA_CONVOLUTION),  # the CUDA operators, run on host threads
     ("kernels_check", "memory", [*CUDA_CONVOLUTION, "-DDCN_LITTLE_MEMORY"]),
