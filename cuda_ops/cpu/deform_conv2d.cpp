@@ -2,19 +2,19 @@
 //
 // Each thread takes blocks of positions of its own. For each step of the depth it goes through the block: the
 // columns of some positions are sampled, multiplied with all of the step's panels of the weight while they are
-// in the second cache, and forgotten.
+// in the second cache, and forgotten. A panel is packed by the thread that comes to it first.
 //
 // Memory beyond input and output: the packed weight; a megabyte or two per thread; and, of an input that is not
 // channels-last, a copy that is, chunk by chunk of its channels, for as many positions at a time as kMostCopies
 // bytes serve. Where offsets reach too far for that, the input is sampled from its planes.
 #include "deform_conv2d.h"
 #include "dtypes.h"
+#include "forward_weight.h"
 #include "layout.h"
 #include "parts.h"
 #include "product.h"
 #include "sampling.h"
 #include "values.h"
-#include "weights.h"
 namespace dcnseg_ops {
 namespace {
 
@@ -85,20 +85,19 @@ class Forward {
   }
 
   void run() {
-    const ForwardPanels<E> panels(p_, steps_[0]);
-    pack_weight_forward(p_, Weight<T>(a_.weight), steps_[0], panels, weight_.get(p_.groups * panels.size()));
+    ForwardWeight<T, E> weight(p_, a_.weight, chunks_, steps_[0]);
     Sampler<T> s{p_, nullptr, p_.channels, nullptr, 0, planes_of<A>(a_.offset), planes_of<A>(a_.mask)};
     const Part all{0, p_.positions(), 0, p_.batch * p_.height * p_.width};
     if (is_channels_last(a_.input)) {
       s.input = a_.input.template in<T>();
       s.zeros = distance<T>(s.input, zeros_.data() + 1);
-      return go_through(all, s, panels);
+      return go_through(all, s, weight);
     }
     const int64_t row_bytes = p_.channels * static_cast<int64_t>(sizeof(T));
     const Parts parts = parts_of(p_, s.offset, kMostCopies / row_bytes);
     if (parts.parts.empty()) {
       s.planes = a_.input.template in<T>();
-      return go_through(all, s, panels);
+      return go_through(all, s, weight);
     }
     Buffer<T> copy;
     copy.get(chunk_size(parts.most_pixels()) * chunk_count());
@@ -109,7 +108,7 @@ class Forward {
       s.chunk_stride = chunk_size(part.pixels());
       s.input = shifted<const T>(copy.get(0), -part.first_pixel * s.pixel_stride);
       s.zeros = part.last_pixel * s.pixel_stride;
-      go_through(part, s, panels);
+      go_through(part, s, weight);
     }
   }
 
@@ -137,15 +136,16 @@ class Forward {
       std::fill_n(to + (chunk + 1) * stride - chunks_.channels, chunks_.channels, T{});
   }
 
-  void go_through(const Part& part, const Sampler<T>& sampler, const ForwardPanels<E>& panels) {
+  void go_through(const Part& part, const Sampler<T>& sampler, ForwardWeight<T, E>& weight) {
     const int64_t sum_bytes = output_.is_direct() ? 0 : p_.out_channels * static_cast<int64_t>(sizeof(A));
     const int64_t most_rows = sum_bytes ? std::min(kMostRows, kMostRowBytes / sum_bytes) : kMostRows;
     const Blocks blocks(part.begin, part.end, tile_, most_rows, thread_count());
     for_slots(blocks.slots, [&](int64_t slot) {
       Buffer<E> columns;
       Buffer<A> sums;
-      Buffer<T> rounded;
+      Buffer<T> rounded, buffer;
       std::vector<StepPlans<T>> plans;  // of each stretch of a block, if steps share them
+      const int64_t first_panel = slot * weight.panel_count() / blocks.slots;  // so that each packs some
       columns.get(sampled_ * stride_);
       if (!output_.is_direct()) sums.get(blocks.most() * p_.out_channels);
       if (!std::is_same_v<T, A> && !output_.channels_last) rounded.get(sampled_ * p_.out_channels);
@@ -158,14 +158,12 @@ class Forward {
         for (int64_t group = 0; group < p_.groups; ++group)
           for (size_t i = 0; i < steps_[group].size(); ++i) {
             const bool is_last = group + 1 == p_.groups && i + 1 == steps_[group].size();
-            const E* right = weight_.get(0) + group * panels.size() + panels.begin[i] * panels.width();
             const DepthStep& step = steps_[group][i];
             for (int64_t stretch = 0; stretch < stretches.count; ++stretch) {
               const int64_t first = stretches.begin(stretch), last = stretches.begin(stretch + 1);
               sample(sampler, step, first, last, plans[stretch % kept], columns.get(0));
               A* to = rows + (first - begin) * p_.out_channels;
-              multiply(columns.get(0), stride_, last - first, right, panels.panel_size(),
-                       {step.size(), p_.group_outputs()}, to + group * p_.group_outputs(), p_.out_channels, i > 0);
+              multiply_all(columns.get(0), last - first, weight, group, i, first_panel, buffer, to);
               if (is_last) output_.finish(first, last, to, rounded.get(0));  // while the sums are in the cache
             }
           }
@@ -183,6 +181,19 @@ class Forward {
       for (int64_t j = 0; j < end - begin; ++j) columns[j * stride_ + step.size()] = E{};
   }
 
+  // Columns times all panels, beginning with `first_panel`.
+  void multiply_all(const E* columns, int64_t rows, ForwardWeight<T, E>& weight, int64_t group, size_t step,
+                    int64_t first_panel, Buffer<T>& buffer, A* sums) const {
+    const int64_t count = weight.panel_count();
+    for (int64_t i = 0, panel = first_panel; i < count; ++i) {
+      const int64_t next = panel + 1 < count ? panel + 1 : 0;
+      multiply_panel(columns, stride_, rows, weight.packed(group, panel, step, buffer), weight.place(group, next, step),
+                     {steps_[group][step].size(), p_.group_outputs()}, panel, sums + group * p_.group_outputs(),
+                     p_.out_channels, step > 0);
+      panel = next;
+    }
+  }
+
   const DeformConvArgs& a_;
   const DeformConvParams& p_;
   OutputRows<T> output_;
@@ -191,7 +202,6 @@ class Forward {
   int64_t stride_ = 0;                         // of a row of columns
   std::vector<std::vector<DepthStep>> steps_;  // of each group
   std::vector<T> zeros_;
-  Buffer<E> weight_;
 };
 
 template <typename T, typename E>
