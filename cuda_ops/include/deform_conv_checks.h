@@ -1,9 +1,19 @@
 // What the native convolutions rely on, checked once more: torch.ops.dcnseg can be called without the checks in
 // Python, and a wrong size would be a read outside of memory.
 #pragma once
+#include <algorithm>
+#include <cstdint>
 #include "deform_conv_params.h"
 #include "torch_c_abi.h"
 namespace dcnseg_ops {
+
+// Whether a window of so many taps finds `out` places along an axis of so many pixels.
+inline bool makes_places(int64_t out, int64_t pixels, int64_t taps, int64_t stride, int64_t pad, int64_t dilation) {
+  const int64_t most = INT32_MAX;  // products of two are in 64 bits
+  if (stride < 1 || pad < 0 || dilation < 1 || std::max({pixels, taps, stride, pad, dilation}) > most) return false;
+  const int64_t way = pixels + 2 * pad - dilation * (taps - 1) - 1;  // from the first place on
+  return way >= 0 && out == way / stride + 1;
+}
 
 // Sizes and dtypes of the arguments that both operators have; memory orders are the caller's matter.
 inline DeformConvParams checked_params(const Tensor& input, const Tensor& offset, const Tensor& mask,
@@ -25,7 +35,10 @@ inline DeformConvParams checked_params(const Tensor& input, const Tensor& offset
             "deform_conv2d: offset has the wrong size");
   DCN_CHECK(mask.numel() == 0 || has_sizes(mask, {p.batch, p.offset_groups * p.taps(), p.out_height, p.out_width}),
             "deform_conv2d: mask has the wrong size");
-  DCN_CHECK(p.batch == 0 || (p.height >= 1 && p.width >= 1), "deform_conv2d: the input has no pixels");
+  DCN_CHECK(p.height >= 1 && p.width >= 1, "deform_conv2d: the input has no pixels");
+  DCN_CHECK(makes_places(p.out_height, p.height, p.kernel_h, p.stride_h, p.pad_h, p.dilation_h) &&
+                makes_places(p.out_width, p.width, p.kernel_w, p.stride_w, p.pad_w, p.dilation_w),
+            "deform_conv2d: the size of offset is not that which input, weight, stride, padding and dilation make");
   DCN_CHECK(p.border >= Border::zero && p.border <= Border::dcnv1, "deform_conv2d: there is no such border");
   return p;
 }

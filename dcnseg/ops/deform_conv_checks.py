@@ -42,7 +42,20 @@ def make_window(
     )
 
 
-def check_tensors(
+def check_arguments(
+    input: Tensor,
+    offset: Tensor,
+    weight: Tensor,
+    bias: Tensor | None,
+    window: Window,
+    mask: Tensor | None,
+) -> None:
+    """Raise a ShapeError unless all fit together."""
+    _check_tensors(input, offset, weight, bias, mask)
+    _check_shapes(input, offset, weight, bias, window, mask)
+
+
+def _check_tensors(
     input: Tensor, offset: Tensor, weight: Tensor, bias: Tensor | None, mask: Tensor | None
 ) -> None:
     """Dtypes, devices and numbers of dimensions."""
@@ -69,7 +82,7 @@ def check_tensors(
             )
 
 
-def check_shapes(
+def _check_shapes(
     input: Tensor,
     offset: Tensor,
     weight: Tensor,

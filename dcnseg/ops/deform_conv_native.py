@@ -6,6 +6,8 @@ Entry point: `deform_conv2d_native`. The operators' schemas stand in cuda_ops/cp
 from __future__ import annotations
 
 import warnings
+from collections.abc import Sequence
+from contextlib import AbstractContextManager, nullcontext
 from functools import partial
 from typing import Any
 
@@ -14,13 +16,12 @@ from torch import Tensor
 
 from dcnseg.errors import NativeOpsError
 from dcnseg.ops._native import missing_reason
-from dcnseg.ops.deform_conv_checks import Window
+from dcnseg.ops.deform_conv_checks import Border, Window, check_arguments
 from dcnseg.ops.layout import dense, is_channels_last, memory_format
 from dcnseg.ops.reference import deform_conv2d_reference
 from dcnseg.ops.self_test import SmallCase, run_self_test
 
-_BORDERS = {"zero": 0, "dcnv1": 3}  # `Border` in cuda_ops/include/bilinear.h
-
+_BORDERS: dict[Border, int] = {"zero": 0, "dcnv1": 3}  # `Border` in cuda_ops/include/bilinear.h
 
 _unfused_gpus: set[int | None] = set()  # by index: where the fused kernel failed its self-test
 
@@ -36,33 +37,49 @@ def deform_conv2d_native(
     fused: bool = True,
     allow_tf32: bool | None = None,
 ) -> Tensor:
-    """Deformable convolution of checked arguments; see `dcnseg.ops.deform_conv2d`.
+    """Deformable convolution as in `dcnseg.ops.deform_conv2d`.
+
+    Arguments that do not fit together raise a RuntimeError, except that an empty `bias` or `mask`
+    is taken for none.
 
     On a GPU, float32 is multiplied as in torch's convolutions, from tf32 where torch's settings
     say so, unless `allow_tf32` is given. Without `fused` the kernel that keeps its columns inside
     the chip is not taken.
     """
-    position_dtype = torch.promote_types(input.dtype, torch.float32)
-    offset = offset.to(position_dtype)
-    mask = offset.new_empty(0) if mask is None else mask.to(position_dtype)
+    position_dtype = torch.float64 if input.dtype == torch.float64 else torch.float32
+    offset = _as_positions(offset, position_dtype)
+    mask = offset.new_empty(0) if mask is None else _as_positions(mask, position_dtype)
     bias = input.new_empty(0) if bias is None else bias.contiguous()
     if input.is_cuda:
         offset, mask = offset.contiguous(), mask.contiguous()
-    output: Tensor = torch.ops.dcnseg.deform_conv2d(
-        dense(input),
-        offset,
-        mask,
-        dense(weight),
-        bias,
-        *window.stride,
-        *window.padding,
-        *window.dilation,
-        _BORDERS[window.border],
-        is_channels_last(input),
-        _allows_tf32(input) if allow_tf32 is None else allow_tf32,
-        fused and input.get_device() not in _unfused_gpus,
-    )
+    tensors = (dense(input), offset, mask, dense(weight), bias)
+    with _without_autograd(tensors):
+        output: Tensor = torch.ops.dcnseg.deform_conv2d(
+            *tensors,
+            *window.stride,
+            *window.padding,
+            *window.dilation,
+            _BORDERS[window.border],
+            is_channels_last(input),
+            _allows_tf32(input) if allow_tf32 is None else allow_tf32,
+            fused and input.get_device() not in _unfused_gpus,
+        )
     return output
+
+
+def _as_positions(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """What is no floating-point tensor remains as it is, for the operator to refuse."""
+    is_right = tensor.dtype == dtype or not tensor.is_floating_point()
+    return tensor if is_right else tensor.to(dtype)
+
+
+def _without_autograd(tensors: Sequence[Tensor]) -> AbstractContextManager[None]:
+    """Spare the way through the operator's derivative, which is in Python, where none is wanted."""
+    if torch.compiler.is_compiling() or (
+        torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
+    ):
+        return nullcontext()
+    return torch._C._AutoDispatchBelowAutograd()
 
 
 def _allows_tf32(input: Tensor) -> bool:
@@ -85,14 +102,20 @@ def _fake_deform_conv2d(
     bias: Tensor,
     *numbers: int,
 ) -> Tensor:
+    stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w, _border, channels_last, *_ = numbers
+    window = Window((stride_h, stride_w), (pad_h, pad_w), (dilation_h, dilation_w))
+    check_arguments(input, offset, weight, _none_if_empty(bias), window, _none_if_empty(mask))
     size = (input.shape[0], weight.shape[0], *offset.shape[2:])
-    channels_last = bool(numbers[7])
     return torch.empty(
         size,
         dtype=input.dtype,
         device=input.device,
-        memory_format=memory_format(channels_last),
+        memory_format=memory_format(bool(channels_last)),
     )
+
+
+def _none_if_empty(tensor: Tensor) -> Tensor | None:
+    return None if tensor.dim() == 1 and tensor.shape[0] == 0 else tensor
 
 
 def _fake_deform_conv2d_backward(
