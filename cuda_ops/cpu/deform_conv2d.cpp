@@ -1,6 +1,6 @@
 // The forward: blocks of output positions, each sampled to columns, multiplied and forgotten.
 //
-// Each thread takes blocks of positions of its own. For each step of the depth it goes through the block: the
+// Each thread takes one block of positions after another. For each step of the depth it goes through the block: the
 // columns of some positions are sampled, multiplied with all of the step's panels of the weight while they are
 // in the second cache, and forgotten. A panel is packed by the thread that comes to it first.
 //
@@ -8,6 +8,7 @@
 // channels-last, a copy that is, chunk by chunk of its channels, for as many positions at a time as kMostCopies
 // bytes serve. Where offsets reach too far for that, the input is sampled from its planes.
 #include "deform_conv2d.h"
+#include <atomic>
 #include "dtypes.h"
 #include "forward_weight.h"
 #include "layout.h"
@@ -22,19 +23,38 @@ constexpr int64_t kDepthBytes = 2304;       // of a row of columns: 576 in float
 constexpr int64_t kMostRows = 672;          // of a block, for which the whole weight is read once
 constexpr int64_t kMostRowBytes = 3 << 19;  // of a block's sums, where the output cannot hold them
 
-// Positions cut into blocks of at most `most_rows`: equal but for one tile of the products, and as many for each slot.
-struct Blocks {
-  int64_t first, last, tile, tiles, count, slots;
-
-  Blocks(int64_t begin, int64_t end, int64_t tile_rows, int64_t most_rows, int64_t most_slots)
-      : first(begin), last(end), tile(tile_rows), tiles((end - begin + tile - 1) / tile) {
-    slots = std::min(most_slots, tiles);
-    const int64_t fit = std::max<int64_t>(1, most_rows / tile);
-    count = std::min(tiles, round_up((tiles + fit - 1) / fit, slots));
+// Positions cut into blocks of at most `most_rows`, in whole tiles of the products but for the last one. Threads take
+// the next block whenever they are done with one. There is a block for each thread in every round: large ones first, as
+// each block reads the whole weight, then ever smaller ones, so that a slower thread takes fewer and all end together.
+class Blocks {
+ public:
+  Blocks(int64_t begin, int64_t end, int64_t tile, int64_t most_rows, int64_t most_threads) {
+    const int64_t tiles = (end - begin + tile - 1) / tile, fit = std::max<int64_t>(1, most_rows / tile);
+    threads_ = std::min(most_threads, tiles);
+    for (int64_t first = 0; first < tiles;) {
+      const int64_t left = tiles - first, size = left * 3 / (4 * threads_);
+      const bool is_last = threads_ == 1 || size < kLeastTiles;
+      const int64_t count = is_last ? std::min(left, round_up((left + fit - 1) / fit, threads_)) : threads_;
+      const int64_t taken = is_last ? left : count * std::min(size, fit);
+      for (int64_t i = 0; i < count; ++i) begins_.push_back(begin + (first + taken * i / count) * tile);
+      first += taken;
+    }
+    begins_.push_back(end);
   }
-  int64_t begin(int64_t block) const { return std::min(last, first + block * tiles / count * tile); }
-  int64_t first_of(int64_t slot) const { return slot * count / slots; }
-  int64_t most() const { return (tiles + count - 1) / count * tile; }
+  int64_t threads() const { return threads_; }
+  int64_t count() const { return static_cast<int64_t>(begins_.size()) - 1; }
+  int64_t begin(int64_t block) const { return begins_[static_cast<size_t>(block)]; }
+  int64_t most() const {
+    int64_t most = 0;
+    for (int64_t i = 0; i < count(); ++i) most = std::max(most, begin(i + 1) - begin(i));
+    return most;
+  }
+
+ private:
+  static constexpr int64_t kLeastTiles = 6;  // of a block, where there is a choice
+
+  int64_t threads_;
+  std::vector<int64_t> begins_;
 };
 
 // Where a block's product rows [positions][C_out] are summed, and how they get to the output.
@@ -140,26 +160,27 @@ class Forward {
     const int64_t sum_bytes = output_.is_direct() ? 0 : p_.out_channels * static_cast<int64_t>(sizeof(A));
     const int64_t most_rows = sum_bytes ? std::min(kMostRows, kMostRowBytes / sum_bytes) : kMostRows;
     const Blocks blocks(part.begin, part.end, tile_, most_rows, thread_count());
-    for_slots(blocks.slots, [&](int64_t slot) {
+    std::atomic<int64_t> next{0};
+    for_slots(blocks.threads(), [&](int64_t slot) {
       Buffer<E> columns;
       Buffer<A> sums;
       Buffer<T> rounded, buffer;
       std::vector<StepPlans<T>> plans;  // of each stretch of a block, if steps share them
-      const int64_t first_panel = slot * weight.panel_count() / blocks.slots;  // so that each packs some
+      const int64_t first_panel = slot * weight.panel_count() / blocks.threads();  // so that each packs some
       columns.get(sampled_ * stride_);
       if (!output_.is_direct()) sums.get(blocks.most() * p_.out_channels);
       if (!std::is_same_v<T, A> && !output_.channels_last) rounded.get(sampled_ * p_.out_channels);
-      for (int64_t block = blocks.first_of(slot); block < blocks.first_of(slot + 1); ++block) {
+      for (int64_t block; (block = next++) < blocks.count();) {
         const int64_t begin = blocks.begin(block), end = blocks.begin(block + 1);
         const Blocks stretches(begin, end, tile_, sampled_, 1);
-        const size_t kept = steps_[0].size() > 1 ? static_cast<size_t>(stretches.count) : 1;
+        const size_t kept = steps_[0].size() > 1 ? static_cast<size_t>(stretches.count()) : 1;
         if (plans.size() < kept) plans.resize(kept, StepPlans<T>(false));
         A* rows = output_.is_direct() ? output_.direct(begin) : sums.get(0);
         for (int64_t group = 0; group < p_.groups; ++group)
           for (size_t i = 0; i < steps_[group].size(); ++i) {
             const bool is_last = group + 1 == p_.groups && i + 1 == steps_[group].size();
             const DepthStep& step = steps_[group][i];
-            for (int64_t stretch = 0; stretch < stretches.count; ++stretch) {
+            for (int64_t stretch = 0; stretch < stretches.count(); ++stretch) {
               const int64_t first = stretches.begin(stretch), last = stretches.begin(stretch + 1);
               sample(sampler, step, first, last, plans[stretch % kept], columns.get(0));
               A* to = rows + (first - begin) * p_.out_channels;
