@@ -2,7 +2,7 @@
 //
 // Each thread takes one block of positions after another. For each step of the depth it goes through the block: the
 // columns of some positions are sampled, multiplied with all of the step's panels of the weight while they are
-// in the second cache, and forgotten. A panel is packed by the thread that comes to it first.
+// in the second cache, and forgotten. What the step needs of a panel is packed by the thread that comes to it first.
 //
 // Memory beyond input and output: the packed weight; a megabyte or two per thread; and, of an input that is not
 // channels-last, a copy that is, chunk by chunk of its channels, for as many positions at a time as kMostCopies
@@ -19,9 +19,14 @@
 namespace dcnseg_ops {
 namespace {
 
+#if defined(DCN_LITTLE_MEMORY)  // a test's build, in which small cases meet the limits
+constexpr int64_t kDepthBytes = 96, kMostRows = 16, kMostRowBytes = 4096;
+#else
 constexpr int64_t kDepthBytes = 2304;       // of a row of columns: 576 in float, 9 taps of 64 channels
 constexpr int64_t kMostRows = 672;          // of a block, for which the whole weight is read once
 constexpr int64_t kMostRowBytes = 3 << 19;  // of a block's sums, where the output cannot hold them
+#endif
+constexpr int64_t kLeastRows = 84;  // of a block, but in the last round
 
 // Positions cut into blocks of at most `most_rows`, in whole tiles of the products but for the last one. Threads take
 // the next block whenever they are done with one. There is a block for each thread in every round: large ones first, as
@@ -33,7 +38,7 @@ class Blocks {
     threads_ = std::min(most_threads, tiles);
     for (int64_t first = 0; first < tiles;) {
       const int64_t left = tiles - first, size = left * 3 / (4 * threads_);
-      const bool is_last = threads_ == 1 || size < kLeastTiles;
+      const bool is_last = threads_ == 1 || size * tile < kLeastRows;
       const int64_t count = is_last ? std::min(left, round_up((left + fit - 1) / fit, threads_)) : threads_;
       const int64_t taken = is_last ? left : count * std::min(size, fit);
       for (int64_t i = 0; i < count; ++i) begins_.push_back(begin + (first + taken * i / count) * tile);
@@ -51,8 +56,6 @@ class Blocks {
   }
 
  private:
-  static constexpr int64_t kLeastTiles = 6;  // of a block, where there is a choice
-
   int64_t threads_;
   std::vector<int64_t> begins_;
 };
@@ -208,7 +211,7 @@ class Forward {
     const int64_t count = weight.panel_count();
     for (int64_t i = 0, panel = first_panel; i < count; ++i) {
       const int64_t next = panel + 1 < count ? panel + 1 : 0;
-      multiply_panel(columns, stride_, rows, weight.packed(group, panel, step, buffer), weight.place(group, next, step),
+      multiply_panel(columns, stride_, rows, weight.packed(group, panel, step, buffer), weight.part(group, next, step),
                      {steps_[group][step].size(), p_.group_outputs()}, panel, sums + group * p_.group_outputs(),
                      p_.out_channels, step > 0);
       panel = next;

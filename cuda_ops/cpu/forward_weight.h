@@ -30,7 +30,8 @@ struct ForwardPanels {
 };
 
 // Columns [begin, end) of the weight's rows, `stride` apart, to rows places[begin] .. of a panel [depth][width]: 16
-// outputs at a time, whose rows are read side by side. What is read and written next is fetched, also of the next 16.
+// outputs at a time, whose rows are read side by side. What is read and written next is fetched, also for the
+// next 16, of which there may be none: that is read by nobody.
 template <typename T>
 DCN_CLONES void pack_outputs(const T* rows, int64_t stride, int64_t outputs, int64_t begin, int64_t end,
                              const int32_t* places, int64_t width, T* panel) {
@@ -134,7 +135,7 @@ class ForwardWeight {
   int64_t panel_count() const { return panels_.count(); }
 
   // Where a step's part of a panel lies, packed or not.
-  E* place(int64_t group, int64_t panel, size_t step) {
+  E* part(int64_t group, int64_t panel, size_t step) {
     return begin_of(group, panel) + panels_.begin[step] * panels_.width();
   }
 
@@ -143,15 +144,15 @@ class ForwardWeight {
     const int64_t chunk = chunks_.index(steps_[step].channel_begin);  // of the group
     std::atomic<State>& state = states_[static_cast<size_t>((group * panels_.count() + panel) * chunks_.count + chunk)];
     if (state.load(std::memory_order_acquire) != State::packed) {
-      if constexpr (kIsHalf<T>) buffer.get(panels_.width() * p_.taps() * chunks_.channels);
+      T* ordered = kIsHalf<T> ? buffer.get(panels_.width() * p_.taps() * chunks_.channels) : nullptr;
       State expected = State::raw;
       if (state.compare_exchange_strong(expected, State::taken)) {
-        pack(group, panel, chunk, buffer);  // throws nothing, so that nobody waits for ever
+        pack(group, panel, chunk, ordered);
         state.store(State::packed, std::memory_order_release);
       }
       while (state.load(std::memory_order_acquire) != State::packed) std::this_thread::yield();
     }
-    return place(group, panel, step);
+    return part(group, panel, step);
   }
 
  private:
@@ -161,11 +162,12 @@ class ForwardWeight {
     return data_.get(0) + (group * panels_.count() + panel) * panels_.panel_size();
   }
 
-  void pack(int64_t group, int64_t panel, int64_t chunk, Buffer<T>& buffer) {
+  // What throws here would leave the other threads waiting for ever.
+  void pack(int64_t group, int64_t panel, int64_t chunk, T* ordered) noexcept {
     const int64_t first = panel * panels_.width(), n = std::min(panels_.width(), p_.group_outputs() - first);
     const T* rows = weight_.data + (group * p_.group_outputs() + first) * p_.depth();
     if constexpr (kIsHalf<T>)
-      pack_halves(rows, n, chunk, begin_of(group, panel), buffer.get(0));
+      pack_halves(rows, n, chunk, begin_of(group, panel), ordered);
     else
       for_columns(chunk, [&](int64_t begin, int64_t end) {
         pack_outputs(rows, p_.depth(), n, begin, end, places_.data(), panels_.width(), begin_of(group, panel));
@@ -173,7 +175,7 @@ class ForwardWeight {
   }
 
   // By way of rows that are in the order of the panel's rows.
-  void pack_halves(const T* rows, int64_t outputs, int64_t chunk, E* panel, T* ordered) {
+  void pack_halves(const T* rows, int64_t outputs, int64_t chunk, E* panel, T* ordered) noexcept {
     const int64_t size = p_.taps() * (chunks_.end(chunk) - chunks_.begin(chunk));
     const int64_t first = p_.taps() * chunks_.begin(chunk);  // as chunks follow each other in the depth
     for (int64_t o = 0; o < outputs; ++o)
@@ -192,7 +194,7 @@ class ForwardWeight {
   template <typename F>
   void for_columns(int64_t chunk, const F& f) const {
     const int64_t begin = chunks_.begin(chunk), end = chunks_.end(chunk);
-    if (!weight_.has_rows) return f(begin * p_.taps(), end * p_.taps());
+    if (!weight_.has_rows || chunks_.count == 1) return f(begin * p_.taps(), end * p_.taps());
     for (int64_t t = 0; t < p_.taps(); ++t) f(t * p_.group_channels() + begin, t * p_.group_channels() + end);
   }
 

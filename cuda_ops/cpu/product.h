@@ -21,8 +21,9 @@ struct Panels {
   int64_t size() const { return count() * panel_size(); }
 };
 
-// Columns of one panel b of c [rows][panels.columns] = or += a [rows][panels.depth] * the right matrix. For pairs, a
-// row of `a` with an odd depth has one number more, which is finite. `next`: the panel after it, or null.
+// The columns of c [rows][panels.columns] that b makes, which is panel number `panel` of the right matrix:
+// c = or += a [rows][panels.depth] * b. For pairs, a row of `a` with an odd depth has one number more, which is finite.
+// `next`: the panel that is multiplied next, or null.
 template <typename E>
 void multiply_panel(const E* a, int64_t a_stride, int64_t rows, const E* b, const E* next, Panels<E> panels,
                     int64_t panel, AccOf<E>* c, int64_t c_stride, bool accumulate) {

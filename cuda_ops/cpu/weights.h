@@ -1,4 +1,4 @@
-// The weight of a deformable convolution as right matrices of the backward's products, and its gradient back.
+// The weight of a deformable convolution as it comes, as right matrices of the backward's products, and its gradient.
 #pragma once
 #include <vector>
 #include "depth_steps.h"

@@ -1,5 +1,5 @@
-// What the native convolutions rely on, checked once more: torch.ops.dcnseg can be called without the checks in
-// Python, and a wrong size would be a read outside of memory.
+// All that the native convolutions rely on, where a wrong size would be a read outside of memory. As a rule nothing is
+// checked before: dcnseg/ops/deform_conv_checks.py, which refuses the same, says afterwards what is wrong.
 #pragma once
 #include <algorithm>
 #include <cstdint>
@@ -10,7 +10,7 @@ namespace dcnseg_ops {
 // Whether a window of so many taps finds `out` places along an axis of so many pixels.
 inline bool makes_places(int64_t out, int64_t pixels, int64_t taps, int64_t stride, int64_t pad, int64_t dilation) {
   const int64_t most = INT32_MAX;  // products of two are in 64 bits
-  if (stride < 1 || pad < 0 || dilation < 1 || std::max({pixels, taps, stride, pad, dilation}) > most) return false;
+  if (stride < 1 || pad < 0 || dilation < 1 || std::max({pixels, taps, pad, dilation}) > most) return false;
   const int64_t way = pixels + 2 * pad - dilation * (taps - 1) - 1;  // from the first place on
   return way >= 0 && out == way / stride + 1;
 }

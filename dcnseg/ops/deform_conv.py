@@ -261,9 +261,9 @@ def _run_native(
 ) -> Tensor:
     """Call the native operator, and say in the caller's words why it refuses, if it does.
 
-    It checks its arguments itself, which takes a tenth of the time that Python takes for it. Here
-    they are checked before where it does not run yet, and where it would take an empty tensor for
-    none.
+    The operator checks its arguments itself, in a tenth of the time that Python takes. Here they
+    are checked before only in torch.compile, where the operator does not run yet while the graph is
+    made, and for an empty `bias` or `mask`, which the operator would take for none.
     """
     if torch.compiler.is_compiling() or _is_empty(bias) or _is_empty(mask):
         check_arguments(input, offset, weight, bias, window, mask)

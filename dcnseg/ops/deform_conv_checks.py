@@ -94,7 +94,7 @@ def _check_shapes(
     batch, channels, height, width = input.shape
     out_channels, group_channels, kh, kw = weight.shape
     taps = kh * kw
-    if min(out_channels, group_channels, taps) < 1 or channels % group_channels:
+    if out_channels < 1 or group_channels < 1 or taps < 1 or channels % group_channels:
         raise ShapeError(
             f"`weight` is {shape_text(weight)} and `input` has {channels} channels; expected "
             f"[C_out, C/groups, kh, kw] with no size 0 and {channels} divisible by weight's "
@@ -108,7 +108,8 @@ def _check_shapes(
         )
     _check_offset_channels(offset, channels, (kh, kw), mask)
     size_hw = _out_size((height, width), (kh, kw), window)
-    if min(height, width) < 1 or min(size_hw) < 1:
+    # One by one: in a graph whose sizes change, `min` would also fix which of them is the smaller.
+    if height < 1 or width < 1 or size_hw[0] < 1 or size_hw[1] < 1:
         raise ShapeError(
             f"`input` is {height}x{width} (height x width), too small for a {kh}x{kw} kernel "
             f"with dilation {window.dilation} and padding {window.padding}."

@@ -39,8 +39,8 @@ def deform_conv2d_native(
 ) -> Tensor:
     """Deformable convolution as in `dcnseg.ops.deform_conv2d`.
 
-    Arguments that do not fit together raise a RuntimeError, except that an empty `bias` or `mask`
-    is taken for none.
+    Arguments that do not fit together raise a RuntimeError, or a ShapeError where nothing is
+    computed (on "meta" and in graphs), except that an empty `bias` or `mask` is taken for none.
 
     On a GPU, float32 is multiplied as in torch's convolutions, from tf32 where torch's settings
     say so, unless `allow_tf32` is given. Without `fused` the kernel that keeps its columns inside
@@ -75,8 +75,10 @@ def _as_positions(tensor: Tensor, dtype: torch.dtype) -> Tensor:
 
 def _without_autograd(tensors: Sequence[Tensor]) -> AbstractContextManager[None]:
     """Spare the way through the operator's derivative, which is in Python, where none is wanted."""
-    if torch.compiler.is_compiling() or (
-        torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors)
+    if (
+        torch.compiler.is_compiling()
+        or (torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors))
+        or torch.overrides.has_torch_function(tensors)  # whose code may want gradients of its own
     ):
         return nullcontext()
     return torch._C._AutoDispatchBelowAutograd()

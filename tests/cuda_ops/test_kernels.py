@@ -29,7 +29,7 @@ PROGRAMS = [
     ("conv_check", "memory", CONVOLUTION),  # the CPU operators
     # As on an older machine, and with little memory: one build of both, which takes half a minute.
     ("conv_check", "memory", [*CONVOLUTION, "-DDCN_LITTLE_MEMORY", "-DDCN_MOST_LEVEL=1"]),
-    ("conv_check", "threads", CONVOLUTION),
+    ("conv_check", "threads", [*CONVOLUTION, "-DDCN_LITTLE_MEMORY"]),
     ("halves_check", "memory", ["-DDCN_CLONES="]),
     ("microkernel_check", "memory", EMULATED_PAIRS),
     ("scratch_check", "threads", []),  # with the other sanitizer it keeps nothing

@@ -108,7 +108,7 @@ def test_message_names_argument_expectation_and_fact(changes: dict[str, Any], me
         deform_conv2d(**GOOD | changes)
 
 
-@pytest.mark.parametrize(("changes", "message"), BAD)
+@pytest.mark.parametrize(("changes", "message"), [bad for bad in BAD if "device" not in bad[1]])
 def test_message_is_the_same_where_nothing_is_computed(
     changes: dict[str, Any], message: str
 ) -> None:
@@ -116,9 +116,8 @@ def test_message_is_the_same_where_nothing_is_computed(
         name: value.to("meta") if isinstance(value, torch.Tensor) else value
         for name, value in (GOOD | changes).items()
     }
-    if "move them to one device" not in message:
-        with pytest.raises(ShapeError, match=re.escape(message)):
-            deform_conv2d(**arguments)
+    with pytest.raises(ShapeError, match=re.escape(message)):
+        deform_conv2d(**arguments)
 
 
 def with_size(name: str, dim: int, by: int) -> dict[str, Any]:
