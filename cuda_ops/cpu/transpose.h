@@ -74,6 +74,7 @@ DCN_INLINE void transpose_16x16(const T* in, int64_t in_stride, T* out, int64_t 
 // out[c][r] = in[r][c] for r < rows and c < columns; consecutive rows are a stride apart. The rows of `out` are
 // written from front to end, 16 at a time: the other way round took twice as long where they are short. Where they
 // are written next is fetched, as a store that misses the cache waits for it: without, it took up to 1.8 times as long.
+// So is what the next columns read, as there are more rows than the processor follows by itself.
 template <typename T>
 DCN_CLONES void transpose_block(const T* in, int64_t in_stride, T* out, int64_t out_stride, int64_t rows,
                                 int64_t columns) {
@@ -83,6 +84,7 @@ DCN_CLONES void transpose_block(const T* in, int64_t in_stride, T* out, int64_t 
       int64_t r = 0;
       for (; r + 16 <= rows; r += 16) {
         for (int64_t i = c; i < c + 16; ++i) __builtin_prefetch(out + i * out_stride + r + 16, 1);
+        for (int64_t i = r; i < r + 16; ++i) __builtin_prefetch(in + i * in_stride + c + 16);
         transpose_16x16(in + r * in_stride + c, in_stride, out + c * out_stride + r, out_stride);
       }
       for (; r < rows; ++r)
