@@ -20,17 +20,18 @@ namespace dcnseg_ops {
 namespace {
 
 #if defined(DCN_LITTLE_MEMORY)  // a test's build, in which small cases meet the limits
-constexpr int64_t kDepthBytes = 96, kMostRows = 16, kMostRowBytes = 4096;
+constexpr int64_t kDepthBytes = 96, kLeastRows = 4, kMostRows = 32, kMostRowBytes = 4096;
 #else
 constexpr int64_t kDepthBytes = 2304;       // of a row of columns: 576 in float, 9 taps of 64 channels
+constexpr int64_t kLeastRows = 84;          // of a block, but in the last round
 constexpr int64_t kMostRows = 672;          // of a block, for which the whole weight is read once
 constexpr int64_t kMostRowBytes = 3 << 19;  // of a block's sums, where the output cannot hold them
 #endif
-constexpr int64_t kLeastRows = 84;  // of a block, but in the last round
 
 // Positions cut into blocks of at most `most_rows`, in whole tiles of the products but for the last one. Threads take
 // the next block whenever they are done with one. There is a block for each thread in every round: large ones first, as
 // each block reads the whole weight, then ever smaller ones, so that a slower thread takes fewer and all end together.
+// For one thread all blocks are equal.
 class Blocks {
  public:
   Blocks(int64_t begin, int64_t end, int64_t tile, int64_t most_rows, int64_t most_threads) {

@@ -261,8 +261,8 @@ def _run_native(
 ) -> Tensor:
     """Call the native operator, and say in the caller's words why it refuses, if it does.
 
-    The operator checks its arguments itself, in a tenth of the time that Python takes. Here they
-    are checked before only in torch.compile, where the operator does not run yet while the graph is
+    The operator checks its arguments itself, in less time than Python takes. Here they are
+    checked before only in torch.compile, where the operator does not run yet while the graph is
     made, and for an empty `bias` or `mask`, which the operator would take for none.
     """
     if torch.compiler.is_compiling() or _is_empty(bias) or _is_empty(mask):
