@@ -2,13 +2,15 @@
 //
 // Each thread takes one block of positions after another. For each step of the depth it goes through the block: the
 // columns of some positions are sampled, multiplied with all of the step's panels of the weight while they are
-// in the second cache, and forgotten. What the step needs of a panel is packed by the thread that comes to it first.
+// in the second cache, and forgotten. What the step needs of a panel is packed by the thread that comes to it first; so
+// is what it needs of the input copied, if it has to be.
 //
 // Memory beyond input and output: the packed weight; a megabyte or two per thread; and, of an input that is not
 // channels-last, a copy that is, chunk by chunk of its channels, for as many positions at a time as kMostCopies
 // bytes serve. Where offsets reach too far for that, the input is sampled from its planes.
 #include "deform_conv2d.h"
 #include <atomic>
+#include "copied_input.h"
 #include "dtypes.h"
 #include "forward_weight.h"
 #include "layout.h"
@@ -123,44 +125,24 @@ class Forward {
       s.planes = a_.input.template in<T>();
       return go_through(all, s, weight);
     }
-    Buffer<T> copy;
-    copy.get(chunk_size(parts.most_pixels()) * chunk_count());
+    CopiedInput<T> copy(p_, a_.input, chunks_, parts.most_pixels());
     s.chunks = chunks_;
     s.pixel_stride = chunks_.channels;
     for (const Part& part : parts.parts) {
-      copy_input(part, copy.get(0));
-      s.chunk_stride = chunk_size(part.pixels());
-      s.input = shifted<const T>(copy.get(0), -part.first_pixel * s.pixel_stride);
-      s.zeros = part.last_pixel * s.pixel_stride;
-      go_through(part, s, weight);
+      copy.start(part);
+      s.chunk_stride = copy.chunk_stride();
+      s.input = copy.pixel_0();
+      s.zeros = copy.zeros();
+      go_through(part, s, weight, &copy);
     }
   }
 
  private:
   static constexpr int64_t kMostDepth = kDepthBytes / static_cast<int64_t>(sizeof(E));
 
-  int64_t chunk_count() const { return p_.groups * chunks_.count; }
-  // Of a copied chunk: [pixels][channels], and a pixel of zeros.
-  int64_t chunk_size(int64_t pixels) const { return (pixels + 1) * chunks_.channels; }
-
-  // The pixels of a part, chunk by chunk.
-  void copy_input(const Part& part, T* to) const {
-    const int64_t pixels = p_.height * p_.width, stride = chunk_size(part.pixels());
-    parallel_for(part.first_pixel, part.last_pixel, grain(p_.channels), [&](int64_t begin, int64_t end) {
-      for_images(begin, end, pixels, [&](int64_t image, int64_t pixel, int64_t count, int64_t before) {
-        for (int64_t chunk = 0; chunk < chunk_count(); ++chunk) {
-          const int64_t channel = chunks_.begin(chunk);
-          transpose_block(a_.input.template in<T>() + (image * p_.channels + channel) * pixels + pixel, pixels,
-                          to + chunk * stride + (begin + before - part.first_pixel) * chunks_.channels,
-                          chunks_.channels, chunks_.end(chunk) - channel, count);
-        }
-      });
-    });
-    for (int64_t chunk = 0; chunk < chunk_count(); ++chunk)
-      std::fill_n(to + (chunk + 1) * stride - chunks_.channels, chunks_.channels, T{});
-  }
-
-  void go_through(const Part& part, const Sampler<T>& sampler, ForwardWeight<T, E>& weight) {
+  // `copy`: what the sampler reads, if it is one.
+  void go_through(const Part& part, const Sampler<T>& sampler, ForwardWeight<T, E>& weight,
+                  CopiedInput<T>* copy = nullptr) {
     const int64_t sum_bytes = output_.is_direct() ? 0 : p_.out_channels * static_cast<int64_t>(sizeof(A));
     const int64_t most_rows = sum_bytes ? std::min(kMostRows, kMostRowBytes / sum_bytes) : kMostRows;
     const Blocks blocks(part.begin, part.end, tile_, most_rows, thread_count());
@@ -184,6 +166,7 @@ class Forward {
           for (size_t i = 0; i < steps_[group].size(); ++i) {
             const bool is_last = group + 1 == p_.groups && i + 1 == steps_[group].size();
             const DepthStep& step = steps_[group][i];
+            if (copy) copy->need(chunks_.index(step.channel_begin));
             for (int64_t stretch = 0; stretch < stretches.count(); ++stretch) {
               const int64_t first = stretches.begin(stretch), last = stretches.begin(stretch + 1);
               sample(sampler, step, first, last, plans[stretch % kept], columns.get(0));

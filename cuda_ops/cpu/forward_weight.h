@@ -1,11 +1,10 @@
 // The weight of a deformable convolution as right matrices of the forward's products.
 #pragma once
-#include <atomic>
-#include <thread>
 #include <vector>
 #include "depth_steps.h"
 #include "layout.h"
 #include "product.h"
+#include "shared_work.h"
 #include "transpose.h"
 #include "weights.h"
 namespace dcnseg_ops {
@@ -128,7 +127,7 @@ class ForwardWeight {
         steps_(steps),
         panels_(p, steps),
         places_(places_of(p, weight_, steps)),
-        states_(static_cast<size_t>(p.groups * panels_.count() * chunks.count)) {
+        work_(static_cast<size_t>(p.groups * panels_.count() * chunks.count)) {
     data_.get(p.groups * panels_.size());
   }
 
@@ -142,28 +141,18 @@ class ForwardWeight {
   // The same, packed; `buffer` is the thread's own.
   const E* packed(int64_t group, int64_t panel, size_t step, Buffer<T>& buffer) {
     const int64_t chunk = chunks_.index(steps_[step].channel_begin);  // of the group
-    std::atomic<State>& state = states_[static_cast<size_t>((group * panels_.count() + panel) * chunks_.count + chunk)];
-    if (state.load(std::memory_order_acquire) != State::packed) {
-      T* ordered = kIsHalf<T> ? buffer.get(panels_.width() * p_.taps() * chunks_.channels) : nullptr;
-      State expected = State::raw;
-      if (state.compare_exchange_strong(expected, State::taken)) {
-        pack(group, panel, chunk, ordered);
-        state.store(State::packed, std::memory_order_release);
-      }
-      while (state.load(std::memory_order_acquire) != State::packed) std::this_thread::yield();
-    }
+    T* ordered = kIsHalf<T> ? buffer.get(panels_.width() * p_.taps() * chunks_.channels) : nullptr;
+    work_[static_cast<size_t>((group * panels_.count() + panel) * chunks_.count + chunk)].need(
+        1, [&](int64_t) noexcept { pack(group, panel, chunk, ordered); });
     return part(group, panel, step);
   }
 
  private:
-  enum class State : char { raw, taken, packed };
-
   E* begin_of(int64_t group, int64_t panel) {
     return data_.get(0) + (group * panels_.count() + panel) * panels_.panel_size();
   }
 
-  // What throws here would leave the other threads waiting for ever.
-  void pack(int64_t group, int64_t panel, int64_t chunk, T* ordered) noexcept {
+  void pack(int64_t group, int64_t panel, int64_t chunk, T* ordered) {
     const int64_t first = panel * panels_.width(), n = std::min(panels_.width(), p_.group_outputs() - first);
     const T* rows = weight_.data + (group * p_.group_outputs() + first) * p_.depth();
     if constexpr (kIsHalf<T>)
@@ -175,7 +164,7 @@ class ForwardWeight {
   }
 
   // By way of rows that are in the order of the panel's rows.
-  void pack_halves(const T* rows, int64_t outputs, int64_t chunk, E* panel, T* ordered) noexcept {
+  void pack_halves(const T* rows, int64_t outputs, int64_t chunk, E* panel, T* ordered) {
     const int64_t size = p_.taps() * (chunks_.end(chunk) - chunks_.begin(chunk));
     const int64_t first = p_.taps() * chunks_.begin(chunk);  // as chunks follow each other in the depth
     for (int64_t o = 0; o < outputs; ++o)
@@ -204,7 +193,7 @@ class ForwardWeight {
   const std::vector<DepthStep>& steps_;
   const ForwardPanels<E> panels_;
   const std::vector<int32_t> places_;
-  std::vector<std::atomic<State>> states_;
+  std::vector<SharedWork> work_;  // of each part [group][panel][chunk]
   Buffer<E> data_;
 };
 
