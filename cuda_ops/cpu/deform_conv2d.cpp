@@ -101,7 +101,7 @@ class Forward {
       : a_(a),
         p_(a.params),
         output_(output),
-        tile_(microkernel<E>().rows),
+        tile_(forward_panels<E>(p_.group_outputs())[0].kernel->rows),
         sampled_(kBlock / tile_ * tile_),
         chunks_(channel_chunks(p_, kMostDepth)),
         zeros_(static_cast<size_t>(p_.channels) + 2, T{}) {
@@ -193,12 +193,14 @@ class Forward {
   void multiply_all(const E* columns, int64_t rows, ForwardWeight<T, E>& weight, int64_t group, size_t step,
                     int64_t first_panel, Buffer<T>& buffer, A* sums) const {
     const int64_t count = weight.panel_count();
-    for (int64_t i = 0, panel = first_panel; i < count; ++i) {
-      const int64_t next = panel + 1 < count ? panel + 1 : 0;
-      multiply_panel(columns, stride_, rows, weight.packed(group, panel, step, buffer), weight.part(group, next, step),
-                     {steps_[group][step].size(), p_.group_outputs()}, panel, sums + group * p_.group_outputs(),
-                     p_.out_channels, step > 0);
-      panel = next;
+    for (int64_t i = 0, index = first_panel; i < count; ++i) {
+      const ForwardPanel<E>& panel = weight.panel(index);
+      const int64_t next = index + 1 < count ? index + 1 : 0;
+      multiply_panel(*panel.kernel, columns, stride_, rows, weight.packed(group, index, step, buffer),
+                     steps_[group][step].size(), panel.outputs, weight.part(group, next, step),
+                     weight.part_size(next, step), sums + group * p_.group_outputs() + panel.first, p_.out_channels,
+                     step > 0);
+      index = next;
     }
   }
 

@@ -9,24 +9,30 @@
 #include "weights.h"
 namespace dcnseg_ops {
 
-// For the forward: per group panels [outputs of the group] x [depth], with the steps side by side in the depth.
-// For pairs each step begins at an even place.
+// The outputs of a group, or some of them, as the columns of a panel.
 template <typename E>
-struct ForwardPanels {
-  std::vector<int64_t> begin;  // of each step in the depth
-  int64_t depth = 0, outputs;
+struct ForwardPanel {
+  int64_t first, outputs;
+  const Microkernel<E>* kernel;  // that takes the panel
 
-  ForwardPanels(const DeformConvParams& p, const std::vector<DepthStep>& steps) : outputs(p.group_outputs()) {
-    for (const DepthStep& step : steps) {
-      begin.push_back(depth);
-      depth += Panels<E>{step.size(), outputs}.padded_depth();
-    }
-  }
-  int64_t width() const { return Panels<E>::width(); }
-  int64_t count() const { return (outputs + width() - 1) / width(); }
-  int64_t panel_size() const { return depth * width(); }
-  int64_t size() const { return count() * panel_size(); }
+  int64_t width() const { return kernel->width; }
 };
+
+// Panels of all outputs of a group: wide ones, where there is a microkernel for them, and one or two others where that
+// leaves fewer columns of zeros.
+template <typename E>
+std::vector<ForwardPanel<E>> forward_panels(int64_t outputs) {
+  const Microkernel<E>& narrow = microkernel<E>();
+  const Microkernel<E>* wide = wide_microkernel<E>();
+  std::vector<ForwardPanel<E>> panels;
+  for (int64_t first = 0; first < outputs; first += panels.back().width()) {
+    const int64_t left = outputs - first;
+    const bool is_wide = wide && left > narrow.width && (left <= wide->width || left > 2 * narrow.width);
+    const Microkernel<E>& kernel = is_wide ? *wide : narrow;
+    panels.push_back({first, std::min<int64_t>(kernel.width, left), &kernel});
+  }
+  return panels;
+}
 
 // Columns [begin, end) of the weight's rows, `stride` apart, to rows places[begin] .. of a panel [depth][width]: 16
 // outputs at a time, whose rows are read side by side. What is read and written next is fetched, also for the
@@ -113,8 +119,9 @@ std::vector<int32_t> places_of(const DeformConvParams& p, const Weight<T>& weigh
   return places;
 }
 
-// The weight for the forward, [group][panel][depth][width]. A chunk of channels of a panel is packed by the thread that
-// is the first to need it, which then has it in its cache, and nobody waits for the rest.
+// The weight for the forward, [group][panel][depth][width], with the steps side by side in the depth; for pairs each
+// begins at an even place. A chunk of channels of a panel is packed by the thread that is the first to need it, which
+// then has it in its cache, and nobody waits for the rest.
 template <typename T, typename E>
 class ForwardWeight {
  public:
@@ -125,46 +132,57 @@ class ForwardWeight {
         weight_(weight),
         chunks_(chunks),
         steps_(steps),
-        panels_(p, steps),
+        panels_(forward_panels<E>(p.group_outputs())),
         places_(places_of(p, weight_, steps)),
-        work_(static_cast<size_t>(p.groups * panels_.count() * chunks.count)) {
-    data_.get(p.groups * panels_.size());
+        work_(static_cast<size_t>(p.groups * panel_count() * chunks.count)) {
+    for (const DepthStep& step : steps) {
+      begin_.push_back(depth_);
+      depth_ += padded_depth<E>(step.size());
+    }
+    width_ = panels_.back().first + panels_.back().width();
+    data_.get(p.groups * width_ * depth_);
   }
 
-  int64_t panel_count() const { return panels_.count(); }
+  int64_t panel_count() const { return static_cast<int64_t>(panels_.size()); }
+  const ForwardPanel<E>& panel(int64_t i) const { return panels_[static_cast<size_t>(i)]; }
+  // Numbers of a step's part of a panel.
+  int64_t part_size(int64_t panel, size_t step) const {
+    return padded_depth<E>(steps_[step].size()) * this->panel(panel).width();
+  }
 
   // Where a step's part of a panel lies, packed or not.
   E* part(int64_t group, int64_t panel, size_t step) {
-    return begin_of(group, panel) + panels_.begin[step] * panels_.width();
+    return begin_of(group, panel) + begin_[step] * this->panel(panel).width();
   }
 
   // The same, packed; `buffer` is the thread's own.
   const E* packed(int64_t group, int64_t panel, size_t step, Buffer<T>& buffer) {
     const int64_t chunk = chunks_.index(steps_[step].channel_begin);  // of the group
-    T* ordered = kIsHalf<T> ? buffer.get(panels_.width() * p_.taps() * chunks_.channels) : nullptr;
-    work_[static_cast<size_t>((group * panels_.count() + panel) * chunks_.count + chunk)].need(
+    T* ordered = kIsHalf<T> ? buffer.get(this->panel(panel).width() * p_.taps() * chunks_.channels) : nullptr;
+    work_[static_cast<size_t>((group * panel_count() + panel) * chunks_.count + chunk)].need(
         1, [&](int64_t) noexcept { pack(group, panel, chunk, ordered); });
     return part(group, panel, step);
   }
 
  private:
   E* begin_of(int64_t group, int64_t panel) {
-    return data_.get(0) + (group * panels_.count() + panel) * panels_.panel_size();
+    return data_.get(0) + (group * width_ + this->panel(panel).first) * depth_;
   }
 
   void pack(int64_t group, int64_t panel, int64_t chunk, T* ordered) {
-    const int64_t first = panel * panels_.width(), n = std::min(panels_.width(), p_.group_outputs() - first);
-    const T* rows = weight_.data + (group * p_.group_outputs() + first) * p_.depth();
+    const int64_t outputs = this->panel(panel).outputs, width = this->panel(panel).width();
+    const T* rows = weight_.data + (group * p_.group_outputs() + this->panel(panel).first) * p_.depth();
+    E* to = begin_of(group, panel);
     if constexpr (kIsHalf<T>)
-      pack_halves(rows, n, chunk, begin_of(group, panel), ordered);
+      pack_halves(rows, outputs, width, chunk, to, ordered);
     else
       for_columns(chunk, [&](int64_t begin, int64_t end) {
-        pack_outputs(rows, p_.depth(), n, begin, end, places_.data(), panels_.width(), begin_of(group, panel));
+        pack_outputs(rows, p_.depth(), outputs, begin, end, places_.data(), width, to);
       });
   }
 
   // By way of rows that are in the order of the panel's rows.
-  void pack_halves(const T* rows, int64_t outputs, int64_t chunk, E* panel, T* ordered) {
+  void pack_halves(const T* rows, int64_t outputs, int64_t width, int64_t chunk, E* panel, T* ordered) {
     const int64_t size = p_.taps() * (chunks_.end(chunk) - chunks_.begin(chunk));
     const int64_t first = p_.taps() * chunks_.begin(chunk);  // as chunks follow each other in the depth
     for (int64_t o = 0; o < outputs; ++o)
@@ -173,8 +191,7 @@ class ForwardWeight {
       });
     for (size_t i = 0; i < steps_.size(); ++i) {
       if (chunks_.index(steps_[i].channel_begin) != chunk) continue;
-      pack_half_outputs(ordered, size, outputs, steps_[i].size(), panels_.width(),
-                        panel + panels_.begin[i] * panels_.width());
+      pack_half_outputs(ordered, size, outputs, steps_[i].size(), width, panel + begin_[i] * width);
       ordered += steps_[i].size();
     }
   }
@@ -191,9 +208,11 @@ class ForwardWeight {
   const Weight<T> weight_;
   const ChannelChunks chunks_;
   const std::vector<DepthStep>& steps_;
-  const ForwardPanels<E> panels_;
+  const std::vector<ForwardPanel<E>> panels_;
   const std::vector<int32_t> places_;
-  std::vector<SharedWork> work_;  // of each part [group][panel][chunk]
+  std::vector<SharedWork> work_;   // of each part [group][panel][chunk]
+  std::vector<int64_t> begin_;     // of each step in the depth
+  int64_t depth_ = 0, width_ = 0;  // of a group's panels, side by side
   Buffer<E> data_;
 };
 

@@ -50,6 +50,7 @@ template <typename E>
 static bool check_all(const char* name) {
   bool right = check(name, pick_kernel<E>(1));
   for (int level : {3, 4}) right = right && check(name, pick_kernel<E>(level));
+  if (const Microkernel<E>* wide = wide_microkernel<E>()) right = right && check(name, *wide);
   return right;
 }
 
