@@ -101,7 +101,7 @@ class Forward {
       : a_(a),
         p_(a.params),
         output_(output),
-        tile_(forward_panels<E>(p_.group_outputs())[0].kernel->rows),
+        tile_(forward_panels<E>(p_.group_outputs())[0].kernel->rows),  // others end in a smaller tile
         sampled_(kBlock / tile_ * tile_),
         chunks_(channel_chunks(p_, kMostDepth)),
         zeros_(static_cast<size_t>(p_.channels) + 2, T{}) {
@@ -140,7 +140,7 @@ class Forward {
  private:
   static constexpr int64_t kMostDepth = kDepthBytes / static_cast<int64_t>(sizeof(E));
 
-  // `copy`: what the sampler reads, if it is one.
+  // `copy`: what the sampler reads, or null where that is the input itself.
   void go_through(const Part& part, const Sampler<T>& sampler, ForwardWeight<T, E>& weight,
                   CopiedInput<T>* copy = nullptr) {
     const int64_t sum_bytes = output_.is_direct() ? 0 : p_.out_channels * static_cast<int64_t>(sizeof(A));

@@ -144,35 +144,34 @@ class ForwardWeight {
   }
 
   int64_t panel_count() const { return static_cast<int64_t>(panels_.size()); }
-  const ForwardPanel<E>& panel(int64_t i) const { return panels_[static_cast<size_t>(i)]; }
+  const ForwardPanel<E>& panel(int64_t index) const { return panels_[static_cast<size_t>(index)]; }
   // Numbers of a step's part of a panel.
-  int64_t part_size(int64_t panel, size_t step) const {
-    return padded_depth<E>(steps_[step].size()) * this->panel(panel).width();
+  int64_t part_size(int64_t index, size_t step) const {
+    return padded_depth<E>(steps_[step].size()) * panel(index).width();
   }
 
   // Where a step's part of a panel lies, packed or not.
-  E* part(int64_t group, int64_t panel, size_t step) {
-    return begin_of(group, panel) + begin_[step] * this->panel(panel).width();
+  E* part(int64_t group, int64_t index, size_t step) {
+    return begin_of(group, index) + begin_[step] * panel(index).width();
   }
 
   // The same, packed; `buffer` is the thread's own.
-  const E* packed(int64_t group, int64_t panel, size_t step, Buffer<T>& buffer) {
+  const E* packed(int64_t group, int64_t index, size_t step, Buffer<T>& buffer) {
     const int64_t chunk = chunks_.index(steps_[step].channel_begin);  // of the group
-    T* ordered = kIsHalf<T> ? buffer.get(this->panel(panel).width() * p_.taps() * chunks_.channels) : nullptr;
-    work_[static_cast<size_t>((group * panel_count() + panel) * chunks_.count + chunk)].need(
-        1, [&](int64_t) noexcept { pack(group, panel, chunk, ordered); });
-    return part(group, panel, step);
+    // Before a piece of work is taken, as it may throw.
+    T* ordered = kIsHalf<T> ? buffer.get(panel(index).width() * p_.taps() * chunks_.channels) : nullptr;
+    work_[static_cast<size_t>((group * panel_count() + index) * chunks_.count + chunk)].need(
+        1, [&](int64_t) noexcept { pack(group, index, chunk, ordered); });
+    return part(group, index, step);
   }
 
  private:
-  E* begin_of(int64_t group, int64_t panel) {
-    return data_.get(0) + (group * width_ + this->panel(panel).first) * depth_;
-  }
+  E* begin_of(int64_t group, int64_t index) { return data_.get(0) + (group * width_ + panel(index).first) * depth_; }
 
-  void pack(int64_t group, int64_t panel, int64_t chunk, T* ordered) {
-    const int64_t outputs = this->panel(panel).outputs, width = this->panel(panel).width();
-    const T* rows = weight_.data + (group * p_.group_outputs() + this->panel(panel).first) * p_.depth();
-    E* to = begin_of(group, panel);
+  void pack(int64_t group, int64_t index, int64_t chunk, T* ordered) {
+    const int64_t outputs = panel(index).outputs, width = panel(index).width();
+    const T* rows = weight_.data + (group * p_.group_outputs() + panel(index).first) * p_.depth();
+    E* to = begin_of(group, index);
     if constexpr (kIsHalf<T>)
       pack_halves(rows, outputs, width, chunk, to, ordered);
     else
@@ -210,7 +209,7 @@ class ForwardWeight {
   const std::vector<DepthStep>& steps_;
   const std::vector<ForwardPanel<E>> panels_;
   const std::vector<int32_t> places_;
-  std::vector<SharedWork> work_;   // of each part [group][panel][chunk]
+  std::vector<SharedWork> work_;   // of each chunk of a panel [group][panel][chunk]
   std::vector<int64_t> begin_;     // of each step in the depth
   int64_t depth_ = 0, width_ = 0;  // of a group's panels, side by side
   Buffer<E> data_;

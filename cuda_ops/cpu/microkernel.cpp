@@ -194,6 +194,16 @@ Microkernel<E> pick_kernel([[maybe_unused]] int most_level) {
 #endif
 }
 
+// As pick_kernel, of the wide ones; null where there is none.
+template <typename E>
+const Microkernel<E>* wide_kernel() {
+#if defined(DCN_X86)
+  static const Microkernel<E> kernel = wide_kernels_v4<E>(192 / sizeof(E), false, Rows<8>());
+  if (DCN_MOST_LEVEL >= 4 && __builtin_cpu_supports("x86-64-v4")) return &kernel;
+#endif
+  return nullptr;
+}
+
 }  // namespace
 
 template <>
@@ -206,14 +216,16 @@ const Microkernel<double>& microkernel<double>() {
   static const Microkernel<double> kernel = pick_kernel<double>(DCN_MOST_LEVEL);
   return kernel;
 }
-template <typename E>
-const Microkernel<E>* wide_kernel() {
+template <>
+const Microkernel<bf16>& microkernel<bf16>() {
 #if defined(DCN_X86)
-  static const Microkernel<E> kernel = wide_kernels_v4<E>(192 / sizeof(E), false, Rows<8>());
-  if (DCN_MOST_LEVEL >= 4 && __builtin_cpu_supports("x86-64-v4")) return &kernel;
+  static const Microkernel<bf16> kernel = kernels_pairs<bf16>(32, true, Rows<14>());
+  return kernel;
+#else
+  throw std::logic_error("has_bf16_products() was not asked");
 #endif
-  return nullptr;
 }
+
 template <>
 const Microkernel<float>* wide_microkernel<float>() {
   return wide_kernel<float>();
@@ -225,15 +237,6 @@ const Microkernel<double>* wide_microkernel<double>() {
 template <>
 const Microkernel<bf16>* wide_microkernel<bf16>() {
   return nullptr;
-}
-template <>
-const Microkernel<bf16>& microkernel<bf16>() {
-#if defined(DCN_X86)
-  static const Microkernel<bf16> kernel = kernels_pairs<bf16>(32, true, Rows<14>());
-  return kernel;
-#else
-  throw std::logic_error("has_bf16_products() was not asked");
-#endif
 }
 
 bool has_bf16_products() {

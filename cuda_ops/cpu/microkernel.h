@@ -15,12 +15,12 @@
 namespace dcnseg_ops {
 
 constexpr int kMostTileRows = 14;
-constexpr int kMostTile = kMostTileRows * 32;  // numbers
+constexpr int kMostTile = kMostTileRows * 32;  // sums
 constexpr int kStepsPerLine = 4;
 
 template <typename E>
 struct Microkernel {  // E: element of a and b; sums are in AccOf<E>
-  // The width is fixed; of the rows there may be 1 to kMostTileRows.
+  // The width is fixed; of the rows there may be 1 to `rows`.
   using Run = void (*)(const E* a, int64_t a_stride, const E* b, int64_t depth, AccOf<E>* c, int64_t c_stride,
                        bool accumulate, const E* next);
   int rows, width;  // rows: the most of a tile; width: a power of two, but for a wide one

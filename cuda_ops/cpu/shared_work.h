@@ -9,8 +9,8 @@ namespace dcnseg_ops {
 // done before a thread comes to need it, which then has what it did itself in its cache.
 class SharedWork {
  public:
-  // Returns when all of `pieces`, always as many, are done: f(i) for each of them, on any of the threads. What throws
-  // there would leave the other threads waiting for ever.
+  // Returns when all of `pieces`, always as many, are done: f(i) for each of them, on any of the threads. It must not
+  // throw, as the others would wait for that piece for ever.
   template <typename F>
   void need(int64_t pieces, const F& f) {
     static_assert(noexcept(f(pieces)));

@@ -14,7 +14,7 @@
 #include "simd.h"
 namespace dcnseg_ops {
 
-constexpr int kBlock = 112;  // a multiple of kStrip and of 14, the rows of the largest tile of the products
+constexpr int kBlock = 112;  // a multiple of kStrip, and of 14 and 8, the rows of the largest tiles of the products
 constexpr int kStrip = 16;   // positions that are planned together, in vectors
 
 template <typename A>

@@ -20,9 +20,11 @@ static double value(const E& v) {
 template <typename E>
 static bool check(const char* name, const Microkernel<E>& kernel) {
   using A = AccOf<E>;
+  if (kernel.rows > kMostTileRows || kernel.rows * kernel.width > kMostTile) return false;
   for (int rows = 1; rows <= kernel.rows; ++rows)
     for (const bool accumulate : {false, true}) {
-      const int64_t depth = pick(1, 40), padded = kernel.has_pairs ? (depth + 1) / 2 * 2 : depth;
+      const int64_t depth = pick(0, 3) ? pick(1, 40) : pick(97, 140),
+                    padded = kernel.has_pairs ? (depth + 1) / 2 * 2 : depth;
       const int64_t a_stride = padded + pick(0, 3), c_stride = kernel.width + pick(0, 3),
                     step = kernel.has_pairs ? 2 : 1;
       const auto a = make<E>((rows - 1) * a_stride + padded);
