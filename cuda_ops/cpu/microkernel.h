@@ -37,7 +37,7 @@ template <typename E>
 const Microkernel<E>& microkernel();
 
 // A microkernel that is half as wide again, where the registers suffice for it, or null. It loads less for as many
-// products: 2 % faster, and up to 10 % where another thread runs on the same core.
+// products: 1 to 2 % faster, and up to 10 % where another thread runs on the same core.
 template <typename E>
 const Microkernel<E>* wide_microkernel();
 
