@@ -5,11 +5,14 @@ BIN := $(VENV)/bin
 NATIVE_SOURCES := $(shell find cuda_ops -type f)
 CPP_SOURCES := $(shell find cuda_ops tests -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 
+# Two processes of one thread each: two times two threads would wait for each other.
+RUN_TESTS := OMP_NUM_THREADS=1 $(BIN)/pytest -n 2
+
 # A broken native build is an error here; `pip install .` by itself falls back to the PyTorch code.
 export DCNSEG_REQUIRE_NATIVE = 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo check format test sanitize bench clean
+.PHONY: help install demo check format test test-all sanitize bench clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## /  \1\t/' | expand -t 12
@@ -47,7 +50,10 @@ format: $(VENV)/installed-dev  ## format the Python and C++ code
 	$(BIN)/ruff check --fix .
 
 test: $(VENV)/installed-dev  ## install with the test extras, then run the tests
-	OMP_NUM_THREADS=1 $(BIN)/pytest -n 2  # one thread each: two times two would wait for each other
+	$(RUN_TESTS) -m 'not slow'
+
+test-all: $(VENV)/installed-dev  ## the same with the slow tests
+	$(RUN_TESTS)
 
 sanitize: $(VENV)/installed-dev  ## run the native code under the address, undefined-behaviour and thread sanitizers
 	$(BIN)/pytest tests/cuda_ops
