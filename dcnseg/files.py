@@ -1,12 +1,28 @@
-"""Files that appear complete or not at all; the entry point is `atomic_path`."""
+"""Reading and writing files safely.
+
+Written files appear complete or not at all (`atomic_path`); only regular files are read
+(`open_regular_file`, `read_json`); folders that dcnseg writes are marked, so that their content is
+not taken for input later (`mark_output_folder`).
+"""
 
 from __future__ import annotations
 
+import errno
+import json
 import os
 import secrets
+import stat
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import IO, Any, Final
+
+OUTPUT_MARKER: Final = ".dcnseg-output"
+MAX_JSON_BYTES: Final = 1 << 30  # COCO annotations of a large dataset have some hundred megabytes
+_MARKER_TEXT: Final = (
+    "The files in this folder were written by dcnseg. Where the folder lies inside another one\n"
+    "that dcnseg reads, it is skipped. Delete this file to have it read.\n"
+)
 
 
 @contextmanager
@@ -48,3 +64,63 @@ def _flush_to_disk(path: Path, flags: int) -> None:
         os.fsync(descriptor)
     finally:
         os.close(descriptor)
+
+
+def open_regular_file(path: Path) -> IO[bytes]:
+    """Open a file for reading, without waiting for the other end of a FIFO.
+
+    Raises:
+        OSError: The file cannot be opened, or is a FIFO, a socket, a device or a folder.
+    """
+    descriptor = os.open(path, os.O_RDONLY | getattr(os, "O_NONBLOCK", 0))
+    if not stat.S_ISREG(os.fstat(descriptor).st_mode):
+        os.close(descriptor)
+        raise OSError(errno.EINVAL, "not a regular file", str(path))
+    return os.fdopen(descriptor, "rb")
+
+
+def read_json(path: Path) -> Any:
+    """Read a JSON file in UTF-8, with or without a byte order mark.
+
+    Raises:
+        OSError: The file cannot be read, or is not a regular file.
+        ValueError: It is not JSON, or more than a reader can take: it is larger than 1 GiB, nested
+            too deep, or has a number of thousands of digits or half of a surrogate pair.
+    """
+    with open_regular_file(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        if size > MAX_JSON_BYTES:
+            raise ValueError(f"it has {size} bytes; expected at most {MAX_JSON_BYTES}")
+        text = file.read().decode("utf-8-sig")
+    return parse_json(text)
+
+
+def parse_json(text: str) -> Any:
+    """Parse JSON text.
+
+    Raises:
+        ValueError: As `read_json`.
+    """
+    try:
+        content = json.loads(text)
+        if "\\u" in text:  # the only way to a surrogate in a text that was decoded from UTF-8
+            json.dumps(content, ensure_ascii=False).encode("utf-8")
+    except RecursionError as error:
+        raise ValueError("it is nested too deep") from error
+    except UnicodeEncodeError as error:
+        raise ValueError("it has half of a surrogate pair, such as \\ud800") from error
+    return content
+
+
+def mark_output_folder(folder: Path) -> None:
+    """Mark a folder as written by dcnseg; the folder is made if it is missing."""
+    folder.mkdir(parents=True, exist_ok=True)
+    marker = folder / OUTPUT_MARKER
+    if not marker.exists():
+        with atomic_path(marker, is_durable=False) as temporary:
+            temporary.write_text(_MARKER_TEXT, encoding="utf-8")
+
+
+def is_output_folder(folder: Path) -> bool:
+    """Whether dcnseg has marked this folder as its own output."""
+    return (folder / OUTPUT_MARKER).exists()

@@ -1,10 +1,18 @@
 from __future__ import annotations
 
+import os
+import socket
 from pathlib import Path
 
 import pytest
 
-from dcnseg.files import atomic_path
+from dcnseg.files import (
+    atomic_path,
+    is_output_folder,
+    mark_output_folder,
+    open_regular_file,
+    read_json,
+)
 
 
 @pytest.mark.parametrize("is_durable", [True, False])
@@ -45,3 +53,48 @@ def test_the_longest_possible_name_fits(tmp_path: Path) -> None:
     with atomic_path(target) as temporary:
         temporary.write_text("x")
     assert target.exists()
+
+
+def test_only_regular_files_are_opened(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "fifo")
+    bound = socket.socket(socket.AF_UNIX)
+    bound.bind(str(tmp_path / "socket"))
+    for name in ("fifo", "socket", "."):
+        with pytest.raises(OSError, match=r"regular|No such device|directory"):
+            open_regular_file(tmp_path / name)
+    bound.close()
+    (tmp_path / "file").write_bytes(b"x")
+    with open_regular_file(tmp_path / "file") as file:
+        assert file.read() == b"x"
+
+
+@pytest.mark.parametrize(
+    ("text", "reason"),
+    [
+        (b'{"a": 1', "delimiter"),
+        (b"[" * 100_000, "nested too deep"),
+        (b'{"a":' * 100_000, "nested too deep"),
+        (b"1" * 5000, "4300 digits"),
+        (b'["\\ud800"]', "half of a surrogate pair"),
+        (b'{"\\udfff": 1}', "half of a surrogate pair"),
+        (b"\xff", "utf-8"),
+    ],
+)
+def test_what_is_no_json_is_refused(tmp_path: Path, text: bytes, reason: str) -> None:
+    (tmp_path / "file.json").write_bytes(text)
+    with pytest.raises(ValueError, match=reason):
+        read_json(tmp_path / "file.json")
+
+
+def test_json_is_read_with_a_byte_order_mark_and_with_pairs_of_surrogates(tmp_path: Path) -> None:
+    (tmp_path / "file.json").write_bytes(b'\xef\xbb\xbf{"a": "\\ud83d\\ude00"}')
+    assert read_json(tmp_path / "file.json") == {"a": "\U0001f600"}
+
+
+def test_output_folders_are_marked_once(tmp_path: Path) -> None:
+    folder = tmp_path / "new" / "out"
+    assert not is_output_folder(folder)
+    mark_output_folder(folder)
+    mark_output_folder(folder)
+    assert is_output_folder(folder)
+    assert not is_output_folder(folder.parent)
