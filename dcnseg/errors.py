@@ -4,6 +4,19 @@ A message says what is wrong with which argument or file, what was expected, wha
 do.
 """
 
+from __future__ import annotations
+
+from typing import Any
+
+
+def short_repr(value: Any, limit: int = 80) -> str:
+    """Return `repr(value)` for a message, cut off after `limit` characters."""
+    try:
+        text = repr(value)
+    except (ValueError, RecursionError):  # an int of thousands of digits, a list nested too deep
+        return f"a value of the type {type(value).__name__}, too long to print"
+    return text if len(text) <= limit else f"{text[:limit]}..."
+
 
 class DcnsegError(Exception):
     """Base of every error that a user can mend; anything else is a fault in dcnseg."""

@@ -1,8 +1,8 @@
 """Reading and writing files safely.
 
 Written files appear complete or not at all (`atomic_path`); only regular files are read
-(`open_regular_file`, `read_json`); folders that dcnseg writes are marked, so that their content is
-not taken for input later (`mark_output_folder`).
+(`open_regular_file`, `read_text`, `read_json`); folders that dcnseg writes are marked, so that
+their content is not taken for input later (`mark_output_folder`).
 """
 
 from __future__ import annotations
@@ -79,6 +79,20 @@ def open_regular_file(path: Path) -> IO[bytes]:
     return os.fdopen(descriptor, "rb")
 
 
+def read_text(path: Path) -> str:
+    """Read a text file in UTF-8, with or without a byte order mark.
+
+    Raises:
+        OSError: The file cannot be read, or is not a regular file.
+        ValueError: It is not UTF-8, or larger than 1 GiB.
+    """
+    with open_regular_file(path) as file:
+        size = os.fstat(file.fileno()).st_size
+        if size > MAX_JSON_BYTES:
+            raise ValueError(f"it has {size} bytes; expected at most {MAX_JSON_BYTES}")
+        return file.read().decode("utf-8-sig")
+
+
 def read_json(path: Path) -> Any:
     """Read a JSON file in UTF-8, with or without a byte order mark.
 
@@ -87,12 +101,7 @@ def read_json(path: Path) -> Any:
         ValueError: It is not JSON, or more than a reader can take: it is larger than 1 GiB, nested
             too deep, or has a number of thousands of digits or half of a surrogate pair.
     """
-    with open_regular_file(path) as file:
-        size = os.fstat(file.fileno()).st_size
-        if size > MAX_JSON_BYTES:
-            raise ValueError(f"it has {size} bytes; expected at most {MAX_JSON_BYTES}")
-        text = file.read().decode("utf-8-sig")
-    return parse_json(text)
+    return parse_json(read_text(path))
 
 
 def parse_json(text: str) -> Any:

@@ -7,7 +7,7 @@ from dataclasses import dataclass
 from typing import Any, TypeGuard
 
 from dcnseg.data.label_codes import MAX_ID, Colour, distinct_colours
-from dcnseg.errors import ConfigError
+from dcnseg.errors import ConfigError, short_repr
 
 
 @dataclass(frozen=True)
@@ -23,27 +23,41 @@ class ClassInfo:
 def check_entry(entry: ClassInfo, source: str) -> None:
     """Raise ConfigError for an id, name or colour out of range; `source` says where it stands."""
     if not 0 <= entry.id <= MAX_ID:
-        raise ConfigError(f"{source}: the id {entry.id} of {entry.name!r} is not in 0..{MAX_ID}.")
+        raise ConfigError(
+            f"{source}: the id {short_repr(entry.id)} of {short_repr(entry.name)} is not in "
+            f"0..{MAX_ID}."
+        )
     if not entry.name.strip() or len(entry.name.splitlines()) > 1:
         raise ConfigError(f"{source}: the entry with id {entry.id} needs a name of one line.")
+    if any("\ud800" <= character <= "\udfff" for character in entry.name):
+        raise ConfigError(
+            f"{source}: the name {short_repr(entry.name)} has half of a surrogate pair, which no "
+            "file can hold."
+        )
     if len(entry.color) != 3 or not all(0 <= value <= 255 for value in entry.color):
         raise ConfigError(
-            f"{source}: the colour {entry.color} of {entry.name!r} must be three numbers 0..255."
+            f"{source}: the color {short_repr(entry.color)} of {short_repr(entry.name)} must be "
+            "three numbers 0..255."
         )
 
 
 def parse_entry(entry: Any, source: str) -> tuple[int, str, Colour | None]:
     """Read {"id", "name", "color"}, where `color` may be missing; else ConfigError."""
     if not isinstance(entry, dict):
-        raise ConfigError(f'{source}: an entry is {entry!r}, not like {{"id": 0, "name": "..."}}.')
+        raise ConfigError(
+            f'{source}: an entry is {short_repr(entry)}, not like {{"id": 0, "name": "..."}}.'
+        )
     number, name, color = entry.get("id"), entry.get("name"), entry.get("color")
     if not _is_int(number) or not isinstance(name, str):
-        raise ConfigError(f"{source}: the entry {entry!r} needs a whole number `id` and a `name`.")
+        raise ConfigError(
+            f"{source}: the entry {short_repr(entry)} needs a whole number `id` and a `name`."
+        )
     if color is None:
         return number, name, None
     if not isinstance(color, list) or len(color) != 3 or not all(map(_is_int, color)):
         raise ConfigError(
-            f"{source}: the colour {color!r} of {name!r} must be three numbers 0..255."
+            f"{source}: the color {short_repr(color)} of {short_repr(name)} must be three numbers "
+            "0..255."
         )
     return number, name, (color[0], color[1], color[2])
 

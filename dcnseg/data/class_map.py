@@ -7,7 +7,6 @@ mask files (any of 0..65535) and the *training indices* 0..K-1 that the network 
 
 from __future__ import annotations
 
-import json
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -34,7 +33,8 @@ from dcnseg.data.label_codes import (
     encode_by_id,
     unpack_colour,
 )
-from dcnseg.errors import ConfigError, DataError, ShapeError
+from dcnseg.errors import ConfigError, DataError, ShapeError, short_repr
+from dcnseg.files import read_json, read_text
 
 __all__ = ["IGNORE_INDEX", "ClassInfo", "ClassMap", "UnknownLabelsError"]
 
@@ -75,11 +75,7 @@ class ClassMap:
     threshold: int = 0
 
     def __post_init__(self) -> None:
-        if not 1 <= len(self.classes) <= MAX_CLASSES:
-            raise ConfigError(
-                f"{self.source} has {len(self.classes)} classes that are not ignored; "
-                f"1 to {MAX_CLASSES} are possible."
-            )
+        check_num_entries(len(self.classes), len(self.ignored), self.source)
         self._check_threshold()
         entries = self.classes + self.ignored
         for entry in entries:
@@ -88,14 +84,15 @@ class ClassMap:
             value, count = Counter[Any](values).most_common(1)[0]
             if count > 1:
                 raise ConfigError(
-                    f"{self.source} has the {what} {value!r} {count} times; each {what} may stand "
-                    "for one class or ignored entry only."
+                    f"{self.source} has the {what} {short_repr(value)} {count} times; each {what} "
+                    "may stand for one class or ignored entry only."
                 )
 
     def _check_threshold(self) -> None:
         if not 0 <= self.threshold <= MAX_ID:
             raise ConfigError(
-                f"{self.source}: the threshold {self.threshold} is not in 0..{MAX_ID}; 0 is none."
+                f"{self.source}: the threshold {short_repr(self.threshold)} is not in "
+                f"0..{MAX_ID}; 0 is none."
             )
         if self.threshold and len(self.classes) != 2:
             raise ConfigError(
@@ -111,16 +108,16 @@ class ClassMap:
             DataError: The file cannot be read, or says something impossible.
         """
         try:
-            text = path.read_text(encoding="utf-8-sig")
             if path.suffix.lower() == ".json":
-                return cls.from_dict(json.loads(text), source=path.name)
-            names = [line.strip() for line in text.splitlines() if line.strip()]
+                return cls.from_dict(read_json(path), source=path.name)
+            names = [line.strip() for line in read_text(path).splitlines() if line.strip()]
+            check_num_entries(len(names), 0, path.name)
             return cls(
                 with_colours([(i, name, None) for i, name in enumerate(names)]), (), path.name
             )
         except OSError as error:
             raise DataError(f"{path}: cannot be read ({error.strerror or error}).") from error
-        except (json.JSONDecodeError, UnicodeDecodeError, RecursionError) as error:
+        except ValueError as error:
             raise DataError(f"{path}: not a readable class list ({error}).") from error
         except ConfigError as error:  # its text begins with the list's name
             raise DataError(f"{path}{str(error).removeprefix(path.name)}") from error
@@ -154,18 +151,21 @@ class ClassMap:
         """
         if not isinstance(content, dict) or not isinstance(content.get("classes"), list):
             raise ConfigError(
-                f'{source} must hold {{"classes": [{{"id": 0, "name": "..."}}, ...]}}.'
+                f'{source}: must hold {{"classes": [{{"id": 0, "name": "..."}}, ...]}}.'
             )
         groups = [content["classes"], content.get("ignore") or []]
         if not isinstance(groups[1], list):
             raise ConfigError(
                 f'{source}: "ignore" must be a list of entries like those of classes.'
             )
+        check_num_entries(len(groups[0]), len(groups[1]), source)
         parsed = [[parse_entry(entry, source) for entry in group] for group in groups]
         entries = with_colours(parsed[0] + parsed[1])
         threshold = content.get("threshold", 0)
         if type(threshold) is not int:
-            raise ConfigError(f'{source}: "threshold" is {threshold!r}, not a whole number.')
+            raise ConfigError(
+                f'{source}: "threshold" is {short_repr(threshold)}, not a whole number.'
+            )
         return cls(entries[: len(parsed[0])], entries[len(parsed[0]) :], source, threshold)
 
     def to_dict(self) -> dict[str, Any]:
@@ -337,14 +337,32 @@ class ClassMap:
                 f"the {self.num_classes} classes of {self.source} are {describe_ids(self.ids)}"
                 f" and {describe_ids(self.ignored_ids) or 'nothing'} {verb} ignored"
             )
-            flags = " ".join(f"--ignore-index {value}" for value, _ in shown)
-            mend = f"Add a class, or pass {flags}."
+            mend = ignore_advice(unknown)
         if len(unknown) > _SMEARED:
             mend = (
                 "So many different ones mean that JPEG or smooth edges have smeared the mask; of "
                 "two classes, --mask-threshold 128 makes sharp ones."
             )
         return UnknownLabelsError(f"{', '.join(parts)}; {expected}. {mend}", unknown)
+
+
+def check_num_entries(num_classes: int, num_ignored: int, source: str) -> None:
+    """Raise a ConfigError if a class list is empty or too long, before anything is made of it."""
+    if not 1 <= num_classes <= MAX_CLASSES:
+        raise ConfigError(
+            f"{source} has {num_classes} classes that are not ignored; "
+            f"1 to {MAX_CLASSES} are possible."
+        )
+    if num_ignored > MAX_ID:
+        raise ConfigError(
+            f"{source} has {num_ignored} ignored entries; up to {MAX_ID} are possible."
+        )
+
+
+def ignore_advice(values: Iterable[Any]) -> str:
+    """Return what to do about values of masks that belong to no class, as one complete option."""
+    listed = ",".join(map(str, sorted(values)))
+    return f"Add a class, or pass --ignore-index {listed}."
 
 
 def describe_ids(ids: Sequence[int]) -> str:

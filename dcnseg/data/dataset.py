@@ -61,9 +61,13 @@ def load_class_map(
 
 
 def find_class_list(root: Path) -> Path | None:
-    """Return the class list of a data folder, `classes.json` before `classes.txt`, if any."""
+    """Return the class list of a data folder, `classes.json` before `classes.txt`, if any.
+
+    What has that name without being a file, such as a broken link, is returned too: reading it is
+    an error, where passing over it would train on other classes.
+    """
     paths = (root / name for name in ("classes.json", "classes.txt"))
-    return next((path for path in paths if path.is_file()), None)
+    return next((path for path in paths if os.path.lexists(path)), None)
 
 
 def load_label_map(source: Sample | Path, class_map: ClassMap) -> UInt8Array:

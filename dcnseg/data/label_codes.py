@@ -6,8 +6,9 @@
 from __future__ import annotations
 
 import colorsys
-from collections.abc import Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from functools import lru_cache
+from itertools import islice
 from typing import Any, Final
 
 import numpy as np
@@ -16,6 +17,9 @@ import numpy.typing as npt
 IGNORE_INDEX: Final = 255  # of ignored pixels in training label maps, whose classes are 0..K-1
 MAX_ID: Final = 65535  # what a 16-bit mask can hold
 _UNKNOWN: Final = 256  # in the tables only, which are therefore uint16
+_HUE_STEPS: Final = 8192  # give some 2,800 different colors; more steps give hardly any new ones
+_NUM_COLOURS: Final = 1 << 24
+_COLOUR_STRIDE: Final = 0x9E3779  # odd, so that its multiples modulo 2^24 are all the colors
 
 Colour = tuple[int, int, int]
 Counts = dict[int, int]
@@ -79,7 +83,7 @@ def _colour_table(
 ) -> npt.NDArray[np.uint16]:
     # One entry per 24-bit colour: 32 MB that are mapped but mostly never touched. Searching a
     # sorted list of colours takes five times as long per picture.
-    table = np.zeros(1 << 24, np.uint16)  # holds code ^ 256: 0, the untouched page, is unknown
+    table = np.zeros(_NUM_COLOURS, np.uint16)  # holds code ^ 256: 0, the untouched page, is unknown
     for colour in ignored_colours:
         table[pack_colour(colour)] = IGNORE_INDEX ^ _UNKNOWN
     for index, colour in enumerate(colours):
@@ -99,17 +103,30 @@ def unpack_colour(packed: int) -> Colour:
 
 
 def distinct_colours(count: int, taken: Sequence[Colour] = ()) -> list[Colour]:
-    """Return `count` colours that differ from each other and from `taken`, always the same ones."""
-    colours: list[Colour] = []
+    """Return `count` colors that differ from each other and from `taken`, always the same ones.
+
+    Raises:
+        ValueError: There are not so many 24-bit colors.
+    """
     used = set(taken)
-    step = 0
-    while len(colours) < count:
+    if count > _NUM_COLOURS - len(used):
+        raise ValueError(f"{count} colors are wanted; {_NUM_COLOURS - len(used)} are left")
+    return list(islice(_unused(_all_colours(), used), count))
+
+
+def _unused(colours: Iterable[Colour], used: set[Colour]) -> Iterator[Colour]:
+    for colour in colours:
+        if colour not in used:
+            used.add(colour)
+            yield colour
+
+
+def _all_colours() -> Iterator[Colour]:
+    """Yield every 24-bit color, those first that are easy to tell apart; some come twice."""
+    for step in range(_HUE_STEPS):
         hue = (0.58 + step * 0.6180339887) % 1.0  # the golden ratio spreads hues evenly
         saturation, value = ((0.75, 0.9), (0.55, 0.65), (0.9, 0.6), (0.4, 0.95))[step % 4]
         red, green, blue = colorsys.hsv_to_rgb(hue, saturation, value)
-        colour = (round(255 * red), round(255 * green), round(255 * blue))
-        if colour not in used:
-            used.add(colour)
-            colours.append(colour)
-        step += 1
-    return colours
+        yield round(255 * red), round(255 * green), round(255 * blue)
+    for step in range(_NUM_COLOURS):
+        yield unpack_colour(step * _COLOUR_STRIDE % _NUM_COLOURS)

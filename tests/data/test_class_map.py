@@ -1,17 +1,21 @@
 from __future__ import annotations
 
 import json
+import os
 import pickle
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from dcnseg.data import class_info
 from dcnseg.data.class_map import IGNORE_INDEX, ClassInfo, ClassMap, UnknownLabelsError
+from dcnseg.data.dataset import find_class_list, load_class_map
 from dcnseg.errors import ConfigError, DataError, ShapeError
+from tests.data.json_garbage import changed_somewhere, json_text, result_or_message
 
 ROAD = ClassInfo(7, "road", (128, 64, 128))
 SKY = ClassInfo(2, "sky", (0, 0, 200))
@@ -155,7 +159,7 @@ def test_classes_from_values() -> None:
         ((ClassInfo(65536, "x", (0, 0, 0)),), r"the id 65536 of 'x' is not in 0\.\.65535"),
         ((ClassInfo(-1, "x", (0, 0, 0)),), "the id -1"),
         ((ClassInfo(1, " ", (0, 0, 0)),), "id 1 needs a name"),
-        ((ClassInfo(1, "x", (0, 0, 256)),), r"colour \(0, 0, 256\) of 'x'"),
+        ((ClassInfo(1, "x", (0, 0, 256)),), r"color \(0, 0, 256\) of 'x'"),
     ],
 )
 def test_impossible_lists_are_refused(classes: tuple[ClassInfo, ...], message: str) -> None:
@@ -174,8 +178,8 @@ def test_impossible_lists_are_refused(classes: tuple[ClassInfo, ...], message: s
         ({"classes": [{"id": "0", "name": "a"}]}, "needs a whole number"),
         ({"classes": [{"id": True, "name": "a"}]}, "needs a whole number"),
         ({"classes": [{"id": 0}]}, "needs a whole number `id` and a `name`"),
-        ({"classes": [{"id": 0, "name": "a", "color": [1, 2]}]}, r"colour \[1, 2\] of 'a'"),
-        ({"classes": [{"id": 0, "name": "a", "color": [1, 2, 300]}]}, r"colour \(1, 2, 300\)"),
+        ({"classes": [{"id": 0, "name": "a", "color": [1, 2]}]}, r"color \[1, 2\] of 'a'"),
+        ({"classes": [{"id": 0, "name": "a", "color": [1, 2, 300]}]}, r"color \(1, 2, 300\)"),
     ],
 )
 def test_class_files_of_another_form_are_refused(
@@ -209,3 +213,89 @@ def test_unreadable_class_files_are_named(tmp_path: Path, content: bytes) -> Non
         ClassMap.from_file(path)
     with pytest.raises(DataError, match=r"missing\.json: cannot be read \(No such file"):
         ClassMap.from_file(tmp_path / "missing.json")
+
+
+def fill(path: Path, count: int) -> Path:
+    """Write a class list of so many classes."""
+    if path.suffix == ".txt":
+        path.write_text("\n".join(f"c{i}" for i in range(count)))
+    else:
+        path.write_text(json.dumps({"classes": [{"id": i, "name": f"c{i}"} for i in range(count)]}))
+    return path
+
+
+@pytest.mark.parametrize("name", ["classes.json", "classes.txt"])
+def test_too_many_classes_are_refused_before_colors_are_made(
+    tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    assert ClassMap.from_file(fill(tmp_path / name, 255)).num_classes == 255
+    monkeypatch.setattr(class_info, "distinct_colours", None)  # would be called too late
+    with pytest.raises(DataError, match=rf"{name} has 3000 classes .*; 1 to 255 are possible"):
+        ClassMap.from_file(fill(tmp_path / name, 3000))
+    ignore = [{"id": 1, "name": "x"}] * 70_000
+    with pytest.raises(ConfigError, match="has 70000 ignored entries; up to 65535 are possible"):
+        ClassMap.from_dict({"classes": [{"id": 0, "name": "a"}], "ignore": ignore})
+
+
+def test_a_class_list_that_is_no_file_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "classes.json"
+    os.mkfifo(path)
+    assert find_class_list(tmp_path) == path
+    with pytest.raises(DataError, match=r"classes\.json: cannot be read \(not a regular file\)"):
+        ClassMap.from_file(path)
+    path.unlink()
+    path.symlink_to(tmp_path / "gone.json")
+    with pytest.raises(DataError, match=r"classes\.json: cannot be read \(No such file"):
+        load_class_map(tmp_path)
+
+
+@pytest.mark.parametrize(
+    ("entry", "message"),
+    [
+        ({"id": 10**4000, "name": "a"}, r"the id 9{0}10{79}\.\.\. of 'a' is not in"),
+        ({"id": 10**5000, "name": "a"}, "the id a value of the type int, too long to print"),
+        ({"id": 0, "name": "\ud800"}, r"the name '\\ud800' has half of a surrogate pair"),
+        ({"id": 0.5, "name": "x" * 1000}, "the entry .{80}\\.\\.\\. needs a whole number"),
+    ],
+)
+def test_messages_stay_short(entry: dict[str, Any], message: str) -> None:
+    with pytest.raises(ConfigError, match=message) as caught:
+        ClassMap.from_dict({"classes": [entry]})
+    assert len(str(caught.value)) < 250
+
+
+@given(
+    changed_somewhere(
+        {
+            "classes": [{"id": 7, "name": "road", "color": [1, 2, 3]}, {"id": 8, "name": "sky"}],
+            "ignore": [{"id": 255, "name": "void"}],
+            "threshold": 128,
+        }
+    )
+)
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_whatever_a_class_list_holds_is_classes_or_an_error(tmp_path: Path, content: Any) -> None:
+    path = tmp_path / "classes.json"
+    path.write_bytes(json_text(content))
+    class_map, message = result_or_message(lambda: ClassMap.from_file(path))
+    if class_map is None:
+        assert message.startswith(str(path))
+        assert len(message.encode()) < 500 + len(str(path))
+    else:
+        assert 1 <= class_map.num_classes <= 2
+        assert ClassMap.from_dict(class_map.to_dict()) == class_map
+
+
+@given(st.binary(max_size=40))
+@settings(max_examples=80, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_whatever_classes_txt_holds_is_classes_or_an_error(tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "classes.txt"
+    path.write_bytes(content)
+    class_map, message = result_or_message(lambda: ClassMap.from_file(path))
+    assert message.startswith(str(path)) if class_map is None else class_map.num_classes <= 40
+
+
+def test_the_advice_is_one_complete_option() -> None:
+    with pytest.raises(UnknownLabelsError) as caught:
+        ClassMap((ROAD, SKY)).encode_ids(np.array([[12, 3, 3, 8, 20, 21, 22, 23]]))
+    assert str(caught.value).endswith("or pass --ignore-index 3,8,12,20,21,22,23.")

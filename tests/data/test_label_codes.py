@@ -50,3 +50,14 @@ def test_generated_colours_differ_and_repeat() -> None:
     assert len(set(colours)) == 255
     assert colours == distinct_colours(255)
     assert colours[0] not in distinct_colours(10, taken=[colours[0]])
+
+
+def test_any_number_of_colors_is_made_or_refused() -> None:
+    colours = distinct_colours(20_000)
+    assert len(set(colours)) == 20_000
+    assert colours[:2000] == distinct_colours(2000)
+    # Saved runs and their pictures have these.
+    assert colours[:255:127] == [(57, 147, 230), (242, 186, 145), (15, 103, 153)]
+    assert colours[2399] == (75, 166, 92)
+    with pytest.raises(ValueError, match="16777216 colors are wanted; 16777215 are left"):
+        distinct_colours(1 << 24, taken=[(0, 0, 0)])
