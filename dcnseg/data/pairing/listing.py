@@ -1,24 +1,64 @@
-"""The files below a folder, without what operating systems leave there; entry `find_files`."""
+"""The files below a folder, without what others than its owner put there; entry `find_files`."""
 
 from __future__ import annotations
 
 import os
+import stat
 import unicodedata
-from collections.abc import Collection, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
 from dcnseg.data.image_io import IMAGE_SUFFIXES
+from dcnseg.files import OUTPUT_MARKER, is_output_folder
 
 _SKIPPED_FOLDERS: Final = frozenset({"__MACOSX", "__pycache__"})
+# Of a run folder made before these were marked; nothing else has these three.
+_RUN_FILES: Final = ("config.json", "files.json", "metrics.jsonl")
+# What cameras and phones save beside the images that can be read.
+_UNREAD_SUFFIXES: Final = {
+    suffix: kind
+    for kind, suffixes in {
+        "a video": ".mp4 .mov .avi .mkv .webm .m4v .mpg .mpeg .wmv .3gp .mts",
+        "a HEIC or AVIF image": ".heic .heif .avif",
+        "a raw image": ".dng .raw .nef .cr2 .cr3 .arw .orf .rw2 .raf .pef .srw",
+        "a PDF": ".pdf",
+        "a drawing": ".svg .eps .ai .psd .xcf",
+    }.items()
+    for suffix in suffixes.split()
+}
 
 
 def find_files(folder: Path, suffixes: Collection[str]) -> list[Path]:
     """Return the files with these endings (lower case, with dot) in `folder` and below, sorted.
 
-    Hidden files and folders are passed over, links to folders are followed.
+    Hidden files and folders are passed over, links to folders are followed. FIFOs, sockets and
+    devices are skipped, and so are the folders below `folder` that dcnseg has written.
     """
-    found: list[Path] = []
+    return sorted(
+        path for path in _walk(folder) if path.suffix.lower() in suffixes and not _is_special(path)
+    )
+
+
+def find_images(folder: Path) -> list[Path]:
+    """Return the picture files in `folder` and its subfolders, sorted, without hidden ones."""
+    return find_files(folder, IMAGE_SUFFIXES)
+
+
+def find_unread(folder: Path) -> dict[Path, str]:
+    """Return what `find_images` skips although somebody may expect it to be read, and why."""
+    found: dict[Path, str] = {}
+    for path in _walk(folder, found):
+        kind = _UNREAD_SUFFIXES.get(path.suffix.lower())
+        if kind:
+            found[path] = f"{kind}; convert it to PNG or JPEG to have it read"
+        elif path.suffix.lower() in IMAGE_SUFFIXES | {".json"} and _is_special(path):
+            found[path] = "not a regular file"
+    return dict(sorted(found.items()))
+
+
+def _walk(folder: Path, outputs: dict[Path, str] | None = None) -> Iterator[Path]:
+    """Yield the files below a folder; put the folders that dcnseg has written into `outputs`."""
     visited: set[str] = set()
     for parent, folders, names in os.walk(folder, followlinks=True):
         real = os.path.realpath(parent)
@@ -26,18 +66,35 @@ def find_files(folder: Path, suffixes: Collection[str]) -> list[Path]:
             folders.clear()
             continue
         visited.add(real)
-        folders[:] = [n for n in folders if not n.startswith(".") and n not in _SKIPPED_FOLDERS]
-        found += [
-            Path(parent, name)
-            for name in names
-            if not name.startswith(".") and Path(name).suffix.lower() in suffixes
-        ]
-    return sorted(found)
+        kept = []
+        for name in folders:
+            if name.startswith(".") or name in _SKIPPED_FOLDERS:
+                continue
+            reason = written_by_dcnseg(Path(parent, name))
+            if not reason:
+                kept.append(name)
+            elif outputs is not None:
+                outputs[Path(parent, name)] = reason
+        folders[:] = kept
+        yield from (Path(parent, name) for name in names if not name.startswith("."))
 
 
-def find_images(folder: Path) -> list[Path]:
-    """Return the picture files in `folder` and its subfolders, sorted, without hidden ones."""
-    return find_files(folder, IMAGE_SUFFIXES)
+def written_by_dcnseg(folder: Path) -> str:
+    """Say by what it is seen that dcnseg has written a folder; empty if it has not."""
+    if is_output_folder(folder):
+        return f"written by dcnseg, as {OUTPUT_MARKER} in it says"
+    if all((folder / name).is_file() for name in _RUN_FILES):
+        return "a run folder of dcnseg train"
+    return ""
+
+
+def _is_special(path: Path) -> bool:
+    """Whether a path is a FIFO, a socket or a device; what is missing, as a broken link, is not."""
+    try:
+        mode = path.stat().st_mode
+    except OSError:
+        return False
+    return not stat.S_ISREG(mode)
 
 
 def composed(text: str) -> str:
