@@ -27,7 +27,7 @@ def check_entry(entry: ClassInfo, source: str) -> None:
             f"{source}: the id {short_repr(entry.id)} of {short_repr(entry.name)} is not in "
             f"0..{MAX_ID}."
         )
-    if not entry.name.strip() or len(entry.name.splitlines()) > 1:
+    if not is_class_name(entry.name):
         raise ConfigError(f"{source}: the entry with id {entry.id} needs a name of one line.")
     if any("\ud800" <= character <= "\udfff" for character in entry.name):
         raise ConfigError(
@@ -39,6 +39,11 @@ def check_entry(entry: ClassInfo, source: str) -> None:
             f"{source}: the color {short_repr(entry.color)} of {short_repr(entry.name)} must be "
             "three numbers 0..255."
         )
+
+
+def is_class_name(value: Any) -> TypeGuard[str]:
+    """Whether a value is a text of one line with more than blanks in it."""
+    return isinstance(value, str) and bool(value.strip()) and len(value.splitlines()) == 1
 
 
 def parse_entry(entry: Any, source: str) -> tuple[int, str, Colour | None]:

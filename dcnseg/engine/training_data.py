@@ -47,8 +47,7 @@ def find_training_splits(config: TrainConfig) -> Splits:
         pairs=config.data.pairs,
     )
     splits = pairing.splits
-    is_whole = not (pairing.images_without_mask or pairing.masks_without_image or pairing.doubles)
-    if not is_whole or len(splits.train) < 2 or not splits.val:
+    if not pairing.is_whole or len(splits.train) < 2 or not splits.val:
         raise_errors(_check(config, pairing).findings)  # with all else that is wrong
     return splits
 

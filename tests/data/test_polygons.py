@@ -3,6 +3,7 @@ from __future__ import annotations
 import base64
 import io
 import json
+import re
 from pathlib import Path
 from typing import Any
 from uuid import uuid4
@@ -17,8 +18,16 @@ from dcnseg.data.class_map import ClassMap
 from dcnseg.data.dataset import load_class_map, load_pair
 from dcnseg.data.image_io import write_jpeg
 from dcnseg.data.pairing.folders import Sample, find_pairs, find_splits
-from dcnseg.data.polygons.drawings import polygon_classes, polygon_names, rasterise
+from dcnseg.data.polygons.coco_file import read_coco
+from dcnseg.data.polygons.drawings import (
+    classes_of_names,
+    polygon_classes,
+    polygon_names,
+    rasterise,
+)
+from dcnseg.data.polygons.rasters import decode_runs
 from dcnseg.errors import DataError
+from tests.data.json_garbage import changed_somewhere, json_text, result_or_message
 
 SIZE_HW = (6, 8)
 IDS = {"background": 0, "cat": 1, "dog": 2}
@@ -93,8 +102,8 @@ def test_shapes_may_reach_beyond_the_picture(tmp_path: Path) -> None:
     ("bad", "message"),
     [
         (shape("bird", CAT), "the label 'bird'; the classes are background, cat, dog"),
-        (shape("cat", [[1, 1], [2, 2]], "line"), "a line of 'cat' has no area"),
-        (shape("cat", [[1, 1]], "point"), "a point of 'cat' has no area"),
+        (shape("cat", [[1, 1], [2, 2]], "line"), r"shapes\[0\], a line of 'cat', has no area"),
+        (shape("cat", [[1, 1]], "point"), "a point of 'cat', has no area"),
         (shape("cat", [[1, 1], [2, 2]]), "has 2 points; an outline needs at least three"),
         (shape("cat", [[1, 1], [2, 2], [3, 1e300]]), "needs points of two numbers, in pixels"),
         (shape("cat", [["x", 1], [2, 2], [3, 3]]), "points that are no numbers"),
@@ -188,7 +197,8 @@ def test_coco_data_is_read_like_masks(tmp_path: Path) -> None:
     splits = find_splits(tmp_path, val_fraction=0)
     assert [sample.stem for sample in splits.train] == ["a", "sub/b"]
     assert splits.layout == "COCO JSON annotations.json"
-    assert polygon_names(splits.train) == ["background", "zebra", "dog"]  # 17 before 18
+    names, problems = polygon_names(sample.mask for sample in splits.train)
+    assert (names, problems) == (["background", "zebra", "dog"], [])  # 17 before 18
     class_map = load_class_map(tmp_path, splits)
     labels = load_pair(splits.train[0], class_map)[1]
     expected = drawn((slice(1, 4), slice(1, 5), 1), (slice(0, 6), slice(3, 7), 2))
@@ -276,7 +286,7 @@ def test_incomplete_coco_entries_are_refused(tmp_path: Path) -> None:
     del content["images"][0]["height"]
     write_image(tmp_path / "a.jpg")
     write_coco(tmp_path / "c.json", content)
-    with pytest.raises(DataError, match=r"c\.json: an entry is incomplete.*height"):
+    with pytest.raises(DataError, match=r"c\.json: .*image a\.jpg: it gives the size 8 x None"):
         rasterise(Sample(tmp_path / "a.jpg", tmp_path / "c.json", "a"), IDS)
 
 
@@ -294,45 +304,133 @@ def test_polygons_beside_masks_need_a_class_list(tmp_path: Path) -> None:
     )
 
 
-JSON = st.recursive(
-    st.none() | st.booleans() | st.integers() | st.floats() | st.text("abX0~", max_size=5),
-    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text("ab"), inner, max_size=2),
-    max_leaves=6,
-)
-
-
-def changed_somewhere(draw: st.DrawFn, value: Any) -> Any:
-    """Put anything in the place of one value, at any depth."""
-    if not isinstance(value, dict | list) or not value or draw(st.integers(0, 3)) == 0:
-        return draw(JSON)
-    key = draw(st.sampled_from(sorted(value) if isinstance(value, dict) else range(len(value))))
-    copy: Any = value.copy()
-    copy[key] = changed_somewhere(draw, value[key])
-    return copy
-
-
 @given(st.data())
-@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@settings(max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture])
 def test_whatever_a_file_holds_is_a_mask_or_an_error(tmp_path: Path, data: st.DataObject) -> None:
     labelme = {
-        "shapes": [shape("cat", CAT), shape("dog", [[1, 1], [2, 3]], "circle")],
+        "shapes": [shape("cat", CAT), shape("dog", [[1, 1], [2, 3]], "circle"), square_mask()],
         "imageHeight": 6,
         "imageWidth": 8,
     }
-    content = data.draw(st.sampled_from([labelme, coco_content()]))
-    content = st.composite(changed_somewhere)(content)
+    content = data.draw(changed_somewhere(data.draw(st.sampled_from([labelme, coco_content()]))))
     write_image(tmp_path / "a.jpg")
-    write_coco(tmp_path / "a.json", data.draw(content))
     # The same time and size of two files would look like one to the cache.
     sample = Sample(tmp_path / "a.jpg", tmp_path / f"{uuid4()}.json", "a")
-    (tmp_path / "a.json").rename(sample.mask)
-    mask, message = None, ""
-    try:
-        mask = rasterise(sample, {"background": 0, "cat": 1, "dog": 2, "zebra": 3})
-    except DataError as error:
-        message = str(error)
+    sample.mask.write_bytes(json_text(content))
+    ids = {"background": 0, "cat": 1, "dog": 2, "zebra": 3}
+    mask, message = result_or_message(lambda: rasterise(sample, ids))
     if mask is None:
-        assert str(sample.mask) in message
+        assert message.startswith(str(sample.mask))
+        assert len(message) < 1500
     else:
         assert mask.shape == SIZE_HW
         assert set(np.unique(mask)) <= {0, 1, 2, 3}
+    names, problems = polygon_names([sample.mask])
+    assert names[0] == "background"
+    assert all(len(problem.what) < 1500 for problem in problems)
+
+
+def square_mask() -> dict[str, Any]:
+    buffer = io.BytesIO()
+    Image.fromarray(np.full((2, 2), 255, np.uint8)).save(buffer, "PNG")
+    text = base64.b64encode(buffer.getvalue()).decode()
+    return shape("dog", [[2, 4], [3, 5]], "mask", mask=text)
+
+
+@pytest.mark.parametrize("corner", [[3, 5], [4, 6], [2.5, 5.9]])  # the last pixel, or beyond it
+def test_an_embedded_mask_fits_its_box(tmp_path: Path, corner: list[float]) -> None:
+    square = square_mask() | {"points": [[2, 4], corner]}
+    if corner == [2.5, 5.9]:
+        with pytest.raises(DataError, match=r"a mask of 2x2 pixels, but its box has 1x2"):
+            labelme_mask(tmp_path, square)
+    else:
+        assert labelme_mask(tmp_path, square)[4:6, 2:4].tolist() == [[2, 2], [2, 2]]
+
+
+def test_a_run_length_near_2_63_is_refused() -> None:
+    with pytest.raises(ValueError, match="do not add up to 8x6"):
+        decode_runs(SIZE_HW, [2**62, 2**62, 2**62, 2**62 + 48])  # 48 modulo 2^64
+
+
+@pytest.mark.parametrize(
+    ("change", "problem"),
+    [
+        ({"categories": [{"id": 17, "name": "cat"}]}, "'zebra' and 'cat': two categories have"),
+        ({"categories": [{"id": 3, "name": None}]}, r"categories\[3\]: a category needs a whole"),
+        (
+            {"categories": [{"id": "x", "name": "cat"}]},
+            r"categories\[3\]: a category needs a whole",
+        ),
+        ({"categories": [None]}, r"categories\[3\]: a category needs a whole"),
+        ({"categories": [{"id": 3, "name": "a\nb"}]}, "a `name` of one line"),
+        ({"annotations": [{"id": 9, "image_id": 7}]}, "annotation 9 of image 7: the file lists no"),
+        ({"annotations": [{"id": 9, "image_id": [7]}]}, r"annotations\[2\]: an annotation needs"),
+        ({"annotations": [3]}, r"annotations\[2\]: an annotation needs an `image_id`"),
+        (
+            {"images": [{"id": 5, "file_name": "c.jpg"}]},
+            "a.jpg and c.jpg: two images have the id 5",
+        ),
+        ({"images": [{"id": 8, "file_name": None}]}, r"images\[2\]: an image needs"),
+        ({"images": [{"id": 8, "file_name": "c.jpg"}]}, "image c.jpg: it gives the size None x"),
+        ({"images": [[]]}, r"images\[2\]: an image needs an `id` and a `file_name`"),
+    ],
+)
+def test_entries_of_coco_that_cannot_be_used_are_named(
+    tmp_path: Path, change: dict[str, Any], problem: str
+) -> None:
+    content = coco_content()
+    for name, entries in change.items():
+        content[name] += entries
+    for name in ("a.jpg", "sub/b.jpg"):
+        write_image(tmp_path / name)
+    write_coco(tmp_path / "annotations.json", content)
+    pairing = find_pairs(tmp_path)
+    assert len(pairing.splits.all_samples()) == 2
+    assert [p.path for p in pairing.problems] == [tmp_path / "annotations.json"]
+    assert re.search(problem, pairing.problems[0].what)
+    assert not pairing.is_whole
+    with pytest.raises(DataError, match=rf"annotations\.json: .*{problem}"):
+        find_splits(tmp_path)
+    sample = next(s for s in pairing.splits.all_samples() if s.stem == "a")
+    class_map = classes_of_names(["background", "zebra", "dog"], [sample])
+    with pytest.raises(DataError, match=rf"annotations\.json: .*{problem}"):
+        load_pair(sample, class_map)
+    expected = drawn((slice(1, 4), slice(1, 5), 1), (slice(0, 6), slice(3, 7), 2))
+    np.testing.assert_array_equal(rasterise(sample, class_map.ids_by_name), expected)
+
+
+def test_many_entries_with_one_problem_are_one_sentence(tmp_path: Path) -> None:
+    content = coco_content()
+    content["annotations"] += [{"id": i, "image_id": 7} for i in range(1000)]
+    write_coco(tmp_path / "a.json", content)
+    coco = read_coco(tmp_path / "a.json")
+    assert len(coco.problems) == 1
+    assert coco.problems[0].startswith("annotation 0 of image 7, annotation 1 of image 7, ")
+    assert " and 995 more: the file lists no such image." in coco.problems[0]
+
+
+def test_ids_may_be_written_as_texts_or_floats(tmp_path: Path) -> None:
+    content = coco_content()
+    content["images"][0]["id"] = "five"
+    for annotation in content["annotations"]:
+        annotation |= {"image_id": "five", "category_id": float(annotation["category_id"])}
+    content["categories"][2]["id"] = "17"
+    write_image(tmp_path / "a.jpg")
+    write_coco(tmp_path / "c.json", content)
+    mask = rasterise(
+        Sample(tmp_path / "a.jpg", tmp_path / "c.json", "a"), {"zebra": 1, "dog": 2, "bg": 0}
+    )
+    assert set(np.unique(mask)) == {0, 1, 2}
+
+
+def test_all_shapes_that_cannot_be_drawn_are_counted(tmp_path: Path) -> None:
+    bad = shape("cat", [[1, 1]], "point")
+    with pytest.raises(DataError, match="The same image has 2 more shapes that cannot be drawn"):
+        labelme_mask(tmp_path, bad, shape("dog", DOG), bad, {"points": CAT})
+
+
+def test_more_than_255_labels_are_refused_before_colors_are_made(tmp_path: Path) -> None:
+    sample = Sample(tmp_path / "a.jpg", tmp_path / "a.json", "a")
+    write_labelme(sample.mask, [shape(f"c{i}", CAT) for i in range(3000)])
+    with pytest.raises(DataError, match=r"a\.json: the polygons have 3001 classes; at most 255"):
+        polygon_classes([sample])

@@ -13,6 +13,7 @@ from dcnseg.data.check.look import Looked
 from dcnseg.data.class_map import IGNORE_INDEX, ClassMap, describe_ids
 from dcnseg.data.dataset import classes_of_values, find_class_list
 from dcnseg.data.label_codes import MAX_ID
+from dcnseg.data.polygons.drawings import is_polygon_file
 from dcnseg.errors import ConfigError, DataError
 
 THRESHOLD: Final = 128  # suggested where masks are smeared between 0 and 255
@@ -64,6 +65,8 @@ def find_classes(
             class_map = ClassMap.from_file(class_list)
         elif drawn is not None:
             class_map = drawn
+        elif any(is_polygon_file(pair.sample.mask) for pair in looked):
+            return None, []  # why was found where the names were read
         elif mask_threshold:
             class_map = ClassMap.binary(IGNORE_INDEX)
         else:

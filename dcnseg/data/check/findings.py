@@ -42,7 +42,8 @@ class Finding:
 
 def from_error(kind: str, path: Path, error: Exception, advice: str = "") -> Finding:
     """Make an error of an exception, whose text usually begins with the file's name."""
-    return Finding(ERROR, kind, str(path), str(error).removeprefix(f"{path}: "), advice)
+    text = str(error).removeprefix(f"{path}: ").removeprefix(f"{path} ")
+    return Finding(ERROR, kind, str(path), text, advice)
 
 
 def by_severity(findings: Sequence[Finding], severity: str) -> list[Finding]:

@@ -4,8 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Callable, Sequence
-from contextlib import suppress
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -23,8 +22,8 @@ from dcnseg.data.class_map import IGNORE_INDEX, ClassMap
 from dcnseg.data.dataset import find_class_list
 from dcnseg.data.label_codes import unpack_colour
 from dcnseg.data.pairing.samples import SPLIT_NAMES, Pairing
-from dcnseg.data.polygons.drawings import is_polygon_file, polygon_classes
-from dcnseg.errors import ConfigError, DataError
+from dcnseg.data.polygons.drawings import classes_of_names, is_polygon_file, polygon_names
+from dcnseg.errors import DataError
 
 _MAX_LISTED_VALUES: Final = 256
 _MAX_PASSED_OVER: Final = 100
@@ -154,17 +153,18 @@ def check_data(
         layout_options: Options by which the pictures were found, for the command to go on with.
     """
     cache = FactsCache(root)
-    drawn, findings = _polygon_classes(root, pairing)
+    drawn = _find_drawn(root, pairing)
     looked, unreadable = look_at_pairs(
         pairing.splits,
         cache,
-        polygon_ids=drawn.ids_by_name if drawn else {},
+        polygon_ids=drawn.ids,
         workers=workers,
         on_progress=on_progress,
     )
     cache.save()
-    class_map, class_findings = find_classes(root, looked, drawn, ignore, mask_threshold)
-    findings += _left_over(root, pairing) + unreadable + judge_pairs(looked) + class_findings
+    class_map, class_findings = find_classes(root, looked, drawn.classes, ignore, mask_threshold)
+    findings = _without_repeats(drawn.findings, unreadable)
+    findings += _left_over(root, pairing) + judge_pairs(looked) + class_findings
     judged = Judged([], [], [])
     if class_map is not None:
         judged = judge_values(root, looked, class_map)
@@ -199,20 +199,43 @@ def check_data(
     )
 
 
-def _polygon_classes(root: Path, pairing: Pairing) -> tuple[ClassMap | None, list[Finding]]:
-    """Return what the labels of polygons mean, if masks are polygons."""
+@dataclass(frozen=True)
+class _Drawn:
+    """What the names in files of polygons mean: ids for counting, and classes if there are any."""
+
+    ids: Mapping[str, int]
+    classes: ClassMap | None
+    findings: list[Finding]
+
+
+def _find_drawn(root: Path, pairing: Pairing) -> _Drawn:
     samples = pairing.splits.all_samples()
+    names, problems = polygon_names(sample.mask for sample in samples)
+    findings = [
+        Finding(ERROR, "annotations", str(problem.path), problem.what)
+        for problem in dict.fromkeys((*pairing.problems, *problems))
+    ]
+    ids = {name: index for index, name in enumerate(names)}
     if not any(is_polygon_file(sample.mask) for sample in samples):
-        return None, []
+        return _Drawn({}, None, findings)
     class_list = find_class_list(root)
-    if class_list is not None:
-        with suppress(DataError):  # found again, and told, where the classes are found
-            return ClassMap.from_file(class_list), []
     try:
-        return polygon_classes(samples), []
-    except (ConfigError, DataError) as error:
-        path, _, text = str(error).partition(": ")
-        return None, [Finding(ERROR, "polygons", path, text)]
+        if class_list is not None:
+            class_map = ClassMap.from_file(class_list)
+            return _Drawn(class_map.ids_by_name, class_map, findings)
+        return _Drawn(ids, classes_of_names(names, samples), findings)
+    except DataError as error:
+        if class_list is None and not findings:  # else the reason has been, or will be, given
+            path, _, text = str(error).partition(": ")
+            findings = [Finding(ERROR, "polygons", path, text)]
+        return _Drawn(ids, None, findings)
+
+
+def _without_repeats(files: Sequence[Finding], images: Sequence[Finding]) -> list[Finding]:
+    """Leave out of the findings of whole files what the findings of their images repeat."""
+    known = {(finding.file, finding.what) for finding in images}
+    kept = [finding for finding in files if (finding.file, finding.what) not in known]
+    return kept + list(dict.fromkeys(images))
 
 
 def _left_over(root: Path, pairing: Pairing) -> list[Finding]:

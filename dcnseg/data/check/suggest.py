@@ -162,8 +162,8 @@ def _classes(looked: Sequence[Looked], class_map: ClassMap | None) -> dict[str, 
     if any(pair.mask is not None and pair.mask.is_coloured for pair in looked):
         return _classes_of_colours(looked)
     is_drawn = any(pair.mask is not None and pair.mask.mode == "polygons" for pair in looked)
-    if class_map is not None and (class_map.threshold or is_drawn):  # names count, not values
-        return class_map.to_dict()
+    if is_drawn or (class_map is not None and class_map.threshold):  # names count, not values
+        return class_map.to_dict() if class_map else None
     values = sorted(values_of(looked))
     if not 2 <= len(values) <= _MAX_COLOURS or is_smeared(values_of(looked)):
         return None

@@ -126,4 +126,8 @@ def left_over(pairing: Pairing, root: Path) -> str:
             f"{len(pairing.doubles)} files share their name but for the ending "
             f"({first_names(pairing.doubles, root)}); each name may stand there once"
         )
+    for problem in pairing.problems[:1]:
+        rest = len(pairing.problems) - 1
+        more = f" (and {rest} more such problems; `dcnseg check` lists them)" if rest else ""
+        parts.append(f"{problem.path}: {problem.what.rstrip('.')}{more}")
     return f"{'; '.join(parts)}. {pairing.advice}".strip() if parts else ""

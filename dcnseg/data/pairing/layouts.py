@@ -16,7 +16,7 @@ from dcnseg.data.pairing.one_folder import part_one_folder
 from dcnseg.data.pairing.patterns import match_patterns
 from dcnseg.data.pairing.samples import Entry, Found
 from dcnseg.data.pairing.voc import find_voc
-from dcnseg.data.polygons.coco import find_coco
+from dcnseg.data.polygons.coco import find_coco, read_coco_files
 from dcnseg.data.polygons.labelme import is_labelme
 from dcnseg.errors import DataError
 
@@ -69,9 +69,9 @@ def recognise(root: Path) -> Found:
     reading = _best_reading(root, _readings(pictures)) or _nested_reading(root, pictures)
     if reading and (reading.choice.pairs or not json_files):
         return _found(reading, pictures)
-    coco = find_coco(root, pictures, [file.entry.path for file in json_files])
-    if coco:
-        return coco
+    coco_files, problems = read_coco_files([file.entry.path for file in json_files])
+    if coco_files:
+        return replace(find_coco(root, pictures, coco_files), problems=tuple(problems))
     alone = _one_folder(root, pictures) if reading is None else None
     if alone and (alone.pairs_up or not json_files):
         return alone.found
@@ -79,8 +79,10 @@ def recognise(root: Path) -> Found:
     if labelme:
         return labelme
     if reading:
-        return _found(reading, pictures)
-    return alone.found if alone else _without_masks(pictures)
+        found = _found(reading, pictures)
+    else:
+        found = alone.found if alone else _without_masks(pictures)
+    return replace(found, problems=tuple(problems))
 
 
 def _find_cityscapes(root: Path) -> Found | None:

@@ -58,6 +58,14 @@ class Splits:
 
 
 @dataclass(frozen=True)
+class FileProblem:
+    """Something that is wrong with a file of annotations for many images, in one sentence."""
+
+    path: Path
+    what: str
+
+
+@dataclass(frozen=True)
 class Pairing:
     """The pairs of a data folder, and what is left over.
 
@@ -69,6 +77,7 @@ class Pairing:
         doubles: Files that share role, split and stem with another one; no pair holds them.
         layout: How pictures and masks were found, in words.
         advice: What to do when something is left over, with the exact patterns to try.
+        problems: What is wrong with the files of annotations.
     """
 
     splits: Splits
@@ -77,6 +86,13 @@ class Pairing:
     doubles: tuple[Path, ...] = ()
     layout: str = ""
     advice: str = ""
+    problems: tuple[FileProblem, ...] = ()
+
+    @property
+    def is_whole(self) -> bool:
+        """Whether every file has its partner, and nothing is wrong with the annotations."""
+        left_over = self.images_without_mask or self.masks_without_image or self.doubles
+        return not left_over and not self.problems
 
 
 @dataclass(frozen=True)
@@ -101,6 +117,7 @@ class Found:
     masks: Sequence[Entry]
     layout: str
     advice: str = ""
+    problems: tuple[FileProblem, ...] = ()
 
 
 def join_entries(found: Found, *, val_fraction: float, seed: int) -> Pairing:
@@ -131,6 +148,7 @@ def join_entries(found: Found, *, val_fraction: float, seed: int) -> Pairing:
         doubles=tuple(sorted(entry.path for entry in (*image_doubles, *mask_doubles))),
         layout=layout,
         advice=found.advice,
+        problems=found.problems,
     )
 
 

@@ -13,14 +13,14 @@ import numpy as np
 import numpy.typing as npt
 
 from dcnseg.data.class_info import with_colours
-from dcnseg.data.class_map import ClassMap, UnknownLabelsError
+from dcnseg.data.class_map import MAX_CLASSES, ClassMap, UnknownLabelsError
 from dcnseg.data.image_io import read_size
 from dcnseg.data.label_codes import UInt8Array
-from dcnseg.data.pairing.samples import Sample
-from dcnseg.data.polygons.coco import CocoFile, read_coco
+from dcnseg.data.pairing.samples import FileProblem, Sample
+from dcnseg.data.polygons.coco_file import CocoFile, read_coco
 from dcnseg.data.polygons.labelme import looks_like_labelme, parse_labelme
 from dcnseg.data.polygons.shapes import Annotation, draw_shape
-from dcnseg.errors import DataError
+from dcnseg.errors import DataError, short_repr
 
 BACKGROUND: Final = "background"
 _BACKGROUND_NAMES: Final = ("background", "_background_", "__background__", "bg")
@@ -35,10 +35,12 @@ def load_polygons(sample: Sample, class_map: ClassMap) -> UInt8Array:
     """Return the training indices of a picture whose annotation is polygons, uint8 [H, W].
 
     Raises:
-        DataError: As `rasterise`.
+        DataError: As `rasterise`; or the file has entries that cannot be used, of any image.
     """
     try:
-        return class_map.encode_ids(rasterise(sample, class_map.ids_by_name))
+        content = _read_file(sample.mask)
+        _refuse_problems(content)
+        return class_map.encode_ids(_draw(content, sample, class_map.ids_by_name))
     except UnknownLabelsError as error:
         raise DataError(f"{sample.mask}: {error}") from error
 
@@ -47,8 +49,20 @@ def polygon_classes(samples: Sequence[Sample]) -> ClassMap:
     """Make classes of the names in files of polygons, with the ids 0, 1, 2, ...
 
     Raises:
-        DataError: A file is damaged, or some of the masks are pictures.
-        ConfigError: There are more than 255 names.
+        DataError: A file is damaged, some of the masks are pictures, or there are no names or more
+            than 255.
+    """
+    names, problems = polygon_names(sample.mask for sample in samples)
+    if problems:
+        raise DataError(f"{problems[0].path}: {problems[0].what}")
+    return classes_of_names(names, samples)
+
+
+def classes_of_names(names: Sequence[str], samples: Sequence[Sample]) -> ClassMap:
+    """Make classes of the names that `polygon_names` found in the masks of these samples.
+
+    Raises:
+        DataError: Some of the masks are pictures, or there are no names or more than 255.
     """
     picture = next((sample.mask for sample in samples if not is_polygon_file(sample.mask)), None)
     if picture:
@@ -56,9 +70,13 @@ def polygon_classes(samples: Sequence[Sample]) -> ClassMap:
             f"{picture}: is a picture, but other masks are polygons. Write classes.json, so that "
             "ids and names mean the same."
         )
-    names = polygon_names(samples)
     if len(names) < 2:
         raise DataError(f"{samples[0].mask}: no polygon has a label; there is nothing to learn.")
+    if len(names) > MAX_CLASSES:
+        raise DataError(
+            f"{samples[0].mask}: the polygons have {len(names)} classes; at most {MAX_CLASSES} are "
+            "possible. Remove classes, or write classes.json with `ignore` entries."
+        )
     entries = [(number, name, None) for number, name in enumerate(names)]
     return ClassMap(with_colours(entries), (), "the polygons' labels")
 
@@ -77,11 +95,18 @@ def rasterise(sample: Sample, ids: Mapping[str, int]) -> npt.NDArray[np.int32]:
         DataError: The file is damaged or gives another size than the picture's, a label is no
             class, or pixels are in no shape and no class is called background.
     """
-    annotation = _read_annotation(sample)
+    return _draw(_read_file(sample.mask), sample, ids)
+
+
+def _draw(
+    content: CocoFile | Annotation, sample: Sample, ids: Mapping[str, int]
+) -> npt.NDArray[np.int32]:
+    if isinstance(content, CocoFile):
+        content = content.annotation_of(sample.image)
     size_hw = read_size(sample.image)
-    if annotation.size_hw not in (None, size_hw):
-        assert annotation.size_hw is not None
-        height, width = annotation.size_hw
+    if content.size_hw not in (None, size_hw):
+        assert content.size_hw is not None
+        height, width = content.size_hw
         hint = " The picture is turned by EXIF." if (width, height) == size_hw else ""
         raise DataError(
             f"{sample.mask}: its polygons are for {width}x{height} pixels, but "
@@ -89,10 +114,10 @@ def rasterise(sample: Sample, ids: Mapping[str, int]) -> npt.NDArray[np.int32]:
             "picture as displayed."
         )
     canvas = np.full(size_hw, -1, np.int32)
-    for shape in annotation.shapes:
+    for shape in content.shapes:
         if shape.name not in ids and not is_background(shape.name):
             raise DataError(
-                f"{sample.mask}: has the label {shape.name!r}; the classes are "
+                f"{sample.mask}: has the label {short_repr(shape.name)}; the classes are "
                 f"{', '.join(ids)}. Add a class, or an `ignore` entry of that name."
             )
         draw_shape(canvas, shape, ids.get(shape.name, -1))
@@ -100,24 +125,29 @@ def rasterise(sample: Sample, ids: Mapping[str, int]) -> npt.NDArray[np.int32]:
     return canvas
 
 
-def polygon_names(samples: Iterable[Sample]) -> list[str]:
-    """Return the class names in the files of polygons: "background", then all others.
+def polygon_names(paths: Iterable[Path]) -> tuple[list[str], list[FileProblem]]:
+    """Return the class names in files of polygons: "background", then all others.
 
     Those of COCO files come in the order of their ids, then those of LabelMe files by alphabet.
-
-    Raises:
-        DataError: A file is damaged.
+    What cannot be read is a problem, and the names of the rest are returned.
     """
     numbered: set[tuple[int, str]] = set()
     labels: set[str] = set()
-    for path in sorted({sample.mask for sample in samples}):
-        content = _read_file(path)
+    problems: list[FileProblem] = []
+    for path in sorted(path for path in set(paths) if is_polygon_file(path)):
+        try:
+            content = _read_file(path)
+        except DataError as error:
+            problems.append(FileProblem(path, str(error).removeprefix(f"{path}: ")))
+            continue
         if isinstance(content, CocoFile):
             numbered |= set(content.names.items())
+            problems += [FileProblem(path, what) for what in content.problems]
         else:
             labels |= {shape.name for shape in content.shapes}
     in_order = [*(name for _, name in sorted(numbered)), *sorted(labels)]
-    return list(dict.fromkeys([BACKGROUND, *(n for n in in_order if not is_background(n))]))
+    names = dict.fromkeys([BACKGROUND, *(n for n in in_order if not is_background(n))])
+    return list(names), problems
 
 
 def is_background(name: str) -> bool:
@@ -139,9 +169,12 @@ def _fill_background(canvas: npt.NDArray[np.int32], sample: Sample, ids: Mapping
     canvas[is_free] = number
 
 
-def _read_annotation(sample: Sample) -> Annotation:
-    content = _read_file(sample.mask)
-    return content.annotation_of(sample.image) if isinstance(content, CocoFile) else content
+def _refuse_problems(content: CocoFile | Annotation) -> None:
+    """Raise a DataError if entries of a COCO file cannot be used, be they of this image or not."""
+    if isinstance(content, CocoFile) and content.problems:
+        rest = len(content.problems) - 1
+        more = f" {rest} more such problems are listed by `dcnseg check`." if rest else ""
+        raise DataError(f"{content.path}: {content.problems[0]}{more}")
 
 
 def _read_file(path: Path) -> CocoFile | Annotation:

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import base64
 import io
-import math
 from pathlib import Path
 from typing import Any, Final
 
@@ -12,17 +11,20 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image
 
+from dcnseg.data.class_info import is_class_name
 from dcnseg.data.polygons.shapes import (
     Annotation,
     Shape,
     read_json,
     read_points,
     read_ring,
+    read_shapes,
     read_size_hw,
 )
-from dcnseg.errors import DataError
+from dcnseg.errors import DataError, short_repr
 
 _CIRCLE_CORNERS: Final = 72
+_KINDS: Final = ("polygon", "rectangle", "circle", "mask", "line", "linestrip", "point", "points")
 
 
 def is_labelme(path: Path) -> bool:
@@ -50,14 +52,17 @@ def parse_labelme(content: Any, path: Path) -> Annotation:
     """
     height, width = content.get("imageHeight"), content.get("imageWidth")
     size_hw = None if height is None or width is None else read_size_hw(height, width, f"{path}:")
-    return Annotation(size_hw, tuple(_shape(entry, path) for entry in content["shapes"]))
+    shapes = read_shapes(enumerate(content["shapes"]), lambda item: _shape(item, path))
+    return Annotation(size_hw, shapes)
 
 
-def _shape(entry: Any, path: Path) -> Shape:
-    if not isinstance(entry, dict) or not isinstance(entry.get("label"), str):
-        raise DataError(f"{path}: holds a shape without a label.")
+def _shape(item: tuple[int, Any], path: Path) -> Shape:
+    index, entry = item
+    if not isinstance(entry, dict) or not is_class_name(entry.get("label")):
+        raise DataError(f"{path}: shapes[{index}] is a shape without a label of one line.")
     name, kind = entry["label"].strip(), entry.get("shape_type") or "polygon"
-    what = f"{path}: a {kind} of {name!r}"
+    shown = kind if kind in _KINDS else f"shape of the type {short_repr(kind)}"
+    what = f"{path}: shapes[{index}], a {shown} of {short_repr(name)},"
     points = entry.get("points")
     if kind == "polygon":
         return Shape(name, (read_ring(points, what),))
@@ -66,9 +71,11 @@ def _shape(entry: Any, path: Path) -> Shape:
         return Shape(name, (_rectangle(corners),))
     if kind == "circle" and len(corners) == 2:
         return Shape(name, (_circle(corners),))
-    if kind == "mask":
-        row, column = math.floor(corners[0, 1]), math.floor(corners[0, 0])
-        return Shape(name, (), _embedded_mask(entry.get("mask"), what), (row, column))
+    if kind == "mask" and len(corners) == 2:
+        left, top = np.floor(corners.min(axis=0)).astype(int).tolist()
+        right, bottom = np.floor(corners.max(axis=0)).astype(int).tolist()
+        box_hw = (bottom - top + 1, right - left + 1)
+        return Shape(name, (), _embedded_mask(entry.get("mask"), box_hw, what), (top, left))
     raise DataError(f"{what} has no area; draw polygons, or take it out.")
 
 
@@ -87,12 +94,26 @@ def _circle(corners: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
     return np.asarray(centre + radius * np.stack([np.cos(angles), np.sin(angles)], axis=1))
 
 
-def _embedded_mask(text: Any, what: str) -> npt.NDArray[np.bool_]:
-    """Decode the PNG that a shape of the kind "mask" holds as base64."""
+def _embedded_mask(text: Any, box_hw: tuple[int, int], what: str) -> npt.NDArray[np.bool_]:
+    """Decode the PNG that a shape of the kind "mask" holds as base64.
+
+    LabelMe counts the box's last row and column to the box, others do not.
+    """
+    height, width = box_hw
     try:
         data = base64.b64decode(text, validate=True)
         with Image.open(io.BytesIO(data), formats=("PNG",)) as picture:
+            if picture.width not in (width, width - 1) or picture.height not in (
+                height,
+                height - 1,
+            ):
+                raise DataError(
+                    f"{what} holds a mask of {picture.width}x{picture.height} pixels, but its box "
+                    f"has {width}x{height}."
+                )
             return np.asarray(picture.convert("L")) > 0
+    except DataError:
+        raise
     # Pillow's decoders raise nearly anything at broken files.
     except Exception as error:
         raise DataError(f"{what} holds pixels that cannot be decoded ({error}).") from error

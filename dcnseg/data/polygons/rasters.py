@@ -50,7 +50,10 @@ def decode_runs(size_hw: tuple[int, int], counts: Sequence[int] | str) -> BoolAr
     """
     height, width = size_hw
     lengths = np.array(unpack_runs(counts) if isinstance(counts, str) else counts, np.int64)
-    if lengths.ndim != 1 or (lengths < 0).any() or lengths.sum() != height * width:
+    size = height * width
+    # The greatest one by itself: a sum of numbers near 2^63 may wrap around to any other.
+    is_possible = lengths.ndim == 1 and ((lengths >= 0) & (lengths <= size)).all()
+    if not is_possible or lengths.sum() != size:
         raise ValueError(f"the run lengths do not add up to {width}x{height} pixels")
     inside = np.arange(len(lengths)) % 2 == 1
     return np.repeat(inside, lengths).reshape(width, height).T

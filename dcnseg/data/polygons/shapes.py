@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
-import json
-import math
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
+from dcnseg import files
 from dcnseg.data.polygons.rasters import BoolArray, fill_ring
-from dcnseg.errors import DataError
+from dcnseg.errors import DataError, short_repr
 
 _MAX_PIXELS: Final = 178_956_970  # where Pillow refuses a picture, too
 _MAX_COORDINATE: Final = 1e9
+
+Raw = TypeVar("Raw")
 
 
 @dataclass(frozen=True)
@@ -61,13 +63,35 @@ def draw_shape(canvas: npt.NDArray[np.int32], shape: Shape, value: int) -> None:
         part[inside] = value
 
 
+def read_shapes(entries: Iterable[Raw], read: Callable[[Raw], Shape]) -> tuple[Shape, ...]:
+    """Read the shapes of one image.
+
+    Raises:
+        DataError: One of them cannot be read; gives the reason of the first, and how many more.
+    """
+    shapes: list[Shape] = []
+    errors: list[DataError] = []
+    for entry in entries:
+        try:
+            shapes.append(read(entry))
+        except DataError as error:
+            errors.append(error)
+    if len(errors) > 1:
+        raise DataError(
+            f"{errors[0]} The same image has {len(errors) - 1} more shapes that cannot be drawn."
+        )
+    if errors:
+        raise errors[0]
+    return tuple(shapes)
+
+
 def read_json(path: Path) -> Any:
     """Return what a JSON file holds; DataError if it cannot be read."""
     try:
-        return json.loads(path.read_text(encoding="utf-8-sig"))
+        return files.read_json(path)
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror or error}).") from error
-    except (ValueError, RecursionError) as error:
+    except ValueError as error:
         raise DataError(f"{path}: is no readable JSON ({error}).") from error
 
 
@@ -94,8 +118,9 @@ def read_size_hw(height: Any, width: Any, what: str) -> tuple[int, int]:
     """Return a picture's size; DataError that begins with `what` if it is none."""
     for value in (height, width):
         is_number = isinstance(value, int | float) and not isinstance(value, bool)
-        if not is_number or not math.isfinite(value) or value < 1 or value != int(value):
-            raise DataError(f"{what} gives the size {width!r} x {height!r}, which is none.")
+        if not is_number or not 1 <= value < _MAX_COORDINATE or value != int(value):
+            size = f"{short_repr(width)} x {short_repr(height)}"
+            raise DataError(f"{what} gives the size {size}, which is none.")
     if height * width > _MAX_PIXELS:
         raise DataError(
             f"{what} gives the size {width} x {height}, more than {_MAX_PIXELS} pixels."

@@ -1,0 +1,247 @@
+"""What a COCO file holds, and what is wrong with it; the entry point is `read_coco`."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+from functools import lru_cache
+from pathlib import Path, PurePosixPath
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+
+from dcnseg.data.class_info import is_class_name
+from dcnseg.data.pairing.listing import composed
+from dcnseg.data.polygons.rasters import decode_runs
+from dcnseg.data.polygons.shapes import (
+    Annotation,
+    Shape,
+    read_json,
+    read_ring,
+    read_shapes,
+    read_size_hw,
+)
+from dcnseg.errors import DataError, short_repr
+
+_LISTS: Final = ("images", "annotations", "categories")
+_SHOWN: Final = 5
+
+Key = int | str
+Entry = Mapping[str, Any]
+
+
+@dataclass(frozen=True)
+class CocoPicture:
+    """A picture of a COCO file; its annotations are read when they are asked for."""
+
+    file_name: str
+    size_hw: tuple[int, int]
+    annotations: Sequence[Entry]
+
+
+@dataclass(frozen=True)
+class CocoFile:
+    """A COCO file: its pictures by the last part of their name, and its classes in their order.
+
+    `problems` says which entries were skipped and why, each in one sentence.
+    """
+
+    path: Path
+    pictures: Mapping[str, Sequence[CocoPicture]]
+    names: Mapping[int, str]
+    problems: tuple[str, ...] = ()
+
+    def annotation_of(self, image: Path) -> Annotation:
+        """Return the shapes of a picture.
+
+        Raises:
+            DataError: The file does not list it, or an annotation is damaged or has no area.
+        """
+        listed = self.pictures.get(composed(image.name), ())
+        fitting = [picture for picture in listed if is_name_of(picture.file_name, image)]
+        if len(fitting) != 1 and len(listed) != 1:
+            reason = f" {self.problems[0]}" if self.problems and not listed else ""
+            raise DataError(
+                f"{self.path}: lists {image.name} {len(listed)} times; expected once.{reason}"
+            )
+        picture = (fitting or listed)[0]
+        shapes = read_shapes(picture.annotations, lambda entry: self._shape(entry, picture))
+        return Annotation(picture.size_hw, shapes)
+
+    def _shape(self, entry: Entry, picture: CocoPicture) -> Shape:
+        number = short_repr(entry.get("id"))
+        what = f"{self.path}: the annotation {number} of {picture.file_name}"
+        category = entry.get("category_id")
+        name = self.names.get(_whole(category, -1))
+        if name is None:
+            raise DataError(f"{what} has the category {short_repr(category)}, not listed.")
+        outline = entry.get("segmentation")
+        if isinstance(outline, dict):
+            return Shape(name, (), _decode(outline, picture.size_hw, what))
+        if not isinstance(outline, list) or not outline:
+            raise DataError(f"{what} has no segmentation, as a mere box has none; take it out.")
+        return Shape(name, tuple(_ring(flat, what) for flat in outline))
+
+
+def is_name_of(file_name: str, path: Path) -> bool:
+    """Whether a path ends with a name that a COCO file gives."""
+    parts = PurePosixPath(composed(file_name)).parts
+    return tuple(map(composed, path.parts))[-len(parts) :] == parts
+
+
+class _OtherJsonError(Exception):
+    """A JSON file is not in COCO's form; an exception, because a cache does not keep these."""
+
+    def __init__(self, content: Any) -> None:
+        super().__init__()
+        self.content = content
+
+
+def read_coco(path: Path) -> CocoFile | Any:
+    """Read a COCO file, or return what a JSON file of another form holds.
+
+    A COCO file is read once as long as it does not change.
+
+    Raises:
+        DataError: The file cannot be read.
+    """
+    try:
+        status = path.stat()
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror}).") from error
+    try:
+        return _read_coco(path, status.st_mtime_ns, status.st_size)
+    except _OtherJsonError as other:
+        return other.content
+
+
+@lru_cache(maxsize=8)
+def _read_coco(path: Path, mtime_ns: int, num_bytes: int) -> CocoFile:
+    content = read_json(path)
+    if isinstance(content, dict) and all(isinstance(content.get(name), list) for name in _LISTS):
+        return parse_coco(content, path)
+    raise _OtherJsonError(content)
+
+
+class _Problems:
+    """Entries that cannot be used, grouped by what is wrong with them."""
+
+    def __init__(self) -> None:
+        self._entries: dict[str, list[str]] = defaultdict(list)
+
+    def add(self, entry: str, what: str) -> None:
+        self._entries[what].append(entry)
+
+    def sentences(self) -> tuple[str, ...]:
+        return tuple(_sentence(what, entries) for what, entries in self._entries.items())
+
+
+def _sentence(what: str, entries: Sequence[str]) -> str:
+    rest = f" and {len(entries) - _SHOWN} more" if len(entries) > _SHOWN else ""
+    return f"{', '.join(entries[:_SHOWN])}{rest}: {what}"
+
+
+def parse_coco(content: Mapping[str, Sequence[Any]], path: Path) -> CocoFile:
+    """Sort the annotations of a COCO file by picture; entries that cannot be used are problems.
+
+    Args:
+        content: What the file holds, with the three lists in it.
+        path: The file, for messages.
+    """
+    problems = _Problems()
+    images = _images_by_id(content["images"], problems)
+    by_image: dict[Key, list[Entry]] = {key: [] for key in images}
+    for index, entry in enumerate(content["annotations"]):
+        key = _key(entry.get("image_id")) if isinstance(entry, dict) else None
+        if key is None:
+            problems.add(f"annotations[{index}]", "an annotation needs an `image_id`.")
+        elif key not in by_image:
+            name = f"annotation {short_repr(entry.get('id'))} of image {short_repr(key)}"
+            problems.add(name, "the file lists no such image. Add it, or remove the annotation.")
+        else:
+            by_image[key].append(entry)
+    pictures: dict[str, list[CocoPicture]] = defaultdict(list)
+    for key, (name, entry) in images.items():
+        try:
+            size_hw = read_size_hw(entry.get("height"), entry.get("width"), "")
+        except DataError as error:
+            problems.add(f"image {name}", f"it{error}")
+            continue
+        picture = CocoPicture(name, size_hw, by_image[key])
+        pictures[PurePosixPath(composed(name)).name].append(picture)
+    names = _category_names(content["categories"], by_image, problems)
+    return CocoFile(path, pictures, names, problems.sentences())
+
+
+def _images_by_id(entries: Sequence[Any], problems: _Problems) -> dict[Key, tuple[str, Entry]]:
+    images: dict[Key, tuple[str, Entry]] = {}
+    for index, entry in enumerate(entries):
+        key = _key(entry.get("id")) if isinstance(entry, dict) else None
+        name = entry.get("file_name") if key is not None else None
+        if key is None or not isinstance(name, str) or not name.strip():
+            problems.add(f"images[{index}]", "an image needs an `id` and a `file_name`.")
+        elif key in images:
+            both = f"{images[key][0]} and {name}"
+            problems.add(both, f"two images have the id {short_repr(key)}.")
+        else:
+            images[key] = name.replace("\\", "/"), entry
+    return images
+
+
+def _category_names(
+    entries: Sequence[Any], by_image: Mapping[Key, Sequence[Entry]], problems: _Problems
+) -> dict[int, str]:
+    """Return the names by id, in its order, without unused heads of groups of classes."""
+    named: dict[int, str] = {}
+    heads: set[str] = set()
+    for index, entry in enumerate(entries):
+        number = _whole(entry.get("id")) if isinstance(entry, dict) else None
+        if number is None or not is_class_name(entry.get("name")):
+            what = "a category needs a whole number `id` and a `name` of one line."
+            problems.add(f"categories[{index}]", what)
+            continue
+        name = entry["name"].strip()
+        if named.setdefault(number, name) != name:
+            what = f"two categories have the id {short_repr(number)}. Give each its own."
+            problems.add(f"{short_repr(named[number])} and {short_repr(name)}", what)
+        heads |= {head for head in [entry.get("supercategory")] if isinstance(head, str)}
+    used = {_whole(e.get("category_id")) for group in by_image.values() for e in group}
+    return {i: named[i] for i in sorted(named) if i in used or named[i] not in heads}
+
+
+def _key(value: Any) -> Key | None:
+    """Return the id of an image, a whole number or a text; None if it is neither."""
+    return value if type(value) is str else _whole(value)
+
+
+def _whole(value: Any, default: int | None = None) -> Any:
+    """Return a whole number that may be written 3, 3.0 or "3", else the default."""
+    if type(value) is int:
+        return value
+    if type(value) is float and value.is_integer():
+        return int(value)
+    if type(value) is str and value.isdecimal() and len(value) < 19:
+        return int(value)
+    return default
+
+
+def _ring(flat: Any, what: str) -> npt.NDArray[np.float64]:
+    if not isinstance(flat, list) or len(flat) % 2:
+        raise DataError(f"{what} has an outline that is no list of x, y, x, y, ...")
+    return read_ring([flat[i : i + 2] for i in range(0, len(flat), 2)], what)
+
+
+def _decode(runs: Entry, size_hw: tuple[int, int], what: str) -> npt.NDArray[np.bool_]:
+    size, counts = runs.get("size"), runs.get("counts")
+    if size != list(size_hw):
+        raise DataError(
+            f"{what} has run lengths for the size {short_repr(size)}, not {list(size_hw)}."
+        )
+    if not isinstance(counts, str | list):
+        raise DataError(f"{what} has no run lengths.")
+    try:
+        return decode_runs(size_hw, counts)
+    except (TypeError, ValueError, OverflowError) as error:
+        raise DataError(f"{what}: {error}.") from error
