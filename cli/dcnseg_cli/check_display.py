@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 
 from rich.console import Console
 from rich.markup import escape
@@ -30,7 +30,8 @@ def print_report(report: CheckReport) -> None:
             console.print(f"\n[bold]{len(findings)} {severity}{'s' * (len(findings) != 1)}[/bold]")
             for line in shortened(findings):
                 console.print(f"  {escape(line)}", highlight=False, soft_wrap=True)
-    _print_suggestion(console, report)
+    if not any(finding.kind == "no-masks" for finding in report.findings):
+        _print_suggestion(console, report)
 
 
 def _overview(report: CheckReport) -> Table:
@@ -43,16 +44,22 @@ def _overview(report: CheckReport) -> Table:
     for name, files in (
         ("images without mask", report.images_without_mask),
         ("masks without image", report.masks_without_image),
-        ("other files", report.passed_over),
+        ("other files", [file for file in report.passed_over if file not in report.skipped]),
     ):
         if files:
-            rest = f", ... {len(files) - _MAX_NAMES} more" if len(files) > _MAX_NAMES else ""
-            shown = ", ".join(files[:_MAX_NAMES])
-            table.add_row(name, escape(f"{len(files)}: {shown}{rest}"))
+            table.add_row(name, escape(_some(files)))
+    for reason in dict.fromkeys(report.skipped.values()):
+        files = [file for file, why in report.skipped.items() if why == reason]
+        table.add_row("skipped", escape(f"{_some(files)} ({reason})"))
     table.add_row("sizes", _counts(report.sizes))
     table.add_row("images", _counts(report.image_modes))
     table.add_row("masks", _counts(report.mask_modes))
     return table
+
+
+def _some(files: Sequence[str]) -> str:
+    rest = f", ... {len(files) - _MAX_NAMES} more" if len(files) > _MAX_NAMES else ""
+    return f"{len(files)}: {', '.join(files[:_MAX_NAMES])}{rest}"
 
 
 def _counts(counts: Mapping[str, int]) -> str:

@@ -2,12 +2,15 @@ from __future__ import annotations
 
 import json
 import shlex
+import shutil
 from pathlib import Path
 
 import numpy as np
 import pytest
 
 from dcnseg.data.image_io import write_png
+from dcnseg.files import mark_output_folder
+from dcnseg.inference.inputs import find_inputs
 from tests.conftest import Invoke
 
 HALVES = np.repeat(np.array([[0, 255]], np.uint8), 32, axis=1).repeat(40, axis=0)
@@ -118,3 +121,59 @@ def test_train_lists_all_errors(invoke: Invoke, binary: Path, tmp_path: Path) ->
     assert result.exit_code == 3
     assert "3 things are wrong with the data:" in result.stderr
     assert not (tmp_path / "run" / "config.json").exists()
+
+
+def test_what_predict_wrote_is_neither_mask_nor_input(
+    invoke: Invoke, run: Path, scenes: Path, tmp_path: Path
+) -> None:
+    photos = tmp_path / "photos"
+    shutil.copytree(scenes / "val" / "images", photos)
+    (photos / "film.mp4").touch()
+    out = photos / "predictions"
+    assert invoke("predict", run, photos, "--out", out, "--device=cpu").exit_code == 0
+    mark_output_folder(out)
+    assert len(find_inputs([str(photos)])) == 3
+    result = invoke("check", photos)
+    assert result.exit_code == 3
+    assert "1 error\n" in result.stdout
+    assert (
+        f"  {photos}: No masks here, only 3 images. To label these with a trained" in result.stdout
+    )
+    assert f"use `dcnseg predict RUN {photos} --out OUT`. To train on them" in result.stdout
+    assert "go on with" not in result.stdout
+    rows = [line for line in result.stdout.splitlines() if "skipped" in line]
+    assert f"1: {photos / 'film.mp4'} (a video; convert it to PNG or JPEG" in rows[0]
+    assert f"1: {out} (written by dcnseg, as .dcnseg-output in it says)" in rows[1]
+    assert "other files" not in result.stdout
+    content = json.loads(invoke("check", photos, "--json").stdout)
+    assert [entry["file"] for entry in content["skipped"]] == [str(photos / "film.mp4"), str(out)]
+    assert len(content["images_without_mask"]) == 3
+    result = invoke("train", photos, "--out", tmp_path / "run")
+    assert result.exit_code == 3
+    assert f"Error: {photos}: No masks here, only 3 images." in result.stderr
+
+
+def test_a_class_list_in_the_folder_above_is_pointed_out(
+    invoke: Invoke, binary: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    (binary.parent / "classes.json").write_text('{"classes": [{"id": 0, "name": "a"}]}')
+    result = invoke("check", binary)
+    assert result.exit_code == 0
+    warning = (
+        f"{binary}: has no class list, and {binary.parent / 'classes.json'} in the folder above"
+    )
+    assert f"{warning} is not read. Give {binary.parent} as DATA, or copy" in result.stdout
+    monkeypatch.chdir(binary)
+    assert "classes.json in the folder above is not read" in invoke("check", ".").stdout
+    shutil.copy(binary.parent / "classes.json", binary)
+    assert "folder above" not in invoke("check", binary).stdout
+
+
+def test_a_folder_that_does_not_exist_and_one_of_films(invoke: Invoke, tmp_path: Path) -> None:
+    result = invoke("check", tmp_path / "cvv")
+    assert result.exit_code == 3
+    assert result.stderr.startswith(f"Error: {tmp_path / 'cvv'}: does not exist; expected a folder")
+    (tmp_path / "a.mp4").touch()
+    result = invoke("check", tmp_path)
+    assert result.exit_code == 3
+    assert "Skipped: a.mp4 (a video; convert it to PNG or JPEG to have it read)." in result.stderr

@@ -113,9 +113,12 @@ def test_double_stems_are_refused(tmp_path: Path) -> None:
 
 
 def test_missing_and_empty_folders_are_named(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="nowhere: is not a folder"):
+    (tmp_path / "file").touch()
+    with pytest.raises(DataError, match="file: is not a folder"):
+        find_splits(tmp_path / "file")
+    with pytest.raises(DataError, match="nowhere: does not exist; expected a folder"):
         find_splits(tmp_path / "nowhere")
-    with pytest.raises(DataError, match=r"holds no pictures; .* images and masks, or train, val"):
+    with pytest.raises(DataError, match=r"holds no images; .* images and masks, or train, val"):
         find_splits(tmp_path)
     touch(tmp_path, "images/a.jpg")
     with pytest.raises(DataError, match=r"1 of 1 images have no mask .* no folder named masks"):

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from dcnseg import __version__
-from dcnseg.files import atomic_path
+from dcnseg.files import atomic_path, read_text
 
 _FORMAT: Final = f"1 of dcnseg {__version__}"
 
@@ -76,7 +76,7 @@ class FactsCache:
 
 def _load(path: Path) -> dict[str, Any]:
     try:
-        content = json.loads(path.read_text(encoding="ascii"))
+        content = json.loads(read_text(path))
     except (OSError, ValueError, RecursionError):
         return {}
     if not isinstance(content, dict) or content.get("format") != _FORMAT:

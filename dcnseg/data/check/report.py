@@ -6,6 +6,7 @@ import os
 from collections import Counter
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import asdict, dataclass
+from itertools import islice
 from pathlib import Path
 from typing import Any, Final
 
@@ -14,6 +15,7 @@ import numpy as np
 from dcnseg.data.check.cache import FactsCache
 from dcnseg.data.check.class_findings import find_classes
 from dcnseg.data.check.findings import ERROR, WARNING, Finding, by_severity
+from dcnseg.data.check.folder_findings import judge_folder
 from dcnseg.data.check.look import Looked, look_at_pairs
 from dcnseg.data.check.pair_findings import judge_pairs
 from dcnseg.data.check.suggest import Suggestion, suggest
@@ -21,6 +23,7 @@ from dcnseg.data.check.value_findings import Judged, judge_values
 from dcnseg.data.class_map import IGNORE_INDEX, ClassMap
 from dcnseg.data.dataset import find_class_list
 from dcnseg.data.label_codes import unpack_colour
+from dcnseg.data.pairing.listing import find_unread
 from dcnseg.data.pairing.samples import SPLIT_NAMES, Pairing
 from dcnseg.data.polygons.drawings import classes_of_names, is_polygon_file, polygon_names
 from dcnseg.errors import DataError
@@ -59,6 +62,8 @@ class CheckReport:
         images_without_mask: Files.
         masks_without_image: Files.
         passed_over: Other files in the folder; up to 100.
+        skipped: Files and folders of which one may expect that they are read, and why they are
+            not; up to 100.
         sizes: Images per "WIDTHxHEIGHT".
         image_modes: Images per format, channels and bits.
         mask_modes: Masks per format, channels, bits and encoding.
@@ -77,6 +82,7 @@ class CheckReport:
     images_without_mask: tuple[str, ...]
     masks_without_image: tuple[str, ...]
     passed_over: tuple[str, ...]
+    skipped: dict[str, str]
     sizes: dict[str, int]
     image_modes: dict[str, int]
     mask_modes: dict[str, int]
@@ -103,6 +109,7 @@ class CheckReport:
             "images_without_mask": list(self.images_without_mask),
             "masks_without_image": list(self.masks_without_image),
             "passed_over": list(self.passed_over),
+            "skipped": [{"file": file, "reason": reason} for file, reason in self.skipped.items()],
             "sizes": self.sizes,
             "image_modes": self.image_modes,
             "mask_modes": self.mask_modes,
@@ -153,6 +160,7 @@ def check_data(
         layout_options: Options by which the pictures were found, for the command to go on with.
     """
     cache = FactsCache(root)
+    skipped = find_unread(root)
     drawn = _find_drawn(root, pairing)
     looked, unreadable = look_at_pairs(
         pairing.splits,
@@ -164,7 +172,7 @@ def check_data(
     cache.save()
     class_map, class_findings = find_classes(root, looked, drawn.classes, ignore, mask_threshold)
     findings = _without_repeats(drawn.findings, unreadable)
-    findings += _left_over(root, pairing) + judge_pairs(looked) + class_findings
+    findings += judge_folder(root, pairing) + judge_pairs(looked) + class_findings
     judged = Judged([], [], [])
     if class_map is not None:
         judged = judge_values(root, looked, class_map)
@@ -177,7 +185,8 @@ def check_data(
         splits={name: len(getattr(pairing.splits, name)) for name in SPLIT_NAMES},
         images_without_mask=tuple(map(str, pairing.images_without_mask)),
         masks_without_image=tuple(map(str, pairing.masks_without_image)),
-        passed_over=_passed_over(root, pairing),
+        passed_over=_other_files(root, pairing, skipped),
+        skipped={str(path): reason for path, reason in islice(skipped.items(), _MAX_PASSED_OVER)},
         sizes=_sizes(looked),
         image_modes=_modes(looked, of_masks=False),
         mask_modes=_modes(looked, of_masks=True),
@@ -238,44 +247,22 @@ def _without_repeats(files: Sequence[Finding], images: Sequence[Finding]) -> lis
     return kept + list(dict.fromkeys(images))
 
 
-def _left_over(root: Path, pairing: Pairing) -> list[Finding]:
-    """Files without a partner, files with two, and too few pairs."""
-    groups = (
-        ("image-without-mask", pairing.images_without_mask, "has no mask."),
-        ("mask-without-image", pairing.masks_without_image, "has no image."),
-        ("double-name", pairing.doubles, "shares its name but for the ending with another file."),
-    )
-    advice = pairing.advice or "An image and its mask must have the same name but for the ending."
-    findings = [
-        Finding(ERROR, kind, str(path), what, advice if index == 0 else "")
-        for kind, paths, what in groups
-        for index, path in enumerate(paths)
-    ]
-    splits = pairing.splits
-    if len(splits.train) < 2 or not splits.val:
-        what = (
-            f"{len(splits.train)} pictures to train on and {len(splits.val)} to validate with, "
-            "each with its mask; expected at least 2 and 1."
-        )
-        findings.append(Finding(ERROR, "too-few", str(root), what))
-    return findings
-
-
-def _passed_over(root: Path, pairing: Pairing) -> tuple[str, ...]:
+def _other_files(root: Path, pairing: Pairing, skipped: Mapping[Path, str]) -> tuple[str, ...]:
     """Return the files below `root` that are no picture, mask or class list of the pairs."""
     samples = pairing.splits.all_samples()
     known = {path for sample in samples for path in (sample.image, sample.mask)}
     known |= {*pairing.images_without_mask, *pairing.masks_without_image, *pairing.doubles}
+    known |= {root / name for name in ("classes.json", "classes.txt")}
     names = {os.path.normpath(path) for path in known}
+    left_out = {os.path.normpath(path) for path in skipped}
     found: list[str] = []
     for parent, folders, files in os.walk(root):
-        folders.sort()
-        paths = (os.path.normpath(os.path.join(parent, name)) for name in sorted(files))  # noqa: PTH118
+        folders[:] = sorted(n for n in folders if os.path.normpath(Path(parent, n)) not in left_out)
+        paths = (os.path.normpath(Path(parent, name)) for name in sorted(files))
         found += [path for path in paths if path not in names]
-        if len(found) > _MAX_PASSED_OVER:
+        if len(found) >= _MAX_PASSED_OVER:
             break
-    lists = {os.path.normpath(root / name) for name in ("classes.json", "classes.txt")}
-    return tuple(path for path in found if path not in lists)[:_MAX_PASSED_OVER]
+    return tuple(found[:_MAX_PASSED_OVER])
 
 
 def _sizes(looked: Sequence[Looked]) -> dict[str, int]:

@@ -5,6 +5,7 @@ How the pairs are found is decided in `layouts`, `patterns` and `pair_lists`.
 
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 from dcnseg.config import check_pair_source
@@ -87,7 +88,8 @@ def find_pairs(
         )
     check_pair_source(images, masks, pairs)
     if not root.is_dir():
-        raise DataError(f"{root}: is not a folder.")
+        what = "is not a folder" if os.path.lexists(root) else "does not exist"
+        raise DataError(f"{root}: {what}; expected a folder with images and masks.")
     found = _find(root, images, masks, pairs)
     return join_entries(found, val_fraction=val_fraction, seed=seed)
 

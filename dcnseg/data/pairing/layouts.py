@@ -10,7 +10,12 @@ from pathlib import Path
 from typing import Final
 
 from dcnseg.data.pairing.folder_names import PlacedFile, place_files
-from dcnseg.data.pairing.listing import find_files, find_images
+from dcnseg.data.pairing.listing import (
+    find_files,
+    find_images,
+    find_unread,
+    is_data_folder,
+)
 from dcnseg.data.pairing.name_rules import NameRule, RuleChoice, find_name_rules
 from dcnseg.data.pairing.one_folder import part_one_folder
 from dcnseg.data.pairing.patterns import match_patterns
@@ -60,9 +65,9 @@ def recognise(root: Path) -> Found:
     pictures = place_files(root, find_images(root))
     if not pictures:
         raise DataError(
-            f"{root}: holds no pictures; their names end in .png, .jpg, .tif or so. Expected the "
-            "folders images and masks, or train, val and test folders that hold these; any other "
-            "layout is told by --images and --masks."
+            f"{root}: holds no images; their names end in .png, .jpg, .tif or so.{_skipped(root)} "
+            "Expected the folders images and masks, or train, val and test folders that hold "
+            "these; any other layout is told by --images and --masks."
         )
     _refuse_wrapped(root)
     json_files = place_files(root, find_files(root, {".json"}))
@@ -85,9 +90,19 @@ def recognise(root: Path) -> Found:
     return replace(found, problems=tuple(problems))
 
 
+def _skipped(root: Path) -> str:
+    """Say what there is instead of images."""
+    unread = find_unread(root)
+    if not unread:
+        return ""
+    path, reason = next(iter(unread.items()))
+    more = f", and {len(unread) - 1} more" if len(unread) > 1 else ""
+    return f" Skipped: {path.relative_to(root)} ({reason}){more}."
+
+
 def _find_cityscapes(root: Path) -> Found | None:
-    fine = next((n for n in ("gtFine", "gtCoarse") if (root / n).is_dir()), None)
-    if fine is None or not (root / "leftImg8bit").is_dir():
+    fine = next((n for n in ("gtFine", "gtCoarse") if is_data_folder(root / n)), None)
+    if fine is None or not is_data_folder(root / "leftImg8bit"):
         return None
     images = "leftImg8bit/{split}/{stem}_leftImg8bit.png"
     found = None

@@ -79,6 +79,11 @@ def _walk(folder: Path, outputs: dict[Path, str] | None = None) -> Iterator[Path
         yield from (Path(parent, name) for name in names if not name.startswith("."))
 
 
+def is_data_folder(folder: Path) -> bool:
+    """Whether a folder is there, and dcnseg has not written it."""
+    return folder.is_dir() and not written_by_dcnseg(folder)
+
+
 def written_by_dcnseg(folder: Path) -> str:
     """Say by what it is seen that dcnseg has written a folder; empty if it has not."""
     if is_output_folder(folder):

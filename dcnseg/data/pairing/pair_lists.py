@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import csv
+import os
 import re
 from collections import Counter
 from collections.abc import Sequence
@@ -13,12 +14,14 @@ from typing import Final
 from dcnseg.data.pairing.listing import composed
 from dcnseg.data.pairing.role_words import IMAGE_WORDS, MASK_WORDS
 from dcnseg.data.pairing.samples import SPLIT_WORDS, Entry, Found
-from dcnseg.errors import DataError
+from dcnseg.errors import DataError, short_repr
+from dcnseg.files import read_text
 
 _IMAGE_HEADS: Final = IMAGE_WORDS | {"filename", "file", "image_path", "img_path", "image_file"}
 _MASK_HEADS: Final = MASK_WORDS | {"mask_path", "label_path", "mask_file", "label_file"}
 _SPLIT_HEADS: Final = frozenset({"split", "set", "subset", "fold", "phase"})
 _SHOWN: Final = 3
+_MAX_NAME: Final = 300  # characters of a path that are printed
 
 
 @dataclass(frozen=True)
@@ -59,10 +62,10 @@ def read_pair_list(root: Path, path: Path) -> Found:
 
 def _parse(path: Path) -> list[_Line]:
     try:
-        text = path.read_text(encoding="utf-8-sig")
+        text = read_text(path)
     except FileNotFoundError as error:
         raise DataError(f"{path}: there is no such list of pairs.") from error
-    except (OSError, UnicodeDecodeError) as error:
+    except (OSError, ValueError) as error:
         raise DataError(f"{path}: is not a readable list of pairs ({error}).") from error
     numbered = [
         (number, line.strip())
@@ -118,8 +121,8 @@ def _check_splits(path: Path, lines: Sequence[_Line]) -> None:
     wrong = next((line for line in lines if line.split.lower() not in {*SPLIT_WORDS, ""}), None)
     if wrong:
         raise DataError(
-            f"{path}: line {wrong.number} says the split {wrong.split!r}; expected train, val or "
-            'test. Put a name that holds blanks or commas into "quotes".'
+            f"{path}: line {wrong.number} says the split {short_repr(wrong.split)}; expected "
+            'train, val or test. Put a name that holds blanks or commas into "quotes".'
         )
     without = next((line for line in lines if not line.split), None)
     if without and any(line.split for line in lines):
@@ -130,25 +133,29 @@ def _check_splits(path: Path, lines: Sequence[_Line]) -> None:
 
 def _locate(root: Path, path: Path, name: str) -> Path:
     beside = path.parent / name
-    if beside.is_file():
+    if _is_file(beside):
         return beside
     below = root / name
-    return below if below.is_file() else beside
+    return below if _is_file(below) else beside
+
+
+def _is_file(path: Path) -> bool:
+    return os.path.isfile(path)  # noqa: PTH113  (False, where pathlib raises: for a name too long)
 
 
 def _refuse_missing(
     path: Path, lines: Sequence[_Line], images: Sequence[Path], masks: Sequence[Path]
 ) -> None:
     missing = [
-        f"line {line.number}: {file}"
+        f"line {line.number}: {str(file)[:_MAX_NAME]}"
         for line, pair in zip(lines, zip(images, masks, strict=True), strict=True)
         for file in pair
-        if not file.is_file()
+        if not _is_file(file)
     ]
     if missing:
         more = ", ..." if len(missing) > _SHOWN else ""
         raise DataError(
-            f"{path}: {len(missing)} of its files are missing "
+            f"{path}: {len(missing)} of its files are missing, or no regular files "
             f"({', '.join(missing[:_SHOWN])}{more}). "
             "Paths are relative to the list's folder, else to DATA."
         )

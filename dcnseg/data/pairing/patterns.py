@@ -11,7 +11,7 @@ from typing import Final
 from dcnseg.data.image_io import IMAGE_SUFFIXES
 from dcnseg.data.pairing.listing import composed, find_files
 from dcnseg.data.pairing.samples import SPLIT_WORDS, Entry, Found
-from dcnseg.errors import DataError
+from dcnseg.errors import ConfigError, DataError, short_repr
 
 _TOKENS: Final = re.compile(r"\{stem\}|\{split\}|\*\*/|\*\*|\*|\?|\[[^\]/]+\]|[^*?\[{]+|.")
 _SPLITS: Final = "|".join(sorted(SPLIT_WORDS, key=len, reverse=True))
@@ -32,6 +32,7 @@ def match_patterns(root: Path, images: str, masks: str) -> Found:
 
     Raises:
         DataError: One of the patterns matches nothing.
+        ConfigError: The brackets of a pattern make no sense.
     """
     image_entries = _matches(root, images, IMAGE_SUFFIXES)
     mask_entries = _matches(root, masks, IMAGE_SUFFIXES | {".json"})
@@ -61,7 +62,13 @@ def match_patterns(root: Path, images: str, masks: str) -> Found:
 
 def _matches(root: Path, pattern: str, suffixes: frozenset[str]) -> list[Entry]:
     start = _start(root, pattern)
-    expression = re.compile(_expression(_rest(pattern)))
+    try:
+        expression = re.compile(_expression(_rest(pattern)))
+    except re.error as error:  # "[z-a]"
+        raise ConfigError(
+            f"the pattern {short_repr(pattern)} cannot be understood ({error}); brackets hold "
+            "characters or ranges of them, as [a-z]."
+        ) from error
     found = []
     for path in find_files(start, suffixes) if start.is_dir() else []:
         match = expression.fullmatch(composed(path.relative_to(start).as_posix()))

@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from dcnseg.data.image_io import IMAGE_SUFFIXES
-from dcnseg.data.pairing.listing import composed, find_images
+from dcnseg.data.pairing.listing import composed, find_images, is_data_folder
 from dcnseg.data.pairing.samples import SPLIT_NAMES, Entry, Found
 from dcnseg.errors import DataError
+from dcnseg.files import read_text
 
 _LISTS = Path("ImageSets", "Segmentation")
 
@@ -23,9 +25,10 @@ def find_voc(root: Path) -> Found | None:
     Raises:
         DataError: There are two folders of masks, or a list cannot be read or names a missing file.
     """
-    if not (root / "JPEGImages").is_dir():
+    if not is_data_folder(root / "JPEGImages"):
         return None
-    folders = [path for path in sorted(root.glob("SegmentationClass*")) if find_images(path)]
+    candidates = sorted(path for path in root.glob("SegmentationClass*") if is_data_folder(path))
+    folders = [path for path in candidates if find_images(path)]
     if not folders:
         return None
     if len(folders) > 1:
@@ -77,11 +80,11 @@ def _read_lists(folder: Path) -> dict[str, list[str]]:
 
 
 def _read_names(path: Path) -> list[str]:
-    if not path.is_file():
+    if not os.path.lexists(path):
         return []
     try:
-        lines = path.read_text(encoding="utf-8-sig").splitlines()
-    except (OSError, UnicodeDecodeError) as error:
+        lines = read_text(path).splitlines()
+    except (OSError, ValueError) as error:
         raise DataError(f"{path}: is not a readable list ({error}).") from error
     # "2007_000032", or "/JPEGImages/2007_000032.jpg /SegmentationClass/2007_000032.png".
     names = [line.split()[0].rpartition("JPEGImages/")[2] for line in lines if line.split()]

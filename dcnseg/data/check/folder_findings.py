@@ -1,0 +1,76 @@
+"""What is wrong with a data folder before a file is opened; entry `judge_folder`."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+from typing import Final
+
+from dcnseg.data.check.findings import ERROR, WARNING, Finding
+from dcnseg.data.dataset import find_class_list
+from dcnseg.data.pairing.listing import written_by_dcnseg
+from dcnseg.data.pairing.samples import Pairing
+
+_ADVICE: Final = "An image and its mask must have the same name but for the ending."
+
+
+def judge_folder(root: Path, pairing: Pairing) -> list[Finding]:
+    """Find files without a partner, files with two, too few pairs, and a class list out of place.
+
+    Args:
+        root: The data folder.
+        pairing: Its images and masks.
+    """
+    if _has_no_masks(pairing):
+        return [_no_masks(root, pairing)]
+    return _left_over(pairing) + _too_few(root, pairing) + _class_list_above(root)
+
+
+def _has_no_masks(pairing: Pairing) -> bool:
+    has_others = pairing.masks_without_image or pairing.doubles or pairing.problems
+    return not pairing.splits.all_samples() and not has_others
+
+
+def _no_masks(root: Path, pairing: Pairing) -> Finding:
+    count = len(pairing.images_without_mask)
+    what = f"No masks here, only {count} image{'s' * (count != 1)}."
+    advice = (
+        f"To label these with a trained network, use `dcnseg predict RUN {root} --out OUT`. "
+        f"To train on them, they need masks. {pairing.advice}"
+    )
+    return Finding(ERROR, "no-masks", str(root), what, advice)
+
+
+def _left_over(pairing: Pairing) -> list[Finding]:
+    groups = (
+        ("image-without-mask", pairing.images_without_mask, "has no mask."),
+        ("mask-without-image", pairing.masks_without_image, "has no image."),
+        ("double-name", pairing.doubles, "shares its name but for the ending with another file."),
+    )
+    return [
+        Finding(ERROR, kind, str(path), what, "" if index else pairing.advice or _ADVICE)
+        for kind, paths, what in groups
+        for index, path in enumerate(paths)
+    ]
+
+
+def _too_few(root: Path, pairing: Pairing) -> list[Finding]:
+    splits = pairing.splits
+    if len(splits.train) >= 2 and splits.val:
+        return []
+    what = (
+        f"{len(splits.train)} pictures to train on and {len(splits.val)} to validate with, "
+        "each with its mask; expected at least 2 and 1."
+    )
+    return [Finding(ERROR, "too-few", str(root), what)]
+
+
+def _class_list_above(root: Path) -> list[Finding]:
+    """Warn where a split's folder was given instead of the whole data with its class list."""
+    above = root.parent if root.name not in ("", "..") else root.resolve().parent
+    class_list = find_class_list(above)
+    if class_list is None or find_class_list(root) is not None or written_by_dcnseg(above):
+        return []
+    what = f"has no class list, and {class_list} in the folder above is not read."
+    advice = f"Give {os.path.normpath(above)} as DATA, or copy the list to {root}."
+    return [Finding(WARNING, "class-list-above", str(root), what, advice)]
