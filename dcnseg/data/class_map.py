@@ -47,11 +47,13 @@ class UnknownLabelsError(DataError):
     """A mask holds values or colours that no class and no ignored entry has.
 
     Attributes:
+        what: The message without the advice.
         counts: Pixels per unknown id or colour, the most frequent first.
     """
 
-    def __init__(self, message: str, counts: Mapping[int, int] | Mapping[Colour, int]) -> None:
-        super().__init__(message)
+    def __init__(self, what: str, counts: Mapping[int, int] | Mapping[Colour, int]) -> None:
+        super().__init__(f"{what} {labels_advice(counts)}")
+        self.what = what
         self.counts = dict(counts)
 
 
@@ -330,20 +332,13 @@ class ClassMap:
             parts.append(f"{rest} one of {len(unknown) - len(shown)} others")
         if is_colour:
             expected = f"none of the {self.num_classes} classes of {self.source} has it"
-            mend = "Correct the colours, or add a class or an `ignore` entry."
         else:
             verb = "is" if len(self.ignored_ids) == 1 else "are"
             expected = (
                 f"the {self.num_classes} classes of {self.source} are {describe_ids(self.ids)}"
                 f" and {describe_ids(self.ignored_ids) or 'nothing'} {verb} ignored"
             )
-            mend = ignore_advice(unknown)
-        if len(unknown) > _SMEARED:
-            mend = (
-                "So many different ones mean that JPEG or smooth edges have smeared the mask; of "
-                "two classes, --mask-threshold 128 makes sharp ones."
-            )
-        return UnknownLabelsError(f"{', '.join(parts)}; {expected}. {mend}", unknown)
+        return UnknownLabelsError(f"{', '.join(parts)}; {expected}.", unknown)
 
 
 def check_num_entries(num_classes: int, num_ignored: int, source: str) -> None:
@@ -359,10 +354,18 @@ def check_num_entries(num_classes: int, num_ignored: int, source: str) -> None:
         )
 
 
-def ignore_advice(values: Iterable[Any]) -> str:
-    """Return what to do about values of masks that belong to no class, as one complete option."""
-    listed = ",".join(map(str, sorted(values)))
-    return f"Add a class, or pass --ignore-index {listed}."
+def labels_advice(unknown: Iterable[int] | Iterable[Colour]) -> str:
+    """Return what to do about values or colors of a mask that belong to no class."""
+    values = sorted(unknown)
+    if len(values) > _SMEARED:
+        return (
+            "So many different ones mean that JPEG or smooth edges have smeared the mask; of two "
+            "classes, --mask-threshold 128 makes sharp ones."
+        )
+    if isinstance(values[0], tuple):
+        return "Correct the colours, or add a class or an `ignore` entry."
+    # One option that is complete: to copy it must be enough.
+    return f"Add a class, or pass --ignore-index {','.join(map(str, values))}."
 
 
 def describe_ids(ids: Sequence[int]) -> str:

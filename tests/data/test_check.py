@@ -403,12 +403,58 @@ def test_the_same_picture_twice_is_named(tmp_path: Path) -> None:
     assert sorted(warnings(report)) == [
         "same-picture-in-two-splits",
         "same-picture-in-two-splits",
-        "same-picture-in-two-splits",
-        "same-picture-twice",
     ]
     texts = [str(finding) for finding in report.findings]
     assert any("val0.png: (val) is nearly the same picture as" in text for text in texts)
-    assert any("train1.png: (train) is the same file as" in text for text in texts)
+    assert any("train0.png: (train) and 2 others are the same file: " in text for text in texts)
+    (tmp_path / "val" / "images" / "val2.png").unlink()
+    (tmp_path / "val" / "masks" / "val2.png").unlink()
+    twice = finding(check(tmp_path), "same-picture-twice")
+    assert "train1.png: (train) is the same file as" in str(twice)
+    assert str(twice).endswith("train0.png (train). Remove one.")
+
+
+def test_many_equal_files_are_one_finding(tmp_path: Path) -> None:
+    write_data(tmp_path, {f"{i:02}": ids(0, 1) for i in range(12)}, [0, 1])
+    content = (tmp_path / "images" / "00.png").read_bytes()
+    for i in range(1, 10):
+        (tmp_path / "images" / f"{i:02}.png").write_bytes(content)
+    report = check(tmp_path)
+    [double] = report.findings
+    assert double.kind == "same-picture-in-two-splits"
+    assert len(double.files) == 10
+    assert double.files[0] == double.file
+    assert "and 9 others are the same file: " in double.what
+    assert double.what.endswith(", ... and 6 more.")
+    assert double.advice == "Keep them all in one split, or the scores will flatter."
+    [entry] = report.to_dict()["findings"]
+    assert sorted(Path(file).name for file in entry["files"]) == [f"{i:02}.png" for i in range(10)]
+
+
+def test_many_that_look_alike_are_one_finding(tmp_path: Path) -> None:
+    for split, numbers in (("train", (0, 1, 2)), ("val", (3, 4))):
+        write_data(tmp_path / split, {str(i): ids(0, 1) for i in numbers}, [0, 1])
+    content = (tmp_path / "train" / "images" / "0.png").read_bytes()
+    for path in tmp_path.glob("*/images/*.png"):
+        path.write_bytes(content + path.stem.encode())  # not the same file
+    [double] = check(tmp_path).findings
+    where = tmp_path / "train" / "images"
+    assert str(double).startswith(
+        f"{where / '0.png'}: (train) and 4 others look nearly the same, each as another one of "
+        f"them: {where / '1.png'} (train), "
+    )
+    assert len(double.files) == 5
+
+
+def test_the_advice_names_the_values_of_all_masks(tmp_path: Path) -> None:
+    masks = {"x": ids(0, 1, 12), "y": ids(0, 1, 3), "z": ids(0, 1, 8, 9, 10, 11)}
+    write_data(tmp_path, masks, [0, 1])
+    found = [f for f in check(tmp_path, ignore=[7]).findings if f.kind == "unknown-values"]
+    values = {Path(f.file).stem: f.what.partition(" have the value ")[2][:2] for f in found}
+    assert values == {"x": "12", "y": "3;", "z": "8,"}
+    advice = "Add a class, or pass --ignore-index 3,7,8,9,10,11,12."
+    assert [f.advice for f in found] == [advice] * 3
+    assert "unknown-values" not in errors(check(tmp_path, ignore=[3, 7, 8, 9, 10, 11, 12]))
 
 
 def test_polygons_are_checked_like_masks(tmp_path: Path) -> None:

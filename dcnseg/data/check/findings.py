@@ -24,6 +24,7 @@ class Finding:
         file: The file or folder it is about.
         what: What is wrong, with the value or size.
         advice: What to do.
+        files: All files of a group that one finding is about.
     """
 
     severity: str
@@ -31,6 +32,7 @@ class Finding:
     file: str
     what: str
     advice: str = ""
+    files: tuple[str, ...] = ()
 
     def __str__(self) -> str:
         return f"{self.file}: {self.what} {self.advice}".rstrip()

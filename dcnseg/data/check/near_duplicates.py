@@ -1,18 +1,27 @@
-"""The same or nearly the same picture twice; the entry point is `find_near_duplicates`."""
+"""The same or nearly the same picture several times; the entry point is `find_near_duplicates`."""
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+from collections import defaultdict
+from collections.abc import Hashable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
-from typing import Any, Final
+from itertools import pairwise
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 
+_CELLS: Final = 8 * 9  # of a thumbnail
 _MAX_BITS: Final = 4  # of 64 that may differ in the hashes of nearly equal pictures
-_MAX_DIFFERENCE: Final = 3.0  # mean difference of nearly equal thumbnails, in grey levels
+_MAX_DIFFERENCE: Final = 3  # mean difference of nearly equal thumbnails, in grey levels
 _MIN_CONTRAST: Final = 2.0  # standard deviation below which all thumbnails look alike
-_ROWS: Final = 512  # compared at once
+_FEW_CELLS: Final = 8  # by which most thumbnails that differ can be told apart
+# Hashes that differ in at most 4 bits are equal in at least one of these 5 bands of bits.
+_BANDS: Final = tuple(
+    np.uint64((1 << end) - (1 << start)) for start, end in pairwise((0, 13, 26, 39, 52, 64))
+)
+
+IntArray = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
@@ -26,54 +35,139 @@ class Picture:
 
 
 @dataclass(frozen=True)
-class DuplicatePair:
-    """Two pictures; `is_exact` if their files are equal byte by byte."""
+class DuplicateGroup:
+    """Two pictures or more, in their order; `is_exact` if their files are equal byte by byte."""
 
-    first: Picture
-    second: Picture
+    pictures: tuple[Picture, ...]
     is_exact: bool
 
+    @property
+    def is_across_splits(self) -> bool:
+        """Whether they are in more than one split."""
+        return len({picture.split for picture in self.pictures}) > 1
 
-def find_near_duplicates(pictures: Sequence[Picture]) -> list[DuplicatePair]:
+
+def find_near_duplicates(pictures: Sequence[Picture]) -> list[DuplicateGroup]:
     """Find equal files anywhere, and pictures of different splits that look nearly the same.
 
-    Pictures look the same if of the 64 signs of the horizontal differences in their thumbnails at
-    most 4 differ, and the thumbnails by at most 3 grey levels in the mean after levelling their
-    brightness. Pictures almost without contrast are left out, unless the files are equal.
+    Two pictures look the same if of the 64 signs of the horizontal differences in their thumbnails
+    at most 4 differ, and the thumbnails by at most 3 grey levels in the mean after levelling their
+    brightness. Pictures almost without contrast are left out, unless the files are equal. A group
+    of pictures that look the same are those that such pairs connect.
 
     Returns:
-        The pairs in the order of the pictures.
+        The groups in the order of their first pictures.
     """
-    if len(pictures) < 2:
+    groups = [(group, True) for group in _grouped([picture.digest for picture in pictures])]
+    groups += [
+        (group, False)
+        for group in _near_groups(pictures)
+        if len({pictures[index].digest for index in group}) > 1  # else it is one of those
+    ]
+    return [
+        DuplicateGroup(tuple(pictures[index] for index in group), is_exact)
+        for group, is_exact in sorted(groups)
+    ]
+
+
+def _grouped(keys: Iterable[Hashable]) -> list[list[int]]:
+    """Return the positions of each key that occurs more than once."""
+    positions: dict[Hashable, list[int]] = defaultdict(list)
+    for index, key in enumerate(keys):
+        positions[key].append(index)
+    return [group for group in positions.values() if len(group) > 1]
+
+
+def _near_groups(pictures: Sequence[Picture]) -> list[list[int]]:
+    """Return the positions of pictures that look nearly the same, by groups."""
+    members: dict[tuple[str, str], list[int]] = defaultdict(list)
+    for index, picture in enumerate(pictures):
+        members[picture.thumbnail, picture.split].append(index)
+    keys = list(members)
+    if len({split for _, split in keys}) < 2:
         return []
-    splits = np.array([picture.split for picture in pictures])
-    digests = np.array([picture.digest for picture in pictures])
-    thumbs = np.array(
-        [np.frombuffer(bytes.fromhex(p.thumbnail), np.uint8) for p in pictures], np.float32
-    )
-    signs = np.diff(thumbs.reshape(len(pictures), 8, 9), axis=2) > 0
-    hashes = np.packbits(signs.reshape(len(pictures), 64), axis=1).view(np.uint64)[:, 0]
-    levelled = thumbs - thumbs.mean(axis=1, keepdims=True)
-    has_contrast = levelled.std(axis=1) >= _MIN_CONTRAST
-    pairs = []
-    for i, j in _candidates(splits, digests, hashes):
-        is_exact = bool(digests[i] == digests[j])
-        is_near = has_contrast[i] and has_contrast[j] and splits[i] != splits[j]
-        is_near = is_near and np.abs(levelled[i] - levelled[j]).mean() <= _MAX_DIFFERENCE
-        if is_exact or is_near:
-            pairs.append(DuplicatePair(pictures[i], pictures[j], is_exact))
-    return pairs
+    nodes = _Nodes.of([thumbnail for thumbnail, _ in keys], [split for _, split in keys])
+    return [sorted(i for node in group for i in members[keys[node]]) for group in nodes.groups()]
 
 
-def _candidates(
-    splits: npt.NDArray[Any], digests: npt.NDArray[Any], hashes: npt.NDArray[np.uint64]
-) -> Iterator[tuple[int, int]]:
-    """Yield the pairs i < j with equal files, or nearly equal hashes in different splits."""
-    for start in range(0, len(hashes), _ROWS):
-        rows = slice(start, start + _ROWS)
-        bits = np.bitwise_count(hashes[rows, None] ^ hashes[None])
-        found = (bits <= _MAX_BITS) & (splits[rows, None] != splits[None])
-        found |= digests[rows, None] == digests[None]
-        for i, j in zip(*np.nonzero(found), strict=True):
-            if start + i < j:
-                yield int(start + i), int(j)
+@dataclass(frozen=True)
+class _Nodes:
+    """Different thumbnails of each split.
+
+    Attributes:
+        splits: Number of the split of each.
+        hashes: 64 signs of differences, uint64.
+        levelled: Grey levels less their mean, times 72 so that they are whole numbers, [N, 72]; the
+            cells in which thumbnails differ the most come first.
+        has_contrast: Whether it is compared at all.
+    """
+
+    splits: IntArray
+    hashes: npt.NDArray[np.uint64]
+    levelled: npt.NDArray[np.int32]
+    has_contrast: npt.NDArray[np.bool_]
+
+    @classmethod
+    def of(cls, thumbnails: Sequence[str], splits: Sequence[str]) -> _Nodes:
+        """Compute what thumbnails are compared by."""
+        levels = np.frombuffer(bytes.fromhex("".join(thumbnails)), np.uint8).reshape(-1, _CELLS)
+        signs = np.diff(levels.reshape(-1, 8, 9).astype(np.int16), axis=2) > 0
+        levelled = levels.astype(np.int32) * _CELLS - levels.sum(axis=1, dtype=np.int32)[:, None]
+        return cls(
+            np.unique(splits, return_inverse=True)[1],
+            np.packbits(signs.reshape(-1, 64), axis=1).view(np.uint64)[:, 0],
+            levelled[:, np.argsort(-levelled.std(axis=0), kind="stable")],
+            levels.std(axis=1) >= _MIN_CONTRAST,
+        )
+
+    def groups(self) -> Iterator[list[int]]:
+        """Yield the groups that pairs of near nodes in different splits connect.
+
+        A node that a group has taken leaves all buckets. Therefore many that are all alike take one
+        comparison each, and not one for each pair.
+        """
+        if not self.has_contrast.any():
+            return
+        is_taken = ~self.has_contrast
+        keys = [(self.hashes & band).tolist() for band in _BANDS]
+        buckets = [self._buckets(band) for band in _BANDS]
+        for start in np.flatnonzero(self.has_contrast).tolist():
+            if is_taken[start]:
+                continue
+            is_taken[start] = True
+            group = [start]
+            for node in group:  # which grows
+                for index in range(len(_BANDS)):
+                    key = keys[index][node]
+                    bucket = buckets[index].get(key)
+                    if bucket is not None:
+                        buckets[index][key] = others = bucket[~is_taken[bucket]]
+                        near = self._near(node, others, _BANDS[:index])
+                        is_taken[near] = True
+                        group += near.tolist()
+            if len(group) > 1:
+                yield group
+
+    def _buckets(self, band: np.uint64) -> dict[int, IntArray]:
+        """Return the nodes by a band of their hashes, where there are two or more."""
+        used = np.flatnonzero(self.has_contrast)
+        keys = self.hashes[used] & band
+        order = np.argsort(keys, kind="stable")
+        found, first = np.unique(keys[order], return_index=True)
+        parts = np.split(used[order], first[1:])
+        return {key: part for key, part in zip(found.tolist(), parts, strict=True) if len(part) > 1}
+
+    def _near(self, node: int, others: IntArray, compared: Sequence[np.uint64]) -> IntArray:
+        """Return which of `others` look nearly the same, but for those that share other bands."""
+        others = others[self.splits[others] != self.splits[node]]
+        if not len(others):
+            return others
+        changed = self.hashes[others] ^ self.hashes[node]
+        is_near = np.bitwise_count(changed) <= _MAX_BITS
+        for band in compared:
+            is_near &= (changed & band) != 0
+        others = others[is_near]
+        for count in (_FEW_CELLS, _CELLS):
+            differences = np.abs(self.levelled[others, :count] - self.levelled[node, :count])
+            others = others[differences.sum(axis=1) <= _MAX_DIFFERENCE * _CELLS * _CELLS]
+        return others

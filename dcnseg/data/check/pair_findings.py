@@ -7,9 +7,10 @@ from typing import Final
 
 from dcnseg.data.check.findings import ERROR, WARNING, Finding
 from dcnseg.data.check.look import Looked
-from dcnseg.data.check.near_duplicates import Picture, find_near_duplicates
+from dcnseg.data.check.near_duplicates import DuplicateGroup, Picture, find_near_duplicates
 from dcnseg.data.dataset import size_mismatch
 
+_SHOWN: Final = 3  # pictures of a group that are named
 _TINY: Final = 32  # pixels; the network halves a picture four times before it looks around
 
 
@@ -132,17 +133,30 @@ def _find_doubles(looked: Sequence[Looked]) -> list[Finding]:
         for pair in looked
         if pair.image is not None
     ]
-    findings = []
-    for double in find_near_duplicates(pictures):
-        how = "the same file as" if double.is_exact else "nearly the same picture as"
-        is_across = double.first.split != double.second.split
-        findings.append(
-            Finding(
-                WARNING,
-                "same-picture-in-two-splits" if is_across else "same-picture-twice",
-                double.second.file,
-                f"({double.second.split}) is {how} {double.first.file} ({double.first.split}).",
-                "Keep it in one split, or the scores will flatter." if is_across else "Remove one.",
-            )
-        )
-    return findings
+    return [_double(group) for group in find_near_duplicates(pictures)]
+
+
+def _double(group: DuplicateGroup) -> Finding:
+    """Write of two pictures what the second is, and of more what the first is."""
+    *others, last = group.pictures
+    first, rest = (last, others) if len(others) == 1 else (others[0], [*others[1:], last])
+    if len(rest) == 1:
+        how = "is the same file as" if group.is_exact else "is nearly the same picture as"
+    elif group.is_exact:
+        how = f"and {len(rest)} others are the same file:"
+    else:
+        how = f"and {len(rest)} others look nearly the same, each as another one of them:"
+    names = ", ".join(f"{picture.file} ({picture.split})" for picture in rest[:_SHOWN])
+    more = f", ... and {len(rest) - _SHOWN} more" if len(rest) > _SHOWN else ""
+    is_across = group.is_across_splits
+    keep = "it" if len(rest) == 1 else "them all"
+    return Finding(
+        WARNING,
+        "same-picture-in-two-splits" if is_across else "same-picture-twice",
+        first.file,
+        f"({first.split}) {how} {names}{more}.",
+        f"Keep {keep} in one split, or the scores will flatter."
+        if is_across
+        else f"Remove {'one' if len(rest) == 1 else 'all but one'}.",
+        tuple(picture.file for picture in group.pictures),
+    )

@@ -175,7 +175,7 @@ def check_data(
     findings += judge_folder(root, pairing) + judge_pairs(looked) + class_findings
     judged = Judged([], [], [])
     if class_map is not None:
-        judged = judge_values(root, looked, class_map)
+        judged = judge_values(root, looked, class_map, ignore)
         findings += judged.findings
     num_classes = class_map.num_classes if class_map else 0
     train_pixels = tuple(judged.histogram("train")[:num_classes].tolist())

@@ -18,7 +18,13 @@ from dcnseg.data.check.class_findings import THRESHOLD, values_of
 from dcnseg.data.check.findings import ERROR, WARNING, Finding, from_error
 from dcnseg.data.check.inspection import MaskFacts
 from dcnseg.data.check.look import Looked
-from dcnseg.data.class_map import IGNORE_INDEX, ClassMap, UnknownLabelsError, describe_ids
+from dcnseg.data.class_map import (
+    IGNORE_INDEX,
+    ClassMap,
+    UnknownLabelsError,
+    describe_ids,
+    labels_advice,
+)
 from dcnseg.data.dataset import decode_mask
 from dcnseg.data.label_codes import MAX_ID, unpack_colour
 from dcnseg.errors import ConfigError
@@ -48,11 +54,20 @@ class Judged:
         return total
 
 
-def judge_values(root: Path, looked: Sequence[Looked], class_map: ClassMap) -> Judged:
-    """Decode the counted values of every mask, and find what does not belong to the classes."""
+def judge_values(
+    root: Path, looked: Sequence[Looked], class_map: ClassMap, ignore: Sequence[int] = ()
+) -> Judged:
+    """Decode the counted values of every mask, and find what does not belong to the classes.
+
+    Args:
+        root: The data folder.
+        looked: Every pair.
+        class_map: The classes.
+        ignore: Ids that were given by option to be ignored; advice names them too.
+    """
     judged = Judged([], [], [])
     encodings: dict[str, list[Looked]] = defaultdict(list)
-    unknown: list[tuple[Looked, Finding]] = []
+    unknown: list[tuple[Looked, UnknownLabelsError]] = []
     for pair in looked:
         if pair.mask is None:
             continue
@@ -60,7 +75,7 @@ def judge_values(root: Path, looked: Sequence[Looked], class_map: ClassMap) -> J
         try:
             histogram, encoding = _decode(pair.mask, class_map)
         except UnknownLabelsError as error:
-            unknown.append((pair, from_error("unknown-values", path, error)))
+            unknown.append((pair, error))
             continue
         except ConfigError as error:
             judged.findings.append(from_error("colours-without-classes", path, error))
@@ -70,7 +85,7 @@ def judge_values(root: Path, looked: Sequence[Looked], class_map: ClassMap) -> J
         encodings[_family(pair.mask, encoding)].append(pair)
         judged.findings.extend(_judge_one(pair, histogram, class_map))
     judged.findings.extend(_shifted(root, looked, class_map, unknown))
-    judged.findings.extend(finding for _, finding in unknown)
+    judged.findings.extend(_unknown_values(unknown, ignore))
     judged.findings.extend(_mixed(encodings))
     if not class_map.threshold:
         judged.findings.extend(_foregrounds(root, looked, class_map))
@@ -132,7 +147,7 @@ def _shifted(
     root: Path,
     looked: Sequence[Looked],
     class_map: ClassMap,
-    unknown: Sequence[tuple[Looked, Finding]],
+    unknown: Sequence[tuple[Looked, UnknownLabelsError]],
 ) -> list[Finding]:
     ids = sorted(class_map.ids)
     values = set(values_of(looked)) - set(class_map.ignored_ids)
@@ -144,6 +159,21 @@ def _shifted(
     )
     advice = "Write the ids that the masks hold into classes.json (below)."
     return [Finding(ERROR, "shifted-by-one", str(root), what, advice)]
+
+
+def _unknown_values(
+    unknown: Sequence[tuple[Looked, UnknownLabelsError]], ignore: Sequence[int]
+) -> list[Finding]:
+    """Advise for all masks together: who gives an option at all must give one for all of them."""
+    values = {value for _, error in unknown for value in error.counts if isinstance(value, int)}
+    common = labels_advice(values | set(ignore)) if values else ""
+    findings = []
+    for pair, error in unknown:
+        own = labels_advice(error.counts)
+        advice = common if "--ignore-index" in own else own
+        path = str(pair.sample.mask)
+        findings.append(Finding(ERROR, "unknown-values", path, error.what, advice))
+    return findings
 
 
 def _mixed(encodings: dict[str, list[Looked]]) -> list[Finding]:
