@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Mapping, Sequence
-from concurrent.futures import FIRST_COMPLETED, Future, ThreadPoolExecutor, wait
+from concurrent.futures import ThreadPoolExecutor, as_completed
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -53,23 +53,18 @@ def look_at_pairs(
         on_progress: Called with (done, total) after each pair, from the calling thread.
     """
     pairs = [(name, sample) for name in SPLIT_NAMES for sample in getattr(splits, name)]
-    results: dict[int, tuple[Looked, list[Finding]]] = {}
     with ThreadPoolExecutor(workers or os.cpu_count()) as pool:
-        pending: dict[Future[tuple[Looked, list[Finding]]], int] = {
-            pool.submit(_look, split, sample, cache, polygon_ids): index
-            for index, (split, sample) in enumerate(pairs)
-        }
+        futures = [pool.submit(_look, split, sample, cache, polygon_ids) for split, sample in pairs]
         try:
-            while pending:
-                for future in wait(pending, return_when=FIRST_COMPLETED).done:
-                    results[pending.pop(future)] = future.result()
-                    if on_progress:
-                        on_progress(len(results), len(pairs))
+            for done, future in enumerate(as_completed(futures), 1):
+                future.result()  # raises what was raised in it
+                if on_progress:
+                    on_progress(done, len(pairs))
         except BaseException:
             pool.shutdown(wait=False, cancel_futures=True)  # Ctrl-C: do not decode the rest
             raise
-    ordered = [results[index] for index in sorted(results)]
-    return [looked for looked, _ in ordered], _concat([findings for _, findings in ordered])
+    results = [future.result() for future in futures]
+    return [looked for looked, _ in results], _concat([findings for _, findings in results])
 
 
 def _concat(groups: Sequence[Sequence[Finding]]) -> list[Finding]:

@@ -21,7 +21,9 @@ _UNREAD_SUFFIXES: Final = {
     for kind, suffixes in {
         "a video": ".mp4 .mov .avi .mkv .webm .m4v .mpg .mpeg .wmv .3gp .mts",
         "a HEIC or AVIF image": ".heic .heif .avif",
-        "a raw image": ".dng .raw .nef .cr2 .cr3 .arw .orf .rw2 .raf .pef .srw",
+        "an image of a format that is not read": ".jxl .exr .hdr .tga",
+        "a medical image": ".dcm .nii",
+        "a raw image": ".dng .raw .nef .cr2 .cr3 .arw .nrw .orf .rw2 .raf .pef .srw",
         "a PDF": ".pdf",
         "a drawing": ".svg .eps .ai .psd .xcf",
     }.items()
