@@ -2,11 +2,23 @@ from __future__ import annotations
 
 import json
 import os
+from contextlib import suppress
 from pathlib import Path
+from typing import Any
 
+import numpy as np
 import pytest
+from hypothesis import given
+from PIL import Image
 
 from dcnseg.data.check.cache import FactsCache, cache_folder
+from dcnseg.data.check.inspection import ImageFacts, MaskFacts
+from dcnseg.data.check.look import look_at_pairs
+from dcnseg.data.pairing.samples import Sample, Splits
+from tests.data.json_garbage import changed_somewhere, json_text
+
+IMAGE = ImageFacts((9, 8), "PNG", "RGB", 8, 1, "ff" * 72, "ab").to_json()
+MASK = MaskFacts((9, 8), "PNG", "P", 8, 1, "values", {0: 70, 3: 2}, 2, {0: 0, 3: 9}).to_json()
 
 
 @pytest.fixture
@@ -80,3 +92,44 @@ def test_a_memory_that_cannot_be_written_breaks_nothing(
     monkeypatch.setenv("XDG_CACHE_HOME", str(blocked))
     remember(file)
     assert FactsCache(file.parent).get(file, "mask") is None
+
+
+@given(changed_somewhere({"image": IMAGE, "mask": MASK}))
+def test_whatever_a_cache_holds_is_facts_or_refused(content: Any) -> None:
+    content = json.loads(json_text(content)) if "@" not in repr(content) else {}
+    for kind, role in ((ImageFacts, "image"), (MaskFacts, "mask")):
+        facts = content.get(role) if isinstance(content, dict) else None
+        if not isinstance(facts, dict):
+            continue
+        with suppress(ValueError):
+            rebuilt = kind.from_json(facts)
+            assert json.loads(json.dumps(rebuilt.to_json())) == facts
+
+
+@pytest.mark.parametrize(
+    "text", ["[]", "null", '{"format": 1}', '{"files": 3}', "[" * 99999, "9" * 5000]
+)
+def test_a_damaged_cache_is_disregarded(file: Path, text: str) -> None:
+    remember(file)
+    [path] = cache_folder().iterdir()
+    good = json.loads(path.read_text())
+    path.write_text(text)
+    assert FactsCache(file.parent).get(file, "mask") is None
+    for entry in (None, 3, {}, {"stamp": good["files"]["mask a.png"]["stamp"]}):
+        path.write_text(json.dumps(good | {"files": {"mask a.png": entry}}))
+        assert FactsCache(file.parent).get(file, "mask") is None
+    path.write_text(json.dumps(good | {"files": []}))
+    assert FactsCache(file.parent).get(file, "mask") is None
+
+
+def test_files_with_damaged_facts_are_looked_at_again(file: Path) -> None:
+    Image.fromarray(np.eye(9, dtype=np.uint8)).save(file)
+    sample = Sample(file, file, "a")
+    cache = FactsCache(file.parent)
+    first = look_at_pairs(Splits((sample,)), cache, polygon_ids={})
+    for role in ("image", "mask"):
+        cache.put(file, role, cache.stamp(file), {"size_hw": [9, 9], "thumbnail": "zz"})
+    cache.save()
+    again = look_at_pairs(Splits((sample,)), FactsCache(file.parent), polygon_ids={})
+    assert again == first
+    assert first[1] == []

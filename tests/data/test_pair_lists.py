@@ -1,11 +1,15 @@
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
 
 from dcnseg.data.pairing.folders import find_splits
 from dcnseg.errors import DataError
+from tests.data.json_garbage import result_or_message
 
 
 @pytest.fixture
@@ -96,3 +100,40 @@ def test_a_list_that_cannot_be_read_is_named(data: Path) -> None:
     (data / "bytes.csv").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(DataError, match=r"bytes.csv: is not a readable list"):
         find_splits(data, pairs=data / "bytes.csv")
+
+
+def test_a_list_or_entry_that_is_no_regular_file_is_named(data: Path) -> None:
+    os.mkfifo(data / "fifo.csv")
+    with pytest.raises(DataError, match=r"fifo\.csv: is not a readable list .*not a regular file"):
+        find_splits(data, pairs=data / "fifo.csv")
+    os.mkfifo(data / "i" / "x.jpg")
+    with pytest.raises(DataError, match=r"missing, or no regular files \(line 1: .*x\.jpg\)"):
+        read(data, "i/x.jpg,m/1.png\n")
+
+
+def test_a_name_that_no_file_system_takes_is_missing(data: Path) -> None:
+    with pytest.raises(DataError, match=r"2 of its files are missing") as caught:
+        read(data, f"{'x' * 5000}.jpg,a\0b.png\n")
+    assert len(str(caught.value)) < 1000
+
+
+CELLS = st.sampled_from(
+    ["i/a.jpg", "m/1.png", "train", "val", "image", "mask", "split", "", ".", "/", "..", "~"]
+) | st.text(st.characters(exclude_categories=["Cs"]), max_size=6)
+
+
+@given(
+    st.lists(st.lists(CELLS, max_size=4), max_size=4),
+    st.sampled_from([",", ";", "\t", " ", ", "]),
+    st.sampled_from(["\n", "\r\n", "\x85", '"\n']),
+)
+@settings(max_examples=150, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_whatever_a_list_holds_is_pairs_or_an_error(
+    data: Path, rows: list[list[str]], delimiter: str, end: str
+) -> None:
+    text = end.join(delimiter.join(row) for row in rows)
+    splits, message = result_or_message(lambda: read(data, text))
+    if splits is None:
+        assert message.startswith(str(data))
+    else:
+        assert {mask for split in splits.values() for mask in split.values()} <= {"1.png", "a.jpg"}

@@ -1,9 +1,10 @@
 from __future__ import annotations
 
+from contextlib import suppress
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from dcnseg.data.pairing.folders import find_pairs, find_splits
@@ -101,3 +102,20 @@ def test_any_names_pair_with_their_own_mask(
     assert {s.image.name: s.mask.name for s in splits.train} == {
         f"{name}.jpg": f"{name}+m.png" for name in names | {"x"}
     }
+
+
+@given(st.text("{}[]!^*?-z/a.\\\0", max_size=8), st.booleans())
+@settings(max_examples=200, suppress_health_check=[HealthCheck.function_scoped_fixture])
+def test_whatever_a_pattern_holds_is_understood_or_refused(
+    tmp_path: Path, text: str, is_before: bool
+) -> None:
+    touch(tmp_path, "i/a.jpg", "m/a.png")
+    images = f"i/{text}{{stem}}.jpg" if is_before else f"i/{{stem}}{text}.jpg"
+    with suppress(DataError, ConfigError):
+        find_pairs(tmp_path, images=images, masks="m/{stem}.png")
+
+
+def test_brackets_that_make_no_sense_are_named(tmp_path: Path) -> None:
+    touch(tmp_path, "i/a.jpg")
+    with pytest.raises(ConfigError, match=r"the pattern 'i/\[z-a\].*' cannot be understood"):
+        find_pairs(tmp_path, images="i/[z-a]{stem}.jpg", masks="m/{stem}.png")

@@ -46,10 +46,12 @@ class FactsCache:
         """Return the facts of a file in a role (image, mask) if it is as it was, else None."""
         key = self._key(path, role)
         entry = self._known.get(key)
-        if entry is None or entry["stamp"] != _stamp(path):
+        if not isinstance(entry, dict) or entry.get("stamp") != _stamp(path):
+            return None
+        facts = entry.get("facts")
+        if not isinstance(facts, dict):
             return None
         self._used[key] = entry
-        facts: dict[str, Any] = entry["facts"]
         return facts
 
     def stamp(self, path: Path) -> list[int] | None:
@@ -81,8 +83,8 @@ def _load(path: Path) -> dict[str, Any]:
         return {}
     if not isinstance(content, dict) or content.get("format") != _FORMAT:
         return {}
-    files: dict[str, Any] = content["files"]
-    return files
+    files = content.get("files")
+    return files if isinstance(files, dict) else {}
 
 
 def _stamp(path: Path) -> list[int] | None:

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, fields
 from pathlib import Path
 from typing import Any, Final
 
@@ -17,7 +17,9 @@ from dcnseg.data.label_codes import pack_colour, unpack_colour
 from dcnseg.data.mask_file import MaskFile, read_mask_file
 from dcnseg.data.pairing.samples import Sample
 from dcnseg.data.polygons.drawings import rasterise
+from dcnseg.files import open_regular_file
 
+_THUMBNAIL_BYTES: Final = 8 * 9
 MAX_COUNTED: Final = 4096  # distinct colours of one mask; a smeared one has a hundred thousand
 
 
@@ -35,11 +37,18 @@ class ImageFacts:
 
     def to_json(self) -> dict[str, Any]:
         """Return the form that `from_json` reads."""
-        return asdict(self)
+        return asdict(self) | {"size_hw": list(self.size_hw)}
 
     @classmethod
     def from_json(cls, content: dict[str, Any]) -> ImageFacts:
-        """Rebuild what `to_json` gave."""
+        """Rebuild what `to_json` gave.
+
+        Raises:
+            ValueError: The content is something else.
+        """
+        _check_fields(cls, content)
+        if len(bytes.fromhex(content["thumbnail"])) != _THUMBNAIL_BYTES:
+            raise ValueError("the thumbnail has another size")
         return cls(**(content | {"size_hw": _pair(content["size_hw"])}))
 
 
@@ -85,23 +94,41 @@ class MaskFacts:
 
     def to_json(self) -> dict[str, Any]:
         """Return the form that `from_json` reads."""
-        lists = {"counts": list(self.counts.items()), "palette": list(self.palette.items())}
+        lists = {
+            "size_hw": list(self.size_hw),
+            "counts": [list(pair) for pair in self.counts.items()],
+            "palette": [list(pair) for pair in self.palette.items()],
+        }
         return asdict(self) | lists
 
     @classmethod
     def from_json(cls, content: dict[str, Any]) -> MaskFacts:
-        """Rebuild what `to_json` gave."""
+        """Rebuild what `to_json` gave.
+
+        Raises:
+            ValueError: The content is something else.
+        """
+        _check_fields(cls, content)
         changed = {
             "size_hw": _pair(content["size_hw"]),
-            "counts": {int(value): int(count) for value, count in content["counts"]},
-            "palette": {int(value): int(colour) for value, colour in content["palette"]},
+            "counts": dict(map(_pair, content["counts"])),
+            "palette": dict(map(_pair, content["palette"])),
         }
         return cls(**(content | changed))
 
 
+def _check_fields(kind: type, content: dict[str, Any]) -> None:
+    """Raise a ValueError unless the content has the fields of a class, in the types of JSON."""
+    types = {"int": int, "str": str}  # annotations are texts; all else is written as a list
+    expected = {f.name: types.get(str(f.type), list) for f in fields(kind)}
+    if {name: type(value) for name, value in content.items()} != expected:
+        raise ValueError(f"these are no {kind.__name__}")
+
+
 def _pair(values: Any) -> tuple[int, int]:
-    height, width = values
-    return int(height), int(width)
+    if not isinstance(values, list) or [type(value) for value in values] != [int, int]:
+        raise ValueError("these are not two whole numbers")
+    return values[0], values[1]
 
 
 def inspect_image(path: Path) -> ImageFacts:
@@ -111,7 +138,8 @@ def inspect_image(path: Path) -> ImageFacts:
         DataError: It cannot be read.
     """
     info = read_picture_info(path)
-    digest = hashlib.blake2b(path.read_bytes(), digest_size=16).hexdigest()
+    with open_regular_file(path) as file:
+        digest = hashlib.blake2b(file.read(), digest_size=16).hexdigest()
     return ImageFacts(
         info.size_hw,
         info.file_format,

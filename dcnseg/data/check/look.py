@@ -5,8 +5,10 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor, as_completed
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
+from typing import TypeVar
 
 from dcnseg.data.check.cache import FactsCache
 from dcnseg.data.check.findings import Finding, from_error
@@ -78,34 +80,30 @@ def _look(
     image: ImageFacts | None = None
     mask: MaskFacts | None = None
     try:
-        image = _image_facts(sample.image, cache)
+        image = _facts(sample.image, "image", cache, ImageFacts, inspect_image)
     except DataError as error:
         findings.append(from_error("unreadable-image", sample.image, error, _REMOVE_IMAGE))
     try:
         if is_polygon_file(sample.mask):  # what they give depends on the classes, too
             mask = inspect_polygons(sample, polygon_ids)
         else:
-            mask = _mask_facts(sample.mask, cache)
+            mask = _facts(sample.mask, "mask", cache, MaskFacts, inspect_mask)
     except DataError as error:
         findings.append(from_error("unreadable-mask", sample.mask, error, _REMOVE_MASK))
     return Looked(split, sample, image, mask), findings
 
 
-def _image_facts(path: Path, cache: FactsCache) -> ImageFacts:
-    known = cache.get(path, "image")
-    if known is not None:
-        return ImageFacts.from_json(known)
-    stamp = cache.stamp(path)
-    facts = inspect_image(path)
-    cache.put(path, "image", stamp, facts.to_json())
-    return facts
+Facts = TypeVar("Facts", ImageFacts, MaskFacts)
 
 
-def _mask_facts(path: Path, cache: FactsCache) -> MaskFacts:
-    known = cache.get(path, "mask")
+def _facts(
+    path: Path, role: str, cache: FactsCache, kind: type[Facts], inspect: Callable[[Path], Facts]
+) -> Facts:
+    known = cache.get(path, role)
     if known is not None:
-        return MaskFacts.from_json(known)
+        with suppress(ValueError):  # what a damaged cache holds is not known
+            return kind.from_json(known)
     stamp = cache.stamp(path)
-    facts = inspect_mask(path)
-    cache.put(path, "mask", stamp, facts.to_json())
+    facts = inspect(path)
+    cache.put(path, role, stamp, facts.to_json())
     return facts
