@@ -457,6 +457,22 @@ def test_the_advice_names_the_values_of_all_masks(tmp_path: Path) -> None:
     assert "unknown-values" not in errors(check(tmp_path, ignore=[3, 7, 8, 9, 10, 11, 12]))
 
 
+def test_what_an_older_predict_may_have_written_is_pointed_out(tmp_path: Path) -> None:
+    write_data(tmp_path, three(ids(0, 1)), [0, 1])
+    out = tmp_path / "predictions"
+    out.mkdir()
+    (tmp_path / "masks").rename(out / "labels")
+    assert "likely-output" not in warnings(check(tmp_path))
+    (out / "overlays").mkdir()
+    report = check(tmp_path)
+    assert finding(report, "likely-output").file == str(out)
+    assert sum(report.splits.values()) == 3
+    (out / "notes").mkdir()  # somebody's own folder
+    assert "likely-output" not in warnings(check(tmp_path))
+    (out / ".dcnseg-output").touch()
+    assert errors(check(tmp_path)) == ["no-masks"]
+
+
 def test_polygons_are_checked_like_masks(tmp_path: Path) -> None:
     for index in range(3):
         write_png(tmp_path / f"{index}.png", RNG.integers(0, 256, (*HW, 3), np.uint8))

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 from pathlib import Path
 
 import pytest
@@ -257,3 +258,10 @@ def test_labelme_files_pair_with_their_pictures(tmp_path: Path) -> None:
 )
 def test_folder_names_are_read(name: str, word: FolderWord) -> None:
     assert read_folder_name(name) == word
+
+
+def test_a_voc_list_that_is_no_regular_file_is_named(tmp_path: Path) -> None:
+    touch(tmp_path, "JPEGImages/a.jpg", "SegmentationClass/a.png", "ImageSets/Segmentation/val.txt")
+    os.mkfifo(tmp_path / "ImageSets/Segmentation/train.txt")
+    with pytest.raises(DataError, match=r"train\.txt: is not a readable list .*not a regular file"):
+        find_pairs(tmp_path)

@@ -10,12 +10,13 @@ from dcnseg.data.check.findings import ERROR, WARNING, Finding
 from dcnseg.data.dataset import find_class_list
 from dcnseg.data.pairing.listing import written_by_dcnseg
 from dcnseg.data.pairing.samples import Pairing
+from dcnseg.files import OUTPUT_MARKER
 
 _ADVICE: Final = "An image and its mask must have the same name but for the ending."
 
 
 def judge_folder(root: Path, pairing: Pairing) -> list[Finding]:
-    """Find files without a partner, files with two, too few pairs, and a class list out of place.
+    """Find files without a partner or with two, too few pairs, a class list or masks out of place.
 
     Args:
         root: The data folder.
@@ -23,7 +24,12 @@ def judge_folder(root: Path, pairing: Pairing) -> list[Finding]:
     """
     if _has_no_masks(pairing):
         return [_no_masks(root, pairing)]
-    return _left_over(pairing) + _too_few(root, pairing) + _class_list_above(root)
+    return (
+        _left_over(pairing)
+        + _too_few(root, pairing)
+        + _class_list_above(root)
+        + _unmarked_outputs(pairing)
+    )
 
 
 def _has_no_masks(pairing: Pairing) -> bool:
@@ -74,3 +80,27 @@ def _class_list_above(root: Path) -> list[Finding]:
     what = f"has no class list, and {class_list} in the folder above is not read."
     advice = f"Give {os.path.normpath(above)} as DATA, or copy the list to {root}."
     return [Finding(WARNING, "class-list-above", str(root), what, advice)]
+
+
+def _unmarked_outputs(pairing: Pairing) -> list[Finding]:
+    """Warn where masks lie in a folder such as `dcnseg predict` wrote before it marked these.
+
+    Such a folder is not skipped: it may as well hold masks that somebody has drawn.
+    """
+    folders = {sample.mask.parent for sample in pairing.splits.all_samples()}
+    likely = {
+        above.parent
+        for folder in folders
+        for above in (folder, *folder.parents)
+        if above.name == "labels" and _is_like_output(above.parent)
+    }
+    what = (
+        "holds labels/ and overlays/, as dcnseg predict writes them; the labels are taken as masks."
+    )
+    advice = f"If it is an output of predict, create an empty file {OUTPUT_MARKER} in it."
+    return [Finding(WARNING, "likely-output", str(path), what, advice) for path in sorted(likely)]
+
+
+def _is_like_output(folder: Path) -> bool:
+    names = {path.name for path in folder.iterdir() if not path.name.startswith(".")}
+    return "overlays" in names and names <= {"labels", "overlays", "probabilities", "confidence"}
