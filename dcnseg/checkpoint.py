@@ -22,7 +22,7 @@ from dcnseg import __version__
 from dcnseg.config import ModelConfig, Preprocessing, from_dict, to_dict
 from dcnseg.data.class_map import ClassMap
 from dcnseg.errors import CheckpointError, ConfigError
-from dcnseg.files import atomic_path
+from dcnseg.files import atomic_path, open_regular_file
 from dcnseg.models.segmenter import Segmenter, build_segmenter
 from dcnseg.safe_load import (
     check_finite,
@@ -31,6 +31,7 @@ from dcnseg.safe_load import (
     load_tensors,
     one_line,
     printable,
+    unreadable,
 )
 
 BEST_WEIGHTS = "best.safetensors"
@@ -185,19 +186,20 @@ def _read_metadata(path: Path) -> Mapping[str, str]:
     if not path.is_file():
         raise CheckpointError(f"{path}: no such weights file.")
     try:
-        if is_torch_file(path):
-            raise CheckpointError(
-                f"{path} is a file of torch.save, which does not describe model and classes; "
-                f"expected a weights file of `dcnseg train` such as {BEST_WEIGHTS}."
-            )
-        check_safetensors(path)
-        with safe_open(path, framework="pt") as file:
-            return file.metadata() or {}
+        with open_regular_file(path) as file:
+            if is_torch_file(file):
+                raise CheckpointError(
+                    f"{path} is a file of torch.save, which does not describe model and classes; "
+                    f"expected a weights file of `dcnseg train` such as {BEST_WEIGHTS}."
+                )
+            check_safetensors(file)
+        with safe_open(path, framework="pt") as tensors:
+            return tensors.metadata() or {}
     except CheckpointError:
         raise
     # Any exception: on arbitrary bytes the reader raises whatever its parsing stumbles over.
     except Exception as error:
-        raise CheckpointError(f"{path} cannot be read as weights: {one_line(error)}") from error
+        raise unreadable(path, error) from error
 
 
 def _check_head(info: WeightsInfo, tensors: Mapping[str, Tensor]) -> None:

@@ -14,6 +14,8 @@ ROOT = Path(__file__).parents[1]
 # From the bottom up; packages of one row do not import each other.
 ROWS = (
     ("dcnseg", "dcnseg.config", "dcnseg.errors", "dcnseg.files"),
+    ("dcnseg.tensor_pickle",),
+    ("dcnseg.torch_file",),
     ("dcnseg.ops", "dcnseg.device", "dcnseg.safe_load"),
     ("dcnseg.models", "dcnseg.data"),
     ("dcnseg.checkpoint",),
