@@ -5,14 +5,17 @@ Entry points: `build_encoder`, `dilate_late` and `make_deformable`.
 
 from __future__ import annotations
 
+import re
 import warnings
 
 import segmentation_models_pytorch as smp
+import timm
 import torch
 from torch import nn
 
 from dcnseg.errors import ConfigError
 from dcnseg.ops.deform_conv import DeformConv2d
+from dcnseg.validation import shown
 
 LATE_LAYERS = 3
 PROBE_SIZE = 64  # pixels; any multiple of 32 shows the layers' order and the feature strides
@@ -26,6 +29,7 @@ def build_encoder(name: str, *, output_stride: int) -> nn.Module:
     Raises:
         ConfigError: smp has no such encoder, or it cannot be dilated to the output stride.
     """
+    require_installed_encoder(name)
     try:
         with warnings.catch_warnings():
             warnings.simplefilter("ignore", DeprecationWarning)
@@ -33,11 +37,6 @@ def build_encoder(name: str, *, output_stride: int) -> nn.Module:
                 name, in_channels=3, depth=5, weights=None, output_stride=output_stride
             )
         strides = _feature_strides(encoder)
-    except KeyError as error:  # its text lists all of smp's names
-        raise ConfigError(
-            f"--encoder is {name!r}, which segmentation-models-pytorch does not have. The ResNet "
-            "family fits best: resnet18, resnet34, resnet50, resnet101, resnext50_32x4d."
-        ) from error
     except Exception as error:  # each family of encoders has its own way to refuse a stride
         raise ConfigError(
             f"--encoder {name} cannot be built with output stride {output_stride} "
@@ -51,6 +50,20 @@ def build_encoder(name: str, *, output_stride: int) -> nn.Module:
             f"needs 4 and {output_stride}. Choose a ResNet-family encoder such as resnet50."
         )
     return encoder
+
+
+def require_installed_encoder(name: str) -> None:
+    """Raise a ConfigError unless the installed smp has this encoder, or timm for a name with `tu-`.
+
+    timm takes names of repositories, which it downloads, and of folders, too; they are refused.
+    """
+    model = name.removeprefix("timm-").removeprefix("tu-")
+    is_timm = model != name and re.fullmatch(r"[\w.]+", model) and timm.is_model(model)
+    if name not in smp.encoders.encoders and not is_timm:
+        raise ConfigError(
+            f"--encoder is {shown(name)}, which segmentation-models-pytorch does not have. The "
+            "ResNet family fits best: resnet18, resnet34, resnet50, resnet101, resnext50_32x4d."
+        )
 
 
 def dilate_late(encoder: nn.Module, dilation: int) -> None:

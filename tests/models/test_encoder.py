@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import socket
+
 import pytest
 import torch
 from torch import nn
@@ -87,10 +89,48 @@ def test_offset_groups_must_divide_the_channels() -> None:
     ("name", "text"),
     [
         ("resnet19", "--encoder is 'resnet19', which segmentation-models-pytorch does not have"),
-        ("tu-no_such_model", "--encoder tu-no_such_model cannot be built"),
+        ("tu-no_such_model", "--encoder is 'tu-no_such_model', which segmentation-models-py"),
         ("vgg11", "--encoder vgg11"),
     ],
 )
 def test_encoders_that_do_not_fit_are_named(name: str, text: str) -> None:
     with pytest.raises(ConfigError, match=text):
+        build_encoder(name, output_stride=16)
+
+
+HOSTILE_NAMES = (
+    *("tu-hf-hub:evil/x", "tu-hf_hub:evil/x", "tu-HF-HUB:evil/x", "hf-hub:evil/x", "tu-evil/x"),
+    *("tu-local-dir:/tmp/x", "tu-https://evil/x", "tu-resnet18.hf-hub:evil/x", "tu-/tmp/resnet18"),
+    *(
+        "timm-regnet/hf-hub:evil/x",
+        "timm-res2hf-hub:evil/x",
+        "tu-tu-hf-hub:evil/x",
+        "tu-resnet18@x",
+    ),
+    *("", "tu-", "tu-.", "../resnet18", "resnet18\n", "tu-resnet18\n", "x" * 10_000, "tu-\u212a"),
+)
+
+
+@pytest.fixture
+def no_sockets(monkeypatch: pytest.MonkeyPatch) -> None:
+    def refuse(*_args: object, **_settings: object) -> None:
+        raise AssertionError("a socket was opened")
+
+    for name in ("socket", "getaddrinfo", "create_connection"):
+        monkeypatch.setattr(socket, name, refuse)
+
+
+@pytest.mark.usefixtures("no_sockets")
+@pytest.mark.parametrize("name", HOSTILE_NAMES)
+def test_names_that_are_no_installed_encoders_are_refused(name: str) -> None:
+    with pytest.raises(ConfigError, match=r"^--encoder is .{,200} which segmentation-models-pyt"):
+        build_encoder(name, output_stride=16)
+
+
+@pytest.mark.usefixtures("no_sockets")
+@pytest.mark.parametrize(
+    "name", ["resnet18", "tu-resnet18", "tu-resnet18.a1_in1k", "timm-gernet_s"]
+)
+def test_installed_encoders_are_built_without_a_connection(name: str) -> None:
+    with torch.device("meta"):
         build_encoder(name, output_stride=16)
