@@ -19,10 +19,17 @@ from safetensors.torch import save
 from torch import Tensor
 
 from dcnseg import __version__
-from dcnseg.config import ModelConfig, Preprocessing, from_dict, to_dict
+from dcnseg.config import (
+    MAX_COUNT,
+    ModelConfig,
+    Preprocessing,
+    TrainConfig,
+    from_dict,
+    to_dict,
+)
 from dcnseg.data.class_map import ClassMap
 from dcnseg.errors import CheckpointError, ConfigError
-from dcnseg.files import atomic_path, open_regular_file
+from dcnseg.files import atomic_path, open_regular_file, parse_json
 from dcnseg.models.segmenter import Segmenter, build_segmenter
 from dcnseg.safe_load import (
     check_finite,
@@ -33,6 +40,7 @@ from dcnseg.safe_load import (
     printable,
     unreadable,
 )
+from dcnseg.validation import check_fields, require, require_between, require_plain, shown
 
 BEST_WEIGHTS = "best.safetensors"
 RESUME_STATE = "last.ckpt"
@@ -58,11 +66,10 @@ class SeenPictures:
 
     def __post_init__(self) -> None:
         """Check what a file may have damaged."""
-        sides = (*self.min_size_hw, *self.max_size_hw)
-        if len(sides) != 4 or not all(type(side) is int and side > 0 for side in sides):
-            raise ConfigError(f"the sizes of training pictures are {sides}; expected four sides.")
-        if not 0 <= self.grey_share <= 1:
-            raise ConfigError(f"grey_share is {self.grey_share}; expected 0..1.")
+        check_fields(self)
+        for side in (*self.min_size_hw, *self.max_size_hw, self.num_images + 1):
+            require_between("a side or the number of training images", side, 1, MAX_COUNT)
+        require_between("grey_share", self.grey_share, 0, 1)
 
 
 @dataclass(frozen=True)
@@ -134,27 +141,42 @@ def read_weights_info(path: Path) -> WeightsInfo:
             f"{path} was not written by dcnseg: its metadata does not describe model and classes."
         )
     try:
-        header = json.loads(metadata[METADATA_KEY])
-        if header["format"] > FORMAT_VERSION:
-            raise CheckpointError(
-                f"{path} has format {header['format']}, written by dcnseg {header['dcnseg']}; "
-                f"dcnseg {__version__} reads up to {FORMAT_VERSION}. Install a newer dcnseg."
-            )
-        seen = header.get("training_data")
-        return WeightsInfo(
-            path=path,
-            model=from_dict(ModelConfig, header["model"]),
-            class_map=ClassMap.from_dict(header["classes"]),
-            preprocessing=from_dict(Preprocessing, header["preprocessing"]),
-            scores=dict(header["scores"]),
-            dcnseg_version=str(header["dcnseg"]),
-            training_data=None if seen is None else from_dict(SeenPictures, seen),
-        )
-    except CheckpointError:
-        raise
-    # Any exception: a damaged description is JSON of any shape.
-    except Exception as error:
+        return _parse_info(path, parse_json(metadata[METADATA_KEY]))
+    except (ValueError, ConfigError) as error:
         raise CheckpointError(f"{path}: its description is damaged: {one_line(error)}") from error
+
+
+def _parse_info(path: Path, header: Any) -> WeightsInfo:
+    """The description of a weights file from its JSON; a ConfigError says what is wrong in it."""
+    require(isinstance(header, dict), f"it is {shown(header)}; expected a JSON object.")
+    version, writer = header.get("format"), header.get("dcnseg")
+    require(type(version) is int, f"format is {shown(version)}; expected a whole number.")
+    require(isinstance(writer, str), f"dcnseg is {shown(writer)}; expected a version.")
+    if version > FORMAT_VERSION:
+        raise CheckpointError(
+            f"{path} has format {shown(version)}, written by dcnseg {printable(writer)}; "
+            f"dcnseg {__version__} reads up to {FORMAT_VERSION}. Install a newer dcnseg."
+        )
+    scores, seen = header.get("scores"), header.get("training_data")
+    check_scores(scores, "scores")
+    return WeightsInfo(
+        path=path,
+        model=from_dict(ModelConfig, header.get("model")),
+        class_map=ClassMap.from_dict(header.get("classes")),
+        preprocessing=from_dict(Preprocessing, header.get("preprocessing")),
+        scores=scores,
+        dcnseg_version=printable(writer),
+        training_data=None if seen is None else from_dict(SeenPictures, seen),
+    )
+
+
+def check_scores(scores: Any, name: str) -> None:
+    """Raise a ConfigError unless these are the scores of an epoch as a file holds them."""
+    require(isinstance(scores, dict), f"{name} is {shown(scores)}; expected a JSON object.")
+    require_plain(scores, name)
+    mean_iou = scores.get("mean_iou")
+    is_valid = mean_iou is None or (type(mean_iou) in (int, float) and 0 <= mean_iou <= 1)
+    require(is_valid, f"{name} has the mean_iou {shown(mean_iou)}; expected 0..1 or nothing.")
 
 
 def load_segmenter(path: Path) -> tuple[Segmenter, WeightsInfo]:
@@ -176,9 +198,9 @@ def load_segmenter(path: Path) -> tuple[Segmenter, WeightsInfo]:
             f"{path}: its tensors do not fit the {info.model.architecture} with "
             f"{info.model.encoder} that it describes: {'; '.join(differences)}."
         )
-    check_finite(tensors, str(path))
     model = _build(info, "cpu")
     model.load_state_dict(tensors)
+    check_finite(model.state_dict(), str(path))  # as the network holds them, mostly in float32
     return model.eval(), info
 
 
@@ -231,7 +253,9 @@ def _build(info: WeightsInfo, device: str, fallback: str | None = None) -> Segme
             return build_segmenter(info.model, info.class_map.num_classes)
     # Any exception: the description may hold any value, and encoders refuse in their own ways.
     except Exception as error:
-        if fallback is not None:
+        # Of smp's mit_b0 to mit_b5. What cannot be built for another reason must not be built
+        # here either: an encoder may have billions of weights.
+        if fallback is not None and "meta tensors" in str(error):
             return _build(info, fallback)
         raise CheckpointError(
             f"{info.path} describes a network that cannot be built: {one_line(error)}"
@@ -289,4 +313,22 @@ def load_resume_state(path: Path) -> dict[str, Any]:
     version = state.get("format") if isinstance(state, dict) else None
     if type(version) is not int or version > FORMAT_VERSION:
         raise CheckpointError(f"{path} is not a resume state of dcnseg up to {__version__}.")
+    try:
+        _check_resume_state(state)
+    except ConfigError as error:
+        raise CheckpointError(f"{path} is damaged: {error}") from error
     return dict(state)
+
+
+def _check_resume_state(state: Mapping[str, Any]) -> None:
+    """Check what is looked at before there is a network that the rest can be compared with."""
+    for name in ("epoch", "best_epoch", "skipped_in_a_row"):
+        count = state.get(name, None if name == "epoch" else 0)
+        require(
+            type(count) is int and 0 <= count <= MAX_COUNT,
+            f"{name} is {shown(count)}; expected a whole number from 0 to {MAX_COUNT}.",
+        )
+    if (scores := state.get("best_scores")) is not None:
+        check_scores(scores, "best_scores")
+    if settings := state.get("settings"):  # none in states of versions that did not note them
+        from_dict(TrainConfig, settings)

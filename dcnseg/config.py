@@ -6,13 +6,12 @@ takes numbers. Defaults stand here and nowhere else.
 
 from __future__ import annotations
 
-import math
-from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field
 from pathlib import Path
-from typing import Any, TypeVar, get_type_hints
+from typing import Any, Final, TypeVar
 
-from dcnseg.errors import ConfigError
+from dcnseg.validation import check_fields, parse_fields, require_between, shown
+from dcnseg.validation import require as _require
 
 Config = TypeVar("Config")
 
@@ -29,24 +28,30 @@ ATROUS_RATES_BY_STRIDE = {16: (6, 12, 18), 8: (12, 24, 36)}
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
 
-
-def _require(condition: bool, message: str) -> None:
-    if not condition:
-        raise ConfigError(message)
+# Far beyond what is of use; beyond them numbers no longer fit what torch and the system count with.
+MAX_COUNT: Final = 10**9
+MAX_DILATION: Final = 1024  # pixels of the last feature map
+MAX_CHANNELS: Final = 4096
+MAX_CROP: Final = 8192  # pixels of a side; two crops of that size take gigabytes
+MAX_WORKERS: Final = 1024
+MAX_BATCH: Final = 65536
+MAX_RATE: Final = 1e30  # training names a loss that diverges; float32 ends at 3e38
+MAX_FACTOR: Final = 1000.0
+MAX_ID: Final = 65535  # of a mask's value
+MIN_SCALE: Final = 0.01  # of the sides of an image
+MAX_INPUT_SCALE: Final = 4.0
+MAX_SCALE: Final = 16.0  # at random, for training
+# Colors are numbers from 0 to 1 before they are normalized, and small numbers afterwards.
+MEAN_RANGE: Final = (-1000.0, 1000.0)
+STD_RANGE: Final = (0.0001, 1000.0)
 
 
 def _require_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
-    _require(value in choices, f"{name} is {value!r}; expected one of {', '.join(choices)}.")
-
-
-def _require_at_least(name: str, value: float, least: float) -> None:
-    _require(
-        value >= least and math.isfinite(value), f"{name} is {value}; expected at least {least}."
-    )
+    _require(value in choices, f"{name} is {shown(value)}; expected one of {', '.join(choices)}.")
 
 
 def _listed(values: tuple[float, ...]) -> str:
-    return ",".join(f"{value:g}" for value in values)
+    return ",".join(f"{v:g}" if isinstance(v, float) else shown(v) for v in values[:10])
 
 
 def check_pair_source(images: str, masks: str, pairs: Path | None) -> None:
@@ -81,20 +86,21 @@ class ModelConfig:
     atrous_rates: tuple[int, ...] = ()  # empty: the paper's rates for the output stride
 
     def __post_init__(self) -> None:
-        """Check ranges and fill in the rates."""
+        """Check types and ranges, and fill in the rates."""
+        check_fields(self)
         _require_choice("--architecture", self.architecture, ARCHITECTURES)
         _require(
             self.output_stride in ATROUS_RATES_BY_STRIDE,
-            f"--output-stride is {self.output_stride}; expected 8 or 16.",
+            f"--output-stride is {shown(self.output_stride)}; expected 8 or 16.",
         )
-        _require_at_least("--deform-layers", self.deform_layers, 0)
-        _require_at_least("--late-dilation", self.late_dilation, 0)
-        _require_at_least("--offset-groups", self.offset_groups, 1)
-        _require_at_least("--decoder-channels", self.decoder_channels, 1)
-        rates = tuple(self.atrous_rates) or ATROUS_RATES_BY_STRIDE[self.output_stride]
+        require_between("--deform-layers", self.deform_layers, 0, MAX_COUNT)
+        require_between("--late-dilation", self.late_dilation, 0, MAX_DILATION)
+        require_between("--offset-groups", self.offset_groups, 1, MAX_CHANNELS)
+        require_between("--decoder-channels", self.decoder_channels, 1, MAX_CHANNELS)
+        rates = self.atrous_rates or ATROUS_RATES_BY_STRIDE[self.output_stride]
         _require(
-            len(rates) == 3 and all(rate >= 1 for rate in rates),
-            f"--atrous-rates is {','.join(map(str, rates))}; expected three numbers of at least 1.",
+            len(rates) == 3 and all(1 <= rate <= MAX_DILATION for rate in rates),
+            f"--atrous-rates is {_listed(rates)}; expected three numbers from 1 to {MAX_DILATION}.",
         )
         object.__setattr__(self, "atrous_rates", rates)
 
@@ -108,15 +114,17 @@ class Preprocessing:
     input_scale: float = 1.0  # pictures are resized by this factor before the network
 
     def __post_init__(self) -> None:
-        """Check ranges."""
-        _require(
-            0 < self.input_scale <= 4,
-            f"--input-scale is {self.input_scale}; expected above 0 and up to 4.",
-        )
-        _require(
-            len(self.mean) == 3 and len(self.std) == 3 and all(s > 0 for s in self.std),
-            "mean and std need three numbers each, std above 0.",
-        )
+        """Check types and ranges."""
+        check_fields(self)
+        require_between("--input-scale", self.input_scale, MIN_SCALE, MAX_INPUT_SCALE)
+        for name, values, (least, most) in (
+            ("mean", self.mean, MEAN_RANGE),
+            ("std", self.std, STD_RANGE),
+        ):
+            _require(
+                all(least <= value <= most for value in values),
+                f"{name} is {_listed(values)}; expected three numbers from {least} to {most}.",
+            )
 
 
 @dataclass(frozen=True)
@@ -139,31 +147,39 @@ class DataConfig:
     pairs: Path | None = None  # a list of images and their masks, instead of patterns
 
     def __post_init__(self) -> None:
-        """Check ranges; one crop size stands for a square."""
+        """Check types and ranges; one crop size stands for a square."""
+        check_fields(self)
         check_pair_source(self.images, self.masks, self.pairs)
         _require(
             0 < self.val_fraction < 1,
-            f"--val-fraction is {self.val_fraction}; expected between 0 and 1.",
+            f"--val-fraction is {shown(self.val_fraction)}; expected between 0 and 1.",
         )
         crop = self.crop_size * 2 if len(self.crop_size) == 1 else self.crop_size
         _require(
-            len(crop) == 2 and min(crop) >= 32,
-            f"--crop-size is {_listed(crop)}; expected SIZE or HEIGHT,WIDTH, at least 32.",
+            len(crop) == 2 and 32 <= min(crop) <= max(crop) <= MAX_CROP,
+            f"--crop-size is {_listed(crop)}; expected SIZE or HEIGHT,WIDTH, at least 32 and at "
+            f"most {MAX_CROP}.",
         )
         object.__setattr__(self, "crop_size", crop)
         low_high = self.scale_range
         _require(
-            len(low_high) == 2 and 0 < low_high[0] <= low_high[1] < math.inf,
-            f"--scale-range is {_listed(low_high)}; expected LOW,HIGH with 0 < LOW <= HIGH.",
+            len(low_high) == 2 and MIN_SCALE <= low_high[0] <= low_high[1] <= MAX_SCALE,
+            f"--scale-range is {_listed(low_high)}; expected LOW,HIGH with "
+            f"{MIN_SCALE} <= LOW <= HIGH <= {MAX_SCALE}.",
         )
         _require(
             0 <= self.colour_jitter <= 1,
-            f"--colour-jitter is {self.colour_jitter}; expected between 0 and 1.",
+            f"--colour-jitter is {shown(self.colour_jitter)}; expected between 0 and 1.",
         )
-        _require_at_least("--workers", self.workers, 0)
+        require_between("--workers", self.workers, 0, MAX_WORKERS)
+        require_between("--input-scale", self.input_scale, MIN_SCALE, MAX_INPUT_SCALE)
         _require(
-            0 <= self.mask_threshold <= 65535,
-            f"--mask-threshold is {self.mask_threshold}; expected 0 (off) to 65535.",
+            0 <= self.mask_threshold <= MAX_ID,
+            f"--mask-threshold is {shown(self.mask_threshold)}; expected 0 (off) to {MAX_ID}.",
+        )
+        _require(
+            all(0 <= value <= MAX_ID for value in self.ignore_index),
+            f"--ignore-index is {_listed(self.ignore_index)}; expected values from 0 to {MAX_ID}.",
         )
 
 
@@ -177,15 +193,16 @@ class PredictConfig:
     scales: tuple[float, ...] = (1.0,)
 
     def __post_init__(self) -> None:
-        """Check ranges."""
-        _require_at_least("--window", self.window, 64)
+        """Check types and ranges."""
+        check_fields(self)
+        require_between("--window", self.window, 64, 2**20)
         _require(
             0 <= self.overlap <= 0.75,
-            f"--overlap is {self.overlap}; expected between 0 and 0.75.",
+            f"--overlap is {shown(self.overlap)}; expected between 0 and 0.75.",
         )
         _require(
-            bool(self.scales) and all(0 < scale <= 8 for scale in self.scales),
-            f"--scales is {_listed(self.scales)}; expected factors above 0 and up to 8.",
+            bool(self.scales) and all(MIN_SCALE <= scale <= 8 for scale in self.scales),
+            f"--scales is {_listed(self.scales)}; expected factors from {MIN_SCALE} to 8.",
         )
 
 
@@ -219,7 +236,8 @@ class TrainConfig:
     nan_patience: int = 10  # steps in a row whose loss or gradient is not finite
 
     def __post_init__(self) -> None:
-        """Check ranges."""
+        """Check types and ranges."""
+        check_fields(self)
         _require_choice("--optimizer", self.optimizer, OPTIMIZERS)
         _require_choice("--loss", self.loss, LOSSES)
         _require_choice("--class-weights", self.class_weights, CLASS_WEIGHTS)
@@ -227,18 +245,25 @@ class TrainConfig:
         _require_choice("--device", self.device.split(":")[0], DEVICES)
         _require(
             self.batch_size >= 2,
-            f"--batch-size is {self.batch_size}; expected at least 2: the ASPP's image pooling "
-            "normalises over the batch, and one value has no variance. "
+            f"--batch-size is {shown(self.batch_size)}; expected at least 2: the ASPP's image "
+            "pooling normalises over the batch, and one value has no variance. "
             "Use a smaller --crop-size with --batch-size 2 and --accumulate.",
         )
+        require_between("--batch-size", self.batch_size, 2, MAX_BATCH)
         for name in ("epochs", "accumulate", "eval_every", "nan_patience", "checkpoint_epochs"):
-            _require_at_least(f"--{name.replace('_', '-')}", getattr(self, name), 1)
-        not_negative = ("offset_lr_scale", "weight_decay", "warmup_epochs", "poly_power", "seed")
-        for name in (*not_negative, "patience", "checkpoint_minutes"):
-            _require_at_least(f"--{name.replace('_', '-')}", getattr(self, name), 0)
-        _require(0 < self.lr < math.inf, f"--lr is {self.lr}; expected above 0.")
-        _require(self.seed < 2**32, f"--seed is {self.seed}; expected below 2**32.")
-        _require(0 <= self.ema < 1, f"--ema is {self.ema}; expected from 0 (off) to below 1.")
+            require_between(f"--{name.replace('_', '-')}", getattr(self, name), 1, MAX_COUNT)
+        for name in ("warmup_epochs", "patience", "checkpoint_minutes"):
+            require_between(f"--{name.replace('_', '-')}", getattr(self, name), 0, MAX_COUNT)
+        for name in ("offset_lr_scale", "weight_decay", "poly_power"):
+            require_between(f"--{name.replace('_', '-')}", getattr(self, name), 0, MAX_FACTOR)
+        _require(
+            0 < self.lr <= MAX_RATE,
+            f"--lr is {shown(self.lr)}; expected above 0 and at most {MAX_RATE}.",
+        )
+        _require(0 <= self.seed < 2**32, f"--seed is {shown(self.seed)}; expected below 2**32.")
+        _require(
+            0 <= self.ema < 1, f"--ema is {shown(self.ema)}; expected from 0 (off) to below 1."
+        )
 
 
 def to_dict(config: Any) -> dict[str, Any]:
@@ -256,29 +281,10 @@ def to_dict(config: Any) -> dict[str, Any]:
     return result
 
 
-def from_dict(kind: type[Config], values: Mapping[str, Any]) -> Config:
+def from_dict(kind: type[Config], values: Any) -> Config:
     """Rebuild a config that `to_dict` wrote.
 
     Raises:
-        ConfigError: a setting is unknown, missing, or out of its range.
+        ConfigError: a setting is unknown, missing, of a wrong type, or out of its range.
     """
-    hints = get_type_hints(kind)
-    known = {item.name for item in fields(kind)}  # type: ignore[arg-type]
-    unknown = sorted(set(values) - known)
-    _require(
-        not unknown,
-        f"{kind.__name__} does not know {', '.join(unknown)}; was it written by a newer dcnseg?",
-    )
-    try:
-        return kind(**{name: _parse(hints[name], value) for name, value in values.items()})
-    except TypeError as error:
-        raise ConfigError(f"{kind.__name__} cannot be made from {dict(values)}: {error}") from error
-
-
-def _parse(hint: Any, value: Any) -> Any:
-    if isinstance(value, Mapping):
-        return from_dict(hint, value)
-    if isinstance(value, list):
-        return tuple(value)
-    is_path = hint is Path or (hint == Path | None and value is not None)
-    return Path(value) if is_path else value
+    return parse_fields(kind, values)

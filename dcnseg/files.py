@@ -113,7 +113,8 @@ def parse_json(text: str) -> Any:
     try:
         content = json.loads(text)
         if "\\u" in text:  # the only way to a surrogate in a text that was decoded from UTF-8
-            json.dumps(content, ensure_ascii=False).encode("utf-8")
+            # Halves from \udc80 to \udcff stand for bytes of file names that are no UTF-8.
+            json.dumps(content, ensure_ascii=False).encode("utf-8", "surrogateescape")
     except RecursionError as error:
         raise ValueError("it is nested too deep") from error
     except UnicodeEncodeError as error:

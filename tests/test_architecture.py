@@ -13,7 +13,7 @@ ROOT = Path(__file__).parents[1]
 
 # From the bottom up; packages of one row do not import each other.
 ROWS = (
-    ("dcnseg", "dcnseg.config", "dcnseg.errors", "dcnseg.files"),
+    ("dcnseg", "dcnseg.config", "dcnseg.errors", "dcnseg.files", "dcnseg.validation"),
     ("dcnseg.tensor_pickle",),
     ("dcnseg.torch_file",),
     ("dcnseg.ops", "dcnseg.device", "dcnseg.safe_load"),

@@ -168,10 +168,18 @@ def test_a_resume_state_is_no_weights_file(tmp_path: Path) -> None:
         ({"model": to_dict(MODEL) | {"encoder": "resnet"}}, "cannot be built: --encoder is 'resn"),
         (
             {"model": to_dict(MODEL) | {"decoder_channels": 10**9}},
-            "describes 2 classes and 1000000000 decoder channels, but .* has 2 and 16",
+            "--decoder-channels is 1000000000; expected at least 1 and at most 4096",
+        ),
+        (
+            {"model": to_dict(MODEL) | {"decoder_channels": 4000}},
+            "describes 2 classes and 4000 decoder channels, but .* has 2 and 16",
         ),
         ({"model": to_dict(MODEL) | {"decoder_channels": "16"}}, "its description is damaged"),
-        ({"model": to_dict(MODEL) | {"deform_layers": 1.5}}, "cannot be built"),
+        ({"model": to_dict(MODEL) | {"deform_layers": 1.5}}, "is 1.5; expected a whole number"),
+        (
+            {"model": to_dict(MODEL) | {"deform_layers": 99}},
+            "cannot be built: --deform-layers is 99",
+        ),
         (
             {"classes": {"classes": [{"id": id_, "name": str(id_)} for id_ in range(3)]}},
             "describes 3 classes and 16 decoder channels, but the head .* has 2 and 16",

@@ -53,7 +53,11 @@ def test_unknown_setting_is_named() -> None:
         (ModelConfig, {"architecture": "unet"}, r"--architecture is 'unet'; expected one of"),
         (ModelConfig, {"atrous_rates": (1, 2)}, r"--atrous-rates is 1,2; expected three"),
         (ModelConfig, {"offset_groups": 0}, r"--offset-groups is 0"),
-        (Preprocessing, {"input_scale": 0}, r"--input-scale is 0; expected above 0"),
+        (
+            Preprocessing,
+            {"input_scale": 0},
+            r"--input-scale is 0; expected at least 0.01 and at most 4",
+        ),
         (PredictConfig, {"window": 10}, r"--window is 10; expected at least 64"),
         (PredictConfig, {"overlap": 0.9}, r"--overlap is 0.9"),
         (PredictConfig, {"scales": ()}, r"--scales is ; expected"),

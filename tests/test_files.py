@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import json
 import os
 import socket
 from pathlib import Path
@@ -89,6 +90,12 @@ def test_what_is_no_json_is_refused(tmp_path: Path, text: bytes, reason: str) ->
 def test_json_is_read_with_a_byte_order_mark_and_with_pairs_of_surrogates(tmp_path: Path) -> None:
     (tmp_path / "file.json").write_bytes(b'\xef\xbb\xbf{"a": "\\ud83d\\ude00"}')
     assert read_json(tmp_path / "file.json") == {"a": "\U0001f600"}
+
+
+def test_names_of_files_that_are_no_utf8_come_back(tmp_path: Path) -> None:
+    name = os.fsdecode(b"caf\xe9.png")
+    (tmp_path / "file.json").write_text(json.dumps([name]))
+    assert read_json(tmp_path / "file.json") == [name]
 
 
 def test_output_folders_are_marked_once(tmp_path: Path) -> None:

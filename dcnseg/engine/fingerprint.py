@@ -8,14 +8,14 @@ from __future__ import annotations
 import json
 import os
 import zlib
-from collections.abc import Mapping
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
 from dcnseg.data.pairing.folders import Sample, Splits
 from dcnseg.errors import CheckpointError, DataError
-from dcnseg.files import atomic_path
+from dcnseg.files import atomic_path, read_json
+from dcnseg.validation import shown
 
 FILES = "files.json"
 PROBE_BYTES = 4096  # read at each end; in a PNG the last bytes hold a checksum of all pixels
@@ -40,15 +40,18 @@ def check_files_are_unchanged(run: Path, splits: Splits) -> None:
     if not path.is_file():
         return  # the run was begun before there was such a file
     try:
-        before: Mapping[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-        changed = [
-            (_samples(splits)[key], kind, before[key][kind], now)
-            for key, kinds in _fingerprints(splits).items()
-            for kind, now in kinds.items()
-            if before[key][kind] != now
-        ]
-    except (ValueError, KeyError, TypeError) as error:
-        raise CheckpointError(f"{path} is damaged: {type(error).__name__}: {error}") from error
+        before = _parse(read_json(path))
+    except (OSError, ValueError) as error:
+        raise CheckpointError(f"{path} is damaged: {error}") from error
+    samples, now = _samples(splits), _fingerprints(splits)
+    if missing := sorted(set(now) - set(before)):
+        raise CheckpointError(f"{path} is damaged: it lacks {missing[0]}")
+    changed = [
+        (samples[key], kind, before[key][kind], fingerprint)
+        for key, kinds in now.items()
+        for kind, fingerprint in kinds.items()
+        if before[key][kind] != fingerprint
+    ]
     if changed:
         sample, kind, old, new = changed[0]
         file = sample.image if kind == "image" else sample.mask
@@ -57,6 +60,22 @@ def check_files_are_unchanged(run: Path, splits: Splits) -> None:
             f"{file}: has changed since the run began ({how}), as have {len(changed) - 1} other "
             "files. Put them back, or start a new run."
         )
+
+
+def _parse(content: Any) -> dict[str, dict[str, Fingerprint]]:
+    """The content of files.json, checked; a ValueError says what is wrong."""
+    if not isinstance(content, dict):
+        raise ValueError(f"it is {shown(content)}; expected a JSON object")
+    for name, entry in content.items():
+        kinds = entry if isinstance(entry, dict) else {}
+        for kind in ("image", "mask"):
+            numbers = kinds.get(kind)
+            if not isinstance(numbers, list) or [type(number) for number in numbers] != [int, int]:
+                raise ValueError(
+                    f"the {kind} of {shown(name)} is {shown(numbers)}; expected its size and "
+                    "checksum"
+                )
+    return content
 
 
 def _samples(splits: Splits) -> dict[str, Sample]:

@@ -31,12 +31,13 @@ import torchvision
 
 from dcnseg import __version__
 from dcnseg.checkpoint import BEST_WEIGHTS, RESUME_STATE
-from dcnseg.config import TrainConfig, from_dict, to_dict
+from dcnseg.config import MAX_COUNT, TrainConfig, from_dict, to_dict
 from dcnseg.data.class_map import ClassMap
-from dcnseg.data.pairing.folders import Sample, Splits
+from dcnseg.data.pairing.folders import SPLIT_NAMES, Sample, Splits
 from dcnseg.engine.fingerprint import FILES, write_fingerprints
 from dcnseg.errors import CheckpointError, ConfigError, DataError
-from dcnseg.files import atomic_path
+from dcnseg.files import atomic_path, open_regular_file, parse_json, read_json
+from dcnseg.validation import require, require_plain, shown
 
 CONFIG = "config.json"
 CLASSES = "classes.json"
@@ -111,7 +112,7 @@ def update_settings(run: Path, config: TrainConfig, changed: Sequence[str]) -> N
         config: All settings as they are now.
         changed: Names of those that were given.
     """
-    record = json.loads((run / CONFIG).read_text(encoding="utf-8"))
+    record = read_json(run / CONFIG)
     record["settings"] = to_dict(_with_absolute_root(config))
     record["sources"] |= dict.fromkeys(changed, "command line, at resume")
     _write_json(run / CONFIG, record)
@@ -144,7 +145,7 @@ def check_run_is_free(run: Path, *, overwrite: bool) -> None:
 def is_run(folder: Path) -> bool:
     """Whether a folder's config.json is one of dcnseg's; other programs use that name, too."""
     try:
-        record = json.loads((folder / CONFIG).read_text(encoding="utf-8"))
+        record = read_json(folder / CONFIG)
     except (OSError, ValueError):
         return False
     return isinstance(record, dict) and {"dcnseg", "settings"} <= set(record)
@@ -159,16 +160,34 @@ def read_run(run: Path) -> RunRecord:
     path = run / CONFIG
     if not path.is_file():
         raise CheckpointError(f"{run} has no {CONFIG}; expected a run folder of `dcnseg train`.")
+    class_map = _read_classes(run / CLASSES)
     try:
-        record = json.loads(path.read_text(encoding="utf-8"))
-        return RunRecord(
-            config=from_dict(TrainConfig, record["settings"]),
-            sources=record["sources"],
-            split=record["split"],
-            class_map=ClassMap.from_dict(json.loads((run / CLASSES).read_text(encoding="utf-8"))),
+        record = read_json(path)
+        require(isinstance(record, dict), f"it is {shown(record)}; expected a JSON object.")
+        config = from_dict(TrainConfig, record.get("settings"))
+        sources, split = record.get("sources"), record.get("split")
+        require(_is_table(sources, str), f"sources is {shown(sources)}; expected texts.")
+        require(
+            _is_table(split, list) and set(split) == set(SPLIT_NAMES),
+            f"split is {shown(split)}; expected lists for {', '.join(SPLIT_NAMES)}.",
         )
-    except (OSError, ValueError, KeyError, TypeError, ConfigError, DataError) as error:
+        for name, stems in split.items():
+            wrong = [stem for stem in stems if not isinstance(stem, str)]
+            require(not wrong, f"split.{name} has {shown(wrong[:1])}; expected names.")
+        return RunRecord(config, sources, split, class_map)
+    except (OSError, ValueError, ConfigError) as error:
         raise CheckpointError(f"{path} is damaged: {error}") from error
+
+
+def _read_classes(path: Path) -> ClassMap:
+    try:
+        return ClassMap.from_dict(read_json(path))
+    except (OSError, ValueError, ConfigError) as error:
+        raise CheckpointError(f"{path} is damaged: {error}") from error
+
+
+def _is_table(value: Any, kind: type) -> bool:
+    return isinstance(value, dict) and all(isinstance(item, kind) for item in value.values())
 
 
 def split_stems(splits: Splits) -> dict[str, list[str]]:
@@ -222,11 +241,25 @@ def read_metrics(run: Path) -> list[dict[str, Any]]:
     path = run / METRICS
     if not path.is_file():
         return []
-    whole, _, _ = path.read_text(encoding="utf-8").rpartition("\n")
     try:
-        return [json.loads(line) for line in whole.splitlines()]
-    except ValueError as error:
+        with open_regular_file(path) as file:
+            whole, _, _ = file.read().decode().rpartition("\n")
+        return [_parse_metrics(line, i) for i, line in enumerate(whole.split("\n"), 1) if whole]
+    except (OSError, ValueError) as error:
         raise CheckpointError(f"{path} is damaged: {error}") from error
+
+
+def _parse_metrics(line: str, number: int) -> dict[str, Any]:
+    """The epoch that a line of metrics.jsonl tells of."""
+    try:
+        record = parse_json(line)
+        require_plain(record, "it")
+    except (ValueError, ConfigError) as error:
+        raise ValueError(f"line {number}: {error}") from error
+    epoch = record.get("epoch") if isinstance(record, dict) else None
+    if type(epoch) is not int or not 1 <= epoch <= MAX_COUNT:
+        raise ValueError(f"line {number} is {shown(record)}; expected an object with an epoch")
+    return dict(record)
 
 
 def drop_metrics_after(run: Path, epoch: int) -> None:

@@ -5,24 +5,34 @@ Entry points: `build_state`, `restore_state`, `save_state`.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, replace
 from pathlib import Path
 from typing import Any
 
 import torch
+from torch import nn
 from torch.optim.lr_scheduler import LambdaLR
 from torch.optim.swa_utils import AveragedModel
 
 from dcnseg.checkpoint import save_resume_state
-from dcnseg.config import Preprocessing, TrainConfig, to_dict
+from dcnseg.config import MAX_COUNT, Preprocessing, TrainConfig, from_dict, to_dict
 from dcnseg.device import select_amp_dtype
 from dcnseg.engine.optim import build_optimizer, build_schedule
 from dcnseg.engine.progress import EpochSoFar
-from dcnseg.engine.random_states import random_states
+from dcnseg.engine.random_states import random_states, restore_random_states
+from dcnseg.engine.saved_values import (
+    like_optimizer,
+    like_schedule,
+    require_like,
+    require_random_states,
+)
 from dcnseg.errors import CheckpointError
 from dcnseg.models.pretrained import load_encoder_weights
 from dcnseg.models.segmenter import Segmenter, build_segmenter
+from dcnseg.safe_load import one_line
+from dcnseg.validation import require, shown
 
 
 @dataclass
@@ -110,38 +120,67 @@ def build_state(
     )
 
 
-def restore_state(state: TrainingState, saved: Mapping[str, Any]) -> None:
+def restore_state(state: TrainingState, saved: Mapping[str, Any], path: Path) -> None:
     """Put a resume state back into the objects of a fresh state.
 
+    Args:
+        state: The fresh state; after an error it is of no use.
+        saved: What `load_resume_state` read.
+        path: From where, for the message.
+
     Raises:
-        CheckpointError: the resume state is of another network or lacks something.
+        CheckpointError: the resume state is of another network, or damaged.
     """
     try:
         _restore(state, saved)
-    except (KeyError, RuntimeError, TypeError, ValueError) as error:
-        reason = str(error).partition("\n")[0]
+    # Any exception: torch's objects refuse in their own ways.
+    except Exception as error:
         raise CheckpointError(
-            f"The resume state does not fit the run's settings: {reason}"
+            f"{path} does not fit the run's settings: {one_line(error)}"
         ) from error
 
 
 def _restore(state: TrainingState, saved: Mapping[str, Any]) -> None:
-    state.model.load_state_dict(saved["model"])
+    for name in ("model", "optimizer", "schedule", "scaler", "preprocessing", "best_scores"):
+        require(name in saved, f"it lacks {name}")
+    _load_tensors(state.model, saved["model"], "model")
     if state.average is not None:
-        state.average.load_state_dict(saved["average"])
-    state.optimizer.load_state_dict(saved["optimizer"])
-    state.schedule.load_state_dict(saved["schedule"])
+        _load_tensors(state.average, saved.get("average"), "average")
+    parameters = [p for group in state.optimizer.param_groups for p in group["params"]]
+    state.optimizer.load_state_dict(
+        like_optimizer(
+            saved["optimizer"], state.optimizer.state_dict(), [p.shape for p in parameters]
+        )
+    )
+    state.schedule.load_state_dict(like_schedule(saved["schedule"], state.schedule.state_dict()))
     if saved["scaler"]:  # empty where the run was not in float16 before
+        require_like(saved["scaler"], state.scaler.state_dict(), "scaler")
         state.scaler.load_state_dict(saved["scaler"])
-    state.preprocessing = Preprocessing(**saved["preprocessing"])
+    state.preprocessing = from_dict(Preprocessing, saved["preprocessing"])
     state.epoch = saved["epoch"]
-    state.best_epoch = saved["best_epoch"]
+    state.best_epoch = saved.get("best_epoch", 0)
     state.best_scores = saved["best_scores"]
     # A state that lacks the rest was written at the end of an epoch.
     so_far = saved.get("so_far")
-    state.so_far = None if so_far is None else EpochSoFar(**so_far)
+    state.so_far = None if so_far is None else _epoch_so_far(so_far)
     state.random = saved.get("random")
+    if state.random is not None:
+        require_random_states(state.random)
+        restore_random_states(state.random)  # here, where it may still be refused
     state.skipped_in_a_row = saved.get("skipped_in_a_row", 0)
+
+
+def _load_tensors(module: nn.Module, saved: Any, name: str) -> None:
+    require_like(saved, module.state_dict(), name)
+    module.load_state_dict(saved)
+
+
+def _epoch_so_far(saved: Any) -> EpochSoFar:
+    so_far = from_dict(EpochSoFar, saved)
+    for name, value in asdict(so_far).items():
+        most = math.inf if name == "loss_sum" else MAX_COUNT
+        require(0 <= value <= most, f"so_far.{name} is {shown(value)}; expected 0 to {most}.")
+    return so_far
 
 
 def save_state(path: Path, state: TrainingState) -> None:

@@ -133,7 +133,7 @@ def resume(
     data = prepare_data(config, splits, on_progress=listener.checking, on_warning=listener.warned)
     check_classes_are_unchanged(record, data.class_map)
     trainer = Trainer(config, run, data, listener, encoder_weights=NO_WEIGHTS)
-    restore_state(trainer.state, saved)
+    restore_state(trainer.state, saved, run / RESUME_STATE)
     if trainer.has_lost_patience():
         raise ConfigError(
             f"{run} is complete: it stopped at epoch {saved['epoch']}, after {config.patience} "

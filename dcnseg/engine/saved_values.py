@@ -1,0 +1,132 @@
+"""Whether the parts of a resume state are like those of a fresh state of training.
+
+`load_state_dict` of torch's optimizers and schedules takes over what it is given; a wrong type
+would show in the middle of training only. Entry points: `require_like`, `like_optimizer`,
+`like_schedule`, `require_random_states`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from typing import Any, Final
+
+import torch
+from torch import Tensor
+
+from dcnseg.engine.random_states import random_states
+from dcnseg.validation import require, shown
+
+MAX_NUMBER: Final = 2**53  # of whole numbers; greater ones are no floating-point numbers
+_NUMPY_STATE_WORDS: Final = 624
+
+
+def require_like(saved: Any, own: Any, name: str) -> None:
+    """Raise a ConfigError unless `saved` has the types, lengths, shapes and keys of `own`.
+
+    What is None in `own` may be a number. Of dictionaries the keys of `own` are compared.
+    """
+    if isinstance(own, Tensor):
+        is_like = isinstance(saved, Tensor) and saved.shape == own.shape
+        require(
+            is_like and saved.dtype == own.dtype,
+            f"{name} is {_kind(saved)}; expected {_kind(own)}.",
+        )
+    elif isinstance(own, Mapping):
+        require(isinstance(saved, Mapping), f"{name} is {_kind(saved)}; expected a dictionary.")
+        for key, value in own.items():
+            require(key in saved, f"{name} lacks {key}.")
+            require_like(saved[key], value, f"{name}.{key}")
+    elif isinstance(own, list | tuple):
+        require(
+            isinstance(saved, list | tuple) and len(saved) == len(own),
+            f"{name} is {_kind(saved)}; expected {_kind(own)}.",
+        )
+        for index, (item, own_item) in enumerate(zip(saved, own, strict=True)):
+            require_like(item, own_item, f"{name}[{index}]")
+    else:
+        require(
+            _is_like_value(saved, own), f"{name} is {shown(saved)}; expected one like {shown(own)}."
+        )
+
+
+def like_optimizer(saved: Any, own: Mapping[str, Any], shapes: list[torch.Size]) -> dict[str, Any]:
+    """The state of an optimizer, checked; settings that it lacks are those of `own`.
+
+    Args:
+        saved: What the file has.
+        own: The state of the fresh optimizer.
+        shapes: Those of its parameters, in the order of its groups.
+    """
+    empty_groups: list[dict[str, Any]] = [{}] * len(own["param_groups"])
+    require_like(saved, {"state": {}, "param_groups": empty_groups}, "optimizer")
+    groups = [
+        {**own_group, **group}
+        for group, own_group in zip(saved["param_groups"], own["param_groups"], strict=True)
+    ]
+    require_like(groups, own["param_groups"], "optimizer.param_groups")
+    for group, own_group in zip(groups, own["param_groups"], strict=True):
+        require(group["params"] == own_group["params"], "the optimizer has other parameters.")
+    names = {"step", "exp_avg", "exp_avg_sq"} if "betas" in groups[0] else {"momentum_buffer"}
+    for index, values in saved["state"].items():
+        name = f"optimizer.state.{shown(index)}"
+        require(
+            type(index) is int and 0 <= index < len(shapes) and isinstance(values, Mapping),
+            f"{name} is no state of one of {len(shapes)} parameters.",
+        )
+        require(
+            set(values) == names, f"{name} has {shown(list(values))}; expected {sorted(names)}."
+        )
+        for key, value in values.items():
+            shape = torch.Size() if key == "step" else shapes[index]
+            require_like(value, torch.empty(shape, device="meta"), f"{name}.{key}")
+    return {"state": saved["state"], "param_groups": groups}
+
+
+def like_schedule(saved: Any, own: Mapping[str, Any]) -> dict[str, Any]:
+    """The state of a schedule, checked; it becomes attributes, so that others are left out."""
+    require_like(saved, {}, "schedule")
+    known = {key: saved.get(key, value) for key, value in own.items()}
+    require_like(known, own, "schedule")
+    require(known["last_epoch"] >= 0, f"schedule.last_epoch is {known['last_epoch']}.")
+    return known
+
+
+def require_random_states(saved: Any) -> None:
+    """Raise a ConfigError unless these are the states of generators, as `random_states` gives."""
+    require_like(saved, random_states() | {"cuda": []} | _cuda(saved), "random")
+    name, _keys, position, *_ = saved["numpy"]
+    # NumPy reads from wherever the position says.
+    require(
+        name == "MT19937" and 0 <= position <= _NUMPY_STATE_WORDS,
+        f"random.numpy has {shown(name)} at {position}; expected MT19937 at 0 to "
+        f"{_NUMPY_STATE_WORDS}.",
+    )
+
+
+def _cuda(saved: Any) -> dict[str, Any]:
+    """As many states of GPUs as there are in the file; another machine may have had others."""
+    states = saved.get("cuda") if isinstance(saved, Mapping) else None
+    count = len(states) if isinstance(states, list) else 0
+    sizes = [state.shape if isinstance(state, Tensor) else () for state in (states or [])[:count]]
+    return {"cuda": [torch.empty(size, dtype=torch.uint8) for size in sizes]}
+
+
+def _is_like_value(saved: Any, own: Any) -> bool:
+    if isinstance(saved, str):
+        return isinstance(own, str)
+    if saved is None or isinstance(saved, bool):
+        return own is None or type(own) is type(saved)
+    if not isinstance(saved, int | float) or isinstance(own, bool | str):
+        return False
+    if isinstance(saved, float):
+        return math.isfinite(saved) and not isinstance(own, int)
+    return abs(saved) <= MAX_NUMBER
+
+
+def _kind(value: Any) -> str:
+    if isinstance(value, Tensor):
+        return f"a tensor {list(value.shape)} of {str(value.dtype).removeprefix('torch.')}"
+    if isinstance(value, list | tuple):
+        return f"a list of {len(value)}"
+    return shown(value)
