@@ -58,7 +58,7 @@ def check_pair_source(images: str, masks: str, pairs: Path | None) -> None:
     """Raise a ConfigError unless two patterns with {stem}, a list of pairs, or nothing is given."""
     _require(
         bool(images) == bool(masks),
-        f"--images is {images!r} and --masks is {masks!r}; give both patterns or none.",
+        f"--images is {shown(images)} and --masks is {shown(masks)}; give both patterns or none.",
     )
     _require(
         pairs is None or not images, "--pairs is a list; leave --images and --masks out with it."
@@ -66,8 +66,8 @@ def check_pair_source(images: str, masks: str, pairs: Path | None) -> None:
     for name, pattern in (("--images", images), ("--masks", masks)):
         _require(
             not pattern or "{stem}" in pattern,
-            f"{name} is {pattern!r}; expected a pattern with {{stem}} for the common part of the "
-            "names, such as 'images/{stem}.jpg'.",
+            f"{name} is {shown(pattern)}; expected a pattern with {{stem}} for the common part of "
+            "the names, such as 'images/{stem}.jpg'.",
         )
 
 

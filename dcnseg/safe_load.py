@@ -21,7 +21,7 @@ from dcnseg.files import open_regular_file, parse_json
 from dcnseg.tensor_pickle import MAX_DIMENSIONS
 from dcnseg.torch_file import LEGACY_START, MAX_DESCRIPTION_BYTES, ZIP_START, read_torch_file
 
-MAX_SHOWN: Final = 200  # characters of a text of a file's in a message
+MAX_SHOWN: Final = 300  # characters of a text of a file's in a message
 # Those that layers of a network can hold and every operation of torch knows.
 _SAFETENSORS_TYPES: Final = ("F64", "F32", "F16", "BF16", "I64", "I32", "I16", "I8", "U8", "BOOL")
 

@@ -25,6 +25,7 @@ _LABELS: Final = {"root": "DATA", "mean": "mean", "std": "std"}  # settings that
 _representation = reprlib.Repr()
 _representation.maxstring = _representation.maxother = 80
 _representation.maxlong = 130
+_known_hints: dict[type, dict[str, Any]] = {}
 
 
 def shown(value: Any) -> str:
@@ -108,8 +109,10 @@ def _is_finite(value: Any) -> bool:
     return isinstance(value, float) and math.isfinite(value)
 
 
-def _hints(kind: Any) -> dict[str, Any]:
-    return get_type_hints(kind)
+def _hints(kind: type) -> dict[str, Any]:
+    if kind not in _known_hints:  # making them takes longer than all the checks
+        _known_hints[kind] = get_type_hints(kind)
+    return _known_hints[kind]
 
 
 def _plain_name(key: Any) -> str:

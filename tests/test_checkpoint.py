@@ -1,16 +1,19 @@
 from __future__ import annotations
 
 import json
+import socket
 from pathlib import Path
 from typing import Any
 
 import pytest
 import torch
 from safetensors import safe_open
-from safetensors.torch import load_file, save_file
+from safetensors.torch import load_file, save, save_file
 
+from dcnseg import checkpoint
 from dcnseg.checkpoint import (
     BEST_WEIGHTS,
+    METADATA_KEY,
     RESUME_STATE,
     SeenPictures,
     find_weights,
@@ -24,6 +27,8 @@ from dcnseg.config import ModelConfig, Preprocessing, to_dict
 from dcnseg.data.class_map import ClassInfo, ClassMap
 from dcnseg.errors import CheckpointError
 from dcnseg.models.segmenter import build_segmenter
+from tests.garbage import JSON_GARBAGE, garbled, refusal
+from tests.models.test_encoder import HOSTILE_NAMES
 
 MODEL = ModelConfig(encoder="resnet18", decoder_channels=16, deform_layers=1)
 CLASSES = ClassMap(
@@ -196,6 +201,98 @@ def test_a_misfit_is_named(
 ) -> None:
     with pytest.raises(CheckpointError, match=text):
         load_segmenter(rewrite(weights, tmp_path / "changed.safetensors", change))
+
+
+def with_header(path: Path, header: str) -> Path:
+    path.write_bytes(save({}, metadata={METADATA_KEY: header}))
+    return path
+
+
+def test_every_place_of_a_description_may_be_wrong(weights: Path, tmp_path: Path) -> None:
+    with safe_open(weights, framework="pt") as file:
+        header = json.loads(file.metadata()[METADATA_KEY])
+    seen = SeenPictures(9, (10, 20), (30, 40), 0.25)
+    scores = {"mean_iou": 0.5, "class_iou": {"road": 0.5, "tree": None}}
+    header |= {"training_data": to_dict(seen), "scores": scores}
+    path = tmp_path / "x.safetensors"
+    assert read_weights_info(with_header(path, json.dumps(header))).training_data == seen
+    num_refused = 0
+    for _, content in garbled(header, JSON_GARBAGE):
+        with_header(path, json.dumps(content))
+        message = refusal(lambda: json.dumps(read_weights_info(path).scores, allow_nan=False))
+        if message:
+            assert message.startswith(str(path))
+            assert len(message) < 600
+            assert message.isprintable()
+            num_refused += 1
+    assert num_refused > 500
+
+
+@pytest.mark.parametrize("text", ["", "null", "[]", "{}", "[" * 10**5, "1" * 5000, '"\\ud800"'])
+def test_a_description_that_is_no_json_object_is_named(tmp_path: Path, text: str) -> None:
+    path = with_header(tmp_path / "x.safetensors", text)
+    with pytest.raises(CheckpointError, match=r"x\.safetensors: its description is damaged: "):
+        read_weights_info(path)
+
+
+def test_a_description_never_opens_a_socket(
+    weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(*_args: object, **_settings: object) -> None:
+        raise AssertionError("a socket was opened")
+
+    for name in ("socket", "getaddrinfo", "create_connection"):
+        monkeypatch.setattr(socket, name, refuse)
+    for encoder in HOSTILE_NAMES:
+        model = {"model": to_dict(MODEL) | {"encoder": encoder}}
+        path = rewrite(weights, tmp_path / "x.safetensors", model)
+        with pytest.raises(CheckpointError, match=r"cannot be built: --encoder is "):
+            load_segmenter(path)
+    load_segmenter(weights)
+
+
+def test_an_encoder_that_cannot_be_built_is_not_built_in_memory(
+    weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """A description of an encoder with billions of weights takes none of their memory."""
+    devices = []
+
+    def build(*_args: object) -> None:
+        devices.append(str(torch.empty(0).device))
+        raise RuntimeError("no stages")
+
+    monkeypatch.setattr(checkpoint, "build_segmenter", build)
+    with pytest.raises(CheckpointError, match="cannot be built: no stages"):
+        load_segmenter(weights)
+    assert devices == ["meta"]
+
+
+def test_values_that_float32_cannot_hold_are_refused(weights: Path, tmp_path: Path) -> None:
+    name = "segmentation_head.0.bias"
+    large = {name: torch.tensor([1.0, 1e300], dtype=torch.float64)}
+    path = rewrite(weights, tmp_path / "large.safetensors", {}, large)
+    with pytest.raises(CheckpointError, match=rf"1 of the 2 values of {name} are not finite"):
+        load_segmenter(path)
+
+
+WRONG_IN_STATE: dict[str, tuple[Any, ...]] = {
+    "epoch": (None, "3", -1, 1.5, True, 10**30),
+    "best_epoch": (None, "3", []),
+    "skipped_in_a_row": ("x", -1),
+    "best_scores": ([], 3, {"mean_iou": "x"}, {"mean_iou": 7}),
+    "settings": (3, [1], {"lr": 1}, {"data": {"root": 3}}),
+}
+
+
+@pytest.mark.parametrize(
+    ("field", "value"),
+    [(field, value) for field, values in WRONG_IN_STATE.items() for value in values],
+)
+def test_a_wrong_value_in_a_resume_state_is_named(tmp_path: Path, field: str, value: Any) -> None:
+    path = tmp_path / RESUME_STATE
+    save_resume_state(path, {"epoch": 3} | {field: value})
+    with pytest.raises(CheckpointError, match=r"last\.ckpt is damaged: .*[a-z]"):
+        load_resume_state(path)
 
 
 def test_resume_state_round_trip(tmp_path: Path) -> None:

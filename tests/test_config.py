@@ -1,5 +1,9 @@
 from __future__ import annotations
 
+import json
+import math
+from contextlib import suppress
+from dataclasses import fields, replace
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +19,7 @@ from dcnseg.config import (
     to_dict,
 )
 from dcnseg.errors import ConfigError
+from tests.garbage import JSON_GARBAGE, garbled
 
 
 @pytest.mark.parametrize(
@@ -119,3 +124,52 @@ def test_where_the_pictures_are_comes_back_and_may_be_missing() -> None:
     for name in ("images", "masks", "pairs"):
         del old[name]
     assert from_dict(DataConfig, old) == DataConfig(Path("x"))
+
+
+CONFIGS = (
+    ModelConfig(),
+    Preprocessing(),
+    PredictConfig(),
+    DataConfig(Path("x")),
+    TrainConfig(DataConfig(Path("x"))),
+)
+NO_USE = (10**400, -(10**400), 2**120, math.nan, math.inf, -math.inf, 1e308, -1e308)
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda config: type(config).__name__)
+def test_every_place_of_the_settings_refuses_what_it_cannot_be(config: Any) -> None:
+    """What is not refused is a config that comes back from its JSON."""
+    for _, values in garbled(to_dict(config), JSON_GARBAGE):
+        with suppress(ConfigError):
+            changed = from_dict(type(config), values)
+            assert from_dict(type(config), json.loads(json.dumps(to_dict(changed)))) == changed
+
+
+@pytest.mark.parametrize("config", CONFIGS, ids=lambda config: type(config).__name__)
+def test_every_number_of_the_settings_has_a_range(config: Any) -> None:
+    for item in fields(config):
+        value = getattr(config, item.name)
+        if isinstance(value, bool) or not isinstance(value, int | float | tuple):
+            continue
+        for number in NO_USE:
+            wrong = (number,) * max(1, len(value)) if isinstance(value, tuple) else number
+            with pytest.raises(ConfigError, match=f"{item.name.replace('_', '-')} is") as caught:
+                replace(config, **{item.name: wrong})
+            assert len(str(caught.value)) < 500
+
+
+@pytest.mark.parametrize(
+    ("values", "text"),
+    [
+        ({"mean": (0, 0, math.nan)}, r"mean is 0,0,nan; expected three numbers from -1000"),
+        ({"mean": (0, 0, 1e308)}, r"mean is 0,0,1e\+308; expected"),
+        ({"std": (1, 1, math.inf)}, r"std is 1,1,inf; expected three numbers from 0.0001 to 1000"),
+        ({"std": (1, 1, 1e-300)}, r"std is 1,1,1e-300; expected"),
+        ({"std": (1, 1, -1)}, r"std is 1,1,-1; expected"),
+        ({"mean": "abc"}, r"mean is 'abc'; expected 3 numbers"),
+        ({"std": (1, 1)}, r"std is \(1, 1\); expected 3 numbers"),
+    ],
+)
+def test_means_and_deviations_out_of_range_are_named(values: dict[str, Any], text: str) -> None:
+    with pytest.raises(ConfigError, match=text):
+        Preprocessing(**values)

@@ -15,6 +15,7 @@ from typing import Any
 from dcnseg.data.pairing.folders import Sample, Splits
 from dcnseg.errors import CheckpointError, DataError
 from dcnseg.files import atomic_path, read_json
+from dcnseg.safe_load import one_line
 from dcnseg.validation import shown
 
 FILES = "files.json"
@@ -42,7 +43,7 @@ def check_files_are_unchanged(run: Path, splits: Splits) -> None:
     try:
         before = _parse(read_json(path))
     except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path} is damaged: {error}") from error
+        raise CheckpointError(f"{path} is damaged: {one_line(error)}") from error
     samples, now = _samples(splits), _fingerprints(splits)
     if missing := sorted(set(now) - set(before)):
         raise CheckpointError(f"{path} is damaged: it lacks {missing[0]}")
@@ -70,12 +71,17 @@ def _parse(content: Any) -> dict[str, dict[str, Fingerprint]]:
         kinds = entry if isinstance(entry, dict) else {}
         for kind in ("image", "mask"):
             numbers = kinds.get(kind)
-            if not isinstance(numbers, list) or [type(number) for number in numbers] != [int, int]:
+            if not _is_fingerprint(numbers):
                 raise ValueError(
                     f"the {kind} of {shown(name)} is {shown(numbers)}; expected its size and "
                     "checksum"
                 )
     return content
+
+
+def _is_fingerprint(numbers: Any) -> bool:
+    is_pair = isinstance(numbers, list) and len(numbers) == 2
+    return is_pair and all(type(number) is int and 0 <= number < 2**63 for number in numbers)
 
 
 def _samples(splits: Splits) -> dict[str, Sample]:

@@ -37,6 +37,7 @@ from dcnseg.data.pairing.folders import SPLIT_NAMES, Sample, Splits
 from dcnseg.engine.fingerprint import FILES, write_fingerprints
 from dcnseg.errors import CheckpointError, ConfigError, DataError
 from dcnseg.files import atomic_path, open_regular_file, parse_json, read_json
+from dcnseg.safe_load import one_line
 from dcnseg.validation import require, require_plain, shown
 
 CONFIG = "config.json"
@@ -176,14 +177,14 @@ def read_run(run: Path) -> RunRecord:
             require(not wrong, f"split.{name} has {shown(wrong[:1])}; expected names.")
         return RunRecord(config, sources, split, class_map)
     except (OSError, ValueError, ConfigError) as error:
-        raise CheckpointError(f"{path} is damaged: {error}") from error
+        raise CheckpointError(f"{path} is damaged: {one_line(error)}") from error
 
 
 def _read_classes(path: Path) -> ClassMap:
     try:
         return ClassMap.from_dict(read_json(path))
     except (OSError, ValueError, ConfigError) as error:
-        raise CheckpointError(f"{path} is damaged: {error}") from error
+        raise CheckpointError(f"{path} is damaged: {one_line(error)}") from error
 
 
 def _is_table(value: Any, kind: type) -> bool:
@@ -246,7 +247,7 @@ def read_metrics(run: Path) -> list[dict[str, Any]]:
             whole, _, _ = file.read().decode().rpartition("\n")
         return [_parse_metrics(line, i) for i, line in enumerate(whole.split("\n"), 1) if whole]
     except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path} is damaged: {error}") from error
+        raise CheckpointError(f"{path} is damaged: {one_line(error)}") from error
 
 
 def _parse_metrics(line: str, number: int) -> dict[str, Any]:

@@ -51,50 +51,61 @@ def require_like(saved: Any, own: Any, name: str) -> None:
 
 
 def like_optimizer(saved: Any, own: Mapping[str, Any], shapes: list[torch.Size]) -> dict[str, Any]:
-    """The state of an optimizer, checked; settings that it lacks are those of `own`.
+    """The state of an optimizer with the settings of `own` and the learning rates of `saved`.
 
     Args:
         saved: What the file has.
         own: The state of the fresh optimizer.
         shapes: Those of its parameters, in the order of its groups.
     """
-    empty_groups: list[dict[str, Any]] = [{}] * len(own["param_groups"])
-    require_like(saved, {"state": {}, "param_groups": empty_groups}, "optimizer")
-    groups = [
-        {**own_group, **group}
-        for group, own_group in zip(saved["param_groups"], own["param_groups"], strict=True)
-    ]
-    require_like(groups, own["param_groups"], "optimizer.param_groups")
-    for group, own_group in zip(groups, own["param_groups"], strict=True):
-        require(group["params"] == own_group["params"], "the optimizer has other parameters.")
-    names = {"step", "exp_avg", "exp_avg_sq"} if "betas" in groups[0] else {"momentum_buffer"}
+    groups = [{"params": group["params"], "lr": group["lr"]} for group in own["param_groups"]]
+    require_like(saved, {"state": {}, "param_groups": groups}, "optimizer")
+    for group, own_group in zip(saved["param_groups"], groups, strict=True):
+        require(group["params"] == own_group["params"], "the optimizer has other parameters")
+        require(group["lr"] >= 0, f"the learning rate is {shown(group['lr'])}; expected at least 0")
+    is_adam = "betas" in own["param_groups"][0]
     for index, values in saved["state"].items():
-        name = f"optimizer.state.{shown(index)}"
         require(
-            type(index) is int and 0 <= index < len(shapes) and isinstance(values, Mapping),
-            f"{name} is no state of one of {len(shapes)} parameters.",
+            type(index) is int and index < len(shapes),
+            f"optimizer.state has {shown(index)}, which is none of {len(shapes)} parameters",
         )
-        require(
-            set(values) == names, f"{name} has {shown(list(values))}; expected {sorted(names)}."
-        )
-        for key, value in values.items():
-            shape = torch.Size() if key == "step" else shapes[index]
-            require_like(value, torch.empty(shape, device="meta"), f"{name}.{key}")
-    return {"state": saved["state"], "param_groups": groups}
+        own_values = _adam_state(shapes[index]) if is_adam else _sgd_state(shapes[index])
+        require_like(values, own_values, f"optimizer.state.{index}")
+        require(set(values) == set(own_values), f"optimizer.state.{index} has other values, too")
+        require(not is_adam or 0 <= values["step"] < math.inf, "optimizer: the step is below 0")
+    merged = zip(own["param_groups"], saved["param_groups"], strict=True)
+    return {
+        "state": saved["state"],
+        "param_groups": [{**group, "lr": float(other["lr"])} for group, other in merged],
+    }
+
+
+def _sgd_state(shape: torch.Size) -> dict[str, Tensor]:
+    return {"momentum_buffer": torch.empty(shape, device="meta")}
+
+
+def _adam_state(shape: torch.Size) -> dict[str, Tensor]:
+    average = torch.empty(shape, device="meta")
+    return {"step": torch.empty((), device="meta"), "exp_avg": average, "exp_avg_sq": average}
 
 
 def like_schedule(saved: Any, own: Mapping[str, Any]) -> dict[str, Any]:
-    """The state of a schedule, checked; it becomes attributes, so that others are left out."""
-    require_like(saved, {}, "schedule")
-    known = {key: saved.get(key, value) for key, value in own.items()}
-    require_like(known, own, "schedule")
-    require(known["last_epoch"] >= 0, f"schedule.last_epoch is {known['last_epoch']}.")
-    return known
+    """The state of a schedule with the settings of `own` and the progress of `saved`.
+
+    It becomes the attributes of the schedule, so that nothing else may be in it.
+    """
+    progress = {key: own[key] for key in ("last_epoch", "_step_count", "_last_lr")}
+    require_like(saved, progress, "schedule")
+    require(saved["last_epoch"] >= 0, "schedule.last_epoch is below 0")
+    return {**own, **{key: saved[key] for key in progress}}
 
 
 def require_random_states(saved: Any) -> None:
     """Raise a ConfigError unless these are the states of generators, as `random_states` gives."""
-    require_like(saved, random_states() | {"cuda": []} | _cuda(saved), "random")
+    own = random_states() | _cuda(saved)
+    version, words, _ = own["python"]
+    own["python"] = (version, words, None)  # the last one is a number at times
+    require_like(saved, own, "random")
     name, _keys, position, *_ = saved["numpy"]
     # NumPy reads from wherever the position says.
     require(

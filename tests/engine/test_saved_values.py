@@ -1,0 +1,180 @@
+"""Wrong values in every place of a resume state and of a run's other files."""
+
+from __future__ import annotations
+
+import copy
+import json
+import math
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any, cast
+
+import numpy as np
+import pytest
+import torch
+from torch import nn
+
+from dcnseg.checkpoint import RESUME_STATE, load_resume_state
+from dcnseg.config import Preprocessing
+from dcnseg.data.class_map import ClassInfo, ClassMap
+from dcnseg.engine.fingerprint import FILES, check_files_are_unchanged
+from dcnseg.engine.optim import build_optimizer, build_schedule
+from dcnseg.engine.progress import EpochSoFar
+from dcnseg.engine.run_folder import (
+    CLASSES,
+    CONFIG,
+    METRICS,
+    create_run,
+    is_run,
+    read_metrics,
+    read_run,
+)
+from dcnseg.engine.state import TrainingState, _averaged, restore_state, save_state
+from dcnseg.engine.training_data import find_training_splits
+from dcnseg.errors import CheckpointError
+from dcnseg.models.segmenter import Segmenter
+from tests.conftest import small_config
+from tests.garbage import JSON_GARBAGE, garbled, refusal
+
+GARBAGE: tuple[Any, ...] = (
+    *(None, -1, 10**30, 0.5, math.nan, "abc", [1], {"a": 1}, {1: 2}),
+    *(torch.zeros(2, dtype=torch.int64), torch.tensor(0.5)),
+)
+
+
+def tiny_state(optimizer: str) -> TrainingState:
+    """A state whose network has two layers."""
+    torch.manual_seed(0)
+    model = cast(Segmenter, nn.Sequential(nn.Conv2d(3, 2, 1), nn.BatchNorm2d(2)))
+    built = build_optimizer(model, optimizer, lr=0.1, offset_lr_scale=0.1, weight_decay=0.1)
+    schedule = build_schedule(built, total_steps=9, warmup_steps=1, power=0.9)
+    state = TrainingState(
+        model=model,
+        average=_averaged(model, 0.9),
+        optimizer=built,
+        schedule=schedule,
+        scaler=torch.amp.GradScaler("cpu"),
+        preprocessing=Preprocessing(),
+        so_far=EpochSoFar(lr=0.1, step=1),
+        best_scores={"mean_iou": 0.5},
+    )
+    step(state)
+    return state
+
+
+def step(state: TrainingState) -> None:
+    state.model(torch.randn(2, 3, 4, 4)).sum().backward()
+    state.optimizer.step()
+    state.schedule.step()
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
+def test_what_is_restored_can_be_trained_on(optimizer: str, tmp_path: Path) -> None:
+    """Every wrong value is named, or makes no difference to the next step."""
+    path = tmp_path / RESUME_STATE
+    save_state(path, tiny_state(optimizer))
+    saved = load_resume_state(path)
+    read_before = ("format", "dcnseg", "settings", "epoch", "best_epoch", "best_scores")
+    part = {"optimizer"} if optimizer == "adamw" else set(saved) - {*read_before, "average"}
+    num_refused = 0
+    places = [*garbled({key: saved[key] for key in part}, GARBAGE)]
+    places += [(("average",), {"average": value}) for value in GARBAGE if value is not None]
+    for where, wrong in places:
+        if not where:
+            continue
+        state = tiny_state(optimizer)
+        message = try_to_restore(state, saved | wrong, path)
+        if message:
+            assert message.startswith(f"{path} does not fit the run's settings: "), where
+            assert len(message.splitlines()) == 1
+            num_refused += 1
+        else:
+            step(state)
+            assert math.isfinite(state.schedule.get_last_lr()[0])
+    assert num_refused > 200
+    assert not try_to_restore(tiny_state(optimizer), saved, path)
+
+
+def try_to_restore(state: TrainingState, saved: Mapping[str, Any], path: Path) -> str:
+    return refusal(lambda: restore_state(state, copy.deepcopy(saved), path))
+
+
+def test_positions_outside_of_a_generators_words_are_refused(tmp_path: Path) -> None:
+    path = tmp_path / RESUME_STATE
+    state = tiny_state("sgd")
+    save_state(path, state)
+    saved = load_resume_state(path)
+    before: Any = np.random.get_state(legacy=True)
+    for position in (-1, 625, 10**9):
+        name, keys, _, *rest = saved["random"]["numpy"]
+        wrong = saved["random"] | {"numpy": (name, keys, position, *rest)}
+        with pytest.raises(CheckpointError, match=rf"'MT19937' at {position}; expected"):
+            restore_state(state, saved | {"random": wrong}, path)
+    after: Any = np.random.get_state(legacy=True)
+    assert after[2] == before[2]
+
+
+CLASS_MAP = ClassMap((ClassInfo(3, "road", (1, 2, 3)), ClassInfo(7, "tree", (4, 5, 6))))
+Read = Callable[[Path], object]
+
+
+@pytest.fixture(scope="module")
+def written(scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The files of a run that has just begun."""
+    run = tmp_path_factory.mktemp("written") / "run"
+    config = small_config(scenes)
+    create_run(
+        run, config, {"lr": "default"}, CLASS_MAP, find_training_splits(config), overwrite=False
+    )
+    (run / METRICS).write_text('{"epoch": 1, "loss": 0.5}\n{"epoch": 2, "loss": 0.25}\n')
+    return run
+
+
+def read_files(scenes: Path) -> Read:
+    splits = find_training_splits(small_config(scenes))
+    return lambda run: check_files_are_unchanged(run, splits)
+
+
+@pytest.mark.parametrize("name", [CONFIG, CLASSES, FILES, METRICS])
+def test_every_place_of_a_runs_files_may_be_wrong(name: str, written: Path, scenes: Path) -> None:
+    path = written / name
+    before = path.read_bytes()
+    reads: dict[str, Read] = {FILES: read_files(scenes), METRICS: read_metrics}
+    read = reads.get(name, read_run)
+    read(written)
+    whole = (b"", b"null", b"[]", b"{}", b"[" * 10**5, b"1" * 5000, b'"\\ud800"', b"\xff")
+    contents = [text + b"\n" for text in whole]
+    first = before.partition(b"\n")[0] if name == METRICS else before
+    for _, wrong in garbled(json.loads(first), JSON_GARBAGE):
+        contents.append(json.dumps(wrong).encode() + b"\n")
+    num_refused = 0
+    try:
+        for content in contents:
+            path.write_bytes(content)
+            is_run(written)
+            message = refusal(lambda: read(written))
+            if message:
+                is_named = str(path) in message
+                assert is_named or (name == FILES and "has changed" in message), content[:200]
+                assert len(message) < 600
+                num_refused += 1
+    finally:
+        path.write_bytes(before)
+    assert num_refused > 40
+
+
+def test_a_line_of_the_metrics_is_named(written: Path, tmp_path: Path) -> None:
+    for line in (
+        "{}",
+        "null",
+        "[]",
+        '{"epoch": "1"}',
+        '{"epoch": 0}',
+        "{",
+        '{"epoch": 1, "a": NaN}',
+    ):
+        (tmp_path / METRICS).write_text(f'{{"epoch": 1}}\n{line}\n{{"epoch": 3}}\n')
+        with pytest.raises(CheckpointError, match=r"metrics\.jsonl is damaged: line 2"):
+            read_metrics(tmp_path)
+    (tmp_path / METRICS).write_text('{"epoch": 1}\n{"epo')
+    assert read_metrics(tmp_path) == [{"epoch": 1}]

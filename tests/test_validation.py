@@ -1,0 +1,98 @@
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any
+
+import pytest
+
+from dcnseg.errors import ConfigError
+from dcnseg.validation import check_fields, parse_fields, require_plain, shown
+
+
+@dataclass(frozen=True)
+class Inner:
+    size: int = 3
+
+
+@dataclass(frozen=True)
+class Outer:
+    place: Path
+    rate: float = 0.5
+    name: str = "x"
+    is_on: bool = False
+    sides: tuple[int, ...] = ()
+    mean: tuple[float, float, float] = (0.0, 0.0, 0.0)
+    maybe: Path | None = None
+    inner: Inner = field(default_factory=Inner)
+
+
+def test_values_get_the_types_of_their_fields() -> None:
+    values = {
+        "place": "a",
+        "rate": 1,
+        "sides": [1, 2],
+        "mean": (1, 2, 3),
+        "maybe": "b",
+        "inner": {"size": 4},
+    }
+    outer = parse_fields(Outer, values)
+    expected = Outer(Path("a"), 1, sides=(1, 2), mean=(1, 2, 3), maybe=Path("b"), inner=Inner(4))
+    assert outer == expected
+    check_fields(outer)
+    assert parse_fields(Outer, {"place": "a", "maybe": None}) == Outer(Path("a"))
+
+
+@pytest.mark.parametrize(
+    ("change", "text"),
+    [
+        ({"place": 3}, "--place is 3; expected a path."),
+        ({"place": "a\0"}, r"--place is .*; expected a path\."),
+        ({"rate": "0.5"}, "--rate is '0.5'; expected a number."),
+        ({"rate": True}, "--rate is True; expected a number."),
+        ({"name": None}, "--name is None; expected text."),
+        ({"name": "a\0"}, r"--name is 'a\\x00'; expected text."),
+        ({"is_on": 1}, "--is-on is 1; expected true or false."),
+        ({"sides": 3}, "--sides is 3; expected a list of whole numbers."),
+        ({"sides": [1.5]}, r"--sides is \(1.5,\); expected a list of whole numbers."),
+        ({"mean": [1, 2]}, r"mean is \(1, 2\); expected 3 numbers."),
+        ({"mean": "abc"}, "mean is 'abc'; expected 3 numbers."),
+        ({"maybe": 1}, "--maybe is 1; expected a path or nothing."),
+        ({"inner": 1}, "Inner is 1; expected a JSON object."),
+        ({"inner": {"size": "1"}}, "--size is '1'; expected a whole number."),
+        ({"inner": {"x" * 90: 1, 5: 1}}, r"Inner does not know 'x+\.\.\.x+', 5; was it"),
+    ],
+)
+def test_wrong_types_are_named(change: dict[str, Any], text: str) -> None:
+    with pytest.raises(ConfigError, match=text):
+        parse_fields(Outer, {"place": "a"} | change)
+
+
+def test_a_missing_field_is_named() -> None:
+    with pytest.raises(ConfigError, match="Outer lacks place"):
+        parse_fields(Outer, {})
+
+
+@pytest.mark.parametrize(
+    ("value", "text"),
+    [
+        ({"a": float("nan")}, "scores has nan; expected text or a finite number"),
+        ([2**64], "scores has 18446744073709551616; expected"),
+        ({"a": {1: 2}}, r"scores has the key \[1\]; expected text"),
+        ({"a": object()}, "scores has <object.*>; expected"),
+        ([[[[[[[[[[1]]]]]]]]]], "scores is nested more than 8 deep"),
+    ],
+)
+def test_what_is_no_plain_value_is_named(value: Any, text: str) -> None:
+    require_plain({"a": [1, 0.5, None, "x", True]}, "scores")
+    with pytest.raises(ConfigError, match=text):
+        require_plain(value, "scores")
+
+
+def test_any_value_is_shown_shortly() -> None:
+    deep: Any = 0
+    for _ in range(5000):
+        deep = [deep]
+    for value in (10**5000, -(10**5000), "x" * 10**6, ["y" * 10**6] * 100, deep, {"a": deep}, b"z"):
+        assert len(shown(value)) < 1000
+    assert shown(10**30) == "1" + "0" * 30
