@@ -10,7 +10,7 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
-from dcnseg.validation import check_fields, parse_fields, require_between, shown
+from dcnseg.validation import check_fields, did_you_mean, parse_fields, require_between, shown
 from dcnseg.validation import require as _require
 
 Config = TypeVar("Config")
@@ -47,7 +47,11 @@ STD_RANGE: Final = (0.0001, 1000.0)
 
 
 def _require_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
-    _require(value in choices, f"{name} is {shown(value)}; expected one of {', '.join(choices)}.")
+    _require(
+        value in choices,
+        f"{name} is {shown(value)}; expected one of {', '.join(choices)}."
+        f"{did_you_mean(value, choices)}",
+    )
 
 
 def _listed(values: tuple[float, ...]) -> str:

@@ -5,9 +5,10 @@ Entry points: `check_fields`, `parse_fields`, `require_between`, `require_plain`
 
 from __future__ import annotations
 
+import difflib
 import math
 import reprlib
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, fields, is_dataclass
 from pathlib import Path
 from types import NoneType, UnionType
@@ -33,6 +34,13 @@ def shown(value: Any) -> str:
     if isinstance(value, int) and value.bit_length() > MAX_SHOWN_BITS:
         return f"a number of {value.bit_length()} bits"
     return _representation.repr(value)
+
+
+def did_you_mean(value: str, choices: Iterable[str]) -> str:
+    """The closest choice as the end of a message, ' Did you mean x?'; empty if none is close."""
+    by_lower_case = {choice.lower(): choice for choice in choices}
+    close = difflib.get_close_matches(value.lower(), by_lower_case, n=1)
+    return f" Did you mean {by_lower_case[close[0]]}?" if close else ""
 
 
 def require(condition: bool, message: str) -> None:

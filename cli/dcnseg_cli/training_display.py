@@ -202,6 +202,8 @@ def describe_epoch(record: Mapping[str, Any], epochs: int, *, is_best: bool) -> 
     offsets = [entry["mean_px"] for entry in record.get("offsets", {}).values()]
     if offsets and None not in offsets:
         text += f"  offsets {sum(offsets) / len(offsets):.2f} px"
+    if layers := record.get("runaway_layers"):
+        text += f"  (Warning: the offsets of {len(layers)} layers lead off the map)"
     if "skipped_steps" in record:
         text += f"  {record['skipped_steps']} steps skipped (not finite)"
     return f"{text}  {record['images_per_second']:.1f} images/s  {record['seconds']:.0f} s"

@@ -14,6 +14,10 @@ from dcnseg.ops.offset_stats import OffsetStatistics, offset_statistics
 
 MONITORED_BATCHES = 8  # enough for a mean; more would only slow the evaluation
 MOST = 0.5  # share of samples
+ADVICE = (
+    "In the first hundred steps batch normalization may not have settled, which passes; otherwise "
+    "lower --offset-lr-scale or --lr, or choose another --encoder."
+)
 
 
 class OffsetMonitor:
@@ -66,7 +70,7 @@ class OffsetMonitor:
     def runaways(self) -> dict[str, str]:
         """A warning for each layer whose offsets lead nowhere, by the layer's name."""
         return {
-            name: f"{name}: {reason} Lower --offset-lr-scale or --lr if the scores suffer."
+            name: f"{name}: {reason} {ADVICE}"
             for name in self._layers
             if self._seen[name] and (reason := _runaway(self._seen[name], self._sizes_px[name]))
         }

@@ -244,7 +244,9 @@ class Trainer:
                 on_progress=lambda _done, _total: self._stop_if_requested(),
             ).to_dict()
         record |= scores | {"offsets": monitor.summary()}
-        self._warn_of_runaways(monitor)
+        if runaways := monitor.runaways():
+            record["runaway_layers"] = list(runaways)
+            self._warn_of_runaways(runaways)
         if state.best_scores is not None and (scores["mean_iou"] or 0) <= state.best_mean_iou:
             return
         state.best_epoch, state.best_scores = epoch, scores
@@ -265,9 +267,9 @@ class Trainer:
     def _seen_pictures(self) -> SeenPictures:
         return describe_pictures([sample.image for sample in self.data.splits.train])
 
-    def _warn_of_runaways(self, monitor: OffsetMonitor) -> None:
+    def _warn_of_runaways(self, runaways: Mapping[str, str]) -> None:
         """Tell of each layer once."""
-        for name, text in monitor.runaways().items():
+        for name, text in runaways.items():
             if name not in self._runaway_layers:
                 self._runaway_layers.add(name)
                 self.listener.warned(text)

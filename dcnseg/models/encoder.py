@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import re
 import warnings
+from collections.abc import Mapping, Sequence
 
 import segmentation_models_pytorch as smp
 import timm
@@ -15,10 +16,12 @@ from torch import nn
 
 from dcnseg.errors import ConfigError
 from dcnseg.ops.deform_conv import DeformConv2d
-from dcnseg.validation import shown
+from dcnseg.validation import did_you_mean, shown
 
 LATE_LAYERS = 3
 PROBE_SIZE = 64  # pixels; any multiple of 32 shows the layers' order and the feature strides
+SAFE_CHANNELS = 8  # see `_subsample_before_convolving`
+ADVICE = "Choose an encoder of the ResNet family such as resnet50."
 
 
 def build_encoder(name: str, *, output_stride: int) -> nn.Module:
@@ -31,24 +34,18 @@ def build_encoder(name: str, *, output_stride: int) -> nn.Module:
     """
     require_installed_encoder(name)
     try:
-        with warnings.catch_warnings():
-            warnings.simplefilter("ignore", DeprecationWarning)
-            encoder = smp.encoders.get_encoder(
-                name, in_channels=3, depth=5, weights=None, output_stride=output_stride
-            )
-        strides = _feature_strides(encoder)
+        encoder = _smp_encoder(name, output_stride)
+        sizes = [feature.shape[-1] for feature in _probe(encoder)]
     except Exception as error:  # each family of encoders has its own way to refuse a stride
+        raise _refusal(name, output_stride, error) from error
+    strides = [PROBE_SIZE // size for size in sizes]
+    expected = [min(2**depth, output_stride) for depth in range(6)]
+    if strides != expected:
         raise ConfigError(
-            f"--encoder {name} cannot be built with output stride {output_stride} "
-            f"({str(error).rstrip('.')}). "
-            "Choose a ResNet-family encoder such as resnet50."
-        ) from error
-    assert isinstance(encoder, nn.Module)
-    if strides != (4, output_stride):
-        raise ConfigError(
-            f"--encoder {name} gives features of stride {strides[0]} and {strides[1]}; DeepLab "
-            f"needs 4 and {output_stride}. Choose a ResNet-family encoder such as resnet50."
+            f"--encoder {name} gives features of strides {_listed(strides)}; DeepLab needs "
+            f"{_listed(expected)}. {ADVICE}"
         )
+    _subsample_before_convolving(encoder)
     return encoder
 
 
@@ -60,10 +57,66 @@ def require_installed_encoder(name: str) -> None:
     model = name.removeprefix("timm-").removeprefix("tu-")
     is_timm = model != name and re.fullmatch(r"[\w.]+", model) and timm.is_model(model)
     if name not in smp.encoders.encoders and not is_timm:
+        known = smp.encoders.encoders
+        if name.startswith("tu-"):
+            known = [f"tu-{each}" for each in timm.list_models()]
         raise ConfigError(
-            f"--encoder is {shown(name)}, which segmentation-models-pytorch does not have. The "
-            "ResNet family fits best: resnet18, resnet34, resnet50, resnet101, resnext50_32x4d."
+            f"--encoder is {shown(name)}, which segmentation-models-pytorch does not have."
+            f"{did_you_mean(name, known)} The ResNet family fits best: resnet18, resnet34, "
+            "resnet50, resnet101, resnext50_32x4d."
         )
+
+
+def _smp_encoder(name: str, output_stride: int) -> nn.Module:
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)
+        encoder = smp.encoders.get_encoder(
+            name, in_channels=3, depth=5, weights=None, output_stride=output_stride
+        )
+    assert isinstance(encoder, nn.Module)
+    return encoder
+
+
+def _refusal(name: str, output_stride: int, error: Exception) -> ConfigError:
+    """Say why there is no encoder of this name with this stride; some libraries only assert."""
+    reason = str(error).partition("\n")[0].rstrip(".!")
+    try:
+        _smp_encoder(name, 32)
+    except Exception as undilated_error:  # as above
+        reason = reason or type(undilated_error).__name__
+    else:
+        detail = f" ({reason})" if reason else ""
+        reason = f"it has no dilated form, so its output stride is always 32{detail}"
+    return ConfigError(
+        f"--encoder {name} cannot be built with output stride {output_stride}: {reason}. {ADVICE}"
+    )
+
+
+def _subsample_before_convolving(encoder: nn.Module) -> None:
+    """Let 1x1 convolutions with a stride read a subsampled image instead; the result is equal.
+
+    On a CPU, torch 2.14's gradient of their weights writes beyond its memory where the input is
+    channels-last and has fewer than 8 channels. MobileOne and RepVGG have such a branch.
+    """
+    for module in encoder.modules():
+        if (
+            isinstance(module, nn.Conv2d)
+            and module.kernel_size == (1, 1)
+            and module.stride != (1, 1)
+            and module.in_channels < SAFE_CHANNELS
+        ):
+            module.register_forward_pre_hook(_Subsample(module.stride))
+            module.stride = (1, 1)
+
+
+class _Subsample:
+    """A forward pre-hook that keeps every `stride`-th row and column; a class, to be pickled."""
+
+    def __init__(self, stride: Sequence[int]) -> None:
+        self.stride = tuple(stride)
+
+    def __call__(self, _module: nn.Module, inputs: tuple[torch.Tensor]) -> torch.Tensor:
+        return inputs[0][..., :: self.stride[0], :: self.stride[1]]
 
 
 def dilate_late(encoder: nn.Module, dilation: int) -> None:
@@ -76,7 +129,7 @@ def dilate_late(encoder: nn.Module, dilation: int) -> None:
 
     Source: Dai et al. 2017, Table 3, whose fixed dilations the learnt offsets are compared with.
     """
-    names = _convolutions_3x3_in_execution_order(encoder)[-LATE_LAYERS:]
+    names = list(_convolutions_3x3_in_execution_order(encoder))[-LATE_LAYERS:]
     if len(names) < LATE_LAYERS:
         raise ConfigError(
             f"--late-dilation is {dilation}, but this encoder has {len(names)} plain 3x3 "
@@ -113,7 +166,8 @@ def make_deformable(
             "convolutions that can be replaced. Choose fewer (0 is the plain network), or an "
             "encoder of the ResNet family."
         )
-    names = candidates[-num_layers:]
+    names = list(candidates)[-num_layers:]
+    _refuse_parallel(names, candidates)
     for name in names:
         convolution = encoder.get_submodule(name)
         assert isinstance(convolution, nn.Conv2d)
@@ -130,12 +184,6 @@ def make_deformable(
     return names
 
 
-def _feature_strides(encoder: nn.Module) -> tuple[int, int]:
-    """Strides of the features that DeepLabV3+ fuses: the third, and the last."""
-    features = _probe(encoder)
-    return PROBE_SIZE // features[2].shape[-1], PROBE_SIZE // features[-1].shape[-1]
-
-
 def _probe(encoder: nn.Module) -> list[torch.Tensor]:
     was_training = encoder.training
     encoder.eval()
@@ -145,16 +193,16 @@ def _probe(encoder: nn.Module) -> list[torch.Tensor]:
     return features
 
 
-def _convolutions_3x3_in_execution_order(encoder: nn.Module) -> list[str]:
-    order: list[str] = []
+def _convolutions_3x3_in_execution_order(encoder: nn.Module) -> dict[str, torch.Tensor]:
+    """The plain 3x3 convolutions by name, with the map that each one reads."""
+    order: dict[str, torch.Tensor] = {}
 
-    def note(name: str) -> None:
-        if name not in order:
-            order.append(name)
+    def note(name: str, x: torch.Tensor) -> None:
+        order.setdefault(name, x)
 
     # Subclasses of Conv2d pad or normalise in their own ways, which from_conv would lose.
     handles = [
-        module.register_forward_pre_hook(lambda _module, _inputs, name=name: note(name))
+        module.register_forward_pre_hook(lambda _module, inputs, name=name: note(name, inputs[0]))
         for name, module in encoder.named_modules()
         if type(module) is nn.Conv2d
         and module.kernel_size == (3, 3)
@@ -166,3 +214,24 @@ def _convolutions_3x3_in_execution_order(encoder: nn.Module) -> list[str]:
         for handle in handles:
             handle.remove()
     return order
+
+
+def _refuse_parallel(names: Sequence[str], inputs: Mapping[str, torch.Tensor]) -> None:
+    """Raise a ConfigError if a layer is one of several branches whose sum is one convolution.
+
+    Such branches (MobileOne's) read the same map. In which order they run means nothing, and each
+    would get offsets of its own for what is meant to be merged into a single kernel.
+    """
+    for name in names:
+        siblings = [other for other in inputs if inputs[other] is inputs[name]]
+        if len(siblings) > 1:
+            raise ConfigError(
+                f"this encoder cannot be made deformable: {len(siblings)} 3x3 convolutions, "
+                f"{siblings[0]} to {siblings[-1]}, are parallel branches that read the same map, "
+                "so there is no last one. Use --deform-layers 0, or choose an encoder of the "
+                "ResNet family such as resnet50."
+            )
+
+
+def _listed(numbers: Sequence[int]) -> str:
+    return ", ".join(map(str, numbers))

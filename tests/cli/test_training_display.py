@@ -74,3 +74,8 @@ def test_an_epoch_without_scores() -> None:
 
 def test_durations() -> None:
     assert [describe_seconds(s) for s in (0, 7.4, 247, 3750)] == ["0:00", "0:07", "4:07", "1:02:30"]
+
+
+def test_a_best_epoch_whose_offsets_have_run_away_says_so() -> None:
+    text = describe_epoch(RECORD | {"runaway_layers": ["a", "b"]}, 20, is_best=True)
+    assert "(best)  offsets 1.00 px  (Warning: the offsets of 2 layers lead off the map)" in text

@@ -46,3 +46,20 @@ def test_nothing_is_watched_afterwards(model: Segmenter) -> None:
     watch(model)
     for layer in model.deformable_layers().values():
         assert not layer.conv_offset._forward_hooks
+
+
+@pytest.mark.parametrize("value", [1e5, -1e30, math.nan, math.inf])
+def test_runaway_offsets_are_named(model: Segmenter, value: float) -> None:
+    (first, layer), (second, _) = model.deformable_layers().items()
+    with OffsetMonitor(model) as monitor, torch.no_grad():
+        model(torch.randn(1, 3, 64, 64))
+    assert monitor.runaways() == {}
+    assert layer.conv_offset.bias is not None
+    with torch.no_grad():
+        layer.conv_offset.bias.fill_(value)
+    with OffsetMonitor(model) as monitor, torch.no_grad():
+        model(torch.randn(1, 3, 64, 64))
+    warning = monitor.runaways()[first]
+    assert warning.startswith(f"{first}: ")
+    assert "lower --offset-lr-scale or --lr" in warning
+    assert second in monitor.runaways() or math.isfinite(value)

@@ -324,3 +324,18 @@ def test_config_is_checked_before_the_folder_is_touched(scenes: Path, tmp_path: 
     with pytest.raises(ConfigError, match="resnet19"):
         train(config, tmp_path / "run")
     assert not (tmp_path / "run").exists()
+
+
+def test_every_epoch_with_runaway_offsets_says_so(scenes: Path, tmp_path: Path) -> None:
+    warnings: list[str] = []
+
+    class Listener(TrainingListener):
+        def warned(self, text: str) -> None:
+            warnings.append(text)
+
+    config = small_config(scenes, epochs=2, offset_lr_scale=1e4, warmup_epochs=0)
+    train(config, tmp_path / "run", listener=Listener())
+    layers = read_metrics(tmp_path / "run")[-1]["runaway_layers"]
+    assert layers
+    for layer in layers:
+        assert sum(warning.startswith(f"{layer}: ") for warning in warnings) == 1

@@ -1,5 +1,7 @@
 from __future__ import annotations
 
+import pickle
+import re
 import socket
 
 import pytest
@@ -7,6 +9,7 @@ import torch
 from torch import nn
 
 from dcnseg.errors import ConfigError
+from dcnseg.models import encoder as encoder_module
 from dcnseg.models.encoder import build_encoder, dilate_late, make_deformable
 from dcnseg.ops.deform_conv import DeformConv2d
 
@@ -88,14 +91,63 @@ def test_offset_groups_must_divide_the_channels() -> None:
 @pytest.mark.parametrize(
     ("name", "text"),
     [
-        ("resnet19", "--encoder is 'resnet19', which segmentation-models-pytorch does not have"),
-        ("tu-no_such_model", "--encoder is 'tu-no_such_model', which segmentation-models-py"),
-        ("vgg11", "--encoder vgg11"),
+        ("resnet19", "'resnet19', which segmentation-models-pytorch does not have. Did you mean"),
+        ("ResNet18", "does not have. Did you mean resnet18?"),
+        ("tu-ResNet18", "does not have. Did you mean tu-resnet18?"),
+        ("xyz", "does not have. The ResNet family fits best"),
+        (
+            "densenet121",
+            "--encoder densenet121 cannot be built with output stride 16: it has no dilated form",
+        ),
+        ("tu-dla34", "it has no dilated form, so its output stride is always 32. Choose"),
+        ("tu-ghostnet_050", "its output stride is always 32 (only output_stride==32 is valid"),
+        ("mobileone_s0", "4 3x3 convolutions, stage4.0.rbr_conv.0.conv to stage4.0.rbr_conv.3."),
+        ("efficientnet-b0", "--deform-layers is 3, but this encoder has 0 plain 3x3"),
     ],
 )
-def test_encoders_that_do_not_fit_are_named(name: str, text: str) -> None:
-    with pytest.raises(ConfigError, match=text):
-        build_encoder(name, output_stride=16)
+def test_encoders_that_do_not_fit_are_named_with_the_reason(name: str, text: str) -> None:
+    with pytest.raises(ConfigError, match=re.escape(text)):
+        make_deformable(build_encoder(name, output_stride=16), 3)
+
+
+class Strides(nn.Module):
+    """Gives features of these strides."""
+
+    def __init__(self, *strides: int) -> None:
+        super().__init__()
+        self.strides = strides
+
+    def forward(self, x: torch.Tensor) -> list[torch.Tensor]:
+        return [x[..., ::stride, ::stride] for stride in self.strides]
+
+
+@pytest.mark.parametrize(
+    "strides", [(1, 2, 4, 8, 16, 32), (1, 2, 4, 4, 4, 16), (1, 2, 4, 16, 16), (1, 1, 4, 8, 16, 16)]
+)
+def test_every_feature_has_its_stride(
+    strides: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(encoder_module, "_smp_encoder", lambda _name, _stride: Strides(*strides))
+    listed = ", ".join(map(str, strides))
+    with pytest.raises(
+        ConfigError, match=f"resnet18 gives features of strides {listed}; DeepLab needs"
+    ):
+        build_encoder("resnet18", output_stride=16)
+
+
+def test_strided_1x1_convolutions_of_the_image_keep_their_values_and_gradients() -> None:
+    """Without the change torch writes beyond its memory on some CPUs (see the function)."""
+    encoder = pickle.loads(pickle.dumps(build_encoder("mobileone_s1", output_stride=16)))
+    branch = encoder.stage0.rbr_scale.conv
+    assert branch.stride == (1, 1)
+    weight = branch.weight.detach().clone().requires_grad_()
+    x = torch.randn(4, 3, 64, 96)
+    expected = nn.functional.conv2d(x, weight, stride=2)
+    expected.square().sum().backward()
+    actual = branch.to(memory_format=torch.channels_last)(x.to(memory_format=torch.channels_last))
+    actual.square().sum().backward()
+    torch.testing.assert_close(actual, expected)
+    torch.testing.assert_close(branch.weight.grad, weight.grad, rtol=1e-4, atol=1e-3)
 
 
 HOSTILE_NAMES = (
