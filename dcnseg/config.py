@@ -6,6 +6,7 @@ takes numbers. Defaults stand here and nowhere else.
 
 from __future__ import annotations
 
+from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Final, TypeVar
@@ -21,6 +22,40 @@ LOSSES = ("ce", "ce+dice", "focal", "lovasz")
 CLASS_WEIGHTS = ("none", "balanced", "sqrt")
 AMP_MODES = ("auto", "off", "bf16", "fp16")
 DEVICES = ("auto", "cpu", "cuda", "mps")
+MAX_ROTATION = 180  # degrees
+MAX_BLUR = 10  # pixels
+
+# Settings that go together, by the names that config.json uses ("model.encoder"). What is not here
+# has its default.
+PRESETS: Mapping[str, Mapping[str, Any]] = {
+    # Half-size images and a small encoder, for a CPU; those of the CamVid figure in the README.
+    "small": {
+        "model.encoder": "resnet18",
+        "data.input_scale": 0.5,
+        "data.crop_size": (176, 240),
+        "data.scale_range": (0.75, 1.75),
+        "data.cache": True,
+        "data.workers": 0,
+        "optimizer": "adamw",
+        "lr": 1e-3,
+        "weight_decay": 0.01,
+        "class_weights": "sqrt",
+        "ema": 0.99,
+        "epochs": 50,
+        "eval_every": 5,
+    },
+    "default": {},
+    # A deep encoder, large crops and a long schedule, for a GPU.
+    "large": {
+        "model.encoder": "resnet101",
+        "model.deform_layers": 6,
+        "data.crop_size": (768, 768),
+        "data.workers": 8,
+        "epochs": 120,
+        "warmup_epochs": 5.0,
+        "ema": 0.999,
+    },
+}
 
 # Chen et al. 2017, "Rethinking Atrous Convolution": the rates double when the stride halves.
 ATROUS_RATES_BY_STRIDE = {16: (6, 12, 18), 8: (12, 24, 36)}
@@ -143,7 +178,10 @@ class DataConfig:
     crop_size: tuple[int, ...] = (512, 512)  # height, width, after input_scale
     scale_range: tuple[float, ...] = (0.5, 2.0)
     flip: bool = True
+    vertical_flip: bool = False
+    rotate: float = 0.0  # degrees: multiples of 90 or 180, or an angle up to another value
     colour_jitter: float = 0.3
+    blur: float = 0.0  # greatest sigma in pixels
     workers: int = 2
     cache: bool = False
     images: str = ""  # patterns of the paths, with {stem} and maybe {split}; empty: recognised
@@ -156,7 +194,9 @@ class DataConfig:
         check_pair_source(self.images, self.masks, self.pairs)
         _require(
             0 < self.val_fraction < 1,
-            f"--val-fraction is {shown(self.val_fraction)}; expected between 0 and 1.",
+            f"--val-fraction is {shown(self.val_fraction)}; expected above 0 and below 1. Training "
+            "needs images to validate with: keep a share of them, such as 0.2, or give DATA a "
+            "folder val beside train and leave this option out.",
         )
         crop = self.crop_size * 2 if len(self.crop_size) == 1 else self.crop_size
         _require(
@@ -177,6 +217,8 @@ class DataConfig:
         )
         require_between("--workers", self.workers, 0, MAX_WORKERS)
         require_between("--input-scale", self.input_scale, MIN_SCALE, MAX_INPUT_SCALE)
+        require_between("--rotate", self.rotate, 0, MAX_ROTATION)
+        require_between("--blur", self.blur, 0, MAX_BLUR)
         _require(
             0 <= self.mask_threshold <= MAX_ID,
             f"--mask-threshold is {shown(self.mask_threshold)}; expected 0 (off) to {MAX_ID}.",
@@ -216,6 +258,7 @@ class TrainConfig:
 
     data: DataConfig
     model: ModelConfig = field(default_factory=ModelConfig)
+    init: Path | None = None  # a run or weights file to start from, instead of encoder_weights
     encoder_weights: str = "imagenet"
     epochs: int = 60
     batch_size: int = 8
@@ -238,6 +281,7 @@ class TrainConfig:
     checkpoint_minutes: float = 10.0  # 0: at the end of epochs only
     checkpoint_epochs: int = 1
     nan_patience: int = 10  # steps in a row whose loss or gradient is not finite
+    augment: str = ""  # name of the augmentation that `train` was given from Python
 
     def __post_init__(self) -> None:
         """Check types and ranges."""

@@ -9,6 +9,7 @@ import torch
 
 from dcnseg.config import AMP_MODES, DEVICES
 from dcnseg.errors import ConfigError
+from dcnseg.validation import did_you_mean
 
 # Of torch's CPU allocator, of oneDNN and of C++.
 _CPU_MESSAGES = (
@@ -34,7 +35,8 @@ def select_device(name: str) -> torch.device:
     except RuntimeError:
         device = None
     if device is None or device.type not in DEVICES:
-        raise ConfigError(f"--device is {name!r}; expected one of {', '.join(DEVICES)}.")
+        hint = did_you_mean(name, DEVICES)
+        raise ConfigError(f"--device is {name!r}; expected one of {', '.join(DEVICES)}.{hint}")
     count = {"cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}
     if device.type in count and (device.index or 0) >= count[device.type]:
         raise ConfigError(
@@ -50,7 +52,8 @@ def select_amp_dtype(mode: str, device: torch.device) -> torch.dtype | None:
     "auto" takes bfloat16 where the machine multiplies it faster than float32.
     """
     if mode not in AMP_MODES:
-        raise ConfigError(f"--amp is {mode!r}; expected one of {', '.join(AMP_MODES)}.")
+        hint = did_you_mean(mode, AMP_MODES)
+        raise ConfigError(f"--amp is {mode!r}; expected one of {', '.join(AMP_MODES)}.{hint}")
     if mode == "off":
         return None
     if mode == "bf16":

@@ -12,12 +12,12 @@ from dcnseg.config import DataConfig
 from dcnseg.errors import DataError
 from dcnseg_cli.options import (
     DATA_PANEL,
+    IgnoreIndexOption,
     ImagesPatternOption,
     JsonOption,
     MasksPatternOption,
     PairsOption,
-    comma_list,
-    parse_integers,
+    parse_ignore_index,
 )
 from dcnseg_cli.reporting import DATA, message, print_json, reports_errors
 
@@ -48,12 +48,7 @@ def check(
             rich_help_panel=DATA_PANEL,
         ),
     ] = DataConfig.val_fraction,
-    ignore_index: Annotated[
-        str,
-        typer.Option(
-            help="Mask values to ignore besides 255: 11 or 0,254.", rich_help_panel=DATA_PANEL
-        ),
-    ] = comma_list(DataConfig.ignore_index),
+    ignore_index: IgnoreIndexOption = None,
     mask_threshold: Annotated[
         int,
         typer.Option(
@@ -82,7 +77,7 @@ def check(
         masks=masks,
         pairs=pairs,
         val_fraction=val_fraction,
-        ignore_index=parse_integers(ignore_index, "--ignore-index"),
+        ignore_index=parse_ignore_index(ignore_index),
         mask_threshold=mask_threshold,
         workers=workers,
     )

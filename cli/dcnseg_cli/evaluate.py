@@ -19,6 +19,7 @@ from dcnseg_cli.options import (
     PairsOption,
     RunArgument,
     ScalesOption,
+    SplitOption,
     WindowOption,
     comma_list,
     parse_numbers,
@@ -41,9 +42,7 @@ Examples:
 def evaluate(
     run: RunArgument,
     data: Annotated[Path, typer.Argument(metavar="DATA", help="Data folder, as for train.")],
-    split: Annotated[
-        str, typer.Option(help="train, val, test or all.", rich_help_panel="Data")
-    ] = "val",
+    split: SplitOption = "val",
     window: WindowOption = PredictConfig.window,
     overlap: OverlapOption = PredictConfig.overlap,
     flip: FlipOption = PredictConfig.flip,

@@ -4,28 +4,62 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Any
 
 import typer
 
+from dcnseg.config import AMP_MODES, DEVICES
 from dcnseg.errors import ConfigError
 
-DATA_PANEL = "Data and augmentation"
+DATA_PANEL = "Data"
+SPLITS = ("train", "val", "test", "all")
+
+
+def choice_option(
+    help_text: str, choices: Sequence[str], panel: str | None = None, *, metavar: str | None = None
+) -> Any:
+    """An option whose help shows the choices, and whose value the shell completes.
+
+    The config checks the value, so that a wrong one gets the same message from Python.
+
+    Args:
+        help_text: What the option does.
+        choices: What the shell proposes.
+        panel: Its part of the help; None: the first one.
+        metavar: Shown instead of the choices.
+    """
+
+    def complete(incomplete: str) -> list[str]:
+        return [choice for choice in choices if choice.startswith(incomplete)]
+
+    return typer.Option(
+        help=help_text,
+        metavar=metavar or f"[{'|'.join(choices)}]",
+        autocompletion=complete,
+        rich_help_panel=panel,
+    )
+
+
+def device_option(panel: str | None) -> Any:
+    """The option --device in a part of the help."""
+    return choice_option(
+        "Where to compute; auto takes the first CUDA GPU, else mps, else the CPU.",
+        DEVICES,
+        panel,
+        metavar="[auto|cpu|cuda|cuda:N|mps]",
+    )
+
 
 RunArgument = Annotated[
     Path,
     typer.Argument(metavar="RUN", help="Run folder (its best weights) or a weights file."),
 ]
-DeviceOption = Annotated[
-    str, typer.Option(help="auto, cpu, cuda, cuda:N or mps.", rich_help_panel="Machine")
-]
+DeviceOption = Annotated[str, device_option("Machine")]
 AmpOption = Annotated[
     str,
-    typer.Option(
-        help="Lower precision: off, bf16, fp16 (GPU), or auto (bf16 where it is faster).",
-        rich_help_panel="Machine",
-    ),
+    choice_option("Lower precision; auto is bf16 where it is faster.", AMP_MODES, "Machine"),
 ]
+SplitOption = Annotated[str, choice_option("Images of this split.", SPLITS, "Data")]
 JsonOption = Annotated[
     bool, typer.Option("--json", help="Print JSON for programs.", rich_help_panel="Output")
 ]
@@ -90,6 +124,15 @@ PairsOption = Annotated[
         rich_help_panel=DATA_PANEL,
     ),
 ]
+IgnoreIndexOption = Annotated[
+    list[str] | None,
+    typer.Option(
+        "--ignore-index",
+        metavar="IDS",
+        help="Mask values to ignore besides 255: 11 or 0,254; may be repeated.",
+        rich_help_panel=DATA_PANEL,
+    ),
+]
 OutOption = Annotated[
     Path, typer.Option("--out", "-o", help="Output folder.", rich_help_panel="Output")
 ]
@@ -111,6 +154,11 @@ def parse_integers(text: str, option: str) -> tuple[int, ...]:
         raise typer.BadParameter(
             f"{text!r} is not a list of whole numbers such as 1,2.", param_hint=option
         ) from None
+
+
+def parse_ignore_index(values: Sequence[str] | None) -> tuple[int, ...]:
+    """All values of an option that may be repeated and take lists, each value once."""
+    return tuple(dict.fromkeys(parse_integers(",".join(values or ()), "--ignore-index")))
 
 
 def parse_numbers(text: str, option: str) -> tuple[float, ...]:

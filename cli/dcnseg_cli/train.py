@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import shlex
-from collections.abc import Iterator
+from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import fields
 from pathlib import Path
 from typing import Annotated, Any
 
@@ -12,27 +13,34 @@ import typer
 
 from dcnseg.config import (
     ARCHITECTURES,
+    ATROUS_RATES_BY_STRIDE,
     CLASS_WEIGHTS,
     LOSSES,
     OPTIMIZERS,
+    PRESETS,
     DataConfig,
     ModelConfig,
     TrainConfig,
 )
+from dcnseg.validation import did_you_mean
 from dcnseg_cli.options import (
     DATA_PANEL,
     AmpOption,
-    DeviceOption,
+    IgnoreIndexOption,
     ImagesPatternOption,
     MasksPatternOption,
     OverwriteOption,
     PairsOption,
+    choice_option,
     comma_list,
+    device_option,
+    parse_ignore_index,
     parse_integers,
     parse_numbers,
 )
 from dcnseg_cli.reporting import message, raise_if_signalled, reports_errors
 
+AUGMENTATION_PANEL = "Augmentation"
 MODEL_PANEL = "Model"
 LEARNING_PANEL = "Learning"
 MACHINE_PANEL = "Machine"
@@ -43,50 +51,31 @@ Examples:
 
   dcnseg train photos --out runs/photos
 
-  dcnseg train photos --out runs/small --encoder resnet18 --encoder-weights none
-  --input-scale 0.5 --crop-size 176,240 --epochs 60
+  dcnseg train photos --out runs/small --preset small --epochs 60
+
+  dcnseg train photos --out runs/more --init runs/photos
 
   dcnseg train --resume runs/photos
 """
 
-# Where each option's value lives in TrainConfig; options that are no settings are left out.
+# Proposed by the shell: one per size of the families that were tried (docs/training.md).
+ENCODERS = (
+    *("resnet18", "resnet34", "resnet50", "resnet101", "resnet152"),
+    *("resnext50_32x4d", "resnext101_32x8d", "se_resnet50", "se_resnext50_32x4d"),
+    *("dpn68", "mobilenet_v2", "timm-efficientnet-b0", "timm-skresnet18", "mit_b0", "mit_b1"),
+    *("mobileone_s1", "tu-res2net50_26w_4s", "tu-regnetx_002", "tu-resnest14d", "tu-repvgg_a0"),
+)
+
+# Where each option's value lives in TrainConfig, if not in itself.
 SETTING_OF_OPTION = {
+    **{field.name: f"data.{field.name}" for field in fields(DataConfig)},
+    **{field.name: f"model.{field.name}" for field in fields(ModelConfig)},
     "data": "data.root",
-    **{
-        name: f"data.{name}"
-        for name in (
-            "images",
-            "masks",
-            "pairs",
-            "val_fraction",
-            "ignore_index",
-            "mask_threshold",
-            "input_scale",
-            "crop_size",
-            "scale_range",
-            "flip",
-            "colour_jitter",
-            "workers",
-            "cache",
-        )
-    },
-    **{
-        name: f"model.{name}"
-        for name in (
-            "architecture",
-            "encoder",
-            "output_stride",
-            "deform_layers",
-            "late_dilation",
-            "modulated",
-            "offset_groups",
-            "decoder_channels",
-            "atrous_rates",
-        )
-    },
 }
+STRIDES = tuple(map(str, sorted(ATROUS_RATES_BY_STRIDE)))
 AUTO = "auto"
-NOT_SETTINGS = {"out", "resume", "overwrite"}
+DEFAULT_PRESET = "default"
+NOT_SETTINGS = {"out", "resume", "overwrite", "preset"}
 # What may change when a run goes on; all other options must be as they were.
 RESUME_OPTIONS = (
     "epochs",
@@ -99,8 +88,8 @@ RESUME_OPTIONS = (
 )
 
 
-def _option(help_text: str, panel: str, *names: str) -> Any:
-    return typer.Option(*names, help=help_text, rich_help_panel=panel)
+def _option(help_text: str, panel: str | None, *names: str, metavar: str | None = None) -> Any:
+    return typer.Option(*names, help=help_text, rich_help_panel=panel, metavar=metavar)
 
 
 @reports_errors
@@ -114,41 +103,65 @@ def train(
             "another usual layout.",
         ),
     ] = None,
-    out: Annotated[
-        Path | None, _option("The run folder to write.", OUTPUT_PANEL, "--out", "-o")
-    ] = None,
+    out: Annotated[Path | None, _option("The run folder to write.", None, "--out", "-o")] = None,
+    preset: Annotated[
+        str,
+        choice_option(
+            "Settings for a size of machine (docs/training.md); options given beside it win.",
+            tuple(PRESETS),
+        ),
+    ] = DEFAULT_PRESET,
     resume: Annotated[
         Path | None,
         _option(
             "Go on with this run. May change: "
             + ", ".join(f"--{name.replace('_', '-')}" for name in RESUME_OPTIONS)
             + ".",
-            OUTPUT_PANEL,
+            None,
         ),
     ] = None,
-    overwrite: OverwriteOption = False,
-    tensorboard: Annotated[
-        bool, _option("Write TensorBoard events too.", OUTPUT_PANEL, "--tensorboard")
-    ] = TrainConfig.tensorboard,
-    checkpoint_minutes: Annotated[
-        float,
+    init: Annotated[
+        Path | None,
         _option(
-            "Save the state so often within an epoch; 0: at the end of epochs only.", OUTPUT_PANEL
+            "Start from a run's or file's trained weights, decoder included.",
+            None,
+            metavar="RUN_OR_FILE",
         ),
-    ] = TrainConfig.checkpoint_minutes,
-    checkpoint_epochs: Annotated[
-        int,
-        _option("Save the state at the end of every so many epochs, from 1.", OUTPUT_PANEL),
-    ] = TrainConfig.checkpoint_epochs,
+    ] = TrainConfig.init,
+    encoder: Annotated[
+        str,
+        choice_option(
+            "An encoder of segmentation-models-pytorch; the ResNet family fits best.",
+            ENCODERS,
+            metavar="NAME",
+        ),
+    ] = ModelConfig.encoder,
+    epochs: Annotated[int, _option("Passes over the pictures, from 1.", None)] = TrainConfig.epochs,
+    batch_size: Annotated[
+        str,
+        _option(
+            f"Pictures per batch, at least 2, or {AUTO}: as many as memory holds.",
+            None,
+            metavar=f"N|{AUTO}",
+        ),
+    ] = str(TrainConfig.batch_size),
+    crop_size: Annotated[
+        str,
+        _option(
+            "Size of the random crops in resized pixels, from 32.",
+            None,
+            metavar="SIZE|HEIGHT,WIDTH",
+        ),
+    ] = comma_list(DataConfig.crop_size),
+    lr: Annotated[float, _option("Highest learning rate, above 0.", None)] = TrainConfig.lr,
+    device: Annotated[str, device_option(None)] = TrainConfig.device,
     images: ImagesPatternOption = DataConfig.images,
     masks: MasksPatternOption = DataConfig.masks,
     pairs: PairsOption = DataConfig.pairs,
     val_fraction: Annotated[
         float, _option("Share kept for validation where DATA has no val folder, 0..1.", DATA_PANEL)
     ] = DataConfig.val_fraction,
-    ignore_index: Annotated[
-        str, _option("Mask values to ignore besides 255: 11 or 0,254.", DATA_PANEL)
-    ] = comma_list(DataConfig.ignore_index),
+    ignore_index: IgnoreIndexOption = None,
     mask_threshold: Annotated[
         int,
         _option("Grey mask values from here on are the foreground; 0: masks hold ids.", DATA_PANEL),
@@ -156,30 +169,51 @@ def train(
     input_scale: Annotated[
         float, _option("Resize pictures by this factor, for predictions too; up to 4.", DATA_PANEL)
     ] = DataConfig.input_scale,
-    crop_size: Annotated[
-        str, _option("SIZE or HEIGHT,WIDTH of the crops in resized pixels, from 32.", DATA_PANEL)
-    ] = comma_list(DataConfig.crop_size),
-    scale_range: Annotated[
-        str, _option("LOW,HIGH of the random scale, factors above 0.", DATA_PANEL)
-    ] = comma_list(DataConfig.scale_range),
-    flip: Annotated[bool, _option("Mirror pictures at random.", DATA_PANEL)] = DataConfig.flip,
-    colour_jitter: Annotated[
-        float, _option("Strength of random colour changes, 0..1.", DATA_PANEL)
-    ] = DataConfig.colour_jitter,
     cache: Annotated[
-        bool, _option("Keep the decoded training pictures in memory.", DATA_PANEL, "--cache")
+        bool,
+        _option("Keep the decoded training pictures in memory.", DATA_PANEL, "--cache/--no-cache"),
     ] = DataConfig.cache,
+    scale_range: Annotated[
+        str,
+        _option("The random scale, factors above 0.", AUGMENTATION_PANEL, metavar="LOW,HIGH"),
+    ] = comma_list(DataConfig.scale_range),
+    flip: Annotated[
+        bool, _option("Mirror images left to right at random.", AUGMENTATION_PANEL)
+    ] = DataConfig.flip,
+    vertical_flip: Annotated[
+        bool,
+        _option("Mirror images top to bottom at random.", AUGMENTATION_PANEL, "--vertical-flip"),
+    ] = DataConfig.vertical_flip,
+    rotate: Annotated[
+        float,
+        _option(
+            "Rotate at random: 90 and 180 by multiples of it, without interpolation; "
+            "another value by any angle of at most as much either way, up to 180; 0: off.",
+            AUGMENTATION_PANEL,
+            metavar="DEGREES",
+        ),
+    ] = DataConfig.rotate,
+    colour_jitter: Annotated[
+        float, _option("Strength of random colour changes, 0..1.", AUGMENTATION_PANEL)
+    ] = DataConfig.colour_jitter,
+    blur: Annotated[
+        float,
+        _option(
+            "Blur every other image, with a random sigma of at most as many pixels, up to 10; "
+            "0: off.",
+            AUGMENTATION_PANEL,
+            metavar="PIXELS",
+        ),
+    ] = DataConfig.blur,
     architecture: Annotated[
-        str, _option(f"One of {', '.join(ARCHITECTURES)}.", MODEL_PANEL)
+        str, choice_option("The decoder.", ARCHITECTURES, MODEL_PANEL)
     ] = ModelConfig.architecture,
-    encoder: Annotated[
-        str, _option("An encoder of segmentation-models-pytorch.", MODEL_PANEL)
-    ] = ModelConfig.encoder,
     encoder_weights: Annotated[
         str, _option("imagenet, none, another name of smp's, or a local file.", MODEL_PANEL)
     ] = TrainConfig.encoder_weights,
     output_stride: Annotated[
-        int, _option("Stride of the encoder's last features, 8 or 16.", MODEL_PANEL)
+        int,
+        choice_option("Stride of the encoder's last features.", STRIDES, MODEL_PANEL),
     ] = ModelConfig.output_stride,
     deform_layers: Annotated[
         int, _option("How many of the last 3x3 convolutions are deformable; 0: none.", MODEL_PANEL)
@@ -203,24 +237,12 @@ def train(
     atrous_rates: Annotated[
         str, _option("Three rates of the ASPP in feature pixels; empty: the paper's.", MODEL_PANEL)
     ] = comma_list(ModelConfig.atrous_rates),
-    epochs: Annotated[
-        int, _option("Passes over the pictures, from 1.", LEARNING_PANEL)
-    ] = TrainConfig.epochs,
-    batch_size: Annotated[
-        str,
-        _option(
-            f"Pictures per batch, at least 2, or {AUTO}: as many as memory holds.", LEARNING_PANEL
-        ),
-    ] = str(TrainConfig.batch_size),
     accumulate: Annotated[
         int, _option("Batches per step of the optimizer, from 1.", LEARNING_PANEL)
     ] = TrainConfig.accumulate,
     optimizer: Annotated[
-        str, _option(f"One of {', '.join(OPTIMIZERS)}.", LEARNING_PANEL)
+        str, choice_option("The optimizer.", OPTIMIZERS, LEARNING_PANEL)
     ] = TrainConfig.optimizer,
-    lr: Annotated[
-        float, _option("Highest learning rate, above 0.", LEARNING_PANEL)
-    ] = TrainConfig.lr,
     offset_lr_scale: Annotated[
         float,
         _option("Learning rate of the offset branches relative to --lr, from 0.", LEARNING_PANEL),
@@ -234,11 +256,10 @@ def train(
     poly_power: Annotated[
         float, _option("Power of the poly schedule, from 0.", LEARNING_PANEL)
     ] = TrainConfig.poly_power,
-    loss: Annotated[
-        str, _option(f"One of {', '.join(LOSSES)}.", LEARNING_PANEL)
-    ] = TrainConfig.loss,
+    loss: Annotated[str, choice_option("The loss.", LOSSES, LEARNING_PANEL)] = TrainConfig.loss,
     class_weights: Annotated[
-        str, _option(f"For rare classes: {', '.join(CLASS_WEIGHTS)}.", LEARNING_PANEL)
+        str,
+        choice_option("Weights for rare classes, by their pixels.", CLASS_WEIGHTS, LEARNING_PANEL),
     ] = TrainConfig.class_weights,
     ema: Annotated[
         float,
@@ -261,11 +282,24 @@ def train(
     seed: Annotated[
         int, _option("Of everything random, 0 to 2^32 - 1.", LEARNING_PANEL)
     ] = TrainConfig.seed,
-    device: DeviceOption = TrainConfig.device,
     amp: AmpOption = TrainConfig.amp,
     workers: Annotated[
         int, _option("Processes that load pictures; 0: the main one.", MACHINE_PANEL)
     ] = DataConfig.workers,
+    overwrite: OverwriteOption = False,
+    tensorboard: Annotated[
+        bool, _option("Write TensorBoard events too.", OUTPUT_PANEL, "--tensorboard")
+    ] = TrainConfig.tensorboard,
+    checkpoint_minutes: Annotated[
+        float,
+        _option(
+            "Save the state so often within an epoch; 0: at the end of epochs only.", OUTPUT_PANEL
+        ),
+    ] = TrainConfig.checkpoint_minutes,
+    checkpoint_epochs: Annotated[
+        int,
+        _option("Save the state at the end of every so many epochs, from 1.", OUTPUT_PANEL),
+    ] = TrainConfig.checkpoint_epochs,
 ) -> None:
     """Train a DeepLab with deformable convolutions on a folder of pictures and masks."""
     options = {name: value for name, value in locals().items() if name != "context"}
@@ -277,8 +311,13 @@ def train(
         raise typer.BadParameter(
             "give DATA and --out RUN, or --resume RUN.", param_hint="DATA / --out"
         )
-    config = _build_config(options)
-    sources = _sources(options, given)
+    if init is not None and "encoder_weights" in given:
+        raise typer.BadParameter(
+            "--init loads the encoder too; leave --encoder-weights out.", param_hint="--init"
+        )
+    chosen = _preset_settings(preset, given)
+    config = _build_config(options, chosen)
+    sources = _sources(options, given) | dict.fromkeys(chosen, f"preset {preset}")
     has_auto_batch = options["batch_size"] == AUTO
     if has_auto_batch:
         sources["batch_size"] = "command line, found by trying"
@@ -346,8 +385,8 @@ def _refuse_changes(run: Path, options: dict[str, Any], given: set[str]) -> None
         return
     config = read_run(run).config
     data = options["data"] or config.data.root
-    pairs = options["pairs"] and options["pairs"].resolve()
-    now = to_dict(_build_config(options | {"data": data.resolve(), "pairs": pairs}))
+    paths = {name: options[name] and options[name].resolve() for name in ("pairs", "init")}
+    now = to_dict(_build_config(options | {"data": data.resolve()} | paths))
     before = to_dict(config)
     differences = []
     for name in sorted(given - set(RESUME_OPTIONS) - NOT_SETTINGS):
@@ -360,6 +399,8 @@ def _refuse_changes(run: Path, options: dict[str, Any], given: set[str]) -> None
         differences.append(f"--out is {options['out']}, the run is {run}")
     if "overwrite" in given:
         differences.append("--overwrite would delete the run")
+    if "preset" in given:
+        differences.append(f"--preset {options['preset']} is for a new run")
     if differences:
         raise typer.BadParameter(
             f"{'; '.join(differences)}. These cannot be changed when a run goes on.",
@@ -369,6 +410,17 @@ def _refuse_changes(run: Path, options: dict[str, Any], given: set[str]) -> None
 
 def _setting(option: str) -> str:
     return SETTING_OF_OPTION.get(option, option)
+
+
+def _preset_settings(preset: str, given: set[str]) -> Mapping[str, Any]:
+    """The settings of a preset, but for those that have an option on the command line."""
+    if preset not in PRESETS:
+        raise typer.BadParameter(
+            f"{preset!r} is none of {', '.join(PRESETS)}.{did_you_mean(preset, PRESETS)}",
+            param_hint="--preset",
+        )
+    own = {_setting(name) for name in given}
+    return {name: value for name, value in PRESETS[preset].items() if name not in own}
 
 
 def _sources(options: dict[str, Any], given: set[str]) -> dict[str, str]:
@@ -391,19 +443,20 @@ def _parse_batch_size(text: str) -> int:
     return numbers[0]
 
 
-def _build_config(options: dict[str, Any]) -> TrainConfig:
+def _build_config(options: dict[str, Any], chosen: Mapping[str, Any] | None = None) -> TrainConfig:
+    """All settings: those of the options, replaced by the `chosen` ones of a preset."""
     values = options | {
-        "ignore_index": parse_integers(options["ignore_index"], "--ignore-index"),
+        "ignore_index": parse_ignore_index(options["ignore_index"]),
         "crop_size": parse_integers(options["crop_size"], "--crop-size"),
         "scale_range": parse_numbers(options["scale_range"], "--scale-range"),
         "atrous_rates": parse_integers(options["atrous_rates"], "--atrous-rates"),
         "batch_size": _parse_batch_size(options["batch_size"]),
     }
+    settings = {_setting(name): values[name] for name in values if name not in NOT_SETTINGS}
     parts: dict[str, dict[str, Any]] = {"data": {}, "model": {}, "": {}}
-    for option, value in values.items():
-        if option not in NOT_SETTINGS:
-            part, _, name = _setting(option).rpartition(".")
-            parts[part][name] = value
+    for setting, value in (settings | dict(chosen or {})).items():
+        part, _, name = setting.rpartition(".")
+        parts[part][name] = value
     return TrainConfig(
         data=DataConfig(**parts["data"]), model=ModelConfig(**parts["model"]), **parts[""]
     )

@@ -82,6 +82,10 @@ class StoppableDisplay(TrainingListener):
         """Say why training ends."""
         self.print(f"Stopped at epoch {epoch}: no better score for {patience} epochs.")
 
+    def noted(self, text: str) -> None:
+        """Leave it as a line."""
+        self.print(text)
+
     def warned(self, text: str) -> None:
         """Say what looks wrong."""
         self.print(f"Warning: {text}")

@@ -18,6 +18,7 @@ from dcnseg.data.pairing.folders import SPLIT_NAMES, Sample, Splits, find_splits
 from dcnseg.engine.run_folder import RunRecord, is_run, read_run
 from dcnseg.errors import ConfigError, DataError
 from dcnseg.inference.predictor import Predictor
+from dcnseg.validation import did_you_mean
 
 SPLITS = ("train", "val", "test", "all")
 READ_AHEAD = 4  # pictures decoded while the network computes
@@ -143,7 +144,8 @@ def evaluate_run(
         DataError: the folder's classes are not the run's, or a file is missing or wrong.
     """
     if split not in SPLITS:
-        raise ConfigError(f"--split is {split!r}; expected one of {', '.join(SPLITS)}.")
+        hint = did_you_mean(split, SPLITS)
+        raise ConfigError(f"--split is {split!r}; expected one of {', '.join(SPLITS)}.{hint}")
     predictor = Predictor.from_checkpoint(run, device=device, amp=amp, config=config)
     given = PairSource(images, masks, pairs.resolve() if pairs else None)
     splits = _splits_of(run if run.is_dir() else run.parent, root, given)

@@ -74,5 +74,8 @@ class TrainingListener:
         """Whether to save the state after this step and raise a TrainingStoppedError."""
         return False
 
+    def noted(self, text: str) -> None:
+        """Something is worth knowing, such as which weights training starts from."""
+
     def warned(self, text: str) -> None:
         """Something looks wrong, but training goes on."""

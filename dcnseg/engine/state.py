@@ -19,6 +19,7 @@ from torch.optim.swa_utils import AveragedModel
 from dcnseg.checkpoint import save_resume_state
 from dcnseg.config import MAX_COUNT, Preprocessing, TrainConfig, from_dict, to_dict
 from dcnseg.device import select_amp_dtype
+from dcnseg.engine.initial_weights import InitialWeights
 from dcnseg.engine.optim import build_optimizer, build_schedule
 from dcnseg.engine.progress import EpochSoFar
 from dcnseg.engine.random_states import random_states, restore_random_states
@@ -81,6 +82,7 @@ def build_state(
     updates_per_epoch: int,
     device: torch.device,
     encoder_weights: str,
+    initial: InitialWeights | None = None,
 ) -> TrainingState:
     """The network, optimizer and schedule at the start of a run, drawn from the seed.
 
@@ -90,10 +92,14 @@ def build_state(
         updates_per_epoch: Steps of the optimizer in an epoch.
         device: Where to compute.
         encoder_weights: As `load_encoder_weights` takes them.
+        initial: Loaded instead of `encoder_weights`, decoder included.
     """
     torch.manual_seed(config.seed)
     model = build_segmenter(config.model, num_classes)
-    preprocessing = load_encoder_weights(model.encoder, config.model.encoder, encoder_weights)
+    if initial is None:
+        preprocessing = load_encoder_weights(model.encoder, config.model.encoder, encoder_weights)
+    else:
+        preprocessing = initial.load_into(model)
     model = model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
     optimizer = build_optimizer(
         model,

@@ -15,10 +15,12 @@ from torch import Tensor
 
 from dcnseg.checkpoint import BEST_WEIGHTS, RESUME_STATE, SeenPictures, save_weights
 from dcnseg.config import TrainConfig
+from dcnseg.data.transforms import Augmentation
 from dcnseg.device import select_amp_dtype, select_device
 from dcnseg.engine.batches import EpochBatches
 from dcnseg.engine.evaluation import evaluate
 from dcnseg.engine.event_writer import open_event_writer
+from dcnseg.engine.initial_weights import InitialWeights
 from dcnseg.engine.listener import RunSummary, TrainingListener
 from dcnseg.engine.loading import TrainingLoader
 from dcnseg.engine.losses import balance_classes, build_loss
@@ -62,6 +64,8 @@ class Trainer:
         listener: TrainingListener,
         *,
         encoder_weights: str,
+        initial: InitialWeights | None = None,
+        augment: Augmentation | None = None,
     ) -> None:
         self.config = config
         self.run = run
@@ -76,12 +80,13 @@ class Trainer:
             updates_per_epoch=math.ceil(len(self.batches) / config.accumulate),
             device=self.device,
             encoder_weights=encoder_weights,
+            initial=initial,
         )
         weights = balance_classes(data.pixel_counts, config.class_weights)
         loss = build_loss(config.loss, None if weights is None else weights.to(self.device))
         self.updater = Updater(self.state, loss, self.device, self.amp_dtype)
         self.loader = TrainingLoader(
-            training_dataset(config, data, self.state.preprocessing),
+            training_dataset(config, data, self.state.preprocessing, augment),
             self.batches,
             workers=config.data.workers,
             pin_memory=self.device.type == "cuda",

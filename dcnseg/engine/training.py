@@ -9,10 +9,12 @@ from typing import Any
 
 from dcnseg.checkpoint import RESUME_STATE, load_resume_state
 from dcnseg.config import TrainConfig, from_dict, to_dict
+from dcnseg.data.transforms import Augmentation, name_of
 from dcnseg.device import select_amp_dtype, select_device
 from dcnseg.engine.batch_size import fitting_batch
 from dcnseg.engine.event_writer import require_tensorboard
 from dcnseg.engine.fingerprint import check_files_are_unchanged
+from dcnseg.engine.initial_weights import read_initial_weights
 from dcnseg.engine.listener import TrainingListener
 from dcnseg.engine.run_folder import (
     check_classes_are_unchanged,
@@ -42,7 +44,7 @@ CHANGEABLE = (
     "data.workers",
 )
 # Settings whose change in config.json makes no difference, or is seen elsewhere.
-UNCHECKED = ("data.root", "data.pairs", "data.cache", "encoder_weights", "tensorboard")
+UNCHECKED = ("data.root", "data.pairs", "data.cache", "init", "encoder_weights", "tensorboard")
 
 
 def train(
@@ -52,6 +54,7 @@ def train(
     sources: Mapping[str, str] | None = None,
     overwrite: bool = False,
     has_auto_batch: bool = False,
+    augment: Augmentation | None = None,
     listener: TrainingListener | None = None,
 ) -> TrainResult:
     """Train a network and write a run folder.
@@ -63,6 +66,8 @@ def train(
         overwrite: Whether the files of a former run in the folder may be replaced.
         has_auto_batch: Train with as many pictures per batch as memory holds, whatever `config`
             says of it.
+        augment: Called with every training image and its label map before the random crop, see
+            `OwnAugmentation`; its random numbers are seeded for each of them.
         listener: Told what happens.
 
     Raises:
@@ -77,7 +82,13 @@ def train(
     # A setting that cannot be met is told before the masks are read, which may take minutes.
     select_amp_dtype(config.amp, select_device(config.device))
     build_segmenter(config.model, num_classes=2)
-    require_encoder_weights(config.model.encoder, config.encoder_weights)
+    initial = None
+    if config.init is None:
+        require_encoder_weights(config.model.encoder, config.encoder_weights)
+    else:
+        initial = read_initial_weights(config.init, config.model)
+        config = replace(config, init=config.init.resolve(), encoder_weights=NO_WEIGHTS)
+    config = replace(config, augment=name_of(augment) if augment else "")
     if config.tensorboard:
         require_tensorboard()
     data = prepare_data(config, splits, on_progress=listener.checking, on_warning=listener.warned)
@@ -89,7 +100,18 @@ def train(
                 config, num_classes=num_classes, num_pictures=len(data.splits.train)
             ),
         )
-    trainer = Trainer(config, run, data, listener, encoder_weights=config.encoder_weights)
+    if initial:
+        initial = initial.for_classes(data.class_map)
+        initial.report(build_segmenter(config.model, data.class_map.num_classes), config, listener)
+    trainer = Trainer(
+        config,
+        run,
+        data,
+        listener,
+        encoder_weights=config.encoder_weights,
+        initial=initial,
+        augment=augment,
+    )
     create_run(run, config, sources or {}, data.class_map, data.splits, overwrite=overwrite)
     return trainer.run_epochs()
 
@@ -99,6 +121,7 @@ def resume(
     *,
     changes: Mapping[str, Any] | None = None,
     epochs: int | None = None,
+    augment: Augmentation | None = None,
     listener: TrainingListener | None = None,
 ) -> TrainResult:
     """Go on with a run from its last saved state, as if it had never stopped.
@@ -107,6 +130,7 @@ def resume(
         run: A run folder.
         changes: Settings to change, by the names of `CHANGEABLE` ("data.workers").
         epochs: The same as "epochs" in `changes`; the learning rate follows the new schedule.
+        augment: What `train` was given.
         listener: Told what happens.
 
     Raises:
@@ -122,6 +146,7 @@ def resume(
     saved = load_resume_state(run / RESUME_STATE)
     _check_settings_are_unchanged(run, record.config, saved)
     config = _with_changes(record.config, changes)
+    _check_augmentation(run, config.augment, augment)
     if saved["epoch"] >= config.epochs:
         raise ConfigError(
             f"{run} is complete: {saved['epoch']} of {config.epochs} epochs are done. "
@@ -132,7 +157,7 @@ def resume(
     check_files_are_unchanged(run, splits)
     data = prepare_data(config, splits, on_progress=listener.checking, on_warning=listener.warned)
     check_classes_are_unchanged(record, data.class_map)
-    trainer = Trainer(config, run, data, listener, encoder_weights=NO_WEIGHTS)
+    trainer = Trainer(config, run, data, listener, encoder_weights=NO_WEIGHTS, augment=augment)
     restore_state(trainer.state, saved, run / RESUME_STATE)
     if trainer.has_lost_patience():
         raise ConfigError(
@@ -143,6 +168,18 @@ def resume(
     update_settings(run, config, list(changes))
     drop_metrics_after(run, trainer.state.epoch)
     return trainer.run_epochs()
+
+
+def _check_augmentation(run: Path, before: str, augment: Augmentation | None) -> None:
+    """Raise a ConfigError unless the run goes on with the augmentation that it began with."""
+    now = name_of(augment) if augment else ""
+    if before and now != before:
+        raise ConfigError(
+            f"{run} was trained with the augmentation {before}; {now or 'none'} is given now. "
+            "Resume it from Python with the same one: resume(run, augment=...)."
+        )
+    if now and not before:
+        raise ConfigError(f"{run} was trained without an augmentation of your own; leave it out.")
 
 
 def _with_changes(config: TrainConfig, changes: Mapping[str, Any]) -> TrainConfig:

@@ -18,7 +18,7 @@ from dcnseg.data.check.report import CheckReport, check_data
 from dcnseg.data.class_map import ClassMap
 from dcnseg.data.dataset import SegmentationDataset
 from dcnseg.data.pairing.folders import Pairing, Splits, find_pairs
-from dcnseg.data.transforms import build_train_transform
+from dcnseg.data.transforms import Augmentation, build_train_transform
 
 _SHOWN_WARNINGS: Final = 3  # of each kind; `dcnseg check` lists more
 
@@ -94,7 +94,10 @@ def _check(
 
 
 def training_dataset(
-    config: TrainConfig, data: TrainingData, preprocessing: Preprocessing
+    config: TrainConfig,
+    data: TrainingData,
+    preprocessing: Preprocessing,
+    augment: Augmentation | None = None,
 ) -> SegmentationDataset:
     """The training pictures as randomly varied, normalised crops."""
     height, width = config.data.crop_size
@@ -103,7 +106,11 @@ def training_dataset(
         crop_hw=(height, width),
         scale_range=(low, high),
         flip=config.data.flip,
+        vertical_flip=config.data.vertical_flip,
+        rotate=config.data.rotate,
         colour_jitter=config.data.colour_jitter,
+        blur=config.data.blur,
+        augment=augment,
         mean=preprocessing.mean,
         std=preprocessing.std,
     )

@@ -17,6 +17,7 @@ from dcnseg.config import Preprocessing
 from dcnseg.errors import CheckpointError, ConfigError
 from dcnseg.ops.deform_conv import OFFSET_BRANCH
 from dcnseg.safe_load import check_finite, load_tensors
+from dcnseg.validation import did_you_mean
 
 HUB_ANSWER_SECONDS = 3.0
 NO_WEIGHTS = "none"
@@ -26,6 +27,11 @@ def require_encoder_weights(name: str, weights: str) -> None:
     """Raise what `load_encoder_weights` would raise for want of the weights, within seconds."""
     if weights == NO_WEIGHTS or Path(weights).is_file():
         return
+    if Path(weights).is_dir():
+        raise ConfigError(
+            f"--encoder-weights is {weights}, a folder. To start from the weights of a run, "
+            f"decoder included, use --init {weights}; for its encoder alone, give the weights file."
+        )
     if Path(weights).suffix or "/" in weights:
         raise ConfigError(f"--encoder-weights is {weights}, but there is no such file.")
     entry = smp.encoders.encoders.get(name)
@@ -34,6 +40,7 @@ def require_encoder_weights(name: str, weights: str) -> None:
         there = ", ".join([NO_WEIGHTS, *sorted(settings)])
         raise ConfigError(
             f"--encoder-weights is {weights!r}; for {name} there are: {there}, or a local file."
+            f"{did_you_mean(weights, settings)}"
         )
     repository, revision = settings[weights]["repo_id"], settings[weights]["revision"]
     cached = try_to_load_from_cache(repository, "model.safetensors", revision=revision)

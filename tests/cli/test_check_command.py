@@ -7,10 +7,13 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+import typer
 
+from dcnseg.config import DataConfig
 from dcnseg.data.image_io import write_png
 from dcnseg.files import mark_output_folder
 from dcnseg.inference.inputs import find_inputs
+from dcnseg_cli import check as check_command
 from tests.conftest import Invoke
 
 HALVES = np.repeat(np.array([[0, 255]], np.uint8), 32, axis=1).repeat(40, axis=0)
@@ -177,3 +180,16 @@ def test_a_folder_that_does_not_exist_and_one_of_films(invoke: Invoke, tmp_path:
     result = invoke("check", tmp_path)
     assert result.exit_code == 3
     assert "Skipped: a.mp4 (a video; convert it to PNG or JPEG to have it read)." in result.stderr
+
+
+def test_ignored_values_add_up(invoke: Invoke, monkeypatch: pytest.MonkeyPatch) -> None:
+    seen: list[DataConfig] = []
+
+    def note(config: DataConfig) -> None:
+        seen.append(config)
+        raise typer.Exit
+
+    monkeypatch.setattr(check_command, "_look", note)
+    invoke("check", "photos", "--ignore-index=8", "--ignore-index", "3,4", "--ignore-index=8,12")
+    assert seen[0].ignore_index == (8, 3, 4, 12)
+    assert invoke("check", "photos", "--ignore-index=8", "--ignore-index=x").exit_code == 2

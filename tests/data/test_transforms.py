@@ -1,13 +1,27 @@
 from __future__ import annotations
 
+import pickle
+import random
+from typing import Any
+
 import numpy as np
 import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
+from torchvision import tv_tensors
+from torchvision.transforms import v2
 
-from dcnseg.data.transforms import JointTransform, Normalise, _place_axis, build_train_transform
+from dcnseg.data.transforms import (
+    JointTransform,
+    Normalise,
+    OwnAugmentation,
+    RandomTilt,
+    _place_axis,
+    build_train_transform,
+    name_of,
+)
 from dcnseg.errors import ConfigError
 
 MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.25, 0.5)
@@ -123,9 +137,201 @@ def test_colour_jitter_changes_the_picture_only() -> None:
         ({"scale_range": (2.0, 0.5)}, r"`scale_range` is \(2\.0, 0\.5\)"),
         ({"scale_range": (0.0, 1.0)}, r"`scale_range` is \(0\.0, 1\.0\)"),
         ({"colour_jitter": 1.5}, r"`colour_jitter` is 1\.5"),
+        ({"rotate": 181}, r"`rotate` is 181; it must be in 0\.\.180 degrees"),
+        ({"blur": -1}, r"`blur` is -1"),
+        ({"blur": float("nan")}, r"`blur` is nan"),
     ],
 )
 def test_impossible_settings_are_refused(options: dict[str, object], message: str) -> None:
     settings_: dict[str, object] = {"crop_hw": (8, 8), "mean": MEAN, "std": STD, **options}
     with pytest.raises(ConfigError, match=message):
         build_train_transform(**settings_)  # type: ignore[arg-type]
+
+
+@given(
+    st.integers(1, 20),
+    st.integers(1, 20),
+    st.booleans(),
+    st.booleans(),
+    st.sampled_from([0, 90, 180]),
+    st.integers(0, 2**32 - 1),
+)
+def test_flips_and_quarter_turns_move_pixels_and_labels_alike(
+    height: int, width: int, flip: bool, vertical_flip: bool, rotate: int, seed: int
+) -> None:
+    transform = build_train_transform(
+        crop_hw=(20, 20),
+        scale_range=(1, 1),
+        flip=flip,
+        vertical_flip=vertical_flip,
+        rotate=rotate,
+        mean=ZERO,
+        std=ONE,
+    )
+    torch.manual_seed(seed)
+    image, labels = transform(*pair_that_says_where(height, width))
+    inside = labels != 255
+    assert sorted(labels[inside].tolist()) == sorted(
+        pair_that_says_where(height, width)[1].flatten().tolist()
+    )
+    torch.testing.assert_close((image[0] * 255)[inside], labels[inside].float())
+
+
+@pytest.mark.parametrize(
+    ("options", "count"),
+    [
+        ({}, 1),
+        ({"vertical_flip": True}, 2),
+        ({"rotate": 180}, 2),
+        ({"rotate": 90}, 4),
+        ({"rotate": 90, "vertical_flip": True}, 8),
+    ],
+)
+def test_every_position_occurs(options: dict[str, Any], count: int) -> None:
+    transform = build_train_transform(
+        crop_hw=(2, 2), scale_range=(1, 1), flip=False, mean=ZERO, std=ONE, **options
+    )
+    torch.manual_seed(0)
+    seen = {tuple(transform(*pair_that_says_where(2, 2))[1].flatten().tolist()) for _ in range(150)}
+    assert len(seen) == count
+
+
+@settings(max_examples=25)
+@given(
+    st.integers(3, 24),
+    st.integers(3, 24),
+    st.floats(0.1, 180).filter(lambda degrees: degrees % 90 != 0),
+    st.integers(0, 2**32 - 1),
+)
+def test_a_tilted_crop_has_no_empty_corner_inside_the_image(
+    height: int, width: int, degrees: float, seed: int
+) -> None:
+    """Where the labels are all one class, so is the crop, and the image stays what it is."""
+    transform = build_train_transform(
+        crop_hw=(height, width), scale_range=(1, 1), rotate=degrees, mean=ZERO, std=ONE
+    )
+    torch.manual_seed(seed)
+    side = 2 * max(height, width) + 4
+    image, labels = transform(
+        torch.full((3, side, side), 200, dtype=torch.uint8), torch.full((side, side), 7).byte()
+    )
+    assert labels.shape == (height, width)
+    assert bool((labels == 7).all())
+    torch.testing.assert_close(image * 255, torch.full_like(image, 200), atol=1.01, rtol=0)
+
+
+def test_a_tilt_turns_image_and_labels_alike() -> None:
+    image = torch.zeros(3, 61, 61, dtype=torch.uint8)
+    image[:, 20:41, 5:56] = 255
+    labels = (image[0] > 0).byte()
+    tilt = RandomTilt((61, 61), 40, [0, 0, 0])
+    for seed in range(8):
+        torch.manual_seed(seed)
+        turned, mask = tilt(tv_tensors.Image(image), tv_tensors.Mask(labels))
+        inside = mask != 255
+        differs = (turned[0] > 127) != (mask == 1)
+        assert float(differs[inside].float().mean()) < 0.01
+        assert set(mask.unique().tolist()) <= {0, 1, 255}
+        assert 0.9 < float((mask == 1).sum() / labels.sum()) <= 1.05
+
+
+def test_blur_changes_every_other_image_and_no_label() -> None:
+    image = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (3, 40, 40), np.uint8))
+    labels = image[0] % 3
+    transform = build_train_transform(
+        crop_hw=(40, 40), scale_range=(1, 1), flip=False, blur=2, mean=ZERO, std=ONE
+    )
+    torch.manual_seed(0)
+    spreads = []
+    for _ in range(60):
+        values, indices = transform(image, labels)
+        assert torch.equal(indices, labels.long())
+        spreads.append(float(values.std()))
+    sharp = float((image / 255).std())
+    assert 15 < sum(spread == pytest.approx(sharp) for spread in spreads) < 45
+    assert min(spreads) < 0.5 * sharp
+
+
+@pytest.mark.parametrize("blur", [0.1, 10])
+def test_blur_fits_the_smallest_crop(blur: float) -> None:
+    transform = build_train_transform(crop_hw=(2, 2), blur=blur, mean=ZERO, std=ONE)
+    for seed in range(6):
+        torch.manual_seed(seed)
+        assert transform(*pair_that_says_where(5, 5))[0].isfinite().all()
+
+
+def test_steps_that_are_off_draw_nothing() -> None:
+    """A run that was begun before there were these steps must resume bit for bit."""
+    states = []
+    for options in ({}, {"vertical_flip": False, "rotate": 0.0, "blur": 0.0, "augment": None}):
+        torch.manual_seed(0)
+        transform = build_train_transform(
+            crop_hw=(8, 8),
+            colour_jitter=0.3,
+            mean=ZERO,
+            std=ONE,
+            **options,  # type: ignore[arg-type]
+        )
+        image, labels = transform(*pair_that_says_where(9, 9))
+        states.append((image, labels, torch.get_rng_state()))
+    assert all(torch.equal(*pair) for pair in zip(*states, strict=True))
+    # Drawn by an earlier version: three numbers of the crop, one of the flip, seven of the colors.
+    torch.manual_seed(0)
+    torch.rand(3), torch.rand(1), torch.randperm(4)
+    [torch.empty(1).uniform_(0.7, 1.3) for _ in range(3)]
+    assert torch.equal(torch.get_rng_state(), states[0][2])
+
+
+def draw_from_all(image: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    numbers = (random.random(), np.random.rand(), float(torch.rand(())))
+    return image * 0 + torch.tensor([int(99 * n) for n in numbers]).byte()[:, None, None], labels
+
+
+def test_an_augmentation_of_ones_own_is_seeded_whatever_it_draws_from() -> None:
+    transform = build_train_transform(
+        crop_hw=(4, 4), scale_range=(1, 1), augment=draw_from_all, mean=ZERO, std=ONE
+    )
+    transform = pickle.loads(pickle.dumps(transform))
+    values: list[list[float]] = []
+    for seed in (1, 1, 2):
+        random.seed(len(values))
+        np.random.seed(len(values))
+        before = random.getstate(), np.random.get_state(legacy=False)["state"]["key"].tolist()
+        torch.manual_seed(seed)
+        values.append(transform(*pair_that_says_where(6, 6))[0][:, 0, 0].tolist())
+        assert (
+            random.getstate(),
+            np.random.get_state(legacy=False)["state"]["key"].tolist(),
+        ) == before
+    assert values[0] == values[1]
+    assert all(one != other for one, other in zip(values[1], values[2], strict=True))
+
+
+def test_transforms_of_torchvision_serve_as_they_are() -> None:
+    augment = v2.RandomRotation((90, 90), fill={tv_tensors.Image: 0, tv_tensors.Mask: 255})
+    transform = build_train_transform(
+        crop_hw=(4, 6), scale_range=(1, 1), flip=False, augment=augment, mean=ZERO, std=ONE
+    )
+    image, labels = pair_that_says_where(6, 6)
+    turned, indices = transform(image, labels)
+    inside = indices != 255
+    torch.testing.assert_close((turned[0] * 255)[inside], indices[inside].float())
+    assert name_of(augment).endswith(".RandomRotation")
+    assert name_of(draw_from_all) == f"{__name__}.draw_from_all"
+
+
+@pytest.mark.parametrize(
+    ("result", "text"),
+    [
+        (None, "returned NoneType; expected the image and the label map"),
+        ((1, 2), "returned 1 as the image"),
+        ((torch.zeros(3, 4, 4), torch.zeros(4, 4).byte()), r"torch.float32 \[3, 4, 4\] as the im"),
+        ((torch.zeros(3, 4, 4).byte(), torch.zeros(4, 5).byte()), r"\[4, 5\] as the label map"),
+        ((torch.zeros(3, 4, 4).byte(), torch.zeros(4, 4)), "float32 .* as the label map"),
+        ((torch.zeros(1, 4, 4).byte(), torch.zeros(4, 4).byte()), r"\[1, 4, 4\] as the image"),
+        ((torch.zeros(3, 0, 4).byte(), torch.zeros(0, 4).byte()), "as the image"),
+    ],
+)
+def test_what_an_augmentation_may_not_return(result: Any, text: str) -> None:
+    with pytest.raises(ConfigError, match=f"augmentation .*{text}"):
+        OwnAugmentation(lambda _image, _labels: result)(torch.zeros(3, 4, 4), torch.zeros(4, 4))

@@ -1,15 +1,18 @@
 from __future__ import annotations
 
 import json
+import random
 import shutil
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import pytest
 import torch
 from PIL import Image
+from torchvision.transforms import v2
 
 from dcnseg.checkpoint import (
     BEST_WEIGHTS,
@@ -339,3 +342,40 @@ def test_every_epoch_with_runaway_offsets_says_so(scenes: Path, tmp_path: Path) 
     assert layers
     for layer in layers:
         assert sum(warning.startswith(f"{layer}: ") for warning in warnings) == 1
+
+
+def shuffle_channels(image: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, ...]:
+    order = torch.from_numpy(np.random.permutation(3))
+    return image[order] if random.random() < 0.7 else image, labels
+
+
+def test_an_augmentation_of_ones_own_resumes_bit_for_bit(
+    scenes: Path, tmp_path: Path, run: Path
+) -> None:
+    config = small_config(scenes)
+    config = replace(config, data=replace(config.data, vertical_flip=True, rotate=20, blur=1))
+    with_worker = replace(config, data=replace(config.data, workers=1))
+    augment: Any = shuffle_channels
+    train(config, tmp_path / "straight", augment=augment)
+    with pytest.raises(StoppedError):
+        train(with_worker, tmp_path / "stopped", augment=augment, listener=StopAfter(1, 1))
+    with pytest.raises(ConfigError, match=r"the augmentation \S*shuffle_channels; none is given"):
+        resume(tmp_path / "stopped")
+    with pytest.raises(ConfigError, match=r"shuffle_channels; torchvision\S*ColorJitter is given"):
+        resume(tmp_path / "stopped", augment=v2.ColorJitter(0.1))
+    with pytest.raises(ConfigError, match="was trained without an augmentation of your own"):
+        resume(run, epochs=3, augment=augment)
+    resume(tmp_path / "stopped", augment=augment)
+    assert without_times(tmp_path / "stopped") == without_times(tmp_path / "straight")
+
+
+@pytest.mark.parametrize("workers", [0, 1])
+def test_a_wrong_augmentation_is_named(scenes: Path, tmp_path: Path, workers: int) -> None:
+    def crop_image_only(image: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, ...]:
+        return image[:, 5:], labels
+
+    config = small_config(scenes)
+    config = replace(config, data=replace(config.data, workers=workers))
+    augment: Any = crop_image_only
+    with pytest.raises(ConfigError, match=r"crop_image_only returned .* as the label map"):
+        train(config, tmp_path / "run", augment=augment)

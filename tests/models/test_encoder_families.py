@@ -1,6 +1,6 @@
 """One encoder of every family is trained for a few steps and applied, or refused with a reason.
 
-It takes some minutes and tests smp and timm more than dcnseg, so it runs on request only, after
+It takes ten minutes and tests smp and timm more than dcnseg, so it runs on request only, after
 their versions have changed: DCNSEG_ENCODER_FAMILIES=1 pytest tests/models/test_encoder_families.py
 """
 
@@ -55,7 +55,6 @@ FAMILIES = {
     "tu-dla34": NO_DILATION,
     "tu-ghostnet_050": NO_DILATION,
     "tu-efficientnetv2_rw_t": WORKS,
-    "tu-darknet17": NO_DILATION,
     "tu-seresnext26d_32x4d": WORKS,
 }
 
