@@ -36,7 +36,7 @@ def open_event_writer(folder: Path | None) -> Iterator[Callable[[Mapping[str, An
 def require_tensorboard() -> None:
     """Raise a ConfigError where the package tensorboard is not installed."""
     if find_spec("tensorboard") is None:
-        raise ConfigError("--tensorboard needs its package: pip install 'dcnseg[tensorboard]'")
+        raise ConfigError("--tensorboard needs the package tensorboard: pip install tensorboard")
 
 
 def _flatten(record: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:
