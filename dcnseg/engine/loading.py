@@ -6,7 +6,9 @@ The entry point is `TrainingLoader`.
 from __future__ import annotations
 
 import ctypes
+import errno
 import multiprocessing
+import multiprocessing.queues
 import os
 import re
 import signal
@@ -25,6 +27,12 @@ from dcnseg.errors import DcnsegError, TrainingError
 
 PR_SET_PDEATHSIG = 1  # of Linux's prctl
 JOIN_SECONDS = 5.0  # for a worker that is to end
+FILES_PER_WORKER, FILES_BESIDE = 4, 10  # pipes of a worker; torch's queues and its own check
+_LEFT_TO_MAIN_PROCESS = (signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM))
+_OUT_OF_FILES = (
+    "Too many files are open for the processes that load images. Use fewer --workers (0 needs "
+    "none), or raise the limit with `ulimit -n`."
+)
 
 Batch = tuple[Tensor, Tensor]  # float32 [B, 3, h, w], int64 [B, h, w]
 
@@ -58,9 +66,10 @@ class TrainingLoader:
             persistent_workers=workers > 0,
             pin_memory=pin_memory,
             collate_fn=_collate,
-            worker_init_fn=_start_worker,
+            worker_init_fn=self._noted.start_worker,
             generator=torch.Generator(),  # its own, so that the workers' seeds cost dropout none
         )
+        self._processes: set[multiprocessing.process.BaseProcess] = set()
 
     def batches(self, epoch: int, *, start: int = 0) -> Iterator[Batch]:
         """Yield the batches of an epoch without the first `start`, which are not loaded.
@@ -70,11 +79,21 @@ class TrainingLoader:
         """
         self._dataset.set_epoch(epoch)
         self._batches.epoch, self._batches.start = epoch, start
-        for batch in self._loader:
+        for batch in self._start():
             if isinstance(batch, DcnsegError):
                 raise batch
             images, labels = batch
             yield images, labels
+
+    def _start(self) -> Iterator[Any]:
+        """Begin an epoch; note the processes that are started, also if not all of them can be."""
+        if not self._processes:
+            _require_open_files(self._loader.num_workers)
+        others = set(multiprocessing.active_children())
+        try:
+            return iter(self._loader)
+        finally:
+            self._processes |= set(multiprocessing.active_children()) - others
 
     @contextmanager
     def names_what_kills(self) -> Iterator[None]:
@@ -83,25 +102,28 @@ class TrainingLoader:
         torch raises it wherever this process happens to be, hence around the whole loop.
 
         Raises:
-            TrainingError: a worker has died.
+            TrainingError: a worker has died, or too many files are open.
         """
         try:
             yield
-        except RuntimeError as error:
-            if not str(error).startswith("DataLoader worker"):
+        except (OSError, RuntimeError) as error:
+            is_death = str(error).startswith("DataLoader worker")
+            if _is_out_of_files(error) or (is_death and self._noted.is_out_of_files()):
+                raise TrainingError(_OUT_OF_FILES) from error
+            if not is_death:
                 raise
             raise TrainingError(self._describe_death(str(error))) from error
 
     def close(self) -> None:
-        """End the workers, those that hang as well."""
+        """End the workers: those that hang as well, and those of a start that failed halfway."""
         iterator = getattr(self._loader, "_iterator", None)
-        if iterator is None:
-            return
-        iterator._shutdown_workers()
-        for process in multiprocessing.active_children():
-            if process.pid in self._noted.worker_pids():
-                process.join(JOIN_SECONDS)
-                process.kill()
+        if iterator is not None:
+            iterator._shutdown_workers()
+        for process in self._processes:
+            process.join(JOIN_SECONDS if iterator is not None else 0)
+            process.kill()  # they ignore SIGTERM, with which Python would end them and wait
+            process.join(JOIN_SECONDS)
+        self._processes.clear()
 
     def _describe_death(self, reason: str) -> str:
         found = re.search(r"pid(?:\(s\))? ([\d, ]+)", reason)
@@ -124,7 +146,8 @@ class _NotedDataset(Dataset[Any]):
 
     def __init__(self, dataset: SegmentationDataset, workers: int) -> None:
         self._dataset = dataset
-        self._notes = torch.full((max(1, workers), 2), -1, dtype=torch.int64)  # process, index
+        # Process, index, and whether it could open no more files.
+        self._notes = torch.full((max(1, workers), 3), -1, dtype=torch.int64)
         self._notes.share_memory_()
 
     def __getitem__(self, index: int) -> Any:
@@ -143,13 +166,32 @@ class _NotedDataset(Dataset[Any]):
     def __len__(self) -> int:
         return len(self._dataset)
 
-    def worker_pids(self) -> set[int]:
-        """The processes that have read something."""
-        return {int(pid) for pid in self._notes[:, 0]}
+    def start_worker(self, worker: int) -> None:
+        """Prepare a loading process.
+
+        Signals that are sent to the whole group are left to the main process, and the worker ends
+        with it. A batch that cannot be handed over ends it: torch would wait for it forever.
+        """
+        for number in _LEFT_TO_MAIN_PROCESS:
+            signal.signal(number, signal.SIG_IGN)
+        if sys.platform == "linux":
+            ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+
+        def end(error: Exception, _batch: Any) -> None:
+            if _is_out_of_files(error):
+                self._notes[worker, 2] = 1
+            os._exit(1)
+
+        # The thread that sends what is in a queue calls this where sending fails.
+        multiprocessing.queues.Queue._on_queue_feeder_error = staticmethod(end)  # type: ignore[attr-defined]
+
+    def is_out_of_files(self) -> bool:
+        """Whether a worker has ended since it could open no more files."""
+        return bool((self._notes[:, 2] == 1).any())
 
     def being_read(self, pids: set[int]) -> list[int]:
         """What these processes were reading; all processes if there are none."""
-        notes = [(int(pid), int(index)) for pid, index in self._notes]
+        notes = [(int(pid), int(index)) for pid, index, _ in self._notes]
         return [index for pid, index in notes if index >= 0 and (not pids or pid in pids)]
 
 
@@ -158,9 +200,19 @@ def _collate(items: Sequence[Any]) -> Any:
     return default_collate(list(items)) if wrong is None else wrong
 
 
-def _start_worker(_worker: int) -> None:
-    """Leave signals that are sent to the whole group to the main process, and end with it."""
-    for number in (signal.SIGINT, signal.SIGTERM):
-        signal.signal(number, signal.SIG_IGN)
-    if sys.platform == "linux":
-        ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
+def _require_open_files(workers: int) -> None:
+    """Raise an OSError if a few files more than the workers need cannot be opened."""
+    descriptors: list[int] = []
+    try:
+        for _ in range(FILES_PER_WORKER * workers + FILES_BESIDE if workers else 0):
+            descriptors.append(os.open(os.devnull, os.O_RDONLY))  # noqa: PERF401  (may fail)
+    finally:
+        for descriptor in descriptors:
+            os.close(descriptor)
+
+
+def _is_out_of_files(error: Exception) -> bool:
+    """Whether the process, or a worker whose error this is, has as many files open as it may."""
+    if isinstance(error, OSError):
+        return error.errno in (errno.EMFILE, errno.ENFILE)
+    return isinstance(error, RuntimeError) and os.strerror(errno.EMFILE) in str(error)

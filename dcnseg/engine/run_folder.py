@@ -20,7 +20,7 @@ from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from datetime import UTC, datetime
-from pathlib import Path
+from pathlib import Path, PurePath
 from typing import Any
 
 import cv2
@@ -36,7 +36,13 @@ from dcnseg.data.class_map import ClassMap
 from dcnseg.data.pairing.folders import SPLIT_NAMES, Sample, Splits
 from dcnseg.engine.fingerprint import FILES, write_fingerprints
 from dcnseg.errors import CheckpointError, ConfigError, DataError
-from dcnseg.files import atomic_path, open_regular_file, parse_json, read_json
+from dcnseg.files import (
+    atomic_path,
+    mark_output_folder,
+    open_regular_file,
+    parse_json,
+    read_json,
+)
 from dcnseg.safe_load import one_line
 from dcnseg.validation import require, require_plain, shown
 
@@ -44,6 +50,7 @@ CONFIG = "config.json"
 CLASSES = "classes.json"
 METRICS = "metrics.jsonl"
 PREVIEW = "preview.jpg"
+_OTHER_PLACE = "Choose a folder outside of the data, such as --out runs/first."
 RUN_FILES = (CONFIG, CLASSES, FILES, METRICS, PREVIEW, BEST_WEIGHTS, RESUME_STATE)
 
 
@@ -63,10 +70,8 @@ def create_run(
     sources: Mapping[str, str],
     class_map: ClassMap,
     splits: Splits,
-    *,
-    overwrite: bool,
 ) -> None:
-    """Make the folder of a new run and write its settings.
+    """Write the settings of a new run to its folder; the files of a former run are deleted.
 
     Args:
         run: The folder.
@@ -74,15 +79,15 @@ def create_run(
         sources: Where each setting came from ("model.encoder": "command line").
         class_map: The classes.
         splits: The pictures of each split.
-        overwrite: Whether the files of a former run may be replaced.
 
     Raises:
-        ConfigError: the folder is not empty and `overwrite` is off, or it is a file.
+        CheckpointError: the folder cannot be written.
     """
-    check_run_is_free(run, overwrite=overwrite)
     for name in RUN_FILES:
         (run / name).unlink(missing_ok=True)
     drop_unfinished_files(run)
+    with names_file(run):
+        mark_output_folder(run)
     record = {
         "dcnseg": __version__,
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
@@ -141,6 +146,42 @@ def check_run_is_free(run: Path, *, overwrite: bool) -> None:
             f"--out {run} cannot be written: there is no permission to write to {existing}. "
             "Choose another folder."
         )
+
+
+def check_run_is_apart(run: Path, root: Path, splits: Splits | None = None) -> None:
+    """Raise a ConfigError if writing the run could change the data, or data be taken for the run.
+
+    Args:
+        run: Where the run is to be written.
+        root: The data folder.
+        splits: The images and masks, once they are known.
+    """
+    out = run.resolve()
+    if root.resolve().is_relative_to(out):
+        raise ConfigError(
+            f"--out {run} {'is' if root.resolve() == out else 'contains'} the data folder {root}, "
+            f"whose {CLASSES} or other files the run would replace. {_OTHER_PLACE}"
+        )
+    for folder in _folders_of(splits or Splits()):
+        if folder.is_relative_to(out) or out.is_relative_to(folder):
+            relation = "contains" if folder.is_relative_to(out) else "lies in"
+            relation = "is" if folder == out else relation
+            raise ConfigError(
+                f"--out {run} {relation} {folder}, a folder of the data's images or masks. "
+                f"{_OTHER_PLACE}"
+            )
+
+
+def _folders_of(splits: Splits) -> list[Path]:
+    """The folders of the images and of the masks, without those within them."""
+    folders = {
+        # Of sub/a.png, whose stem is sub/a, the folder that holds sub.
+        file.parents[len(parts) - 1 if file.parts[-len(parts) : -1] == parts[:-1] else 0].resolve()
+        for sample in splits.all_samples()
+        for file in (sample.image, sample.mask)
+        for parts in (PurePath(sample.stem).parts,)
+    }
+    return sorted(folders)
 
 
 def is_run(folder: Path) -> bool:
@@ -232,9 +273,14 @@ def append_metrics(run: Path, record: Mapping[str, Any]) -> None:
     """Add the line of an epoch to metrics.jsonl; it is on the disk afterwards."""
     path = run / METRICS
     with names_file(path), path.open("a", encoding="utf-8") as file:
-        file.write(json.dumps(record, allow_nan=False) + "\n")
+        file.write(metrics_line(record))
         file.flush()
         os.fsync(file.fileno())
+
+
+def metrics_line(record: Mapping[str, Any]) -> str:
+    """The line of an epoch in metrics.jsonl."""
+    return json.dumps(record, allow_nan=False) + "\n"
 
 
 def read_metrics(run: Path) -> list[dict[str, Any]]:
@@ -263,12 +309,27 @@ def _parse_metrics(line: str, number: int) -> dict[str, Any]:
     return dict(record)
 
 
-def drop_metrics_after(run: Path, epoch: int) -> None:
-    """Keep the lines of epochs up to `epoch`; later ones will be computed again."""
-    kept = [record for record in read_metrics(run) if record["epoch"] <= epoch]
+def restore_metrics(run: Path, epoch: int, saved: str | None) -> tuple[str, list[int]]:
+    """Make metrics.jsonl hold the epochs up to `epoch`; later ones will be computed again.
+
+    Args:
+        run: The run folder.
+        epoch: The last that is complete.
+        saved: The file's text as the resume state holds it; None if it does not, so that only what
+            the file itself still has can be kept.
+
+    Returns:
+        The text, and the epochs up to `epoch` that it lacks.
+    """
+    text = saved
+    missing: list[int] = []
+    if text is None:
+        kept = [record for record in read_metrics(run) if record["epoch"] <= epoch]
+        text = "".join(metrics_line(record) for record in kept)
+        missing = sorted(set(range(1, epoch + 1)) - {record["epoch"] for record in kept})
     with names_file(run / METRICS), atomic_path(run / METRICS) as temporary:
-        lines = [json.dumps(record) + "\n" for record in kept]
-        temporary.write_text("".join(lines), encoding="utf-8")
+        temporary.write_text(text, encoding="utf-8")
+    return text, missing
 
 
 def drop_unfinished_files(run: Path) -> None:

@@ -19,6 +19,7 @@ from torch.optim.swa_utils import AveragedModel
 from dcnseg.checkpoint import save_resume_state
 from dcnseg.config import MAX_COUNT, Preprocessing, TrainConfig, from_dict, to_dict
 from dcnseg.device import select_amp_dtype
+from dcnseg.engine.environment import ENVIRONMENT, describe_environment
 from dcnseg.engine.initial_weights import InitialWeights
 from dcnseg.engine.optim import build_optimizer, build_schedule
 from dcnseg.engine.progress import EpochSoFar
@@ -46,6 +47,8 @@ class TrainingState:
         random: The generators' states to go on with in its middle; None once that was done.
         skipped_in_a_row: Last updates that were skipped, without one between that was not.
         settings: The run's, as plain values.
+        environment: What the last digits depend on besides, see `describe_environment`.
+        metrics: The text of metrics.jsonl up to `epoch`, so that the file can be written again.
     """
 
     model: Segmenter
@@ -61,6 +64,8 @@ class TrainingState:
     random: Mapping[str, Any] | None = None
     skipped_in_a_row: int = 0
     settings: Mapping[str, Any] = field(default_factory=dict)
+    environment: Mapping[str, Any] = field(default_factory=dict)
+    metrics: str = ""
 
     @property
     def best_mean_iou(self) -> float:
@@ -114,15 +119,16 @@ def build_state(
         warmup_steps=round(updates_per_epoch * config.warmup_epochs),
         power=config.poly_power,
     )
-    uses_fp16 = select_amp_dtype(config.amp, device) is torch.float16
+    amp_dtype = select_amp_dtype(config.amp, device)
     return TrainingState(
         model=model,
         average=_averaged(model, config.ema) if config.ema else None,
         optimizer=optimizer,
         schedule=schedule,
-        scaler=torch.amp.GradScaler(device.type, enabled=uses_fp16),
+        scaler=torch.amp.GradScaler(device.type, enabled=amp_dtype is torch.float16),
         preprocessing=replace(preprocessing, input_scale=config.data.input_scale),
         settings=to_dict(config),
+        environment=describe_environment(device, amp_dtype),
     )
 
 
@@ -207,6 +213,8 @@ def save_state(path: Path, state: TrainingState) -> None:
             "random": random_states(),
             "skipped_in_a_row": state.skipped_in_a_row,
             "settings": state.settings,
+            ENVIRONMENT: dict(state.environment),
+            "metrics": state.metrics,
         },
     )
 

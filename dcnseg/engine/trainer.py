@@ -30,7 +30,7 @@ from dcnseg.engine.out_of_memory import says_what_to_try, says_what_to_try_at_ev
 from dcnseg.engine.preview import write_preview
 from dcnseg.engine.progress import EpochProgress, EpochSoFar
 from dcnseg.engine.random_states import restore_random_states, seed_epoch
-from dcnseg.engine.run_folder import PREVIEW, append_metrics, names_file
+from dcnseg.engine.run_folder import PREVIEW, append_metrics, metrics_line, names_file
 from dcnseg.engine.state import TrainingState, build_state, save_state
 from dcnseg.engine.training_data import TrainingData, training_dataset
 from dcnseg.engine.updates import Outcome, Updater
@@ -138,6 +138,7 @@ class Trainer:
         self.state.so_far = None
         # The state last: what it says is done must be on the disk already.
         append_metrics(self.run, record)
+        self.state.metrics += metrics_line(record)
         is_final = epoch == self.config.epochs
         if is_final or epoch % self.config.checkpoint_epochs == 0:
             self._save(is_final=is_final)

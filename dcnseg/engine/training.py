@@ -12,24 +12,29 @@ from dcnseg.config import TrainConfig, from_dict, to_dict
 from dcnseg.data.transforms import Augmentation, name_of
 from dcnseg.device import select_amp_dtype, select_device
 from dcnseg.engine.batch_size import fitting_batch
+from dcnseg.engine.environment import computes_as_before
 from dcnseg.engine.event_writer import require_tensorboard
 from dcnseg.engine.fingerprint import check_files_are_unchanged
 from dcnseg.engine.initial_weights import read_initial_weights
 from dcnseg.engine.listener import TrainingListener
 from dcnseg.engine.run_folder import (
+    METRICS,
     check_classes_are_unchanged,
+    check_run_is_apart,
     check_run_is_free,
     check_split_is_unchanged,
     create_run,
-    drop_metrics_after,
     drop_unfinished_files,
     read_run,
+    restore_metrics,
     update_settings,
 )
-from dcnseg.engine.state import restore_state
+from dcnseg.engine.run_lock import check_is_unlocked, lock_run
+from dcnseg.engine.state import TrainingState, restore_state
 from dcnseg.engine.trainer import Trainer, TrainResult
 from dcnseg.engine.training_data import find_training_splits, prepare_data
 from dcnseg.errors import ConfigError
+from dcnseg.files import mark_output_folder
 from dcnseg.models.pretrained import NO_WEIGHTS, require_encoder_weights
 from dcnseg.models.segmenter import build_segmenter
 
@@ -77,8 +82,11 @@ def train(
         TrainingStoppedError: the listener asked to stop; the state is saved.
     """
     listener = listener or TrainingListener()
-    check_run_is_free(run, overwrite=overwrite)
+    check_run_is_apart(run, config.data.root)
     splits = find_training_splits(config)
+    check_run_is_apart(run, config.data.root, splits)
+    check_run_is_free(run, overwrite=overwrite)
+    check_is_unlocked(run)
     # A setting that cannot be met is told before the masks are read, which may take minutes.
     select_amp_dtype(config.amp, select_device(config.device))
     build_segmenter(config.model, num_classes=2)
@@ -112,8 +120,10 @@ def train(
         initial=initial,
         augment=augment,
     )
-    create_run(run, config, sources or {}, data.class_map, data.splits, overwrite=overwrite)
-    return trainer.run_epochs()
+    check_run_is_free(run, overwrite=overwrite)  # again: reading the data may have taken minutes
+    with lock_run(run, listener.warned):
+        create_run(run, config, sources or {}, data.class_map, data.splits)
+        return trainer.run_epochs()
 
 
 def resume(
@@ -142,6 +152,17 @@ def resume(
     """
     listener = listener or TrainingListener()
     changes = dict(changes or {}) | ({} if epochs is None else {"epochs": epochs})
+    read_run(run)  # first, since nothing is written to a folder without a run
+    with lock_run(run, listener.warned):
+        return _resume_locked(run, changes, augment, listener)
+
+
+def _resume_locked(
+    run: Path,
+    changes: Mapping[str, Any],
+    augment: Augmentation | None,
+    listener: TrainingListener,
+) -> TrainResult:
     record = read_run(run)
     saved = load_resume_state(run / RESUME_STATE)
     _check_settings_are_unchanged(run, record.config, saved)
@@ -157,17 +178,32 @@ def resume(
     check_files_are_unchanged(run, splits)
     data = prepare_data(config, splits, on_progress=listener.checking, on_warning=listener.warned)
     check_classes_are_unchanged(record, data.class_map)
-    trainer = Trainer(config, run, data, listener, encoder_weights=NO_WEIGHTS, augment=augment)
-    restore_state(trainer.state, saved, run / RESUME_STATE)
-    if trainer.has_lost_patience():
-        raise ConfigError(
-            f"{run} is complete: it stopped at epoch {saved['epoch']}, after {config.patience} "
-            "epochs without a better score. To train on, give more --patience, or 0 for no end."
+    device = select_device(config.device)
+    amp_dtype = select_amp_dtype(config.amp, device)
+    with computes_as_before(saved, device, amp_dtype, listener.warned):
+        trainer = Trainer(config, run, data, listener, encoder_weights=NO_WEIGHTS, augment=augment)
+        restore_state(trainer.state, saved, run / RESUME_STATE)
+        if trainer.has_lost_patience():
+            raise ConfigError(
+                f"{run} is complete: it stopped at epoch {saved['epoch']}, after {config.patience} "
+                "epochs without a better score. To train on, give more --patience, or 0 for no end."
+            )
+        drop_unfinished_files(run)
+        mark_output_folder(run)
+        update_settings(run, config, list(changes))
+        _restore_metrics(trainer.state, run, saved, listener)
+        return trainer.run_epochs()
+
+
+def _restore_metrics(
+    state: TrainingState, run: Path, saved: Mapping[str, Any], listener: TrainingListener
+) -> None:
+    state.metrics, missing = restore_metrics(run, state.epoch, saved.get("metrics"))
+    if missing:
+        listener.warned(
+            f"{run / METRICS} has no line of {len(missing)} of the epochs up to {state.epoch}, "
+            f"epoch {missing[0]} for one, and the resume state does not hold them either."
         )
-    drop_unfinished_files(run)
-    update_settings(run, config, list(changes))
-    drop_metrics_after(run, trainer.state.epoch)
-    return trainer.run_epochs()
 
 
 def _check_augmentation(run: Path, before: str, augment: Augmentation | None) -> None:

@@ -123,9 +123,7 @@ def written(scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     """The files of a run that has just begun."""
     run = tmp_path_factory.mktemp("written") / "run"
     config = small_config(scenes)
-    create_run(
-        run, config, {"lr": "default"}, CLASS_MAP, find_training_splits(config), overwrite=False
-    )
+    create_run(run, config, {"lr": "default"}, CLASS_MAP, find_training_splits(config))
     (run / METRICS).write_text('{"epoch": 1, "loss": 0.5}\n{"epoch": 2, "loss": 0.25}\n')
     return run
 

@@ -6,7 +6,9 @@ import copy
 import errno
 import json
 import math
+import multiprocessing
 import os
+import resource
 import shutil
 import signal
 import subprocess
@@ -24,7 +26,7 @@ from dcnseg import checkpoint, files
 from dcnseg.checkpoint import BEST_WEIGHTS, RESUME_STATE, load_resume_state, save_resume_state
 from dcnseg.config import to_dict
 from dcnseg.data.dataset import SegmentationDataset, load_class_map
-from dcnseg.engine import batch_size, run_folder
+from dcnseg.engine import batch_size, loading, run_folder
 from dcnseg.engine import trainer as trainer_module
 from dcnseg.engine.batch_size import _largest_that_fits, fitting_batch
 from dcnseg.engine.batches import EpochBatches, epoch_batches
@@ -46,7 +48,7 @@ from dcnseg.errors import (
     TrainingStoppedError,
 )
 from tests.conftest import small_config
-from tests.engine.test_training import assert_equal_states, without_times
+from tests.engine.test_training import assert_equal_states, timeless_state, without_times
 
 ROOT = Path(__file__).parents[2]
 
@@ -132,12 +134,10 @@ def test_a_run_killed_at_any_moment_ends_as_one_that_never_was(
     assert result.returncode == 0, result.stdout + result.stderr
     assert int(result.stdout.splitlines()[-1]) > 2  # lives
     assert without_times(killed) == without_times(straight)
-    assert_equal_states(
-        load_resume_state(killed / RESUME_STATE), load_resume_state(straight / RESUME_STATE)
-    )
+    assert_equal_states(timeless_state(killed), timeless_state(straight))
     for name in (BEST_WEIGHTS, PREVIEW):
         assert (killed / name).read_bytes() == (straight / name).read_bytes()
-    assert not [path.name for path in killed.iterdir() if path.name.startswith(".")]
+    assert not list(killed.glob(".*.tmp.*"))
 
 
 class StopIn(TrainingListener):
@@ -173,9 +173,7 @@ def test_stopped_in_every_place_a_run_goes_on_as_if_it_had_not(
     assert load_resume_state(stopped / RESUME_STATE)["so_far"] is None
     resume(stopped)
     assert without_times(stopped) == without_times(straight)
-    assert_equal_states(
-        load_resume_state(stopped / RESUME_STATE), load_resume_state(straight / RESUME_STATE)
-    )
+    assert_equal_states(timeless_state(stopped), timeless_state(straight))
 
 
 class FailsIn(TrainingListener):
@@ -201,9 +199,7 @@ def test_a_state_of_some_epochs_ago_is_gone_on_from_as_well(scenes: Path, tmp_pa
     assert len(read_metrics(killed)) == 3
     resume(killed)
     assert without_times(killed) == without_times(straight)
-    assert_equal_states(
-        load_resume_state(killed / RESUME_STATE), load_resume_state(straight / RESUME_STATE)
-    )
+    assert_equal_states(timeless_state(killed), timeless_state(straight))
     assert (killed / BEST_WEIGHTS).read_bytes() == (straight / BEST_WEIGHTS).read_bytes()
 
 
@@ -363,7 +359,7 @@ def test_a_full_disk_is_one_line_and_what_was_there_stays(
     with pytest.raises(CheckpointError, match=rf"{name} cannot be written: No space left on dev"):
         resume(other, epochs=3)
     assert (other / RESUME_STATE).read_bytes() == before
-    assert not list(other.glob(".*"))
+    assert not list(other.glob(".*.tmp.*"))
 
 
 def full_disk(monkeypatch: pytest.MonkeyPatch, name: str) -> None:
@@ -496,11 +492,32 @@ class Failing(Deadly):
         raise DataError("picture.png: is broken.")
 
 
-def loader(scenes: Path, kind: type[Deadly]) -> TrainingLoader:
+def allow_open_files(count: int) -> None:
+    _, hard = resource.getrlimit(resource.RLIMIT_NOFILE)
+    resource.setrlimit(resource.RLIMIT_NOFILE, (count, hard))
+
+
+@contextmanager
+def open_files_left(count: int) -> Iterator[None]:
+    """Within it, this process can open `count` files more."""
+    soft, _ = resource.getrlimit(resource.RLIMIT_NOFILE)
+    descriptors = [os.open(os.devnull, os.O_RDONLY)]
+    try:
+        while descriptors[-1] < 99:
+            descriptors.append(os.dup(descriptors[0]))
+        allow_open_files(100 + count)
+        yield
+    finally:
+        allow_open_files(soft)
+        for descriptor in descriptors:
+            os.close(descriptor)
+
+
+def loader(scenes: Path, kind: type[Deadly], *, workers: int = 1) -> TrainingLoader:
     splits = find_training_splits(small_config(scenes))
     dataset = kind(splits.train, load_class_map(scenes, splits))
     batches = EpochBatches(len(dataset), 2, seed=0)
-    return TrainingLoader(dataset, batches, workers=1, pin_memory=False)
+    return TrainingLoader(dataset, batches, workers=workers, pin_memory=False)
 
 
 def test_a_worker_that_dies_names_its_file(scenes: Path) -> None:
@@ -525,3 +542,70 @@ def test_pictures_that_were_seen_are_not_loaded_again(scenes: Path) -> None:
     failing = loader(scenes, Failing)
     assert len(list(failing.batches(1, start=start))) == len(order) - start
     failing.close()
+
+
+OUT_OF_FILES = "Too many files are open for the processes that load images. Use fewer --workers"
+
+
+@contextmanager
+def closed_afterwards(loader: TrainingLoader) -> Iterator[TrainingLoader]:
+    try:
+        with loader.names_what_kills():
+            yield loader
+    finally:
+        loader.close()
+
+
+@pytest.mark.parametrize("is_collated", [False, True])
+def test_a_batch_that_cannot_be_handed_over_ends_the_run(
+    scenes: Path, monkeypatch: pytest.MonkeyPatch, is_collated: bool
+) -> None:
+    """The worker can open nothing before it makes the batch, or before it sends it.
+
+    torch drops a batch that cannot be sent, and would wait for it forever.
+    """
+    collate = loading._collate
+
+    def starve(items: list[Any]) -> Any:
+        if not is_collated:
+            allow_open_files(3)
+        batch = collate(items)
+        allow_open_files(3)
+        return batch
+
+    monkeypatch.setattr(loading, "_collate", starve)
+    monkeypatch.setattr(Deadly, "index", -1)
+    with (
+        pytest.raises(TrainingError, match=OUT_OF_FILES),
+        closed_afterwards(loader(scenes, Deadly)) as starved,
+    ):
+        list(starved.batches(1))
+
+
+@pytest.mark.parametrize("left", [0, 5, 9])
+def test_too_few_files_for_the_workers_are_told_before_they_start(scenes: Path, left: int) -> None:
+    starved = loader(scenes, Failing)
+    with (
+        open_files_left(left),
+        pytest.raises(TrainingError, match=OUT_OF_FILES),
+        closed_afterwards(starved),
+    ):
+        list(starved.batches(1))
+    assert not multiprocessing.active_children()
+
+
+@pytest.mark.parametrize("left", [4, 8, 10])
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # torch's __del__
+def test_workers_of_a_start_that_failed_halfway_end(
+    scenes: Path, left: int, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """They ignore SIGTERM, so Python would wait for them at its end."""
+    monkeypatch.setattr(loading, "_require_open_files", lambda workers: None)
+    starved = loader(scenes, Failing, workers=2)
+    with (
+        open_files_left(left),
+        pytest.raises(TrainingError, match=OUT_OF_FILES),
+        closed_afterwards(starved),
+    ):
+        list(starved.batches(1))
+    assert not multiprocessing.active_children()

@@ -3,7 +3,7 @@ from __future__ import annotations
 import json
 import random
 import shutil
-from collections.abc import Mapping
+from collections.abc import Iterable, Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
@@ -22,8 +22,17 @@ from dcnseg.checkpoint import (
     save_resume_state,
 )
 from dcnseg.config import ModelConfig, TrainConfig
+from dcnseg.data.pairing.samples import Sample, Splits
 from dcnseg.engine.listener import RunSummary, Step, TrainingListener
-from dcnseg.engine.run_folder import CONFIG, METRICS, PREVIEW, read_metrics, read_run
+from dcnseg.engine.run_folder import (
+    CONFIG,
+    METRICS,
+    PREVIEW,
+    check_run_is_apart,
+    read_metrics,
+    read_run,
+    restore_metrics,
+)
 from dcnseg.engine.trainer import Trainer
 from dcnseg.engine.training import resume, train
 from dcnseg.engine.training_data import find_training_splits, prepare_data
@@ -49,10 +58,20 @@ class StopAfter(TrainingListener):
 
 
 def without_times(run: Path) -> list[dict[str, Any]]:
+    return _without_times(read_metrics(run))
+
+
+def _without_times(records: Iterable[Mapping[str, Any]]) -> list[dict[str, Any]]:
     return [
         {k: v for k, v in record.items() if k not in ("seconds", "images_per_second")}
-        for record in read_metrics(run)
+        for record in records
     ]
+
+
+def timeless_state(run: Path) -> dict[str, Any]:
+    """The resume state, without the times in its copy of metrics.jsonl."""
+    state = load_resume_state(run / RESUME_STATE)
+    return state | {"metrics": _without_times(map(json.loads, state["metrics"].splitlines()))}
 
 
 def assert_equal_states(left: Any, right: Any) -> None:
@@ -125,10 +144,7 @@ def test_resumed_is_bit_for_bit_what_was_never_stopped(
         train(config, tmp_path / "stopped", listener=StopAfter(2, step))
     resume(tmp_path / "stopped")
     assert without_times(tmp_path / "stopped") == without_times(tmp_path / "straight")
-    assert_equal_states(
-        load_resume_state(tmp_path / "stopped" / RESUME_STATE),
-        load_resume_state(tmp_path / "straight" / RESUME_STATE),
-    )
+    assert_equal_states(timeless_state(tmp_path / "stopped"), timeless_state(tmp_path / "straight"))
     for name in (BEST_WEIGHTS, PREVIEW):
         stopped, straight = (tmp_path / run / name for run in ("stopped", "straight"))
         assert stopped.read_bytes() == straight.read_bytes()
@@ -379,3 +395,86 @@ def test_a_wrong_augmentation_is_named(scenes: Path, tmp_path: Path, workers: in
     augment: Any = crop_image_only
     with pytest.raises(ConfigError, match=r"crop_image_only returned .* as the label map"):
         train(config, tmp_path / "run", augment=augment)
+
+
+@pytest.mark.parametrize("damage", ["deleted", "cut", "first line gone", "nonsense", "intact"])
+def test_metrics_that_were_lost_are_written_again(run: Path, tmp_path: Path, damage: str) -> None:
+    whole = (run / METRICS).read_text()
+    first, second = whole.splitlines(keepends=True)
+    left = {"cut": first + second[:9], "first line gone": second, "nonsense": "{}\n["}
+    if damage != "deleted":
+        (tmp_path / METRICS).write_text(left.get(damage, whole))
+    saved = load_resume_state(run / RESUME_STATE)["metrics"]
+    assert restore_metrics(tmp_path, 2, saved) == (whole, [])
+    assert (tmp_path / METRICS).read_text() == whole
+
+
+def test_a_run_whose_metrics_are_gone_ends_with_all_of_them(run: Path, tmp_path: Path) -> None:
+    copy = tmp_path / "run"
+    shutil.copytree(run, copy)
+    (copy / METRICS).unlink()
+    resume(copy, epochs=3)
+    assert (copy / METRICS).read_text().startswith((run / METRICS).read_text())
+    assert [record["epoch"] for record in read_metrics(copy)] == [1, 2, 3]
+
+
+def test_a_state_of_an_earlier_version_goes_on_and_tells_what_is_missing(
+    run: Path, tmp_path: Path
+) -> None:
+    copy, told = tmp_path / "run", Recorder()
+    shutil.copytree(run, copy)
+    saved = load_resume_state(copy / RESUME_STATE)
+    old = {name: saved[name] for name in saved if name not in ("metrics", "environment")}
+    save_resume_state(copy / RESUME_STATE, old)
+    lines = (run / METRICS).read_text().splitlines(keepends=True)
+    (copy / METRICS).write_text(lines[1])
+    resume(copy, epochs=3, listener=told)
+    assert [record["epoch"] for record in read_metrics(copy)] == [2, 3]
+    (text,) = told.warnings
+    assert "has no line of 1 of the epochs up to 2, epoch 1 for one" in text
+    assert load_resume_state(copy / RESUME_STATE)["metrics"] == (copy / METRICS).read_text()
+
+
+class Recorder(TrainingListener):
+    def __init__(self) -> None:
+        self.warnings: list[str] = []
+
+    def warned(self, text: str) -> None:
+        self.warnings.append(text)
+
+
+@pytest.mark.parametrize(
+    ("out", "text"),
+    [
+        (".", "is the data folder"),
+        ("..", "contains the data folder"),
+        ("train/images", "is .*train/images, a folder of the data's images or masks"),
+        ("train/masks/deep/run", "lies in .*train/masks, a folder of"),
+        ("val", "contains .*val/images, a folder of"),
+        ("../link/run", "lies in .*val/masks, a folder of"),
+    ],
+)
+@pytest.mark.parametrize("overwrite", [False, True])
+def test_a_run_within_the_data_is_refused(
+    scenes: Path, tmp_path: Path, out: str, text: str, overwrite: bool
+) -> None:
+    data = tmp_path / "data"
+    shutil.copytree(scenes, data)
+    (tmp_path / "link").symlink_to(data / "val" / "masks")
+    before = sorted(path for path in tmp_path.rglob("*"))
+    with pytest.raises(ConfigError, match=rf"--out .* {text}"):
+        train(small_config(data), data / out, overwrite=overwrite)
+    assert sorted(path for path in tmp_path.rglob("*")) == before
+
+
+def test_folders_below_the_data_that_hold_none_of_it_are_fine(scenes: Path) -> None:
+    splits = find_training_splits(small_config(scenes))
+    for out in (scenes / "runs" / "a", scenes.parent / "scenes2", scenes / "train" / "images2"):
+        check_run_is_apart(out, scenes, splits)
+
+
+def test_images_in_deeper_folders_protect_the_folder_that_holds_these(tmp_path: Path) -> None:
+    sample = Sample(tmp_path / "images/a/b/1.png", tmp_path / "masks/a/b/1_m.png", "a/b/1")
+    for out in ("images/run", "images/a/run", "masks/c"):
+        with pytest.raises(ConfigError, match="a folder of the data's images or masks"):
+            check_run_is_apart(tmp_path / out, tmp_path, Splits(train=(sample,)))
