@@ -320,7 +320,12 @@ def restore_metrics(run: Path, epoch: int, saved: str | None) -> tuple[str, list
 
     Returns:
         The text, and the epochs up to `epoch` that it lacks.
+
+    Raises:
+        CheckpointError: the saved text is damaged, or the file cannot be written.
     """
+    if saved is not None and not (isinstance(saved, str) and saved.isascii()):  # as JSON is here
+        raise CheckpointError(f"{run / RESUME_STATE}: its copy of {METRICS} is damaged.")
     text = saved
     missing: list[int] = []
     if text is None:

@@ -409,6 +409,12 @@ def test_metrics_that_were_lost_are_written_again(run: Path, tmp_path: Path, dam
     assert (tmp_path / METRICS).read_text() == whole
 
 
+@pytest.mark.parametrize("saved", [3, b"", ["line"], "\udcff\n"])
+def test_a_damaged_copy_of_the_metrics_is_an_error(tmp_path: Path, saved: Any) -> None:
+    with pytest.raises(CheckpointError, match=r"last\.ckpt: its copy of metrics\.jsonl is damaged"):
+        restore_metrics(tmp_path, 2, saved)
+
+
 def test_a_run_whose_metrics_are_gone_ends_with_all_of_them(run: Path, tmp_path: Path) -> None:
     copy = tmp_path / "run"
     shutil.copytree(run, copy)
