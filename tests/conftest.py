@@ -23,6 +23,7 @@ SCENE_HW = (64, 96)
 # The same examples on every machine; `pytest --hypothesis-profile=search` looks for new ones.
 settings.register_profile("same", derandomize=True, deadline=None)
 settings.register_profile("search", deadline=None, max_examples=1000)
+settings.register_profile("thorough", deadline=None, max_examples=5000)
 settings.load_profile("same")
 
 

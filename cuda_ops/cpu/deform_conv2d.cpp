@@ -10,6 +10,7 @@
 // bytes serve. Where offsets reach too far for that, the input is sampled from its planes.
 #include "deform_conv2d.h"
 #include <atomic>
+#include <cassert>
 #include "copied_input.h"
 #include "dtypes.h"
 #include "forward_weight.h"
@@ -104,8 +105,9 @@ class Forward {
         tile_(forward_panels<E>(p_.group_outputs())[0].kernel->rows),  // others end in a smaller tile
         sampled_(kBlock / tile_ * tile_),
         chunks_(channel_chunks(p_, kMostDepth)),
+        steps_(chunk_steps(p_, chunks_, kMostDepth)),
         zeros_(static_cast<size_t>(p_.channels) + 2, T{}) {
-    for (int64_t group = 0; group < p_.groups; ++group) steps_.push_back(chunk_steps(p_, chunks_, group, kMostDepth));
+    assert(are_alike(p_, steps_));
     for (const DepthStep& step : steps_[0]) stride_ = std::max(stride_, step.size());
     stride_ = round_up(stride_, 16) + 16;  // no power of two: rows would share cache sets
   }
@@ -181,6 +183,7 @@ class Forward {
 
   void sample(const Sampler<T>& sampler, const DepthStep& step, int64_t begin, int64_t end, StepPlans<T>& plans,
               E* columns) const {
+    assert(step.size() <= stride_);
     if (sampler.input)
       sample_rows(sampler, step, begin, end, plans, columns, stride_);
     else
@@ -209,8 +212,8 @@ class Forward {
   OutputRows<T> output_;
   int64_t tile_, sampled_;  // positions: of a tile of the products; that are sampled at a time
   ChannelChunks chunks_;
+  std::vector<std::vector<DepthStep>> steps_;  // of each group, and alike in all of them
   int64_t stride_ = 0;                         // of a row of columns
-  std::vector<std::vector<DepthStep>> steps_;  // of each group
   std::vector<T> zeros_;
 };
 

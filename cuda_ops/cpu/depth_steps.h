@@ -70,21 +70,48 @@ inline std::vector<DepthStep> depth_steps(const DeformConvParams& p, int64_t beg
   return steps;
 }
 
-// Steps of all taps of a chunk, or of as many as make `most` columns and kMostPlans plans, for all of a convolution
-// group.
-inline std::vector<DepthStep> chunk_steps(const DeformConvParams& p, const ChannelChunks& chunks, int64_t group,
-                                          int64_t most) {
-  std::vector<DepthStep> steps;
-  for (int64_t chunk = group * chunks.count; chunk < (group + 1) * chunks.count; ++chunk) {
-    const int64_t begin = chunks.begin(chunk), end = chunks.end(chunk);
-    const std::vector<Segment> segments = segments_of(p, begin, end);
-    const int64_t plans = static_cast<int64_t>(segments.size());
-    const int64_t fit = std::max<int64_t>(1, std::min(most / (end - begin), kMostPlans / plans));
+// For each convolution group, steps of all taps of a chunk, or of as many as make `most` columns and kMostPlans plans.
+//
+// The steps of all groups are alike but for where their channels begin and which segments these have: the weight is
+// packed by those of the first group. A chunk may have more segments in one group than in another; the most of them
+// decide how many taps fit, in all groups.
+inline std::vector<std::vector<DepthStep>> chunk_steps(const DeformConvParams& p, const ChannelChunks& chunks,
+                                                       int64_t most) {
+  std::vector<std::vector<DepthStep>> steps(static_cast<size_t>(p.groups));
+  for (int64_t chunk = 0; chunk < chunks.count; ++chunk) {
+    std::vector<DepthStep> whole;  // all taps of the chunk, in each group
+    int64_t plans = 1;             // of a tap
+    for (int64_t group = 0; group < p.groups; ++group) {
+      const int64_t begin = chunks.begin(group * chunks.count + chunk), end = chunks.end(group * chunks.count + chunk);
+      whole.push_back({0, p.taps(), begin, end, segments_of(p, begin, end)});
+      plans = std::max(plans, static_cast<int64_t>(whole.back().segments.size()));
+    }
+    const int64_t fit = std::max<int64_t>(1, std::min(most / whole[0].channels(), kMostPlans / plans));
     const int64_t rounds = (p.taps() + fit - 1) / fit;
     for (int64_t round = 0; round < rounds; ++round)
-      steps.push_back({round * p.taps() / rounds, (round + 1) * p.taps() / rounds, begin, end, segments});
+      for (size_t group = 0; group < whole.size(); ++group) {
+        steps[group].push_back(whole[group]);
+        steps[group].back().tap_begin = round * p.taps() / rounds;
+        steps[group].back().tap_end = (round + 1) * p.taps() / rounds;
+      }
   }
   return steps;
+}
+
+// Whether the steps of all groups are alike, as `chunk_steps` says.
+inline bool are_alike(const DeformConvParams& p, const std::vector<std::vector<DepthStep>>& steps) {
+  for (size_t group = 0; group < steps.size(); ++group) {
+    const int64_t first_channel = static_cast<int64_t>(group) * p.group_channels();
+    if (steps[group].size() != steps[0].size()) return false;
+    for (size_t i = 0; i < steps[0].size(); ++i) {
+      const DepthStep &step = steps[group][i], &first = steps[0][i];
+      if (step.tap_begin != first.tap_begin || step.tap_end != first.tap_end ||
+          step.channel_begin != first.channel_begin + first_channel ||
+          step.channel_end != first.channel_end + first_channel)
+        return false;
+    }
+  }
+  return true;
 }
 
 }  // namespace dcnseg_ops

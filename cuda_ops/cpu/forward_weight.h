@@ -1,5 +1,6 @@
 // The weight of a deformable convolution as right matrices of the forward's products.
 #pragma once
+#include <cassert>
 #include <vector>
 #include "depth_steps.h"
 #include "layout.h"
@@ -157,6 +158,7 @@ class ForwardWeight {
 
   // The same, packed; `buffer` is the thread's own.
   const E* packed(int64_t group, int64_t index, size_t step, Buffer<T>& buffer) {
+    assert(group < p_.groups && index < panel_count() && step < steps_.size());
     const int64_t chunk = chunks_.index(steps_[step].channel_begin);  // of the group
     // Before a piece of work is taken, as it may throw.
     T* ordered = kIsHalf<T> ? buffer.get(panel(index).width() * p_.taps() * chunks_.channels) : nullptr;

@@ -6,22 +6,20 @@
 #include "cuda/fused_forward.cuh"
 #include "oracle.h"
 
-// Channels in vectors of `unit` numbers; most often more or less than whole steps or tiles.
+// Channels in vectors of `unit` numbers; most often more or less than whole steps or tiles. Groups of both kinds cut
+// the channels in different places.
+static DeformConvParams pick_fused_sizes(int unit, int most_outputs) {
+  DeformConvParams p = pick_sizes(unit);
+  if (pick(0, 1)) p.channels *= pick(2, 5);
+  p.out_channels = p.groups * (pick(0, 1) ? pick(1, most_outputs) : 8 * pick(1, most_outputs / 8));
+  return p;
+}
+
 static Convolution generate_fused(int unit, int most_outputs) {
   Convolution c;
   DeformConvParams& p = c.p;
-  p.groups = pick(1, 2), p.offset_groups = pick(1, 3);
-  // Groups of both kinds cut the channels in different places.
-  p.channels = p.groups * p.offset_groups * unit * pick(1, pick(0, 1) ? 2 : 10);
-  p.out_channels = p.groups * (pick(0, 1) ? pick(1, most_outputs) : 8 * pick(1, most_outputs / 8));
-  p.batch = pick(1, 3), p.height = pick(1, 9), p.width = pick(1, 9);
-  p.border = pick(0, 2) ? Border::zero : Border::dcnv1;
-  p.kernel_h = pick(1, 3), p.kernel_w = pick(1, 3);
-  p.stride_h = pick(1, 2), p.stride_w = pick(1, 2), p.dilation_h = pick(1, 2), p.dilation_w = pick(1, 3);
-  p.pad_h = pick(p.dilation_h * (p.kernel_h - 1) / 2 + 1, 4),
-  p.pad_w = pick(p.dilation_w * (p.kernel_w - 1) / 2 + 1, 4);
-  p.out_height = (p.height + 2 * p.pad_h - p.dilation_h * (p.kernel_h - 1) - 1) / p.stride_h + 1;
-  p.out_width = (p.width + 2 * p.pad_w - p.dilation_w * (p.kernel_w - 1) - 1) / p.stride_w + 1;
+  do p = pick_fused_sizes(unit, most_outputs);
+  while (columns_of(p) > 1 << 15 || p.taps() * (p.groups + p.offset_groups) > 45);  // the emulation takes long
   const int64_t planes = p.offset_groups * p.taps();
   c.input = values_with_odd_ones(p.batch * p.channels * p.height * p.width);
   for (int64_t i = 0; i < p.batch * 2 * planes * p.out_pixels(); ++i) c.offset.push_back(normal_or_odd(20));

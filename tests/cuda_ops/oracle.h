@@ -1,5 +1,7 @@
 // Generated convolutions, and the formula as plain loops in double, for the checks beside this file.
 #pragma once
+#include <algorithm>
+#include <numeric>
 #include "bilinear.h"
 #include "deform_conv_params.h"
 #include "random_case.h"
@@ -11,21 +13,56 @@ struct Convolution {
   std::vector<double> input, offset, mask, grad_columns;
 };
 
-// Channels of each group come in a multiple of `multiple`, as vectors need it.
-static Convolution generate(int multiple = 1) {
-  Convolution c;
-  DeformConvParams& p = c.p;
-  p.groups = pick(1, 2), p.offset_groups = pick(1, 3);
-  p.batch = pick(1, 3), p.channels = p.groups * p.offset_groups * (pick(0, 5) ? pick(1, 12) : pick(33, 36));
-  if (multiple > 1) p.channels = p.groups * p.offset_groups * multiple * pick(1, 3);
-  p.height = pick(0, 3) ? pick(1, 9) : 1, p.width = pick(0, 3) ? pick(1, 9) : 1, p.out_channels = p.groups;
-  p.border = pick(0, 2) ? Border::zero : Border::dcnv1;
+// Kernels up to 3x3 in every third case, else up to 9x9, or a line of up to 33 taps.
+static void pick_kernel(DeformConvParams& p) {
   p.kernel_h = pick(1, 3), p.kernel_w = pick(1, 3);
+  const int kind = pick(0, 5);
+  if (kind < 2) p.kernel_h = pick(4, 9), p.kernel_w = pick(4, 9);
+  if (kind == 2) p.kernel_h = 1, p.kernel_w = pick(4, 33);
+  if (kind == 3) p.kernel_h = pick(4, 33), p.kernel_w = 1;
+}
+
+// Groups and offset groups; in two of three cases neither number divides the other. Each part that both cut out of the
+// channels has `multiple` channels, or some times as many.
+static void pick_groups(DeformConvParams& p, int multiple) {
+  p.groups = pick(1, 2), p.offset_groups = pick(1, 3);
+  if (pick(0, 2)) do
+      p.groups = pick(3, 6), p.offset_groups = pick(2, 12);
+    while (p.groups % p.offset_groups == 0 || p.offset_groups % p.groups == 0);
+  const int64_t times = multiple > 1 ? multiple * pick(1, 3) : pick(0, 5) ? pick(1, 12) : pick(33, 36);
+  p.channels = std::lcm(p.groups, p.offset_groups) * (pick(0, 2) ? multiple : times);
+}
+
+static int64_t columns_of(const DeformConvParams& p) { return p.positions() * p.taps() * p.channels; }
+
+// The sizes of a convolution of one output for each group.
+static DeformConvParams pick_sizes(int multiple) {
+  DeformConvParams p{};
+  pick_groups(p, multiple);
+  pick_kernel(p);
+  p.batch = pick(1, 3), p.out_channels = p.groups;
+  const int side = pick(0, 1) ? 9 : 3;
+  p.height = pick(0, 3) ? pick(1, side) : 1, p.width = pick(0, 3) ? pick(1, side) : 1;
+  p.border = pick(0, 2) ? Border::zero : Border::dcnv1;
   p.stride_h = pick(1, 2), p.stride_w = pick(1, 3), p.dilation_h = pick(1, 2), p.dilation_w = pick(1, 3);
-  p.pad_h = pick(p.dilation_h * (p.kernel_h - 1) / 2 + 1, 5),
-  p.pad_w = pick(p.dilation_w * (p.kernel_w - 1) / 2 + 1, 5);
+  const auto pick_pad = [](int64_t kernel, int64_t dilation) {
+    const int least = static_cast<int>(dilation * (kernel - 1) / 2 + 1);  // for a map of one pixel
+    return pick(least, std::max(least, pick(0, 1) ? 5 : 1));
+  };
+  p.pad_h = pick_pad(p.kernel_h, p.dilation_h), p.pad_w = pick_pad(p.kernel_w, p.dilation_w);
   p.out_height = (p.height + 2 * p.pad_h - p.dilation_h * (p.kernel_h - 1) - 1) / p.stride_h + 1;
   p.out_width = (p.width + 2 * p.pad_w - p.dilation_w * (p.kernel_w - 1) - 1) / p.stride_w + 1;
+  return p;
+}
+
+// A convolution of at most so many columns, and spots, which are one tap of one offset group at one position.
+// Channels of each group come in a multiple of `multiple`, as vectors need it.
+[[maybe_unused]] static Convolution generate(int multiple = 1, int64_t most_columns = 1 << 18,
+                                             int64_t most_spots = INT64_MAX) {
+  Convolution c;
+  DeformConvParams& p = c.p;
+  do p = pick_sizes(multiple);
+  while (columns_of(p) > most_columns || p.positions() * p.taps() * p.offset_groups > most_spots);
   const int64_t planes = p.offset_groups * p.taps();
   c.input = values_with_odd_ones(p.batch * p.channels * p.height * p.width);
   for (int64_t i = 0; i < p.batch * 2 * planes * p.out_pixels(); ++i) c.offset.push_back(normal_or_odd(10));

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import shutil
 import subprocess
 from functools import cache
@@ -25,7 +26,10 @@ CONVOLUTION = [
     *(str(SOURCES / "cpu" / name) for name in CONVOLUTION_SOURCES),
 ]
 CUDA_CONVOLUTION = ["-O0", "-rdynamic"]  # the library's product is looked up by its name
+# Number of convolutions of conv_check and their seed, as in "5000 7"; see cuda_ops/README.md.
+CONV_CHECK = os.environ.get("DCNSEG_CONV_CHECK", "").split()
 PROGRAMS = [
+    ("steps_check", "memory", []),
     ("conv_check", "memory", CONVOLUTION),  # the CPU operators
     # As on an older machine, and with little memory: one build of both, which takes half a minute.
     ("conv_check", "memory", [*CONVOLUTION, "-DDCN_LITTLE_MEMORY", "-DDCN_MOST_LEVEL=1"]),
@@ -52,6 +56,21 @@ FUSED_FAULTS = [  # what the threads of the fused forward owe each other, left o
     ("memory", "((vector ^ row % 8) << 4)", "((vector ^ row % 4) << 4)"),
     ("threads", "wait_for(shared.full + place.stage, place.parity);", ""),
 ]
+
+STEP_FAULTS = [  # too many plans at once, and groups that are cut in another way than the first
+    ("plans = std::max(plans, ", "plans = std::min(plans, "),
+    ("steps[group].push_back(", "if (group == 0 || round == 0) steps[group].push_back("),
+]
+
+
+def with_fault(file: str, right: str, wrong: str, folder: Path) -> Path:
+    """A copy of the sources in which one thing is done wrong."""
+    sources = folder / "cuda_ops"
+    shutil.copytree(SOURCES, sources)
+    text = (sources / file).read_text()
+    assert text.count(right) == 1
+    (sources / file).write_text(text.replace(right, wrong))
+    return sources
 
 
 def compile_program(
@@ -106,8 +125,18 @@ def test_equals_plain_loops_and_stays_inside_memory(
     program: str, sanitizer: str, flags: list[str], tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     """With NaN, infinite and far offsets, bad boxes, and buffers of exactly their size."""
-    result = run_program(build(program, sanitizer, flags, tmp_path_factory))
+    arguments = CONV_CHECK if program == "conv_check" else []
+    result = run_program(build(program, sanitizer, flags, tmp_path_factory), *arguments)
     assert result.returncode == 0, result.stdout + result.stderr
+
+
+@pytest.mark.parametrize(("right", "wrong"), STEP_FAULTS)
+def test_a_fault_of_the_steps_is_seen(
+    right: str, wrong: str, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
+) -> None:
+    sources = with_fault("cpu/depth_steps.h", right, wrong, tmp_path)
+    result = run_program(build("steps_check", "memory", [], tmp_path_factory, sources))
+    assert result.returncode != 0
 
 
 @pytest.mark.parametrize("kernel", ["one_block", "two_blocks", "shared_memory"])
@@ -127,12 +156,7 @@ def test_a_fault_of_the_fused_forward_is_seen(
     tmp_path: Path,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> None:
-    sources = tmp_path / "cuda_ops"
-    shutil.copytree(SOURCES, sources)
-    kernel = sources / "cuda" / "fused_forward.cuh"
-    text = kernel.read_text()
-    assert text.count(right) == 1
-    kernel.write_text(text.replace(right, wrong))
+    sources = with_fault("cuda/fused_forward.cuh", right, wrong, tmp_path)
     result = run_program(
         build("fused_check", sanitizer, ["-O0", "-DDCN_FEW_KINDS"], tmp_path_factory, sources)
     )

@@ -7,7 +7,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 import torchvision.ops
-from hypothesis import given, settings
+from hypothesis import example, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
@@ -16,6 +16,7 @@ from dcnseg.ops import deform_conv2d
 from dcnseg.ops._native import missing_reason
 from dcnseg.ops.backend import Backend
 from dcnseg.ops.deform_conv_checks import Border
+from tests.ops.marks import NEEDS_NATIVE
 
 
 @dataclass(frozen=True)
@@ -89,7 +90,12 @@ CASES = [
     Case(batch=1, channels=1, out_channels=1, size_hw=(1, 1), kernel_size=(1, 1), padding=(0, 0)),
     Case(batch=3, channels=36, out_channels=20, size_hw=(9, 11), offset_groups=2),
     Case(channels=8, out_channels=8, groups=8, offset_groups=4),
-]
+    # Groups that span different numbers of offset groups, and more taps times these than 64.
+    Case(channels=12, groups=3, offset_groups=2, kernel_size=(7, 7), padding=(3, 3)),
+    Case(channels=12, out_channels=4, groups=4, offset_groups=3, kernel_size=(1, 33),
+         padding=(0, 16)),
+    Case(channels=60, groups=3, offset_groups=20),
+]  # fmt: skip
 
 
 def make_arguments(
@@ -243,22 +249,85 @@ def test_derivative_at_integer_positions_is_the_right_one(backend: Backend) -> N
     )
 
 
-cases = st.builds(
-    Case,
-    batch=st.integers(1, 2),
-    channels=st.sampled_from([2, 4, 20]),
-    out_channels=st.sampled_from([2, 18]),
-    size_hw=st.tuples(st.integers(1, 7), st.integers(1, 7)),
-    kernel_size=st.tuples(st.integers(1, 3), st.integers(1, 3)),
-    stride=st.tuples(st.integers(1, 2), st.integers(1, 2)),
-    padding=st.tuples(st.integers(2, 3), st.integers(2, 3)),
-    dilation=st.tuples(st.integers(1, 2), st.integers(1, 2)),
-    groups=st.sampled_from([1, 2]),
-    offset_groups=st.sampled_from([1, 2]),
-    modulated=st.booleans(),
-    bias=st.booleans(),
+# Up to 9x9, and lines of up to 33 taps; small ones as often.
+KERNEL_SIZES = st.one_of(
+    st.tuples(st.integers(1, 3), st.integers(1, 3)),
+    st.tuples(st.integers(4, 9), st.integers(4, 9)),
+    st.tuples(st.just(1), st.sampled_from([5, 17, 33])),
+    st.tuples(st.sampled_from([5, 17, 33]), st.just(1)),
 )
+
+
+def spanned(groups: int, offset_groups: int) -> set[int]:
+    """How many offset groups the channels of each group belong to."""
+    size = math.lcm(groups, offset_groups) // groups
+    of_channel = [channel * offset_groups // (size * groups) for channel in range(size * groups)]
+    return {len(set(of_channel[group * size : (group + 1) * size])) for group in range(groups)}
+
+
+ALL_GROUPS = [(groups, offset_groups) for groups in range(1, 7) for offset_groups in range(1, 13)]
+# Groups and offset groups; in half of the cases some groups span more offset groups than others.
+GROUPS = st.one_of(
+    st.sampled_from([pair for pair in ALL_GROUPS if len(spanned(*pair)) > 1]),
+    st.sampled_from(ALL_GROUPS),
+)
+
+
+@st.composite
+def draw_case(draw: st.DrawFn) -> Case:
+    """A convolution on a small map, with few channels as a rule."""
+    kernel_size = draw(KERNEL_SIZES)
+    groups, offset_groups = draw(GROUPS)
+    dilation = draw(st.tuples(st.integers(1, 2), st.integers(1, 2)))
+    # At least half of the kernel, so that it fits on a map of one pixel.
+    top, left = (max(2, d * (k - 1) // 2 + 1) for d, k in zip(dilation, kernel_size, strict=True))
+    return Case(
+        batch=draw(st.integers(1, 2)),
+        channels=math.lcm(groups, offset_groups) * draw(st.sampled_from([1, 2, 3, 10])),
+        out_channels=groups * draw(st.sampled_from([1, 2, 9])),
+        size_hw=draw(st.tuples(st.integers(1, 7), st.integers(1, 7))),
+        kernel_size=kernel_size,
+        stride=draw(st.tuples(st.integers(1, 2), st.integers(1, 2))),
+        padding=draw(st.tuples(st.integers(top, top + 1), st.integers(left, left + 1))),
+        dilation=dilation,
+        groups=groups,
+        offset_groups=offset_groups,
+        modulated=draw(st.booleans()),
+        bias=draw(st.booleans()),
+    )
+
+
+cases = draw_case()
 few = settings(max_examples=25, deadline=None, derandomize=True)
+
+
+# By how much a result may be off, relative to its largest value and a few products more.
+TOLERANCES = {
+    torch.float64: 1e-13,
+    torch.float32: 1e-5,
+    torch.bfloat16: 2e-2,
+    torch.float16: 3e-3,
+}
+
+
+@NEEDS_NATIVE
+@pytest.mark.parametrize("dtype", TOLERANCES, ids=str)
+@example(case=CASES[-3], order=torch.contiguous_format)
+@example(case=CASES[-1], order=torch.channels_last)
+@given(case=cases, order=st.sampled_from([torch.contiguous_format, torch.channels_last]))
+def test_native_equals_reference(
+    dtype: torch.dtype, case: Case, order: torch.memory_format
+) -> None:
+    low = make_arguments(case, dtype)
+    low = replace(low, input=low.input.detach().contiguous(memory_format=order).requires_grad_())
+    exact = low.to(torch.float64)
+    output, truth = low.convolve("native"), exact.convolve("reference")
+    grad = torch.randn_like(output)
+    ours = [output, *torch.autograd.grad(output, low.tensors, grad)]
+    theirs = [truth, *torch.autograd.grad(truth, exact.tensors, grad.double())]
+    for result, expected in zip(ours, theirs, strict=True):
+        allowed = TOLERANCES[dtype] * (10 + float(expected.detach().abs().max()))
+        torch.testing.assert_close(result.double(), expected, rtol=0, atol=allowed)
 
 
 @few
