@@ -6,11 +6,13 @@ import json
 from collections.abc import Mapping, Sequence
 
 from rich.console import Console
-from rich.markup import escape
+from rich.markup import escape as escape_markup
 from rich.table import Table
 
 from dcnseg.data.check.findings import ERROR, WARNING, by_severity, shortened
 from dcnseg.data.check.report import CheckReport
+from dcnseg_cli.console import open_console
+from dcnseg_cli.terminal_text import escape_line
 
 _MAX_NAMES = 5
 _MAX_VALUES = 30
@@ -18,7 +20,7 @@ _MAX_VALUES = 30
 
 def print_report(report: CheckReport) -> None:
     """Print what there is, the classes, the findings, and what to go on with."""
-    console = Console()
+    console = open_console()
     console.print(_overview(report))
     if report.classes:
         console.print(_class_table(report))
@@ -76,11 +78,11 @@ def _class_table(report: CheckReport) -> Table:
         table.add_row(
             str(entry.id),
             escape(entry.name),
-            _percent(entry.pixels, pixels),
-            _percent(entry.images, images),
+            _share(entry.pixels, pixels),
+            _share(entry.images, images),
         )
     if report.ignored_pixels:
-        table.add_row("", "(ignored)", _percent(report.ignored_pixels, pixels), "")
+        table.add_row("", "(ignored)", _share(report.ignored_pixels, pixels), "")
     return table
 
 
@@ -89,9 +91,7 @@ def _value_table(report: CheckReport) -> Table:
     pixels = max(1, sum(entry.pixels for entry in report.values))
     images = max(1, sum(report.splits.values()))
     for entry in report.values[:_MAX_VALUES]:
-        table.add_row(
-            str(entry.value), _percent(entry.pixels, pixels), _percent(entry.images, images)
-        )
+        table.add_row(str(entry.value), _share(entry.pixels, pixels), _share(entry.images, images))
     if len(report.values) > _MAX_VALUES:
         table.add_row(f"{len(report.values) - _MAX_VALUES} or more others", "", "")
     return table
@@ -101,14 +101,19 @@ def _counting_table(*names: str) -> Table:
     table = Table()
     for name in names:
         table.add_column(name)
-    for name in ("pixels", "images"):
+    for name in ("pixel share", "image share"):
         table.add_column(name, justify="right")
     return table
 
 
-def _percent(part: int, whole: int) -> str:
-    share = 100 * part / whole
-    return f"{share:.2f} %" if share >= 0.01 or not part else "< 0.01 %"
+def _share(part: int, whole: int) -> str:
+    share = part / whole
+    return f"{share:.4f}" if share >= 0.0001 or not part else "< 0.0001"
+
+
+def escape(text: str) -> str:
+    """Let neither rich nor the terminal take a part of the text for a command."""
+    return escape_markup(escape_line(text))
 
 
 def _print_suggestion(console: Console, report: CheckReport) -> None:

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from dcnseg_cli.options import DeviceOption, OverwriteOption, check_out_folder
-from dcnseg_cli.reporting import reports_errors
+from dcnseg_cli.reporting import echo, reports_errors
 
 EPILOG = """
 Examples:
@@ -33,7 +33,8 @@ def demo(
     from dcnseg_cli.demo_steps import run_demo
 
     run_demo(folder, seed=seed, device=device)
-    typer.echo("\nOpen these:")
+    echo("")
+    echo("Open these:")
     for what, path in (
         ("scenes with their masks", "scenes/train"),
         ("validation pictures, masks and predictions", "run/preview.jpg"),
@@ -41,4 +42,4 @@ def demo(
         ("predictions", "predictions/overlays"),
         ("what the offsets do", "offsets"),
     ):
-        typer.echo(f"  {what + ':':<45}{folder / path}")
+        echo(f"  {what + ':':<45}{folder / path}")

@@ -9,6 +9,7 @@ from dcnseg.data.synthetic import write_scenes
 from dcnseg.engine.evaluation import evaluate_run
 from dcnseg.engine.training import train
 from dcnseg.errors import DataError
+from dcnseg.files import mark_output_folder
 from dcnseg.inference.batch import predict_files
 from dcnseg.inference.inputs import find_inputs
 from dcnseg.inference.predictor import Predictor
@@ -64,6 +65,8 @@ def run_demo(folder: Path, *, seed: int, device: str) -> None:
     print_scores(evaluate_run(run, scenes, "val", device=device), "val")
     pictures = find_inputs([str(scenes / "val" / "images")])
     message("4/5  Predict the validation scenes")
+    for name in ("predictions", "offsets"):
+        mark_output_folder(folder / name)
     predictor = Predictor.from_checkpoint(run, device=device)
     predict_files(predictor, pictures, folder / "predictions", ("labels", "overlay"))
     message("5/5  Draw what the offsets do")

@@ -80,20 +80,9 @@ def evaluate(
 
 def print_scores(scores: Scores, split: str) -> None:
     """Print the scores as a table on stdout."""
-    from rich.console import Console
-    from rich.table import Table
+    from dcnseg_cli.console import open_console
+    from dcnseg_cli.score_table import score_table
 
     summary = scores.to_dict()
-    table = Table(title=f"{split}: {summary['labelled_pixels']:,} labelled pixels")
-    table.add_column("class")
-    table.add_column("IoU", justify="right")
-    for name, iou in summary["class_iou"].items():
-        table.add_row(name, _percent(iou))
-    table.add_section()
-    table.add_row("mean IoU", _percent(summary["mean_iou"]))
-    table.add_row("pixel accuracy", _percent(summary["pixel_accuracy"]))
-    Console().print(table)
-
-
-def _percent(value: float | None) -> str:
-    return "absent" if value is None else f"{100 * value:.2f} %"
+    title = f"{split}: {summary['labelled_pixels']:,} labelled pixels"
+    open_console().print(score_table(summary, title))

@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from dcnseg_cli.options import JsonOption
-from dcnseg_cli.reporting import print_json, reports_errors
+from dcnseg_cli.reporting import echo, print_json, reports_errors
 
 EPILOG = """
 Examples:
@@ -33,7 +33,7 @@ def info(
         print_json({_snake_case(name): value for name, value in content.items()})
     else:
         for line in _lines(content):
-            typer.echo(line)
+            echo(line)
 
 
 def _describe_installation() -> dict[str, Any]:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 import warnings
 from typing import Annotated
 
@@ -9,12 +10,20 @@ import typer
 
 from dcnseg import __version__
 from dcnseg_cli import check, demo, evaluate, info, predict, train, visualize_offsets
-from dcnseg_cli.reporting import unwind_on_signals
+from dcnseg_cli.reporting import (
+    USAGE,
+    echo,
+    escape_what_cannot_be_encoded,
+    fail_by_stdout,
+    is_usage_error,
+    show_warnings_as_messages,
+    unwind_on_signals,
+)
 
 EXIT_CODES = """
 Exit codes: 0 all well; 1 failure; 2 wrong usage; 3 data wrong, or some pictures failed;
-130 interrupted; 143 terminated. Results go to stdout, progress and messages to stderr.
-Set DCNSEG_DEBUG=1 for the traceback of an unexpected error.
+129 terminal closed; 130 interrupted; 143 terminated. Results go to stdout, progress and messages
+to stderr. Set DCNSEG_DEBUG=1 for the traceback of an unexpected error.
 """
 
 app = typer.Typer(
@@ -39,7 +48,7 @@ app.command("info", epilog=info.EPILOG)(info.info)
 
 def _print_version(value: bool) -> None:
     if value:
-        typer.echo(f"dcnseg {__version__}")
+        echo(f"dcnseg {__version__}")
         raise typer.Exit
 
 
@@ -56,5 +65,25 @@ def main() -> None:
     """Run the command line."""
     # What Pillow grumbles about damaged files is said by the errors that name them.
     warnings.filterwarnings("ignore", module=r"PIL\.")
+    show_warnings_as_messages()
+    escape_what_cannot_be_encoded()
     unwind_on_signals()
-    app()
+    sys.exit(_run())
+
+
+def _run() -> int:
+    """Run the command of the command line; returns the exit code."""
+    try:
+        return app(standalone_mode=False) or 0
+    except OSError as error:  # help that stdout cannot take; commands report their own errors
+        try:
+            fail_by_stdout(error)
+        except typer.Exit as exit_:
+            return exit_.exit_code
+    except Exception as error:
+        if not is_usage_error(error):
+            raise
+        from typer.rich_utils import rich_format_error
+
+        rich_format_error(error)  # type: ignore[arg-type]
+        return USAGE

@@ -25,7 +25,7 @@ from dcnseg_cli.options import (
     comma_list,
     parse_numbers,
 )
-from dcnseg_cli.reporting import DATA, message, print_json, reports_errors
+from dcnseg_cli.reporting import DATA, echo, message, print_json, reports_errors
 
 if TYPE_CHECKING:
     from dcnseg.inference.batch import FileResult
@@ -130,4 +130,4 @@ def _report(result: FileResult, *, as_json: bool) -> None:
             }
         )
     elif result.error is None and not result.is_skipped:
-        typer.echo(str(next(iter(result.outputs.values()))))
+        echo(str(next(iter(result.outputs.values()))))

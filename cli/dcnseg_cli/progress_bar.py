@@ -5,14 +5,15 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 
-from rich.console import Console
 from rich.progress import Progress
+
+from dcnseg_cli.console import open_console
 
 
 @contextmanager
 def progress_bar(title: str) -> Iterator[Callable[[int, int], None]]:
     """Yield a function that takes what is done and what there is in all."""
-    console = Console(stderr=True)
+    console = open_console(stderr=True)
     with Progress(
         console=console,
         disable=not console.is_terminal,

@@ -3,24 +3,37 @@
 from __future__ import annotations
 
 import functools
+import io
 import json
 import os
 import signal
 import sys
+import warnings
 from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from typing import Any, NoReturn, TypeVar
+from contextlib import contextmanager, suppress
+from typing import Any, NoReturn, TextIO, TypeVar
 
 import typer
 
 from dcnseg.errors import ConfigError, DataError, DcnsegError
+from dcnseg_cli.terminal_text import (
+    escape_controls,
+    escape_line,
+    escape_message,
+    has_controls,
+)
 
-FAILURE, USAGE, DATA, INTERRUPTED, TERMINATED = 1, 2, 3, 130, 143
+FAILURE, USAGE, DATA, HUNG_UP, INTERRUPTED, TERMINATED = 1, 2, 3, 129, 130, 143
 DEBUG_VARIABLE = "DCNSEG_DEBUG"
+STDOUT = "<stdout>"  # as Python calls it; no file of this name is meant
 
 
 class TerminatedError(KeyboardInterrupt):
     """SIGTERM has come; handled as Ctrl-C is, but for the exit code."""
+
+
+class HungUpError(KeyboardInterrupt):
+    """SIGHUP has come, as when the terminal is closed; handled as Ctrl-C is."""
 
 
 Command = TypeVar("Command", bound=Callable[..., Any])
@@ -37,19 +50,19 @@ def reports_errors(command: Command) -> Command:
             fail(str(error), exit_code(error), error)
         except TerminatedError as error:
             fail("terminated", TERMINATED, error)
+        except HungUpError as error:
+            fail("hung up", HUNG_UP, error)
         except KeyboardInterrupt as error:
             fail("interrupted", INTERRUPTED, error)
-        except BrokenPipeError:
-            # The reader of stdout has gone (`| head`); nothing is left to be said to it.
-            os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
-            raise typer.Exit(FAILURE) from None
         except OSError as error:
+            if error.filename == STDOUT:
+                fail_by_stdout(error)
             place = f"{error.filename}: " if error.filename else ""
             fail(f"{place}{error.strerror or error}", FAILURE, error)
         except (typer.Exit, typer.Abort):
             raise
         except Exception as error:
-            if type(error).__module__.startswith(("typer", "click")):  # usage errors: Typer's own
+            if is_usage_error(error):
                 raise
             reason = f"{type(error).__name__}: {error}".partition("\n")[0]
             fail(f"unexpected: {reason} ({DEBUG_VARIABLE}=1 shows the traceback)", FAILURE, error)
@@ -65,13 +78,52 @@ def fail(text: str, code: int, error: BaseException) -> NoReturn:
     raise typer.Exit(code) from None
 
 
+@contextmanager
+def names_stdout() -> Iterator[None]:
+    """Within it, an error of writing bears the name of stdout."""
+    try:
+        yield
+    except OSError as error:
+        error.filename = STDOUT
+        raise
+
+
+def fail_by_stdout(error: OSError) -> NoReturn:
+    """Leave since stdout cannot take what is printed; without a word where its reader has gone."""
+    # What is still to be written must not fail once more when Python exits.
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+    if isinstance(error, BrokenPipeError):
+        raise typer.Exit(FAILURE) from None
+    fail(f"stdout cannot be written: {error.strerror or error}", FAILURE, error)
+
+
+def is_usage_error(error: Exception) -> bool:
+    """Whether Typer reports this exception itself; its text is safe to print afterwards."""
+    if not type(error).__module__.startswith(("typer", "click")):
+        return False
+    if isinstance(text := getattr(error, "message", None), str):
+        error.message = escape_controls(text)  # type: ignore[attr-defined]
+    return True
+
+
+_EXCEPTIONS: dict[int, type[KeyboardInterrupt]] = {
+    signal.SIGINT: KeyboardInterrupt,
+    signal.SIGTERM: TerminatedError,
+}
+if hasattr(signal, "SIGHUP"):  # not on Windows
+    _EXCEPTIONS[signal.SIGHUP] = HungUpError
 _received: list[int] = []
 _postponing: list[bool] = []
 
 
 def unwind_on_signals() -> None:
-    """From now on let SIGTERM unwind the program as Ctrl-C does, so that nothing is left half."""
-    for number in (signal.SIGINT, signal.SIGTERM):
+    """From now on let SIGTERM and SIGHUP unwind the program as Ctrl-C does, leaving nothing half.
+
+    SIGHUP stays ignored where it is, as by nohup.
+    """
+    for number, exception in _EXCEPTIONS.items():
+        if exception is HungUpError and signal.getsignal(number) == signal.SIG_IGN:
+            continue
         signal.signal(number, _note_and_raise)
 
 
@@ -96,13 +148,24 @@ def is_signalled() -> bool:
 def raise_if_signalled() -> None:
     """Raise what a signal should have raised; Python drops it where a hook may not fail."""
     if _received:
-        raise TerminatedError if _received[0] == signal.SIGTERM else KeyboardInterrupt
+        raise _EXCEPTIONS[_received[0]]
 
 
 def _note_and_raise(number: int, _frame: object) -> None:
     _received.append(number)
+    if _EXCEPTIONS[number] is HungUpError:
+        _leave_lost_terminal()
     if not _postponing or len(_received) > 1:
         raise_if_signalled()
+
+
+def _leave_lost_terminal() -> None:
+    """Write to nowhere what a terminal that is gone would refuse, in the middle of saving."""
+    for descriptor in (1, 2):
+        try:
+            os.write(descriptor, b"")
+        except OSError:
+            os.dup2(os.open(os.devnull, os.O_WRONLY), descriptor)
 
 
 def exit_code(error: DcnsegError) -> int:
@@ -113,10 +176,52 @@ def exit_code(error: DcnsegError) -> int:
 
 
 def message(text: str) -> None:
-    """Print a line on stderr."""
-    typer.echo(text, err=True)
+    """Print a message on stderr, with its control characters escaped."""
+    with suppress(OSError):  # a log that cannot be written must not cost the work itself
+        typer.echo(escape_message(text), err=True)
+
+
+def echo(text: str) -> None:
+    """Print a line of results on stdout, with its control characters escaped."""
+    with names_stdout():
+        typer.echo(escape_line(text))
 
 
 def print_json(content: Mapping[str, Any]) -> None:
-    """Print one JSON object as one line on stdout."""
-    typer.echo(json.dumps(content, ensure_ascii=False, allow_nan=False))
+    """Print one JSON object as one line on stdout, in ASCII where the text itself cannot stand."""
+    text = json.dumps(content, ensure_ascii=False, allow_nan=False)
+    if has_controls(text) or not _can_encode(text):
+        text = json.dumps(content, allow_nan=False)
+    with names_stdout():
+        typer.echo(text)
+
+
+def _can_encode(text: str) -> bool:
+    try:
+        text.encode(getattr(sys.stdout, "encoding", None) or "utf-8")
+    except UnicodeEncodeError:
+        return False
+    return True
+
+
+def escape_what_cannot_be_encoded() -> None:
+    """From now on write characters that a stream cannot encode as escape sequences."""
+    for stream in (sys.stdout, sys.stderr):
+        if isinstance(stream, io.TextIOWrapper):
+            stream.reconfigure(errors="backslashreplace")
+
+
+def show_warnings_as_messages() -> None:
+    """From now on print the warnings of Python code as messages are printed."""
+
+    def show(
+        text: Warning | str,
+        category: type[Warning],
+        filename: str,
+        lineno: int,
+        _file: TextIO | None = None,
+        line: str | None = None,
+    ) -> None:
+        message(warnings.formatwarning(text, category, filename, lineno, line).rstrip("\n"))
+
+    warnings.showwarning = show  # type: ignore[assignment]

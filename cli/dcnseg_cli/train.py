@@ -361,9 +361,9 @@ def _says_how_to_go_on(run: Path) -> Iterator[None]:
 
 
 def _report(result: Any) -> None:
-    score = result.scores.get("mean_iou")
-    message(f"Best: epoch {result.best_epoch}, validation mIoU {score}.")
-    typer.echo(str(result.run))
+    from dcnseg_cli.training_report import report_training
+
+    report_training(result)
     raise_if_signalled()  # one that came when nothing was left to do
 
 

@@ -19,7 +19,9 @@ from rich.progress import (
 
 from dcnseg.engine.listener import RunSummary, Step, TrainingListener
 from dcnseg.errors import TrainingStoppedError
+from dcnseg_cli.console import open_console
 from dcnseg_cli.reporting import is_signalled, postponed_signals, raise_if_signalled
+from dcnseg_cli.terminal_text import escape_message
 
 PLAIN_INTERVAL_SECONDS = 30.0
 
@@ -30,7 +32,7 @@ def training_display() -> Iterator[TrainingListener]:
 
     From the moment that training has started, a first signal lets it finish its step and save.
     """
-    console = Console(stderr=True)
+    console = open_console(stderr=True)
     with ExitStack() as stack:
         if console.is_terminal:
             columns = (
@@ -121,7 +123,7 @@ class PlainDisplay(StoppableDisplay):
 
     def print(self, text: str) -> None:
         """Leave a line on stderr."""
-        self._console.print(text, highlight=False, soft_wrap=True, markup=False)
+        self._console.print(escape_message(text), highlight=False, soft_wrap=True, markup=False)
         self._last_line = time.monotonic()
 
 
@@ -174,7 +176,7 @@ class LiveDisplay(StoppableDisplay):
 
     def print(self, text: str) -> None:
         """Leave a line on stderr."""
-        self._progress.console.print(text, highlight=False, markup=False)
+        self._progress.console.print(escape_message(text), highlight=False, markup=False)
 
 
 def describe_run(summary: RunSummary) -> str:

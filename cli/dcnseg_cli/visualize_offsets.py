@@ -16,7 +16,7 @@ from dcnseg_cli.options import (
     check_out_folder,
     parse_numbers,
 )
-from dcnseg_cli.reporting import DATA, message, reports_errors
+from dcnseg_cli.reporting import DATA, echo, message, reports_errors
 
 EPILOG = """
 Examples:
@@ -61,7 +61,7 @@ def visualize_offsets(
             failed += 1
             message(f"Error: {result.error}")
         for path in result.outputs:
-            typer.echo(str(path))
+            echo(str(path))
     message(f"{len(inputs) - failed} of {len(inputs)} pictures drawn in {out}.")
     if failed:
         raise typer.Exit(DATA)

@@ -5,6 +5,7 @@ from pathlib import Path
 
 import pytest
 
+from dcnseg.files import is_output_folder
 from dcnseg_cli import demo_steps
 from tests.conftest import Invoke
 
@@ -26,6 +27,9 @@ def test_demo_shows_everything(
     assert "mean IoU" in result.stdout
     for line in result.stdout.partition("Open these:")[2].strip().splitlines():
         assert Path(line.split(":")[1].strip()).exists(), line
+
+    for name in ("run", "predictions", "offsets"):
+        assert is_output_folder(tmp_path / "demo" / name)
 
 
 def test_a_used_folder_is_refused(invoke: Invoke, tmp_path: Path) -> None:

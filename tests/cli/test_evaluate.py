@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import re
 from pathlib import Path
 
 import pytest
@@ -12,8 +13,13 @@ from tests.conftest import Invoke
 def test_table(invoke: Invoke, run: Path, scenes: Path) -> None:
     result = invoke("evaluate", run, scenes, "--device=cpu")
     assert result.exit_code == 0, result.stderr
-    for text in ("snake", "mean IoU", "pixel accuracy"):
-        assert text in result.stdout
+    scores = evaluate_run(run, scenes, "val", device="cpu").to_dict()
+    for name, score in (
+        ("snake", scores["class_iou"]["snake"]),
+        ("mean IoU", scores["mean_iou"]),
+        ("pixel accuracy", scores["pixel_accuracy"]),
+    ):
+        assert re.search(rf"{name} +│ +{score:.3f} ", result.stdout)
 
 
 def test_json_has_the_scores_of_the_split(invoke: Invoke, run: Path, scenes: Path) -> None:

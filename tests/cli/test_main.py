@@ -1,11 +1,15 @@
 from __future__ import annotations
 
+import os
 import subprocess
 import sys
+import warnings
+from pathlib import Path
 
 import pytest
 
 from dcnseg import __version__
+from dcnseg_cli.reporting import HungUpError, TerminatedError, show_warnings_as_messages
 from tests.conftest import Invoke
 
 COMMANDS = ("check", "train", "evaluate", "predict", "visualize-offsets", "demo", "info")
@@ -62,13 +66,85 @@ def test_interrupt_is_130(invoke: Invoke, monkeypatch: pytest.MonkeyPatch) -> No
     assert invoke("info", "run").exit_code == 130
 
 
-def test_a_reader_that_goes_away_is_no_error_to_show() -> None:
-    code = "from dcnseg_cli.main import main; main()"
-    process = subprocess.run(
-        ["bash", "-c", f"set -o pipefail; {sys.executable} -c '{code}' info | true"],
+@pytest.mark.parametrize(
+    ("error", "code", "text"), [(HungUpError, 129, "hung up"), (TerminatedError, 143, "terminated")]
+)
+def test_other_signals_have_their_own_codes(
+    invoke: Invoke,
+    monkeypatch: pytest.MonkeyPatch,
+    error: type[KeyboardInterrupt],
+    code: int,
+    text: str,
+) -> None:
+    from dcnseg import checkpoint
+
+    def interrupt(_: object) -> None:
+        raise error
+
+    monkeypatch.setattr(checkpoint, "find_weights", interrupt)
+    result = invoke("info", "run")
+    assert (result.exit_code, result.stderr) == (code, f"Error: {text}\n")
+
+
+def shell(line: str, **environment: str) -> subprocess.CompletedProcess[str]:
+    """Run a line of bash in which `dcnseg` is the program."""
+    program = Path(sys.executable).with_name("dcnseg")
+    return subprocess.run(
+        ["bash", "-c", f'set -o pipefail; dcnseg() {{ {program} "$@"; }}; {line}'],
         capture_output=True,
         text=True,
         check=False,
+        env=os.environ | environment,
     )
-    assert process.stderr == ""
-    assert process.returncode in (0, 1)  # 0 if all was written before the reader went
+
+
+@pytest.mark.parametrize("line", ["dcnseg info", "dcnseg --help"])
+def test_a_reader_that_goes_away_is_no_error_to_show(line: str) -> None:
+    result = shell(f"{line} | true")
+    assert result.stderr == ""
+    assert result.returncode in (0, 1)  # 0 if all was written before the reader went
+
+
+@pytest.mark.parametrize(
+    ("line", "unbuffered"),
+    [
+        ("dcnseg --version", ""),
+        ("dcnseg --version", "1"),
+        ("dcnseg --help", ""),
+        ("dcnseg --help", "1"),
+        ("dcnseg check {scenes}", ""),
+    ],
+)
+def test_a_stdout_that_is_full_is_named(scenes: Path, line: str, unbuffered: str) -> None:
+    result = shell(f"{line.format(scenes=scenes)} > /dev/full", PYTHONUNBUFFERED=unbuffered)
+    assert result.stderr == "Error: stdout cannot be written: No space left on device\n"
+    assert result.returncode == 1
+
+
+def test_wrong_usage_is_told_by_the_program_without_control_characters() -> None:
+    result = shell("dcnseg check $'--\\x1b[2J'")
+    assert result.returncode == 2
+    assert r"No such option: --\x1b[2J" in result.stderr
+    assert "Traceback" not in result.stderr
+    assert "\x1b" not in result.stderr
+
+
+def test_nohup_keeps_sighup_ignored_and_other_programs_do_not() -> None:
+    code = (
+        "import signal; from dcnseg_cli.reporting import unwind_on_signals; unwind_on_signals(); "
+        "print(signal.getsignal(signal.SIGHUP) == signal.SIG_IGN)"
+    )
+    for prefix, is_ignored in (("", "False"), ("trap '' HUP; ", "True")):
+        result = shell(f"{prefix}{sys.executable} -c '{code}'")
+        assert result.stdout == f"{is_ignored}\n"
+
+
+def test_warnings_of_libraries_are_escaped(
+    capsys: pytest.CaptureFixture[str], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(warnings, "showwarning", warnings.showwarning)
+    with warnings.catch_warnings():
+        warnings.simplefilter("always")
+        show_warnings_as_messages()
+        warnings.warn("a\x1b[2Jb", stacklevel=1)
+    assert "UserWarning: a\\x1b[2Jb" in capsys.readouterr().err

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+import pty
 import re
 import shutil
 import signal
@@ -15,10 +16,10 @@ from typing import Any
 import pytest
 from typer.testing import CliRunner
 
-from dcnseg.checkpoint import RESUME_STATE, load_resume_state
+from dcnseg.checkpoint import BEST_WEIGHTS, RESUME_STATE, load_resume_state
 from dcnseg.config import PRESETS, DataConfig, ModelConfig, TrainConfig, to_dict
 from dcnseg.engine import training
-from dcnseg.engine.run_folder import CONFIG, read_metrics, read_run
+from dcnseg.engine.run_folder import CONFIG, PREVIEW, read_metrics, read_run
 from dcnseg.engine.trainer import TrainResult
 from dcnseg_cli import reporting
 from dcnseg_cli import train as train_command
@@ -50,6 +51,14 @@ def test_train_writes_a_run_and_says_where_settings_came_from(
     result = invoke("train", scenes, "--out", run, *SMALL, "--epochs=1", "--scale-range=0.5,1.5")
     assert result.exit_code == 0, result.stderr
     assert result.stdout.strip() == str(run)
+    assert f"Preview: {run / PREVIEW}\nWeights: {run / BEST_WEIGHTS}\nNext:\n" in result.stderr
+    assert f"  dcnseg evaluate {run} {scenes} --split test\n" in result.stderr
+    assert f"  dcnseg predict {run} IMAGES --out predictions\n" in result.stderr
+    assert f"  dcnseg visualize-offsets {run} IMAGES --out offsets\n" in result.stderr
+    score = read_metrics(run)[0]
+    assert f"Best: epoch 1 of 1, validation mIoU {score['mean_iou']:.3f}." in result.stderr
+    for name, iou in score["class_iou"].items():
+        assert re.search(rf"{name} +│ +{iou:.3f} ", result.stderr)
     assert "epoch 1/1" in result.stderr
     assert "mIoU" in result.stderr
     record = json.loads((run / CONFIG).read_text())
@@ -143,7 +152,7 @@ def test_resume_takes_the_same_settings_again(
         (["{scenes}", "--out={tmp}/r", "--encoder=x", "--encoder-weights=none"], 2, "is 'x'"),
         (["{tmp}/none", "--out={tmp}/r"], 3, "none"),
         (["--resume={tmp}"], 1, "has no config.json; expected a run folder"),
-        (["{scenes}", "--out={scenes}"], 2, "is not empty"),
+        (["{scenes}", "--out={scenes}"], 2, "is the data folder"),
         (["{scenes}", "--out={tmp}/r", "--loss=dise"], 2, "--loss is 'dise'; expected one of"),
         (["{scenes}", "--out={tmp}/r", "--encoder=ResNet18"], 2, "Did you mean resnet18?"),
         (["{scenes}", "--out={tmp}/r", "--optimizer=Adam"], 2, "Did you mean adamw?"),
@@ -203,6 +212,23 @@ def test_a_stopped_run_can_go_on(
     result = invoke("train", "--resume", run, f"--epochs={before + 1}")
     assert result.exit_code == 0, result.stderr
     assert [record["epoch"] for record in read_metrics(run)] == list(range(1, before + 2))
+
+
+@pytest.mark.slow
+def test_a_run_whose_terminal_is_closed_saves_its_state(scenes: Path, tmp_path: Path) -> None:
+    """The system sends SIGHUP, and refuses what is still written to the terminal."""
+    run = tmp_path / "run"
+    program = Path(sys.executable).with_name("dcnseg")
+    options = ("train", str(scenes), "--out", str(run), *SMALL, "--workers=1", "--epochs=500")
+    process, terminal = pty.fork()
+    if process == 0:
+        os.execv(program, (str(program), *options))
+    while "epoch 2/500" not in os.read(terminal, 1 << 16).decode(errors="replace"):
+        pass
+    os.close(terminal)
+    _, status = os.waitpid(process, 0)
+    assert os.waitstatus_to_exitcode(status) == 129
+    assert load_resume_state(run / RESUME_STATE)["epoch"] >= 1
 
 
 def any_process_of(group: int) -> bool:

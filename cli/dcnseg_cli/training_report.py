@@ -1,0 +1,44 @@
+"""What `dcnseg train` prints when training has ended; the entry point is `report_training`."""
+
+from __future__ import annotations
+
+import shlex
+from pathlib import Path
+
+from dcnseg.checkpoint import BEST_WEIGHTS
+from dcnseg.engine.run_folder import PREVIEW, RunRecord, read_run
+from dcnseg.engine.trainer import TrainResult
+from dcnseg_cli.console import open_console
+from dcnseg_cli.reporting import echo, message
+from dcnseg_cli.score_table import describe_score, score_table
+
+
+def report_training(result: TrainResult) -> None:
+    """Print the best scores, the files to look at and the next commands; on stdout the folder."""
+    record = read_run(result.run)
+    message(
+        f"Best: epoch {result.best_epoch} of {record.config.epochs}, "
+        f"validation mIoU {describe_score(result.scores.get('mean_iou'))}."
+    )
+    if "class_iou" in result.scores:
+        title = f"validation, epoch {result.best_epoch}"
+        open_console(stderr=True).print(score_table(result.scores, title))
+    for name, what in ((PREVIEW, "Preview"), (BEST_WEIGHTS, "Weights")):
+        if (result.run / name).is_file():
+            message(f"{what}: {result.run / name}")
+    message("Next:")
+    for command in next_commands(result.run, record):
+        message(f"  {command}")
+    echo(str(result.run))
+
+
+def next_commands(run: Path, record: RunRecord) -> list[str]:
+    """The commands that follow a training, ready to be copied but for the images."""
+    name = shlex.quote(str(run))
+    data = shlex.quote(str(record.config.data.root))
+    commands = [f"dcnseg predict {name} IMAGES --out predictions"]
+    if record.split.get("test"):
+        commands.insert(0, f"dcnseg evaluate {name} {data} --split test")
+    if record.config.model.deform_layers:
+        commands.append(f"dcnseg visualize-offsets {name} IMAGES --out offsets")
+    return commands
