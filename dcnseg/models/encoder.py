@@ -119,7 +119,7 @@ class _Subsample:
         return inputs[0][..., :: self.stride[0], :: self.stride[1]]
 
 
-def dilate_late(encoder: nn.Module, dilation: int) -> None:
+def dilate_late(encoder: nn.Module, dilation: int, *, name: str = "this encoder") -> None:
     """Give the last three plain 3x3 convolutions of the encoder this dilation, in place.
 
     They are padded by as much, so that the sizes of all features stay the same.
@@ -132,17 +132,22 @@ def dilate_late(encoder: nn.Module, dilation: int) -> None:
     names = list(_convolutions_3x3_in_execution_order(encoder))[-LATE_LAYERS:]
     if len(names) < LATE_LAYERS:
         raise ConfigError(
-            f"--late-dilation is {dilation}, but this encoder has {len(names)} plain 3x3 "
+            f"--late-dilation is {dilation}, but {name} has {len(names)} plain 3x3 "
             f"convolutions instead of {LATE_LAYERS}. Choose an encoder of the ResNet family."
         )
-    for name in names:
-        convolution = encoder.get_submodule(name)
+    for layer in names:
+        convolution = encoder.get_submodule(layer)
         assert isinstance(convolution, nn.Conv2d)
         convolution.dilation = convolution.padding = (dilation, dilation)
 
 
 def make_deformable(
-    encoder: nn.Module, num_layers: int, *, offset_groups: int = 1, modulated: bool = False
+    encoder: nn.Module,
+    num_layers: int,
+    *,
+    offset_groups: int = 1,
+    modulated: bool = False,
+    name: str = "this encoder",
 ) -> list[str]:
     """Replace the last `num_layers` 3x3 convolutions of the encoder by `DeformConv2d`, in place.
 
@@ -162,25 +167,25 @@ def make_deformable(
     candidates = _convolutions_3x3_in_execution_order(encoder)
     if num_layers > len(candidates):
         raise ConfigError(
-            f"--deform-layers is {num_layers}, but this encoder has {len(candidates)} plain 3x3 "
+            f"--deform-layers is {num_layers}, but {name} has {len(candidates)} plain 3x3 "
             "convolutions that can be replaced. Choose fewer (0 is the plain network), or an "
             "encoder of the ResNet family."
         )
     names = list(candidates)[-num_layers:]
-    _refuse_parallel(names, candidates)
-    for name in names:
-        convolution = encoder.get_submodule(name)
+    _refuse_parallel(names, candidates, name)
+    for layer in names:
+        convolution = encoder.get_submodule(layer)
         assert isinstance(convolution, nn.Conv2d)
         if convolution.in_channels % offset_groups:
             raise ConfigError(
                 f"--offset-groups is {offset_groups}, which does not divide the "
-                f"{convolution.in_channels} channels of {name}."
+                f"{convolution.in_channels} channels of {layer}."
             )
-        parent = encoder.get_submodule(name.rpartition(".")[0])
+        parent = encoder.get_submodule(layer.rpartition(".")[0])
         deformable = DeformConv2d.from_conv(
             convolution, offset_groups=offset_groups, modulated=modulated
         )
-        setattr(parent, name.rpartition(".")[2], deformable)
+        setattr(parent, layer.rpartition(".")[2], deformable)
     return names
 
 
@@ -216,17 +221,17 @@ def _convolutions_3x3_in_execution_order(encoder: nn.Module) -> dict[str, torch.
     return order
 
 
-def _refuse_parallel(names: Sequence[str], inputs: Mapping[str, torch.Tensor]) -> None:
+def _refuse_parallel(layers: Sequence[str], inputs: Mapping[str, torch.Tensor], name: str) -> None:
     """Raise a ConfigError if a layer is one of several branches whose sum is one convolution.
 
     Such branches (MobileOne's) read the same map. In which order they run means nothing, and each
     would get offsets of its own for what is meant to be merged into a single kernel.
     """
-    for name in names:
-        siblings = [other for other in inputs if inputs[other] is inputs[name]]
+    for layer in layers:
+        siblings = [other for other in inputs if inputs[other] is inputs[layer]]
         if len(siblings) > 1:
             raise ConfigError(
-                f"this encoder cannot be made deformable: {len(siblings)} 3x3 convolutions, "
+                f"{name} cannot be made deformable: {len(siblings)} of its 3x3 convolutions, "
                 f"{siblings[0]} to {siblings[-1]}, are parallel branches that read the same map, "
                 "so there is no last one. Use --deform-layers 0, or choose an encoder of the "
                 "ResNet family such as resnet50."

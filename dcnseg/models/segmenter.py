@@ -79,12 +79,13 @@ def build_segmenter(config: ModelConfig, num_classes: int) -> Segmenter:
     """
     encoder = build_encoder(config.encoder, output_stride=config.output_stride)
     if config.late_dilation:
-        dilate_late(encoder, config.late_dilation)
+        dilate_late(encoder, config.late_dilation, name=f"--encoder {config.encoder}")
     make_deformable(
         encoder,
         config.deform_layers,
         offset_groups=config.offset_groups,
         modulated=config.modulated,
+        name=f"--encoder {config.encoder}",
     )
     channels: list[int] = encoder.out_channels  # type: ignore[assignment]
     decoder, head = build_decoder(

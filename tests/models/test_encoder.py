@@ -101,13 +101,16 @@ def test_offset_groups_must_divide_the_channels() -> None:
         ),
         ("tu-dla34", "it has no dilated form, so its output stride is always 32. Choose"),
         ("tu-ghostnet_050", "its output stride is always 32 (only output_stride==32 is valid"),
-        ("mobileone_s0", "4 3x3 convolutions, stage4.0.rbr_conv.0.conv to stage4.0.rbr_conv.3."),
-        ("efficientnet-b0", "--deform-layers is 3, but this encoder has 0 plain 3x3"),
+        (
+            "mobileone_s0",
+            "x cannot be made deformable: 4 of its 3x3 convolutions, stage4.0.rbr_conv.0.conv to ",
+        ),
+        ("efficientnet-b0", "--deform-layers is 3, but x has 0 plain 3x3"),
     ],
 )
 def test_encoders_that_do_not_fit_are_named_with_the_reason(name: str, text: str) -> None:
     with pytest.raises(ConfigError, match=re.escape(text)):
-        make_deformable(build_encoder(name, output_stride=16), 3)
+        make_deformable(build_encoder(name, output_stride=16), 3, name="x")
 
 
 class Strides(nn.Module):
