@@ -2,7 +2,7 @@
 
 A weights file is a .safetensors file whose metadata holds the model's configuration, its classes
 and its preprocessing, so that it is enough to predict with. A resume state is a `torch.save` file
-of tensors and plain values, read with `weights_only=True`.
+of tensors and plain values, read by an allow-list (`safe_load.load_tensors`).
 """
 
 from __future__ import annotations

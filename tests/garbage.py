@@ -13,9 +13,8 @@ for _ in range(200):
     DEEP = [DEEP]
 # What JSON can say, and what numbers in it can be; 1e400 is read as infinity.
 JSON_GARBAGE: tuple[Any, ...] = (
-    *(None, True, 0, -1, 10**30, -(10**30), 10**4000, 0.5, 1e308, -1e308, 1e-308),
-    *(math.nan, math.inf, "", "abc", "a\0b", "\x1b[2J", "x" * 100_000),
-    *([], {}, [None], ["a", "b", "c"], [1, 2, 3], [math.nan] * 3, {"a": 1}, DEEP),
+    *(None, True, -1, 10**30, 10**4000, 0.5, 1e308, 1e-308, math.nan, math.inf),
+    *("", "abc", "a\0b", "x" * 100_000, [], {}, ["a", "b", "c"], [1, 2, 3], {"a": 1}, DEEP),
 )
 
 Path = tuple[str | int, ...]

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import json
 import math
 from collections.abc import Callable, Mapping
@@ -41,6 +40,8 @@ GARBAGE: tuple[Any, ...] = (
     *(torch.zeros(2, dtype=torch.int64), torch.tensor(0.5)),
 )
 
+PARTS = ("model", "average", "optimizer", "schedule", "scaler", "preprocessing", "so_far", "random")
+
 
 def tiny_state(optimizer: str) -> TrainingState:
     """A state whose network has two layers."""
@@ -68,21 +69,26 @@ def step(state: TrainingState) -> None:
     state.schedule.step()
 
 
-@pytest.mark.parametrize("optimizer", ["sgd", "adamw"])
-def test_what_is_restored_can_be_trained_on(optimizer: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize(
+    ("optimizer", "garbage"),
+    [
+        ("sgd", ("abc", {"a": 1})),
+        pytest.param("sgd", GARBAGE, marks=pytest.mark.slow),
+        pytest.param("adamw", GARBAGE, marks=pytest.mark.slow),
+    ],
+)
+def test_what_is_restored_can_be_trained_on(
+    optimizer: str, garbage: tuple[Any, ...], tmp_path: Path
+) -> None:
     """Every wrong value is named, or makes no difference to the next step."""
     path = tmp_path / RESUME_STATE
     save_state(path, tiny_state(optimizer))
     saved = load_resume_state(path)
-    read_before = ("format", "dcnseg", "settings", "epoch", "best_epoch", "best_scores")
-    part = {"optimizer"} if optimizer == "adamw" else set(saved) - {*read_before, "average"}
-    num_refused = 0
-    places = [*garbled({key: saved[key] for key in part}, GARBAGE)]
-    places += [(("average",), {"average": value}) for value in GARBAGE if value is not None]
-    for where, wrong in places:
+    parts = ("optimizer",) if optimizer == "adamw" else PARTS
+    num_refused, state = 0, tiny_state(optimizer)
+    for where, wrong in garbled({part: saved[part] for part in parts}, garbage):
         if not where:
             continue
-        state = tiny_state(optimizer)
         message = try_to_restore(state, saved | wrong, path)
         if message:
             assert message.startswith(f"{path} does not fit the run's settings: "), where
@@ -91,12 +97,13 @@ def test_what_is_restored_can_be_trained_on(optimizer: str, tmp_path: Path) -> N
         else:
             step(state)
             assert math.isfinite(state.schedule.get_last_lr()[0])
-    assert num_refused > 200
+            state = tiny_state(optimizer)
+    assert num_refused > 20
     assert not try_to_restore(tiny_state(optimizer), saved, path)
 
 
 def try_to_restore(state: TrainingState, saved: Mapping[str, Any], path: Path) -> str:
-    return refusal(lambda: restore_state(state, copy.deepcopy(saved), path))
+    return refusal(lambda: restore_state(state, saved, path))
 
 
 def test_positions_outside_of_a_generators_words_are_refused(tmp_path: Path) -> None:
