@@ -93,19 +93,27 @@ def read_text(path: Path) -> str:
         return file.read().decode("utf-8-sig")
 
 
-def read_json(path: Path) -> Any:
+def read_json(path: Path, *, has_file_names: bool = False) -> Any:
     """Read a JSON file in UTF-8, with or without a byte order mark.
+
+    Args:
+        path: The file.
+        has_file_names: Accept names of files that are not UTF-8, as `os.fsdecode` gives them.
 
     Raises:
         OSError: The file cannot be read, or is not a regular file.
         ValueError: It is not JSON, or more than a reader can take: it is larger than 1 GiB, nested
             too deep, or has a number of thousands of digits or half of a surrogate pair.
     """
-    return parse_json(read_text(path))
+    return parse_json(read_text(path), has_file_names=has_file_names)
 
 
-def parse_json(text: str) -> Any:
+def parse_json(text: str, *, has_file_names: bool = False) -> Any:
     """Parse JSON text.
+
+    Args:
+        text: The text.
+        has_file_names: As `read_json`.
 
     Raises:
         ValueError: As `read_json`.
@@ -113,8 +121,8 @@ def parse_json(text: str) -> Any:
     try:
         content = json.loads(text)
         if "\\u" in text:  # the only way to a surrogate in a text that was decoded from UTF-8
-            # Halves from \udc80 to \udcff stand for bytes of file names that are no UTF-8.
-            json.dumps(content, ensure_ascii=False).encode("utf-8", "surrogateescape")
+            errors = "surrogateescape" if has_file_names else "strict"
+            json.dumps(content, ensure_ascii=False).encode("utf-8", errors)
     except RecursionError as error:
         raise ValueError("it is nested too deep") from error
     except UnicodeEncodeError as error:

@@ -95,7 +95,9 @@ def test_json_is_read_with_a_byte_order_mark_and_with_pairs_of_surrogates(tmp_pa
 def test_names_of_files_that_are_no_utf8_come_back(tmp_path: Path) -> None:
     name = os.fsdecode(b"caf\xe9.png")
     (tmp_path / "file.json").write_text(json.dumps([name]))
-    assert read_json(tmp_path / "file.json") == [name]
+    assert read_json(tmp_path / "file.json", has_file_names=True) == [name]
+    with pytest.raises(ValueError, match="half of a surrogate pair"):
+        read_json(tmp_path / "file.json")
 
 
 def test_output_folders_are_marked_once(tmp_path: Path) -> None:

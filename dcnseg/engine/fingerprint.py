@@ -41,7 +41,7 @@ def check_files_are_unchanged(run: Path, splits: Splits) -> None:
     if not path.is_file():
         return  # the run was begun before there was such a file
     try:
-        before = _parse(read_json(path))
+        before = _parse(read_json(path, has_file_names=True))
     except (OSError, ValueError) as error:
         raise CheckpointError(f"{path} is damaged: {one_line(error)}") from error
     samples, now = _samples(splits), _fingerprints(splits)

@@ -118,7 +118,7 @@ def update_settings(run: Path, config: TrainConfig, changed: Sequence[str]) -> N
         config: All settings as they are now.
         changed: Names of those that were given.
     """
-    record = read_json(run / CONFIG)
+    record = read_json(run / CONFIG, has_file_names=True)
     record["settings"] = to_dict(_with_absolute_root(config))
     record["sources"] |= dict.fromkeys(changed, "command line, at resume")
     _write_json(run / CONFIG, record)
@@ -187,7 +187,7 @@ def _folders_of(splits: Splits) -> list[Path]:
 def is_run(folder: Path) -> bool:
     """Whether a folder's config.json is one of dcnseg's; other programs use that name, too."""
     try:
-        record = read_json(folder / CONFIG)
+        record = read_json(folder / CONFIG, has_file_names=True)
     except (OSError, ValueError):
         return False
     return isinstance(record, dict) and {"dcnseg", "settings"} <= set(record)
@@ -204,7 +204,7 @@ def read_run(run: Path) -> RunRecord:
         raise CheckpointError(f"{run} has no {CONFIG}; expected a run folder of `dcnseg train`.")
     class_map = _read_classes(run / CLASSES)
     try:
-        record = read_json(path)
+        record = read_json(path, has_file_names=True)
         require(isinstance(record, dict), f"it is {shown(record)}; expected a JSON object.")
         config = from_dict(TrainConfig, record.get("settings"))
         sources, split = record.get("sources"), record.get("split")
