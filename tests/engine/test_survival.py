@@ -594,18 +594,27 @@ def test_too_few_files_for_the_workers_are_told_before_they_start(scenes: Path, 
     assert not multiprocessing.active_children()
 
 
-@pytest.mark.parametrize("left", [4, 8, 10])
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")  # torch's __del__
 def test_workers_of_a_start_that_failed_halfway_end(
-    scenes: Path, left: int, monkeypatch: pytest.MonkeyPatch
+    scenes: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """They ignore SIGTERM, so Python would wait for them at its end."""
-    monkeypatch.setattr(loading, "_require_open_files", lambda workers: None)
-    starved = loader(scenes, Failing, workers=2)
+    """SIGTERM does not end them, as where a command handles it, so Python would wait for them."""
+    handler = signal.signal(signal.SIGTERM, lambda _number, _frame: None)
+    started: list[Any] = []
+    start = multiprocessing.process.BaseProcess.start
+
+    def start_one(process: multiprocessing.process.BaseProcess) -> None:
+        if started:
+            raise OSError(errno.EMFILE, os.strerror(errno.EMFILE))
+        start(process)
+        started.append(process)
+
+    monkeypatch.setattr(multiprocessing.process.BaseProcess, "start", start_one)
     with (
-        open_files_left(left),
         pytest.raises(TrainingError, match=OUT_OF_FILES),
-        closed_afterwards(starved),
+        closed_afterwards(loader(scenes, Failing, workers=2)) as starved,
     ):
         list(starved.batches(1))
-    assert not multiprocessing.active_children()
+    signal.signal(signal.SIGTERM, handler)
+    assert started
+    assert not started[0].is_alive()
