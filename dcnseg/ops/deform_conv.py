@@ -21,6 +21,7 @@ from dcnseg.ops.reference import deform_conv2d_reference
 
 OFFSET_BRANCH = ".conv_offset."  # in the names of the parameters that predict offsets
 
+_LARGE = 2**30  # elements; an output of fewer fits in any memory
 # Asked once: torch.compile of torch 2.11 cannot trace the question.
 _AUTOCAST_DEVICES = frozenset(
     name for name in ("cpu", "cuda", "mps", "xpu") if torch.amp.is_autocast_available(name)
@@ -147,6 +148,8 @@ class DeformConv2d(nn.Conv2d):
         self.modulated = modulated
         self.border: Border = border
         self.backend: Backend = "auto"
+        padding_hw: tuple[int, ...] = (0, 0) if isinstance(self.padding, str) else self.padding
+        make_window(self.stride, padding_hw, self.dilation, border)
         taps = self.kernel_size[0] * self.kernel_size[1]
         # skip_init: a seeded DeformConv2d draws the same `weight` as a seeded Conv2d.
         self.conv_offset = nn.utils.skip_init(
@@ -263,9 +266,15 @@ def _run_native(
 
     The operator checks its arguments itself, in less time than Python takes. Here they are
     checked before only in torch.compile, where the operator does not run yet while the graph is
-    made, and for an empty `bias` or `mask`, which the operator would take for none.
+    made, for an empty `bias` or `mask`, which the operator would take for none, and where the
+    output may be too large for the memory.
     """
-    if torch.compiler.is_compiling() or _is_empty(bias) or _is_empty(mask):
+    if (
+        torch.compiler.is_compiling()
+        or _is_empty(bias)
+        or _is_empty(mask)
+        or offset.numel() * weight.shape[:1].numel() > _LARGE
+    ):
         check_arguments(input, offset, weight, bias, window, mask)
     try:
         return deform_conv2d_native(input, offset, weight, bias, window, mask)

@@ -7,7 +7,16 @@ from typing import Literal, NamedTuple, TypeAlias
 from torch import Tensor
 
 from dcnseg.errors import ShapeError
-from dcnseg.ops.checks import Pair, check_choice, check_device, make_pair, shape_text
+from dcnseg.ops.checks import (
+    MOST_SIZE,
+    Pair,
+    check_choice,
+    check_device,
+    check_memory,
+    exceeds,
+    make_pair,
+    shape_text,
+)
 
 Border: TypeAlias = Literal["zero", "dcnv1"]
 
@@ -22,15 +31,15 @@ class Window(NamedTuple):
 
 
 def make_window(
-    stride: int | Pair,
-    padding: int | Pair,
-    dilation: int | Pair,
+    stride: int | tuple[int, ...],
+    padding: int | tuple[int, ...],
+    dilation: int | tuple[int, ...],
     border: Border,
 ) -> Window:
     """Numbers to pairs.
 
     Raises:
-        ShapeError: A number is negative, or not one or two integers.
+        ShapeError: A number is negative or too large, or not one or two integers.
         ConfigError: `border` is neither "zero" nor "dcnv1".
     """
     check_choice(border, "border", ("zero", "dcnv1"))
@@ -114,6 +123,11 @@ def _check_shapes(
             f"`input` is {height}x{width} (height x width), too small for a {kh}x{kw} kernel "
             f"with dilation {window.dilation} and padding {window.padding}."
         )
+    if exceeds((height + 2) * width, MOST_SIZE - 1):  # pixels are numbered in int32
+        raise ShapeError(
+            f"`input` is {height}x{width} (height x width); with two rows more expected fewer than "
+            f"{MOST_SIZE} pixels."
+        )
     for name, tensor in (("offset", offset), ("mask", mask)):
         if tensor is not None and (tensor.shape[0], *tensor.shape[2:]) != (batch, *size_hw):
             raise ShapeError(
@@ -126,6 +140,9 @@ def _check_shapes(
         raise ShapeError(
             f"`bias` has {bias.shape[0]} elements; `weight` has {out_channels} output channels."
         )
+    needed = batch * out_channels * size_hw[0] * size_hw[1] * input.element_size()
+    what = "An output of [{}, {}, {}, {}]"
+    check_memory(needed, input.device, what, batch, out_channels, *size_hw)
 
 
 def _check_offset_channels(

@@ -20,6 +20,8 @@ from dcnseg.ops.roi_checks import (
     Mode,
     check_count,
     check_deformable,
+    check_parameters,
+    check_product,
     ratio_of_parts,
 )
 
@@ -68,7 +70,8 @@ class DeformRoIPool(nn.Module):
         self.mode: Mode = mode
         self.sampling_ratio = sampling_ratio
         self.backend: Backend = "auto"
-        bins = self.output_size[0] * self.output_size[1]
+        bins = check_product(self.output_size, "output_size")
+        check_parameters(hidden_channels * (in_channels * bins + hidden_channels + 2 * bins))
         last = nn.Linear(hidden_channels, 2 * bins)
         nn.init.zeros_(last.weight)
         nn.init.zeros_(last.bias)
@@ -170,7 +173,10 @@ class DeformPSRoIPool(nn.Module):
         self.samples_per_part = samples_per_part
         self.mode: Mode = mode
         self.backend: Backend = "auto"
+        for name in ("output_size", "group_size", "part_size"):
+            check_product(getattr(self, name), name)
         fields = 2 * classes * self.part_size[0] * self.part_size[1]
+        check_parameters(in_channels * fields * kernel_size**2)
         self.offset_branch = nn.Conv2d(in_channels, fields, kernel_size, padding=kernel_size // 2)
         nn.init.zeros_(self.offset_branch.weight)
         assert self.offset_branch.bias is not None

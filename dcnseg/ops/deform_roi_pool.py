@@ -21,9 +21,12 @@ from dcnseg.ops.roi_checks import (
     PS_MODES,
     SAMPLES_PER_PART,
     Mode,
+    check_batch_indices,
     check_deformable,
     check_groups,
     check_offset,
+    check_output,
+    check_product,
     check_regions,
     ratio_of_parts,
 )
@@ -93,6 +96,8 @@ def deform_roi_pool(
     output_size = make_pair(output_size, "output_size")
     check_deformable(mode, MODES, spatial_scale, gamma, sampling_ratio)
     check_regions(input, boxes)
+    check_output(input, boxes, output_size, input.shape[1])
+    check_batch_indices(boxes, input.shape[0])
     if isinstance(offset, Tensor) and offset.dim() == 4 and offset.shape[1] != 2:
         raise ShapeError(
             f"`offset` has {offset.shape[1]} channels; deform_roi_pool takes 2, x and y of every "
@@ -171,7 +176,11 @@ def deform_ps_roi_pool(
     check_deformable(mode, PS_MODES, spatial_scale, gamma)
     sampling_ratio = ratio_of_parts(mode, samples_per_part)
     check_regions(input, boxes)
-    check_offset(offset, input, boxes, parts, check_groups(input, groups, "group_size"))
+    channels = check_groups(input, groups, "group_size")
+    check_output(input, boxes, output_size, channels)
+    check_batch_indices(boxes, input.shape[0])
+    check_product(parts, "part_size")
+    check_offset(offset, input, boxes, parts, channels)
     tensors = (input, offset)
     native = takes_native("deform_ps_roi_pool", backend, tensors, deform_roi_pool_self_test)
     return _pool(

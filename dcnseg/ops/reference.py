@@ -78,14 +78,17 @@ def _tap_grid(
     kernel_size: tuple[int, int],
     window: Window,
 ) -> tuple[Tensor, Tensor]:
-    """Undisplaced tap positions: y [T, rows, 1] and x [T, 1, W_out], in pixels of the input."""
+    """Undisplaced tap positions: y [T, rows, 1] and x [T, 1, W_out], in pixels of the input.
+
+    Rounded from integers, as the native code does: float32 has no odd numbers above 2**24.
+    """
     dtype = torch.promote_types(like.dtype, torch.float32)
     device = like.device
     stride, padding, dilation = window.stride, window.padding, window.dilation
-    taps_y = torch.arange(kernel_size[0], device=device, dtype=dtype) * dilation[0]
-    taps_x = torch.arange(kernel_size[1], device=device, dtype=dtype) * dilation[1]
-    out_y = torch.arange(*rows, device=device, dtype=dtype) * stride[0] - padding[0]
-    out_x = torch.arange(like.shape[-1], device=device, dtype=dtype) * stride[1] - padding[1]
+    taps_y = (torch.arange(kernel_size[0], device=device) * dilation[0]).to(dtype)
+    taps_x = (torch.arange(kernel_size[1], device=device) * dilation[1]).to(dtype)
+    out_y = (torch.arange(*rows, device=device) * stride[0] - padding[0]).to(dtype)
+    out_x = (torch.arange(like.shape[-1], device=device) * stride[1] - padding[1]).to(dtype)
     grid_y = taps_y.repeat_interleave(kernel_size[1])[:, None, None] + out_y[:, None]
     grid_x = taps_x.repeat(kernel_size[0])[:, None, None] + out_x
     return grid_y, grid_x

@@ -12,7 +12,16 @@ from torch import Tensor
 from torch._subclasses.fake_tensor import is_fake
 
 from dcnseg.errors import ConfigError, ShapeError
-from dcnseg.ops.checks import Pair, check_choice, check_device, is_integer, shape_text
+from dcnseg.ops.checks import (
+    MOST_SIZE,
+    Pair,
+    check_choice,
+    check_device,
+    check_memory,
+    exceeds,
+    is_integer,
+    shape_text,
+)
 
 Corners: TypeAlias = Literal["torchvision", "rfcn"]
 Mode: TypeAlias = Literal["paper", "mmcv", "mxnet"]
@@ -23,9 +32,10 @@ PS_MODES: tuple[Mode, ...] = ("paper", "mxnet")
 SAMPLES_PER_PART = 4  # the default of `deform_ps_roi_pool`
 
 _DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
-_MOST_PIXELS = 2**31 - 1  # the numbers of pixels are int32
+_MOST_PIXELS = MOST_SIZE  # the numbers of pixels are int32
 _MOST_SCALE = 2.0**100  # beyond it float32 is infinite
 _MOST_SAMPLES = 2**16  # of a bin along an axis
+_AXIS_BYTES = 32  # of a bin along an axis, while `roi_geometry` lays it out
 _NUMBERS = (int, float, np.integer, np.floating, torch.SymInt, torch.SymFloat)
 
 
@@ -82,11 +92,7 @@ def ratio_of_parts(mode: str, samples_per_part: int) -> int:
 
 
 def check_regions(input: Tensor, boxes: Tensor | Sequence[Tensor]) -> None:
-    """The map and the boxes: dimensions, dtypes, devices, batch indices.
-
-    The values of the batch indices are looked at in eager mode alone: under torch.compile and CUDA
-    graph capture nothing can be read, and the operators take such a box as one that is not finite.
-    """
+    """The map and the boxes: dimensions, dtypes, devices."""
     _check_floating(input, "input", input)
     if input.dim() != 4:
         raise ShapeError(
@@ -104,8 +110,6 @@ def check_regions(input: Tensor, boxes: Tensor | Sequence[Tensor]) -> None:
                 f"`boxes` is {shape_text(boxes)}; expected [R, 5] with columns batch index, x1, "
                 "y1, x2, y2, or a list with one [Ri, 4] tensor per image."
             )
-        if not _is_unreadable(boxes):
-            _check_batch_indices(boxes[:, 0], input.shape[0])
         return
     if not isinstance(boxes, (list, tuple)):
         raise ShapeError(
@@ -125,6 +129,26 @@ def check_regions(input: Tensor, boxes: Tensor | Sequence[Tensor]) -> None:
             )
 
 
+def check_batch_indices(boxes: Tensor | Sequence[Tensor], batch: int) -> None:
+    """Raise a ShapeError unless each box of a tensor belongs to one of `batch` images.
+
+    In eager mode alone: under torch.compile and CUDA graph capture nothing can be read, and the
+    operators take such a box as one that is not finite.
+    """
+    if not isinstance(boxes, Tensor) or _is_unreadable(boxes):
+        return
+    index = boxes[:, 0]
+    good = (index >= 0) & (index < batch) & (index == index.floor())
+    if good.all():
+        return
+    number = int(good.logical_not().nonzero()[0])
+    expected = f"a whole number from 0 to {batch - 1}" if batch else "no boxes"
+    raise ShapeError(
+        f"`boxes[{number}]` has the batch index {float(index[number]):g}; `input` has {batch} "
+        f"images, so expected {expected}. Columns are batch index, x1, y1, x2, y2."
+    )
+
+
 def check_offset(
     offset: Tensor | None,
     input: Tensor,
@@ -136,7 +160,7 @@ def check_offset(
     if offset is None:
         return
     _check_floating(offset, "offset", input)
-    regions = boxes.shape[0] if isinstance(boxes, Tensor) else sum(each.shape[0] for each in boxes)
+    regions = _count(boxes)
     channels = offset.shape[1] if offset.dim() == 4 else 0
     if offset.dim() != 4 or (offset.shape[0], *offset.shape[2:]) != (regions, *part_size):
         raise ShapeError(
@@ -149,11 +173,13 @@ def check_offset(
             f"`offset` has {channels} channels; expected 2 (x, y) for each class, and a number of "
             f"classes that divides the {out_channels} output channels."
         )
+    needed = offset.numel() * max(4, input.element_size())  # in the dtype of positions
+    check_memory(needed, input.device, "The shifts of `offset` {}", list(offset.shape))
 
 
 def check_groups(input: Tensor, group_size: Pair, name: str) -> int:
     """Channels of the output; a ShapeError unless the groups divide those of the input."""
-    groups = group_size[0] * group_size[1]
+    groups = check_product(group_size, name)
     if input.shape[1] % groups:
         raise ShapeError(
             f"`input` has {input.shape[1]} channels, which the {group_size[0]}*{group_size[1]} = "
@@ -161,6 +187,43 @@ def check_groups(input: Tensor, group_size: Pair, name: str) -> int:
             "own."
         )
     return input.shape[1] // groups
+
+
+def check_product(size: Pair, name: str) -> int:
+    """How many bins, parts or groups a box has; raise a ShapeError if an int32 cannot hold it."""
+    product = size[0] * size[1]
+    if exceeds(product, MOST_SIZE):
+        raise ShapeError(
+            f"`{name}` is {size[0]}x{size[1]}, that is {product}; expected at most {MOST_SIZE} in "
+            "all."
+        )
+    return product
+
+
+def check_parameters(count: int) -> None:
+    """Raise a ShapeError if a module's new parameters cannot be allocated."""
+    like = torch.empty(0)  # where, and in which dtype, modules make theirs
+    check_memory(count * like.element_size(), like.device, "The parameters of `offset_branch`")
+
+
+def check_output(
+    input: Tensor,
+    boxes: Tensor | Sequence[Tensor],
+    output_size: Pair,
+    channels: int,
+) -> None:
+    """Raise a ShapeError if the output, of so many channels, or its bins cannot be allocated."""
+    bins, regions = check_product(output_size, "output_size"), _count(boxes)
+    needed = regions * channels * bins * input.element_size()
+    needed += (regions + 1) * sum(output_size) * _AXIS_BYTES
+    what = "Pooling {} boxes to {}x{} bins of {} channels"
+    check_memory(needed, input.device, what, regions, *output_size, channels)
+
+
+def _count(boxes: Tensor | Sequence[Tensor]) -> int:
+    if isinstance(boxes, Tensor):
+        return boxes.shape[0]
+    return sum(each.shape[0] for each in boxes)
 
 
 def _check_floating(tensor: Tensor, name: str, input: Tensor) -> None:
@@ -178,15 +241,3 @@ def _is_unreadable(tensor: Tensor) -> bool:
     if torch.compiler.is_compiling() or tensor.is_meta or is_fake(tensor):
         return True
     return tensor.is_cuda and torch.cuda.is_current_stream_capturing()
-
-
-def _check_batch_indices(index: Tensor, batch: int) -> None:
-    good = (index >= 0) & (index < batch) & (index == index.floor())
-    if good.all():
-        return
-    number = int(good.logical_not().nonzero()[0])
-    expected = f"a whole number from 0 to {batch - 1}" if batch else "no boxes"
-    raise ShapeError(
-        f"`boxes[{number}]` has the batch index {float(index[number]):g}; `input` has {batch} "
-        f"images, so expected {expected}. Columns are batch index, x1, y1, x2, y2."
-    )

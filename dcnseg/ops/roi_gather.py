@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
+from dcnseg.ops.checks import check_memory
 from dcnseg.ops.layout import is_channels_last, memory_format
 from dcnseg.ops.roi_geometry import position_dtype
 
@@ -79,9 +80,10 @@ def in_chunks(
 ) -> Tensor:
     """Pool a few regions at a time: [R, C_out, kh, kw]. The backward gathers them again."""
     regions, (kh, kw) = parts[0].shape[0], groups.output_size
-    sample_elements = kh * kw * groups.classes * groups.channels
+    bins = kh * kw * groups.classes
+    _check_samples(counts[0], counts[1], bins, table)
     chunks = []
-    for begin, end in _chunks(counts[0], counts[1], sample_elements):
+    for begin, end in _chunks(counts[0], counts[1], bins * groups.channels):
         arguments = (table, *(part[begin:end] for part in parts))
         if torch.is_grad_enabled() and end - begin < regions:
             chunk = checkpoint(pool, *arguments, use_reentrant=False, preserve_rng_state=False)
@@ -94,14 +96,27 @@ def in_chunks(
 
 def _chunks(counts_y: Tensor, counts_x: Tensor, sample_elements: int) -> Iterator[tuple[int, int]]:
     """Cut the regions so that no chunk gathers too much; at least one chunk, of no regions too."""
-    counts = [count.flatten(1).amax(1).tolist() for count in (counts_y, counts_x)]
     begin, most_y, most_x = 0, 0, 0
-    for i, (ny, nx) in enumerate(zip(*counts, strict=True)):
+    for i, (ny, nx) in enumerate(_most_samples(counts_y, counts_x)):
         most_y, most_x = max(most_y, ny), max(most_x, nx)
         if i > begin and (i + 1 - begin) * most_y * most_x * sample_elements > _CHUNK_ELEMENTS:
             yield begin, i
             begin, most_y, most_x = i, ny, nx
     yield begin, counts_y.shape[0]
+
+
+def _most_samples(counts_y: Tensor, counts_x: Tensor) -> list[tuple[int, int]]:
+    """The most samples that a bin of each region has along y and x."""
+    y, x = (count.flatten(1).amax(1).tolist() for count in (counts_y, counts_x))
+    return list(zip(y, x, strict=True))
+
+
+def _check_samples(counts_y: Tensor, counts_x: Tensor, bins: int, table: Tensor) -> None:
+    """Raise a ShapeError if what one box gathers cannot be allocated."""
+    most = max((y * x for y, x in _most_samples(counts_y, counts_x)), default=0)
+    values = 2 * table.shape[1] * table.element_size()  # of a sample, gathered and weighted
+    needed = most * bins * (values + 2 * torch.int64.itemsize)
+    check_memory(needed, table.device, "The PyTorch code for {} samples of a bin", most)
 
 
 def nan_for_bad(output: Tensor, image: Tensor) -> Tensor:

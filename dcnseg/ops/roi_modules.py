@@ -8,7 +8,7 @@ from torch import Tensor, nn
 
 from dcnseg.ops.backend import Backend
 from dcnseg.ops.checks import Pair, check_choice, make_pair
-from dcnseg.ops.roi_checks import CORNERS, Corners, check_numbers
+from dcnseg.ops.roi_checks import CORNERS, Corners, check_numbers, check_product
 from dcnseg.ops.roi_pool import ps_roi_pool, roi_avg_pool, roi_pool
 
 
@@ -24,6 +24,7 @@ class RoIPool(nn.Module):
         super().__init__()
         check_numbers(spatial_scale)
         self.output_size = make_pair(output_size, "output_size")
+        check_product(self.output_size, "output_size")
         self.spatial_scale = spatial_scale
         self.backend: Backend = "auto"
 
@@ -66,6 +67,7 @@ class PSRoIPool(nn.Module):
         check_numbers(spatial_scale)
         check_choice(corners, "corners", CORNERS)
         self.output_size = make_pair(output_size, "output_size")
+        check_product(self.output_size, "output_size")
         self.spatial_scale = spatial_scale
         self.corners: Corners = corners
         self.backend: Backend = "auto"

@@ -12,7 +12,15 @@ from torch import Tensor
 
 from dcnseg.ops.backend import Backend, takes_native
 from dcnseg.ops.checks import Pair, check_choice, make_pair
-from dcnseg.ops.roi_checks import CORNERS, Corners, check_groups, check_numbers, check_regions
+from dcnseg.ops.roi_checks import (
+    CORNERS,
+    Corners,
+    check_batch_indices,
+    check_groups,
+    check_numbers,
+    check_output,
+    check_regions,
+)
 from dcnseg.ops.roi_geometry import locate_regions, make_bins
 from dcnseg.ops.roi_native import (
     roi_avg_pool_native,
@@ -143,7 +151,6 @@ def ps_roi_pool(
     """
     check_choice(corners, "corners", CORNERS)
     bins, output_size = _check_and_lay_out(input, boxes, output_size, spatial_scale, corners)
-    check_groups(input, output_size, "output_size")
     native = takes_native("ps_roi_pool", backend, (input,), roi_avg_pool_self_test)
     run = roi_avg_pool_native if native else roi_avg_pool_reference
     return run(input, bins, output_size, output_size)
@@ -156,10 +163,16 @@ def _check_and_lay_out(
     spatial_scale: float,
     corners: Corners | None = None,
 ) -> tuple[Tensor, Pair]:
-    """Check what all operators here share; the bins of all boxes, and the pair (kh, kw)."""
+    """Check the arguments; the bins of all boxes, and the pair (kh, kw).
+
+    With `corners` each bin has channels of its own.
+    """
     pair = make_pair(output_size, "output_size")
     check_numbers(spatial_scale)
     check_regions(input, boxes)
+    channels = input.shape[1] if corners is None else check_groups(input, pair, "output_size")
+    check_output(input, boxes, pair, channels)
+    check_batch_indices(boxes, input.shape[0])
     regions = locate_regions(boxes, input)
     size_hw = (input.shape[2], input.shape[3])
     return make_bins(regions, pair, spatial_scale, size_hw, corners), pair
