@@ -6,6 +6,7 @@ only. The entry points are `read_image`, `read_mask`, `write_png` and `write_jpe
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Final
@@ -20,6 +21,7 @@ from dcnseg.data.picture_file import (
     apply_orientation,
     bit_depth,
     exif_orientation,
+    has_more_frames,
     opened_picture,
     read_deep_colours,
 )
@@ -28,18 +30,23 @@ from dcnseg.files import atomic_path
 
 __all__ = [
     "IMAGE_SUFFIXES",
+    "ImageHeader",
     "PictureInfo",
+    "read_header",
     "read_image",
     "read_mask",
     "read_orientation",
     "read_picture_info",
     "read_size",
     "write_jpeg",
+    "write_jpeg_strips",
     "write_png",
 ]
 
 _BACKGROUND: Final = (255, 255, 255)  # behind transparent pixels, as viewers and browsers show them
 _SENSOR_BITS: Final = (8, 10, 12, 14, 16)  # depths of cameras and scanners, stored in 16 bits
+_MAX_JPEG_SIDE: Final = 65500  # libjpeg's
+_STRIP_ROWS: Final = 512
 _THUMB_HW: Final = (8, 9)
 _THUMB_CELL: Final = 4
 
@@ -65,6 +72,30 @@ class PictureInfo:
     bits: int
     orientation: int
     thumbnail: UInt8Array
+
+
+@dataclass(frozen=True)
+class ImageHeader:
+    """What is known about an image before it is decoded.
+
+    Attributes:
+        num_pixels: Height times width.
+        has_more_frames: Whether other frames or pages follow the one that is read.
+    """
+
+    num_pixels: int
+    has_more_frames: bool
+
+
+def read_header(path: Path) -> ImageHeader:
+    """Read what an image file says about itself, without its pixels.
+
+    Raises:
+        DataError: As `read_image`.
+    """
+    with opened_picture(path) as picture:
+        num_pixels = picture.width * picture.height
+        return ImageHeader(num_pixels, has_more_frames(picture))
 
 
 def read_image(path: Path) -> UInt8Array:
@@ -173,8 +204,25 @@ def write_png(path: Path, array: npt.NDArray[Any], palette: UInt8Array | None = 
 
 
 def write_jpeg(path: Path, rgb: UInt8Array, quality: int = 92) -> None:
-    """Write uint8 RGB [H, W, 3] as JPEG; the file appears complete or not at all."""
-    _save(Image.fromarray(np.ascontiguousarray(rgb)), path, "JPEG", quality=quality)
+    """Write uint8 RGB [H, W, 3] as JPEG; the file appears complete or not at all.
+
+    An image with a side above 65500 pixels, more than a JPEG can have, is scaled down to that.
+    """
+    write_jpeg_strips(path, (rgb.shape[0], rgb.shape[1]), [rgb], quality)
+
+
+def write_jpeg_strips(
+    path: Path, size_hw: tuple[int, int], strips: Iterable[UInt8Array], quality: int = 92
+) -> None:
+    """Write a JPEG as `write_jpeg` does, from strips of rows, the top one first."""
+    picture = Image.new("RGB", size_hw[::-1])
+    top = 0
+    for strip in strips:
+        picture.paste(Image.fromarray(np.ascontiguousarray(strip)), (0, top))
+        top += len(strip)
+    if max(picture.size) > _MAX_JPEG_SIDE:
+        picture.thumbnail((_MAX_JPEG_SIDE, _MAX_JPEG_SIDE), Image.Resampling.BOX)
+    _save(picture, path, "JPEG", quality=quality)
 
 
 def _save(picture: Image.Image, path: Path, file_format: str, **options: Any) -> None:
@@ -183,7 +231,7 @@ def _save(picture: Image.Image, path: Path, file_format: str, **options: Any) ->
 
 
 def _as_rgb(picture: Image.Image, path: Path) -> UInt8Array:
-    picture = ImageOps.exif_transpose(picture)
+    ImageOps.exif_transpose(picture, in_place=True)
     if picture.mode.startswith(("I", "F")):
         return np.repeat(_deep_to_bytes(np.asarray(picture), path)[..., None], 3, axis=2)
     if picture.mode in ("LA", "PA", "RGBA", "La", "RGBa") or "transparency" in picture.info:
@@ -191,7 +239,17 @@ def _as_rgb(picture: Image.Image, path: Path) -> UInt8Array:
         if picture.getchannel("A").getextrema() != (255, 255):
             ground = Image.new("RGBA", picture.size, (*_BACKGROUND, 255))
             picture = Image.alpha_composite(ground, picture)
-    return np.array(picture.convert("RGB"))
+    return _to_array(picture if picture.mode == "RGB" else picture.convert("RGB"))
+
+
+def _to_array(picture: Image.Image) -> UInt8Array:
+    """Copy RGB pixels strip by strip: Pillow's own way takes three times the memory of a result."""
+    width, height = picture.size
+    array = np.empty((height, width, 3), np.uint8)
+    for top in range(0, height, _STRIP_ROWS):
+        bottom = min(top + _STRIP_ROWS, height)
+        array[top:bottom] = np.asarray(picture.crop((0, top, width, bottom)))
+    return array
 
 
 def _deep_as_rgb(deep: npt.NDArray[np.uint16], path: Path) -> UInt8Array:

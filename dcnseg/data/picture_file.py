@@ -5,17 +5,20 @@ Which file formats are read, and what the header says of bit depth and orientati
 
 from __future__ import annotations
 
+import errno
+import warnings
 from collections.abc import Iterator
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from pathlib import Path
-from typing import Any, Final
+from typing import IO, Any, Final
 
 import cv2
 import numpy as np
 import numpy.typing as npt
-from PIL import ExifTags, Image, UnidentifiedImageError
+from PIL import ExifTags, Image, TiffImagePlugin, UnidentifiedImageError
 
 from dcnseg.errors import DataError
+from dcnseg.files import open_regular_file
 
 IMAGE_SUFFIXES: Final = frozenset(
     {".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".bmp", ".tif", ".tiff", ".webp", ".gif"}
@@ -23,6 +26,22 @@ IMAGE_SUFFIXES: Final = frozenset(
 )
 # Named, so that no other decoder of Pillow's (PostScript, for one) is fed what a user downloaded.
 _FORMATS: Final = ("PNG", "JPEG", "BMP", "TIFF", "WEBP", "GIF", "PPM", "JPEG2000")
+# Pillow warns from half of the size on that it refuses; such images are read like any other.
+warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+_FORMATS_TEXT: Final = "PNG, JPEG, BMP, TIFF, WebP, GIF, PNM and JPEG 2000"
+# Many are TIFF files of a kind, of which Pillow would read the small preview.
+_RAW_SUFFIXES: Final = frozenset(
+    {".arw", ".cr2", ".cr3", ".dng", ".nef", ".nrw", ".orf", ".pef", ".raf", ".rw2", ".srw"}
+)
+# What lies beside images and looks like one to people.
+UNREAD_SUFFIXES: Final = _RAW_SUFFIXES | frozenset(
+    {".avif", ".exr", ".hdr", ".heic", ".heif", ".jxl", ".pdf", ".psd", ".svg", ".tga"}
+    | {".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpg", ".webm"}
+    | {".dcm", ".nii", ".npy", ".npz"}
+)
+_MOST_BANDS: Final = 4
+_NEW_SUBFILE_TYPE: Final = 254  # tag of a TIFF page
+_COPY_OR_MASK: Final = 1 | 4  # bits of its value
 _PNG_GREY: Final = 0  # colour type in a PNG header
 _BITS_OF_MODE: Final = {"1": 1, "F": 32}
 
@@ -30,15 +49,19 @@ _BITS_OF_MODE: Final = {"1": 1, "F": 32}
 @contextmanager
 def opened_picture(path: Path) -> Iterator[Image.Image]:
     """Open `path` for decoding; whatever goes wrong inside becomes a DataError with its name."""
+    if path.suffix.lower() in _RAW_SUFFIXES:
+        raise DataError(
+            f"{path}: is a raw file of a camera, which is not read; export it as JPEG, PNG or TIFF."
+        )
     try:
         # Not by name: Pillow would map uncompressed TIFF files, and garbles those that lie on their
         # side (seen in Pillow 13.0).
-        with path.open("rb") as file, Image.open(file, formats=_FORMATS) as picture:
+        with _opened_file(path) as file, Image.open(file, formats=_FORMATS) as picture:
+            if isinstance(picture, TiffImagePlugin.TiffImageFile):
+                _check_bands(path, picture.tag_v2)
             yield picture
     except DataError:
         raise
-    except (FileNotFoundError, IsADirectoryError, PermissionError) as error:
-        raise DataError(f"{path}: cannot be opened ({error.strerror}).") from error
     except MemoryError as error:
         raise DataError(f"{path}: does not fit into memory.") from error
     # Broken files make Pillow's decoders raise nearly anything: OSError, SyntaxError, struct.error,
@@ -47,12 +70,32 @@ def opened_picture(path: Path) -> Iterator[Image.Image]:
         raise DataError(f"{path}: {_diagnose(path, error)}") from error
 
 
+def _opened_file(path: Path) -> IO[bytes]:
+    try:
+        return open_regular_file(path)
+    except FileNotFoundError as error:
+        raise DataError(f"{path}: does not exist.") from error
+    except OSError as error:
+        if error.errno == errno.EINVAL and path.exists():
+            raise DataError(
+                f"{path}: is not a regular file but a folder, FIFO, socket or device; expected an "
+                "image."
+            ) from error
+        raise DataError(f"{path}: cannot be opened ({error.strerror}).") from error
+
+
+def _check_bands(path: Path, tags: TiffImagePlugin.ImageFileDirectory_v2) -> None:
+    bands = tags.get(TiffImagePlugin.SAMPLESPERPIXEL, 1)
+    if bands > _MOST_BANDS:
+        raise DataError(f"{path}: has {bands} bands; expected 1, 3 or 4.")
+
+
 def _diagnose(path: Path, error: Exception) -> str:
     """Say what a file that did not open is, from its first bytes where these tell."""
     if isinstance(error, Image.DecompressionBombError):
         return f"refused, {error}"
     try:
-        with path.open("rb") as file:
+        with open_regular_file(path) as file:
             head = file.read(256).lstrip().lower()
     except OSError as read_error:
         return f"cannot be read ({read_error.strerror})."
@@ -63,11 +106,33 @@ def _diagnose(path: Path, error: Exception) -> str:
     if head.startswith(b"version https://git-lfs"):
         return "is a Git LFS pointer, not a picture; run `git lfs pull`."
     if isinstance(error, UnidentifiedImageError):
-        return "is not a picture in a known format."
+        return _diagnose_tiff(path) or (
+            f"is not an image in a known format ({_FORMATS_TEXT} are read)."
+        )
     reason = " ".join(str(error).split()) or type(error).__name__
     if isinstance(error, ValueError) and "conversion" in reason:
         return f"has a colour space that cannot be read ({reason}); save it as RGB."
     return f"cannot be decoded, the file is damaged or cut off ({reason})."
+
+
+def _diagnose_tiff(path: Path) -> str:
+    """What a TIFF file that Pillow does not identify holds; empty if that is not known."""
+    with suppress(Exception), open_regular_file(path) as file:  # any bytes may follow
+        header = file.read(8)
+        if header[2:4] in (b"\x2b\0", b"\0\x2b"):  # BigTIFF
+            header += file.read(8)
+        tags = TiffImagePlugin.ImageFileDirectory_v2(header)
+        file.seek(tags.next)
+        tags.load(file)
+        bits = max(tags.get(TiffImagePlugin.BITSPERSAMPLE, (1,)))
+        bands = tags.get(TiffImagePlugin.SAMPLESPERPIXEL, 1)
+        if bands not in (1, 3, _MOST_BANDS):
+            return f"has {bands} bands; expected 1, 3 or 4."
+        return (
+            f"is a TIFF file with {bands} {'band' if bands == 1 else 'bands'} of {bits} bits in a "
+            "layout that is not read; save it with 8 or 16 bits."
+        )
+    return ""
 
 
 def exif_orientation(picture: Image.Image) -> int:
@@ -91,7 +156,7 @@ def png_header(picture: Image.Image, path: Path) -> tuple[int, int] | None:
     """Return bit depth and colour type of a PNG file, None for another format."""
     if picture.format != "PNG":
         return None
-    with path.open("rb") as file:
+    with open_regular_file(path) as file:
         header = file.read(26)
     return header[24], header[25]
 
@@ -115,7 +180,26 @@ def read_deep_colours(picture: Image.Image, path: Path) -> npt.NDArray[np.uint16
     if header is None or header[0] != 16 or header[1] == _PNG_GREY:
         return None
     picture.load()  # its checks of sizes and checksums come first
-    content = cv2.imdecode(np.fromfile(path, np.uint8), cv2.IMREAD_UNCHANGED)
+    with open_regular_file(path) as file:
+        data = np.frombuffer(file.read(), np.uint8)
+    content = cv2.imdecode(data, cv2.IMREAD_UNCHANGED)
     if content is None or content.dtype != np.uint16 or content.ndim != 3:
         raise OSError("the 16-bit colours cannot be decoded")
     return content[..., [2, 1, 0, 3][: content.shape[2]]].astype(np.uint16)
+
+
+def has_more_frames(picture: Image.Image) -> bool:
+    """Whether the file holds further frames of an animation, or further pages, after the first.
+
+    The second image of a phone's JPEG, and a TIFF file's smaller copies and masks, are none.
+    """
+    if not isinstance(picture, TiffImagePlugin.TiffImageFile):
+        return picture.format != "MPO" and bool(getattr(picture, "is_animated", False))
+    page = 0
+    with suppress(EOFError):
+        while True:
+            page += 1
+            picture.seek(page)
+            if not int(picture.tag_v2.get(_NEW_SUBFILE_TYPE, 0)) & _COPY_OR_MASK:
+                return True
+    return False

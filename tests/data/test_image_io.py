@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import io
+import os
 import struct
 import zlib
 from collections.abc import Callable
@@ -13,9 +14,16 @@ import numpy.typing as npt
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from PIL import ExifTags, Image
+from PIL import ExifTags, Image, TiffImagePlugin
 
-from dcnseg.data.image_io import read_image, read_mask, read_size, write_jpeg, write_png
+from dcnseg.data.image_io import (
+    read_header,
+    read_image,
+    read_mask,
+    read_size,
+    write_jpeg,
+    write_png,
+)
 from dcnseg.errors import DataError, ShapeError
 
 IDS = np.array([[0, 1, 2], [3, 2, 1]], np.uint8)
@@ -247,7 +255,7 @@ BROKEN = [
     ("cut.png", grey_png([bytes(range(60))] * 9, 60, 8)[:70], "damaged or cut off"),
     ("page.jpg", b"\n<!DOCTYPE html><html>404</html>", "HTML page"),
     ("lfs.png", b"version https://git-lfs.github.com/spec/v1\noid", "run `git lfs pull`"),
-    ("text.png", b"hello", "not a picture in a known format"),
+    ("text.png", b"hello", "not an image in a known format"),
     ("bomb.png", grey_png([b""], 2_000_000_000, 8), "refused, Image size"),
 ]
 
@@ -264,9 +272,9 @@ def test_broken_files_are_named(tmp_path: Path, name: str, content: bytes, messa
 
 
 def test_missing_files_and_folders_are_named(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match=r"none\.png: cannot be opened \(No such file"):
+    with pytest.raises(DataError, match=r"none\.png: does not exist\."):
         read_image(tmp_path / "none.png")
-    with pytest.raises(DataError, match="cannot be opened"):
+    with pytest.raises(DataError, match="is not a regular file but a folder"):
         read_mask(tmp_path)
 
 
@@ -289,6 +297,75 @@ def test_damage_gives_a_picture_or_a_data_error(
         for read in (read_image, read_mask, read_size):
             with suppress(DataError):
                 read(path)
+
+
+@pytest.mark.parametrize("name", ["x.png", "x.jpg", "x.tif"])
+def test_what_is_no_regular_file_is_named_and_not_waited_for(tmp_path: Path, name: str) -> None:
+    os.mkfifo(tmp_path / name)
+    for read in (read_image, read_mask, read_size, read_header):
+        with pytest.raises(DataError, match=f"{name}: is not a regular file but a folder, FIFO"):
+            read(tmp_path / name)
+
+
+def multiband_tiff(bands: int, bits: int, photometric: int) -> bytes:
+    """A TIFF of 2x2 pixels without values; Pillow writes none of more than four bands."""
+    tags = [
+        (256, 3, 1, 2),
+        (257, 3, 1, 2),
+        (258, 3, bands, 200 if bands > 2 else bits * (65537 if bands == 2 else 1)),
+        (259, 3, 1, 1),
+        (262, 3, 1, photometric),
+        (273, 4, 1, 300),
+        (277, 3, 1, bands),
+        (278, 3, 1, 2),
+        (279, 4, 1, 4 * bands * bits // 8),
+    ]
+    if bands > 3:
+        tags.append((338, 3, bands - 3, 260 if bands > 5 else 0))
+    content = struct.pack("<2sHIH", b"II", 42, 8, len(tags))
+    content += b"".join(struct.pack("<HHII", *tag) for tag in tags) + bytes(4)
+    content = content.ljust(200, b"\0") + struct.pack("<H", bits) * bands
+    return content.ljust(300 + 4 * bands * bits // 8, b"\0")
+
+
+@pytest.mark.parametrize("bands", [5, 6, 8, 13])
+@pytest.mark.parametrize("photometric", [1, 2])
+@pytest.mark.parametrize("bits", [8, 16])
+def test_many_bands_are_named(tmp_path: Path, bands: int, photometric: int, bits: int) -> None:
+    """Of red, green, blue and two more, which Pillow opens, the two would vanish silently."""
+    path = tmp_path / "a.tif"
+    path.write_bytes(multiband_tiff(bands, bits, photometric))
+    for read in (read_image, read_mask, read_size):
+        with pytest.raises(DataError, match=rf"a\.tif: has {bands} bands; expected 1, 3 or 4\."):
+            read(path)
+
+
+def test_a_layout_that_is_not_read_is_described(tmp_path: Path) -> None:
+    path = tmp_path / "a.tif"
+    path.write_bytes(multiband_tiff(3, 64, 2))
+    with pytest.raises(DataError, match="is a TIFF file with 3 bands of 64 bits in a layout"):
+        read_image(path)
+
+
+def test_raw_files_are_refused_by_name(tmp_path: Path) -> None:
+    """A DNG is a TIFF file, of which the preview would be read."""
+    Image.fromarray(COLOURS).save(tmp_path / "a.DNG", "TIFF")
+    with pytest.raises(DataError, match=r"a\.DNG: is a raw file of a camera"):
+        read_image(tmp_path / "a.DNG")
+
+
+def test_further_pages_are_seen_but_smaller_copies_are_none(tmp_path: Path) -> None:
+    pages = [Image.fromarray(COLOURS), Image.fromarray(COLOURS)]
+    for name, kind, expected in (("a", 0, True), ("b", 1, False), ("c", 4, False)):
+        info = TiffImagePlugin.ImageFileDirectory_v2()
+        info[254] = kind
+        pages[1].encoderinfo = {"tiffinfo": info}
+        path = tmp_path / f"{name}.tif"
+        pages[0].save(path, save_all=True, append_images=pages[1:])
+        assert read_header(path).has_more_frames == expected
+    assert read_header(path).num_pixels == 6
+    pages[0].save(tmp_path / "phone.jpg", "MPO", save_all=True, append_images=pages[1:])
+    assert not read_header(tmp_path / "phone.jpg").has_more_frames
 
 
 # Writing
