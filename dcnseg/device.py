@@ -1,9 +1,12 @@
 """Which device and which number format to compute with.
 
-Entry points: `select_device`, `select_amp_dtype` and `is_out_of_memory`.
+Entry points: `select_device`, `select_amp_dtype`, `is_out_of_memory` and `free_memory`.
 """
 
 from __future__ import annotations
+
+import os
+from pathlib import Path
 
 import torch
 
@@ -11,6 +14,7 @@ from dcnseg.config import AMP_MODES, DEVICES
 from dcnseg.errors import ConfigError
 from dcnseg.validation import did_you_mean
 
+CGROUP = Path("/sys/fs/cgroup")
 # Of torch's CPU allocator, of oneDNN and of C++.
 _CPU_MESSAGES = (
     "not enough memory",
@@ -85,3 +89,19 @@ def is_out_of_memory(error: BaseException) -> bool:
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
     return isinstance(error, RuntimeError) and any(text in str(error) for text in _CPU_MESSAGES)
+
+
+def free_memory() -> float:
+    """Bytes that this process may still take, by the system and by its container."""
+    free = float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
+    meminfo = Path("/proc/meminfo")
+    if meminfo.is_file():
+        lines = dict(line.split(":", 1) for line in meminfo.read_text().splitlines())
+        free = 1024.0 * int(lines["MemAvailable"].split()[0])
+    limit = CGROUP / "memory.max"
+    if limit.is_file() and limit.read_text().strip() != "max":
+        used = int((CGROUP / "memory.current").read_text())
+        stat = dict(line.split() for line in (CGROUP / "memory.stat").read_text().splitlines())
+        cached = int(stat.get("inactive_file", 0))  # given back when it is needed
+        free = min(free, float(limit.read_text()) - used + cached)
+    return free

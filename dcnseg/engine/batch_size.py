@@ -2,15 +2,13 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Sequence
-from pathlib import Path
 
 import torch
 from torch import Tensor
 
 from dcnseg.config import TrainConfig
-from dcnseg.device import is_out_of_memory, select_amp_dtype, select_device
+from dcnseg.device import free_memory, is_out_of_memory, select_amp_dtype, select_device
 from dcnseg.engine.losses import build_loss
 from dcnseg.engine.out_of_memory import says_what_to_try
 from dcnseg.engine.state import build_state
@@ -21,8 +19,6 @@ GPU_SIZES = (2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
 CPU_MOST = 16  # more is no faster on a CPU
 USED_SHARE = 0.7  # of the free memory; the rest is for the loading processes
 WORKING_FACTOR = 2.0  # gradients and columns beside what is kept for the backward
-
-CGROUP = Path("/sys/fs/cgroup")
 
 
 def fitting_batch(config: TrainConfig, *, num_classes: int, num_pictures: int) -> int:
@@ -99,17 +95,3 @@ def _largest_by_estimate(
         kept.pop(weight.untyped_storage().data_ptr(), None)
     per_picture = WORKING_FACTOR * sum(kept.values()) / 2
     return max(2, min(CPU_MOST, int(USED_SHARE * free_bytes / per_picture)))
-
-
-def free_memory() -> float:
-    """Bytes that this process may still take, by the system and by its container."""
-    free = float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
-    meminfo = Path("/proc/meminfo")
-    if meminfo.is_file():
-        lines = dict(line.split(":", 1) for line in meminfo.read_text().splitlines())
-        free = 1024.0 * int(lines["MemAvailable"].split()[0])
-    limit = CGROUP / "memory.max"
-    if limit.is_file() and limit.read_text().strip() != "max":
-        used = int((CGROUP / "memory.current").read_text())
-        free = min(free, float(limit.read_text()) - used)
-    return free

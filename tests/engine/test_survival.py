@@ -26,6 +26,7 @@ from dcnseg import checkpoint, files
 from dcnseg.checkpoint import BEST_WEIGHTS, RESUME_STATE, load_resume_state, save_resume_state
 from dcnseg.config import to_dict
 from dcnseg.data.dataset import SegmentationDataset, load_class_map
+from dcnseg.device import free_memory
 from dcnseg.engine import batch_size, loading, run_folder
 from dcnseg.engine import trainer as trainer_module
 from dcnseg.engine.batch_size import _largest_that_fits, fitting_batch
@@ -470,7 +471,7 @@ def test_the_batch_of_a_cpu_follows_its_memory(
     assert sizes[2] == 16
     assert fitting_batch(small_config(scenes), num_classes=3, num_pictures=5) == 5
     monkeypatch.undo()
-    assert batch_size.free_memory() > 1e6
+    assert free_memory() > 1e6
 
 
 class Deadly(SegmentationDataset):
