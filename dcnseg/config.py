@@ -237,11 +237,13 @@ class PredictConfig:
     overlap: float = 0.25  # share of the window
     flip: bool = False
     scales: tuple[float, ...] = (1.0,)
+    min_confidence: float = 0.0  # pixels whose class is less probable are ignored
 
     def __post_init__(self) -> None:
         """Check types and ranges."""
         check_fields(self)
         require_between("--window", self.window, 64, 2**20)
+        require_between("--min-confidence", self.min_confidence, 0, 1)
         _require(
             0 <= self.overlap <= 0.75,
             f"--overlap is {shown(self.overlap)}; expected between 0 and 0.75.",

@@ -34,6 +34,10 @@ class CheckpointError(DcnsegError):
     """A weights file or checkpoint cannot be read, or does not fit the model."""
 
 
+class NotFiniteError(DcnsegError):
+    """The network's output has NaN or infinity: its weights are damaged or training diverged."""
+
+
 class ShapeError(DcnsegError, ValueError):
     """The shape, dtype or device of a tensor disagrees with the others; the message gives both."""
 

@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
+import os
 import sys
+import traceback
 from typing import TYPE_CHECKING, Annotated
 
 import typer
@@ -25,10 +27,10 @@ from dcnseg_cli.options import (
     comma_list,
     parse_numbers,
 )
-from dcnseg_cli.reporting import DATA, echo, message, print_json, reports_errors
+from dcnseg_cli.reporting import DATA, DEBUG_VARIABLE, echo, message, print_json, reports_errors
 
 if TYPE_CHECKING:
-    from dcnseg.inference.batch import FileResult
+    from dcnseg.inference.results import FileResult
 
 EPILOG = """
 Examples:
@@ -49,7 +51,8 @@ def predict(
     save: Annotated[
         str,
         typer.Option(
-            help="What to write: labels (PNG of class ids), overlay (JPEG), probabilities (npz).",
+            help="What to write: labels (PNG of class ids), overlay (JPEG), confidence (gray PNG: "
+            "probability of the pixel's class times 255), probabilities (npz).",
             rich_help_panel="Output",
         ),
     ] = "labels,overlay",
@@ -62,6 +65,13 @@ def predict(
             rich_help_panel="Output",
         ),
     ] = False,
+    min_confidence: Annotated[
+        float,
+        typer.Option(
+            help="Pixels whose class is less probable than this, 0..1, get the ignored id (255).",
+            rich_help_panel="Inference",
+        ),
+    ] = PredictConfig.min_confidence,
     window: WindowOption = PredictConfig.window,
     overlap: OverlapOption = PredictConfig.overlap,
     flip: FlipOption = PredictConfig.flip,
@@ -70,13 +80,13 @@ def predict(
     amp: AmpOption = "off",
     json: JsonOption = False,
 ) -> None:
-    """Label every pixel of pictures of any size.
+    """Label every pixel of images of any size.
 
-    Writes OUT/labels/NAME.png (palette PNG whose values are the class ids, at the picture's size)
-    and OUT/overlays/NAME.jpg. A broken picture is named, the others go on, and the exit code is 3.
-    Pictures much unlike the training's are warned about, and so is a result of a single class.
+    Writes OUT/labels/NAME.png (palette PNG whose values are the class ids, at the image's size)
+    and OUT/overlays/NAME.jpg. A broken image is named, the others go on, and the exit code is 3.
+    Images much unlike the training's are warned about, and so is a result of a single class.
     """
-    config = PredictConfig(window, overlap, flip, parse_numbers(scales, "--scales"))
+    config = PredictConfig(window, overlap, flip, parse_numbers(scales, "--scales"), min_confidence)
     kinds = [kind.strip() for kind in save.split(",") if kind.strip()]
     if overwrite and skip_existing:
         raise ConfigError("--overwrite and --skip-existing contradict each other; give one.")
@@ -85,11 +95,12 @@ def predict(
     from dcnseg.inference.doubts import find_doubts
     from dcnseg.inference.inputs import find_inputs
     from dcnseg.inference.predictor import Predictor
-    from dcnseg.inference.writers import check_output_kinds
+    from dcnseg.inference.writers import OUTPUT_FOLDERS, check_output_kinds
     from dcnseg_cli.progress_bar import progress_bar
 
     check_output_kinds(kinds)
-    inputs = find_inputs(images, sys.stdin, on_note=message)
+    outputs = [out / folder for folder in OUTPUT_FOLDERS.values()]
+    inputs = find_inputs(images, sys.stdin, outputs=outputs, on_note=message)
     predictor = Predictor.from_checkpoint(run, device=device, amp=amp, config=config)
     done = 0
     with progress_bar("predicting") as on_progress:
@@ -117,17 +128,21 @@ def predict(
 
 def _report(result: FileResult, *, as_json: bool) -> None:
     if result.error is not None:
-        message(f"Error: {result.error}")
+        hint = f" ({DEBUG_VARIABLE}=1 shows the traceback)" if result.is_unexpected else ""
+        message(f"Error: {result.error}{hint}")
+        if result.is_unexpected and os.environ.get(DEBUG_VARIABLE, "0") not in ("", "0"):
+            message("".join(traceback.format_exception(result.cause)))
     if as_json:
         print_json(
             {
-                "image": str(result.image.path),
+                "image": str(result.image),
                 "outputs": {kind: str(path) for kind, path in result.outputs.items()},
                 "class_shares": result.class_shares,
+                "share_below_min_confidence": result.share_below,
                 "unlike_training": list(result.unlike_training),
                 "is_skipped": result.is_skipped,
                 "error": result.error,
             }
         )
-    elif result.error is None and not result.is_skipped:
+    elif result.is_predicted:
         echo(str(next(iter(result.outputs.values()))))

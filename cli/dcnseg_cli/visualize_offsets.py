@@ -54,7 +54,7 @@ def visualize_offsets(
     from dcnseg.inference.inputs import find_inputs
     from dcnseg.visualize.run import visualize_files
 
-    inputs = find_inputs(images, sys.stdin, on_note=message)
+    inputs = find_inputs(images, sys.stdin, outputs=[out], on_note=message)
     failed = 0
     for result in visualize_files(run, inputs, out, points, device=device):
         if result.error is not None:

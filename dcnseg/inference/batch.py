@@ -1,53 +1,55 @@
-"""Many pictures in, many files out; decoding and writing overlap with the network.
+"""Many images in, many files out; decoding and writing overlap with the network.
 
 Entry point: `predict_files`.
 """
 
 from __future__ import annotations
 
+import errno
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
+import torch
 
-from dcnseg.data.image_io import read_image
-from dcnseg.errors import DcnsegError
+from dcnseg.data.image_io import ImageHeader, read_header
+from dcnseg.errors import ConfigError, DataError
+from dcnseg.files import is_output_folder, mark_output_folder
 from dcnseg.inference.familiarity import differences
 from dcnseg.inference.inputs import InputImage
-from dcnseg.inference.memory import names_what_to_try
+from dcnseg.inference.memory import check_probabilities_fit, names_what_to_try
 from dcnseg.inference.predictor import Prediction, Predictor
-from dcnseg.inference.writers import output_paths, write_prediction
+from dcnseg.inference.results import FileResult, count_shares, failed_result
+from dcnseg.inference.writers import OUTPUT_FOLDERS, output_paths, write_prediction
 
-READ_AHEAD = 3  # decoded pictures that wait for the network
+READ_AHEAD = 3  # decoded images that wait for the network
 WRITE_BEHIND = 3  # predictions that wait for the disk
+LARGE_PIXELS: Final = 1 << 24  # from here on one image at a time, so that memory stays bounded
+
+# What the next image would meet as well.
+_FATAL_ERRNOS: Final = frozenset(
+    {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENOMEM}
+)
 
 Image = npt.NDArray[np.uint8]
 
 
 @dataclass(frozen=True)
-class FileResult:
-    """What became of one picture.
-
-    Attributes:
-        image: The picture.
-        outputs: Files written, or there already, by kind; empty after an error.
-        class_shares: Share of the pixels of each predicted class, by name; empty if none was made.
-        error: Why there is no prediction, or None.
-        size_hw: Height and width in pixels; (0, 0) if it was not read.
-        unlike_training: In what it is much unlike the training's pictures, as `differences` says.
-        is_skipped: Whether all outputs were there before.
-    """
+class _Job:
+    """One image on its way: its header if it can be read, and the array or what went wrong."""
 
     image: InputImage
-    outputs: dict[str, Path]
-    class_shares: dict[str, float]
-    error: str | None = None
-    size_hw: tuple[int, int] = (0, 0)
-    unlike_training: tuple[str, ...] = ()
-    is_skipped: bool = False
+    header: ImageHeader | None
+    decoded: Future[Image | Exception]
+
+    @property
+    def is_large(self) -> bool:
+        return self.header is not None and self.header.num_pixels >= LARGE_PIXELS
 
 
 def predict_files(
@@ -59,18 +61,21 @@ def predict_files(
     skip_existing: bool = False,
     on_result: Callable[[FileResult], None] | None = None,
 ) -> list[FileResult]:
-    """Predict every picture and write the outputs; a broken picture does not stop the others.
+    """Predict every image and write the outputs; a broken image does not stop the others.
+
+    The output folder is marked as dcnseg's, or, where it holds the images, its subfolders.
 
     Args:
         predictor: The network.
-        images: Pictures and the names of their outputs.
+        images: Images and the names of their outputs.
         out: Output folder.
-        kinds: Which of "labels", "overlay" and "probabilities" to write.
-        skip_existing: Leave out pictures all of whose outputs are there; their results come first.
+        kinds: Which of "labels", "overlay", "confidence" and "probabilities" to write.
+        skip_existing: Leave out images all of whose outputs are there; their results come first.
         on_result: Called with each result in order, once its files are complete.
 
     Raises:
-        OSError: an output cannot be written; those before it are complete.
+        ConfigError: `out` holds the images, and files of others where outputs are to be written.
+        OSError: no output can be written, as on a full disk; those before it are complete.
     """
     results: list[FileResult] = []
 
@@ -80,86 +85,127 @@ def predict_files(
             on_result(result)
 
     outputs = {image: output_paths(out, image.name, kinds) for image in images}
+    marked = _folders_to_mark(out, images, kinds)
     skipped = [image for image in images if skip_existing and _are_files(outputs[image].values())]
     for image in skipped:
         finish(FileResult(image, outputs[image], {}, is_skipped=True))
     left = [image for image in images if image not in set(skipped)] if skipped else images
     with ThreadPoolExecutor(max_workers=2) as pool:
-        writing: list[Future[FileResult]] = []
-        for image, decoded in _read_ahead(pool, left):
-            outcome = _predict(predictor, image, decoded, "probabilities" in kinds)
-            writing.append(pool.submit(_write, predictor, image, outcome, outputs[image]))
-            if len(writing) > WRITE_BEHIND:
-                finish(writing.pop(0).result())
+        writing: deque[Future[FileResult]] = deque()
+        for job in _read_ahead(pool, left):
+            outcome = _predict(predictor, job, kinds)
+            if not isinstance(outcome, Exception):
+                for folder in marked:
+                    mark_output_folder(folder)
+            writing.append(pool.submit(_write, predictor, job, outcome, outputs[job.image]))
+            del outcome  # its memory is free as soon as it is written
+            while len(writing) > (0 if job.is_large else WRITE_BEHIND):
+                finish(writing.popleft().result())
         for future in writing:
             finish(future.result())
     return results
+
+
+def _folders_to_mark(
+    out: Path, images: Sequence[InputImage], kinds: Sequence[str]
+) -> tuple[Path, ...]:
+    """The output folder, or its subfolders where the images lie in it themselves.
+
+    Raises:
+        ConfigError: such a subfolder holds files that dcnseg did not write.
+    """
+    real_out = out.resolve()
+    if not any(image.path.absolute().is_relative_to(real_out) for image in images):
+        return (out,)
+    folders = tuple(out / OUTPUT_FOLDERS[kind] for kind in kinds)
+    for folder in folders:
+        if folder.is_dir() and any(folder.iterdir()) and not is_output_folder(folder):
+            raise ConfigError(
+                f"--out is {out}, which holds the images, and {folder} holds files that dcnseg did "
+                "not write, or not lately; predictions could replace them. Choose another folder "
+                "for --out, or delete that one if it holds predictions."
+            )
+    return folders
 
 
 def _are_files(paths: Iterable[Path]) -> bool:
     return all(path.is_file() for path in paths)
 
 
-def _read_ahead(
-    pool: ThreadPoolExecutor, images: Sequence[InputImage]
-) -> Iterator[tuple[InputImage, Image | DcnsegError]]:
-    def read(image: InputImage) -> Image | DcnsegError:
-        try:
-            return read_image(image.path)
-        except DcnsegError as error:
-            return error
-
-    waiting: list[tuple[InputImage, Future[Image | DcnsegError]]] = []
+def _read_ahead(pool: ThreadPoolExecutor, images: Sequence[InputImage]) -> Iterator[_Job]:
+    """Decode the next images while one is in use, but nothing beside a large one."""
+    waiting: deque[_Job] = deque()
     for image in images:
-        waiting.append((image, pool.submit(read, image)))
-        if len(waiting) > READ_AHEAD:
-            first, future = waiting.pop(0)
-            yield first, future.result()
-    for first, future in waiting:
-        yield first, future.result()
+        header = _peek(image)
+        is_large = header is not None and header.num_pixels >= LARGE_PIXELS
+        while waiting and (len(waiting) > READ_AHEAD or is_large or waiting[-1].is_large):
+            yield waiting.popleft()
+        waiting.append(_Job(image, header, pool.submit(_read, image)))
+    while waiting:
+        yield waiting.popleft()
+
+
+def _peek(image: InputImage) -> ImageHeader | None:
+    try:
+        return None if image.url else read_header(image.path)
+    except DataError:
+        return None  # reading it tells
+
+
+def _read(image: InputImage) -> Image | Exception:
+    try:
+        return image.read()
+    except Exception as error:  # whatever it is, it is this image's
+        return error
 
 
 def _predict(
-    predictor: Predictor,
-    image: InputImage,
-    decoded: Image | DcnsegError,
-    with_probabilities: bool,
-) -> tuple[Image, Prediction] | DcnsegError:
-    if isinstance(decoded, DcnsegError):
+    predictor: Predictor, job: _Job, kinds: Sequence[str]
+) -> tuple[Image, Prediction] | Exception:
+    decoded = job.decoded.result()
+    if isinstance(decoded, Exception):
         return decoded
+    path, size_hw = job.image.path, decoded.shape[:2]
     try:
-        with names_what_to_try(image.path, decoded.shape[:2], predictor):
-            return decoded, predictor.predict(decoded, with_probabilities=with_probabilities)
-    except DcnsegError as error:
+        if "probabilities" in kinds:
+            check_probabilities_fit(path, size_hw, predictor.class_map.num_classes)
+        with names_what_to_try(path, size_hw, predictor):
+            return decoded, predictor.predict(
+                decoded,
+                with_confidence="confidence" in kinds,
+                with_probabilities="probabilities" in kinds,
+            )
+    except torch.AcceleratorError:
+        raise  # no later image can be predicted either
+    except Exception as error:
         return error
 
 
 def _write(
     predictor: Predictor,
-    image: InputImage,
-    outcome: tuple[Image, Prediction] | DcnsegError,
+    job: _Job,
+    outcome: tuple[Image, Prediction] | Exception,
     paths: dict[str, Path],
 ) -> FileResult:
-    if isinstance(outcome, DcnsegError):
-        return FileResult(image, {}, {}, str(outcome))
+    if isinstance(outcome, Exception):
+        return failed_result(job.image, outcome)
     decoded, prediction = outcome
-    seen = predictor.training_data
     try:
-        write_prediction(prediction, decoded, predictor.class_map, paths)
-    except OSError as error:
-        if error.filename is None:  # as where the disk is full
+        write_prediction(prediction, decoded, paths)
+        seen = predictor.training_data
+        below, shares = count_shares(prediction)
+        return FileResult(
+            job.image,
+            paths,
+            shares,
+            share_below=below,
+            size_hw=(decoded.shape[0], decoded.shape[1]),
+            unlike_training=() if seen is None else differences(decoded, seen),
+            has_more_frames=job.header is not None and job.header.has_more_frames,
+        )
+    except Exception as error:
+        if isinstance(error, OSError) and error.filename is None:  # as where the disk is full
             error.filename = str(next(iter(paths.values())))
-        raise
-    counts = np.bincount(prediction.labels.ravel(), minlength=predictor.class_map.num_classes)
-    shares = {
-        name: round(float(count / prediction.labels.size), 6)
-        for name, count in zip(predictor.class_map.names, counts, strict=True)
-        if count
-    }
-    return FileResult(
-        image,
-        paths,
-        shares,
-        size_hw=(decoded.shape[0], decoded.shape[1]),
-        unlike_training=() if seen is None else differences(decoded, seen),
-    )
+        if isinstance(error, OSError) and error.errno in _FATAL_ERRNOS:
+            raise
+        return failed_result(job.image, error)

@@ -7,8 +7,8 @@ from math import prod
 from typing import Final
 
 from dcnseg.checkpoint import SeenPictures
-from dcnseg.inference.batch import FileResult
 from dcnseg.inference.familiarity import COLOURED, GREY, LARGER, SMALLER
+from dcnseg.inference.results import FileResult
 
 LARGE_PIXELS: Final = 256 * 256  # a picture of so many pixels can be expected to show two classes
 
@@ -23,8 +23,14 @@ def find_doubts(
         seen: What the network was trained on, if that is known.
         num_classes: K.
     """
-    predicted = [result for result in results if result.class_shares]
+    predicted = [result for result in results if result.is_predicted]
     lines = [] if seen is None else _unlike(predicted, seen)
+    lines += _several_frames(predicted)
+    if predicted and all(result.share_below == 1 for result in predicted):
+        lines.append(
+            "no pixel reaches --min-confidence. A network is rarely that sure of images unlike its "
+            "training's, or after a short training; lower it."
+        )
     names = {name for result in predicted for name in result.class_shares}
     is_enough = len(predicted) > 1 or any(prod(one.size_hw) >= LARGE_PIXELS for one in predicted)
     if len(names) == 1 and is_enough and num_classes > 1:
@@ -53,10 +59,22 @@ def _unlike(results: Sequence[FileResult], seen: SeenPictures) -> list[str]:
             first, count = found[0], len(found)
             lines.append(
                 f"{count} of {len(results)} pictures {'is' if count == 1 else 'are'} {text} "
-                f"{'It' if count == 1 else 'The first'} is {first.image.path}"
+                f"{'It' if count == 1 else 'The first'} is {first.image}"
                 f" ({_size(first.size_hw)})."
             )
     return lines
+
+
+def _several_frames(results: Sequence[FileResult]) -> list[str]:
+    found = [result.image for result in results if result.has_more_frames]
+    if not found:
+        return []
+    if len(found) == 1:
+        return [f"{found[0]} has several pages or frames; only the first is read."]
+    return [
+        f"{len(found)} of {len(results)} images have several pages or frames, {found[0]} for one; "
+        "only the first is read."
+    ]
 
 
 def _size(size_hw: tuple[int, int]) -> str:

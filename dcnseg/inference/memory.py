@@ -1,4 +1,7 @@
-"""Memory that does not suffice for a picture, in words; the entry point is `names_what_to_try`."""
+"""Memory that does not suffice for an image, in words.
+
+Entry points: `names_what_to_try` and `check_probabilities_fit`.
+"""
 
 from __future__ import annotations
 
@@ -8,7 +11,7 @@ from pathlib import Path
 
 import torch
 
-from dcnseg.device import is_out_of_memory
+from dcnseg.device import free_memory, is_out_of_memory
 from dcnseg.errors import DataError
 from dcnseg.inference.predictor import Predictor
 
@@ -37,3 +40,18 @@ def names_what_to_try(path: Path, size_hw: Sequence[int], predictor: Predictor) 
             f"{path}: the memory of {predictor.device} is not enough for this picture of "
             f"{size_hw[1]}x{size_hw[0]} with --window {predictor.config.window}. {advice}."
         ) from error
+
+
+def check_probabilities_fit(path: Path, size_hw: Sequence[int], num_classes: int) -> None:
+    """Refuse to keep probabilities that would not fit into memory.
+
+    Raises:
+        DataError: they take more than is free.
+    """
+    needed, free = 2 * num_classes * size_hw[0] * size_hw[1], free_memory()
+    if needed > free:
+        raise DataError(
+            f"{path}: the probabilities of {num_classes} classes for {size_hw[1]}x{size_hw[0]} "
+            f"pixels take {needed / 1e9:.1f} GB; {free / 1e9:.1f} GB of memory are free. Cut the "
+            "image into parts, or use --save confidence instead of probabilities."
+        )

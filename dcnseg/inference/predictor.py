@@ -1,9 +1,12 @@
-"""From a trained network and a picture to its labels; entry: `Predictor.from_checkpoint`."""
+"""From a trained network and an image to its labels; entry: `Predictor.from_checkpoint`."""
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -13,30 +16,54 @@ from torch import Tensor
 
 from dcnseg.checkpoint import SeenPictures, find_weights, load_segmenter
 from dcnseg.config import PredictConfig, Preprocessing
-from dcnseg.data.class_map import ClassMap
+from dcnseg.data.class_map import IGNORE_INDEX, ClassMap
 from dcnseg.data.dataset import scaled_size_hw
 from dcnseg.device import select_amp_dtype, select_device
-from dcnseg.errors import ShapeError
-from dcnseg.inference.sliding_window import predict_bands
+from dcnseg.errors import ConfigError, NotFiniteError, ShapeError
+from dcnseg.inference.sliding_window import predict_strips
+from dcnseg.inference.strips import StripMap, cropped, resized, softmaxed, stored
 from dcnseg.inference.tta import augmented
 from dcnseg.models.segmenter import Segmenter
+
+# Probabilities of one strip. On a CPU they should stay in its caches; a GPU wants large kernels.
+STRIP_VALUES: Final = {"cpu": 1 << 21, "cuda": 1 << 26}
 
 
 @dataclass(frozen=True)
 class Prediction:
-    """What the network says of one picture.
+    """What the network says about one image.
 
     Attributes:
-        labels: Training index of the most probable class of each pixel, uint8 [H, W].
+        labels: Training index of the most probable class of each pixel, uint8 [H, W]; 255 where it
+            is less probable than `PredictConfig.min_confidence`. Use `label_map` for the class ids.
+        class_map: Names, ids and colors of the classes.
+        confidence: Probability of the most probable class, float16 [H, W]; None unless asked for.
         probabilities: Probability of each class, float16 [K, H, W]; None unless asked for.
     """
 
     labels: npt.NDArray[np.uint8]
+    class_map: ClassMap
+    confidence: npt.NDArray[np.float16] | None = None
     probabilities: npt.NDArray[np.float16] | None = None
+
+    @cached_property
+    def label_map(self) -> npt.NDArray[Any]:
+        """Class ids as in the masks, [H, W], uint8 or, where an id is above 255, uint16.
+
+        Pixels below the minimum confidence have the id 255, or the first ignored id if 255 is a
+        class.
+        """
+        num_classes = self.class_map.num_classes
+        ignored = [IGNORE_INDEX] if self.class_map.ignored_ids else []
+        indices = np.array([*range(num_classes), *ignored])
+        ids = self.class_map.decode_indices(indices)
+        table = np.zeros(256, ids.dtype)
+        table[indices] = ids
+        return table[self.labels]  # not decode_indices, which takes nine times the memory
 
 
 class Predictor:
-    """Applies a network to pictures as they come from a file.
+    """Applies a network to images as they come from a file.
 
     Attributes:
         model: The network, in evaluation mode on `device`.
@@ -62,6 +89,12 @@ class Predictor:
         self.device = device
         self.amp_dtype = amp_dtype
         self.config = config or PredictConfig()
+        if self.config.min_confidence and not class_map.ignored_ids:
+            raise ConfigError(
+                f"--min-confidence is {self.config.min_confidence}, but there is no id for the "
+                "pixels below it: 255 is one of the classes, and none is ignored. Leave it out, or "
+                "use --save confidence."
+            )
         self.training_data = training_data
         self._mean = torch.tensor(preprocessing.mean, device=device).view(3, 1, 1) * 255
         self._std = torch.tensor(preprocessing.std, device=device).view(3, 1, 1) * 255
@@ -81,12 +114,13 @@ class Predictor:
             run: Run folder or weights file.
             device: "auto", "cpu", "cuda", "cuda:1" or "mps".
             amp: "off", "auto", "bf16" or "fp16".
-            config: Windows and test-time augmentation.
+            config: Windows, test-time augmentation and the minimum confidence.
 
         Raises:
             CheckpointError: there are no weights, or they are broken, of a newer version, or do
                 not fit what the file says of its classes and network.
-            ConfigError: the device is not there.
+            ConfigError: the device is not there, or a minimum confidence is given and the classes
+                leave no id for the pixels below it.
         """
         model, info = load_segmenter(find_weights(Path(run)))
         chosen = select_device(device)
@@ -112,12 +146,9 @@ class Predictor:
         Raises:
             ShapeError: the picture is not uint8 [H, W, 3] with at least one pixel.
         """
-        if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or not image.size:
-            raise ShapeError(
-                f"`image` is {image.dtype} {list(image.shape)}; expected uint8 [H, W, 3], RGB."
-            )
+        _check_image(image)
         x = torch.from_numpy(np.ascontiguousarray(image)).to(self.device).permute(2, 0, 1)
-        x = ((x.float() - self._mean) / self._std)[None]
+        x = x.float().sub_(self._mean).div_(self._std)[None]
         if self.preprocessing.input_scale != 1:
             size = scaled_size_hw(x.shape[-2:], self.preprocessing.input_scale)
             x = F.interpolate(x, size=size, mode="bilinear", antialias=True)
@@ -125,43 +156,94 @@ class Predictor:
 
     @torch.inference_mode()
     def predict(
-        self, image: npt.NDArray[np.uint8], *, with_probabilities: bool = False
+        self,
+        image: npt.NDArray[np.uint8],
+        *,
+        with_confidence: bool = False,
+        with_probabilities: bool = False,
     ) -> Prediction:
-        """Label every pixel of a picture, whatever its size.
+        """Label every pixel of an image, whatever its size.
 
         Args:
             image: RGB, uint8 [H, W, 3].
-            with_probabilities: Whether to keep the probabilities, K * H * W * 2 bytes.
+            with_confidence: Whether to keep the probability of the chosen class, H * W * 2 bytes.
+            with_probabilities: Whether to keep all probabilities, K * H * W * 2 bytes.
 
         Raises:
-            ShapeError: the picture is not uint8 [H, W, 3] with at least one pixel.
+            ShapeError: the image is not uint8 [H, W, 3] with at least one pixel.
+            NotFiniteError: the network's output has NaN or infinity.
         """
+        _check_image(image)
         height, width = image.shape[:2]
+        num_classes = self.class_map.num_classes
+        labels = np.empty((height, width), np.uint8)
+        confidence = np.empty((height, width), np.float16) if with_confidence else None
+        probabilities = None
+        if with_probabilities:
+            probabilities = np.empty((num_classes, height, width), np.float16)
+        side = max(1, round(self.config.window / self.preprocessing.input_scale))
+        strip_values = STRIP_VALUES.get(self.device.type, STRIP_VALUES["cuda"])
+        for top, strip in predict_strips(
+            self._window_predictor(image),
+            (height, width),
+            (side, side),
+            self.config.overlap,
+            max_rows=max(1, strip_values // (num_classes * width)),
+        ):
+            rows = slice(top, top + strip.shape[1])
+            highest, indices = strip.max(dim=0)  # faster than argmax
+            indices[highest < self.config.min_confidence] = IGNORE_INDEX
+            labels[rows] = indices.to(torch.uint8).cpu().numpy()
+            if confidence is not None:
+                confidence[rows] = highest.half().cpu().numpy()
+            if probabilities is not None:
+                probabilities[:, rows] = strip.half().cpu().numpy()
+        return Prediction(labels, self.class_map, confidence, probabilities)
+
+    def _window_predictor(self, image: npt.NDArray[np.uint8]) -> Callable[[slice, slice], StripMap]:
+        """A function from the rows and columns of a window to the probabilities of its pixels."""
         predict = augmented(
             self._predict_probabilities, flip=self.config.flip, scales=self.config.scales
         )
 
-        def predict_window(rows: slice, columns: slice) -> Tensor:
+        def predict_window(rows: slice, columns: slice) -> StripMap:
             window = image[rows, columns]
-            probabilities = predict(self.prepare(window))
-            if probabilities.shape[-2:] != window.shape[:2]:
-                probabilities = F.interpolate(probabilities, size=window.shape[:2], mode="bilinear")
-            return probabilities[0]
+            return resized(predict(self.prepare(window)), (window.shape[0], window.shape[1]))
 
-        side = max(1, round(self.config.window / self.preprocessing.input_scale))
-        labels = np.empty((height, width), np.uint8)
-        bands: list[npt.NDArray[np.float16]] = []
-        for top, band in predict_bands(
-            predict_window, (height, width), (side, side), self.config.overlap
-        ):
-            labels[top : top + band.shape[1]] = band.argmax(dim=0).to(torch.uint8).cpu().numpy()
-            if with_probabilities:
-                bands.append(band.half().cpu().numpy())
-        return Prediction(labels, np.concatenate(bands, axis=1) if bands else None)
+        return predict_window
 
-    def _predict_probabilities(self, x: Tensor) -> Tensor:
+    def _predict_probabilities(self, x: Tensor) -> StripMap:
+        """Probabilities at the size of the network's input [1, 3, h, w]."""
+        height, width = x.shape[-2:]
+        is_segmenter = isinstance(self.model, Segmenter)
         with torch.autocast(
             self.device.type, dtype=self.amp_dtype, enabled=self.amp_dtype is not None
         ):
-            logits: Tensor = self.model(x)
-        return logits.float().softmax(dim=1)
+            # Coarse ones are kept: those of the input's size would be 16 times as large.
+            logits: Tensor = self.model.coarse_logits(x) if is_segmenter else self.model(x)
+        # Bilinear upsampling and softmax keep finite what is finite here.
+        self._check_finite(logits)
+        stride = self.model.logits_stride if is_segmenter else 1
+        padded = resized(
+            stored(logits[0]),
+            (logits.shape[-2] * stride, logits.shape[-1] * stride),
+            align_corners=True,
+        )
+        return softmaxed(cropped(padded, (height, width)))
+
+    def _check_finite(self, logits: Tensor) -> None:
+        if bool(torch.isfinite(logits).all()):
+            return
+        fp16 = "With --amp fp16, try --amp bf16 or off. " if self.amp_dtype == torch.float16 else ""
+        raise NotFiniteError(
+            "the network's output has values that are not finite (NaN or infinity). "
+            f"{fp16}The weights are damaged, or their training has diverged; use other weights, or "
+            "train again with a lower --lr."
+        )
+
+
+def _check_image(image: npt.NDArray[np.uint8]) -> None:
+    if image.ndim != 3 or image.shape[2] != 3 or image.dtype != np.uint8 or not image.size:
+        raise ShapeError(
+            f"`image` is {image.dtype} {list(image.shape)}; expected uint8 [H, W, 3], RGB."
+        )

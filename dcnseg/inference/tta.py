@@ -1,4 +1,4 @@
-"""Test-time augmentation: the mean over flips and scales of any function from picture to values.
+"""Test-time augmentation: the mean over flips and scales of any function from image to values.
 
 Entry point: `augmented`.
 """
@@ -7,44 +7,39 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
-import torch
 import torch.nn.functional as F
 from torch import Tensor
 
 from dcnseg.data.dataset import scaled_size_hw
+from dcnseg.inference.strips import StripMap, averaged, mirrored, resized
+
+Predict = Callable[[Tensor], StripMap]
 
 
-def augmented(
-    predict: Callable[[Tensor], Tensor], *, flip: bool, scales: Sequence[float]
-) -> Callable[[Tensor], Tensor]:
+def augmented(predict: Predict, *, flip: bool, scales: Sequence[float]) -> Predict:
     """A function like `predict` that averages over scaled and mirrored copies of its input.
 
     Args:
-        predict: From pictures [B, 3, h, w] to values [B, K, h, w].
+        predict: From an image [1, 3, h, w] to values [K, h, w].
         flip: Whether to add the mirror image (left to right) of every scale.
-        scales: Factors by which the picture is resized; values are resized back.
+        scales: Factors by which the image is resized; values are resized back.
     """
     if not flip and tuple(scales) == (1.0,):
         return predict
 
-    def predict_augmented(image: Tensor) -> Tensor:
-        views = [
-            _at_scale(predict, view, scale).flip(-1)
-            if is_flipped
-            else _at_scale(predict, view, scale)
-            for is_flipped, view in ((False, image), (True, image.flip(-1)))
-            if flip or not is_flipped
-            for scale in scales
-        ]
-        return torch.stack(views).mean(dim=0)
+    def predict_augmented(image: Tensor) -> StripMap:
+        views = [_at_scale(predict, image, scale) for scale in scales]
+        if flip:
+            mirror_image = image.flip(-1)
+            views += [mirrored(_at_scale(predict, mirror_image, scale)) for scale in scales]
+        return averaged(views)
 
     return predict_augmented
 
 
-def _at_scale(predict: Callable[[Tensor], Tensor], image: Tensor, scale: float) -> Tensor:
-    if scale == 1:
-        return predict(image)
-    resized = F.interpolate(
-        image, size=scaled_size_hw(image.shape[-2:], scale), mode="bilinear", antialias=True
-    )
-    return F.interpolate(predict(resized), size=image.shape[-2:], mode="bilinear")
+def _at_scale(predict: Predict, image: Tensor, scale: float) -> StripMap:
+    height, width = image.shape[-2:]
+    if scale != 1:
+        size = scaled_size_hw((height, width), scale)
+        image = F.interpolate(image, size=size, mode="bilinear", antialias=True)
+    return resized(predict(image), (height, width))

@@ -1,21 +1,31 @@
-"""Predictions as files: label maps, overlays and probabilities; entry point `write_prediction`."""
+"""Predictions as files: label maps, overlays and more; entry point `write_prediction`."""
 
 from __future__ import annotations
 
-from collections.abc import Collection
+from collections.abc import Collection, Iterator
 from pathlib import Path, PurePath
+from typing import Final
 
+import cv2
 import numpy as np
 import numpy.typing as npt
 
 from dcnseg.data.class_map import ClassMap
-from dcnseg.data.image_io import write_jpeg, write_png
+from dcnseg.data.image_io import write_jpeg_strips, write_png
 from dcnseg.errors import ConfigError
 from dcnseg.files import atomic_path
 from dcnseg.inference.predictor import Prediction
 
-OUTPUT_KINDS = ("labels", "overlay", "probabilities")
+OUTPUT_FOLDERS: Final = {
+    "labels": "labels",
+    "overlay": "overlays",
+    "confidence": "confidence",
+    "probabilities": "probabilities",
+}
+OUTPUT_KINDS: Final = tuple(OUTPUT_FOLDERS)
+_SUFFIXES: Final = {"labels": ".png", "overlay": ".jpg", "confidence": ".png"}
 OVERLAY_OPACITY = 0.55
+_ROWS: Final = 256  # of large images at a time, so that temporary arrays stay small
 
 
 def check_output_kinds(kinds: Collection[str]) -> None:
@@ -28,49 +38,64 @@ def check_output_kinds(kinds: Collection[str]) -> None:
 
 
 def output_paths(folder: Path, name: PurePath, kinds: Collection[str]) -> dict[str, Path]:
-    """Where `write_prediction` writes each kind of output of the picture `name`."""
-    places = {
-        "labels": folder / "labels" / f"{name}.png",
-        "overlay": folder / "overlays" / f"{name}.jpg",
-        "probabilities": folder / "probabilities" / f"{name}.npz",
+    """Where `write_prediction` writes each kind of output of the image `name`."""
+    return {
+        kind: folder / OUTPUT_FOLDERS[kind] / f"{name}{_SUFFIXES.get(kind, '.npz')}"
+        for kind in OUTPUT_KINDS
+        if kind in kinds
     }
-    return {kind: places[kind] for kind in OUTPUT_KINDS if kind in kinds}
 
 
 def write_prediction(
-    prediction: Prediction,
-    image: npt.NDArray[np.uint8],
-    class_map: ClassMap,
-    paths: dict[str, Path],
+    prediction: Prediction, image: npt.NDArray[np.uint8], paths: dict[str, Path]
 ) -> None:
-    """Write the outputs of one picture; each file appears whole or not at all.
+    """Write the outputs of one image; each file appears whole or not at all.
 
     Args:
-        prediction: Labels of the picture, and probabilities if they are to be written.
-        image: The picture, RGB uint8 [H, W, 3].
-        class_map: Ids and colours of the classes.
+        prediction: Labels of the image, and confidence and probabilities if they are to be written.
+        image: The image, RGB uint8 [H, W, 3].
         paths: Where to write which kind, from `output_paths`.
     """
+    class_map = prediction.class_map
     if "overlay" in paths:
-        write_jpeg(paths["overlay"], draw_overlay(image, prediction.labels, class_map))
+        overlay = (
+            draw_overlay(image[rows], prediction.labels[rows], class_map)
+            for rows in _row_slices(len(image))
+        )
+        write_jpeg_strips(paths["overlay"], (image.shape[0], image.shape[1]), overlay)
+    if "confidence" in paths:
+        assert prediction.confidence is not None
+        write_png(paths["confidence"], confidence_to_gray(prediction.confidence))
     if "probabilities" in paths:
         assert prediction.probabilities is not None
         _write_probabilities(paths["probabilities"], prediction.probabilities, class_map)
-    if "labels" in paths:  # last: a label map that is there says that the picture is done
-        ids = class_map.decode_indices(prediction.labels)
-        write_png(paths["labels"], ids, palette=class_map.palette())
+    if "labels" in paths:  # last: a label map that is there says that the image is done
+        write_png(paths["labels"], prediction.label_map, palette=class_map.palette())
 
 
 def draw_overlay(
     image: npt.NDArray[np.uint8], labels: npt.NDArray[np.uint8], class_map: ClassMap
 ) -> npt.NDArray[np.uint8]:
-    """The picture with the classes' colours over it, uint8 [H, W, 3]; ignored pixels stay bare."""
-    colours = np.zeros((256, 3), np.float32)
-    colours[: class_map.num_classes] = class_map.index_colours()
-    opacity = np.zeros((256, 1), np.float32)
-    opacity[: class_map.num_classes] = OVERLAY_OPACITY
-    blended = image * (1 - opacity)[labels] + (colours * opacity)[labels]
-    return np.rint(blended).astype(np.uint8)
+    """The image with the classes' colors over it, uint8 [H, W, 3]; ignored pixels stay bare."""
+    colors = np.zeros((256, 1, 3), np.uint8)
+    colors[: class_map.num_classes, 0] = class_map.index_colours()
+    tint = cv2.applyColorMap(np.ascontiguousarray(labels), colors)
+    overlay = cv2.addWeighted(image, 1 - OVERLAY_OPACITY, tint, OVERLAY_OPACITY, 0)
+    is_bare = labels >= class_map.num_classes
+    overlay[is_bare] = image[is_bare]
+    return np.asarray(overlay, np.uint8)
+
+
+def confidence_to_gray(confidence: npt.NDArray[np.float16]) -> npt.NDArray[np.uint8]:
+    """Confidence [H, W] from 0 to 1 as gray values from 0 to 255, rounded."""
+    gray = np.empty(confidence.shape, np.uint8)
+    for rows in _row_slices(len(confidence)):
+        gray[rows] = np.rint(confidence[rows].astype(np.float32) * 255)
+    return gray
+
+
+def _row_slices(height: int) -> Iterator[slice]:
+    return (slice(top, top + _ROWS) for top in range(0, height, _ROWS))
 
 
 def _write_probabilities(

@@ -48,6 +48,37 @@ class Segmenter(nn.Module):
             ShapeError: `x` is not a batch of three-channel pictures, or holds one picture in
                 training mode, where the ASPP's batch normalisation has a single value.
         """
+        height, width = x.shape[-2:]
+        logits: Tensor = self.segmentation_head(self._decode(x))
+        return logits[..., :height, :width]
+
+    def coarse_logits(self, x: Tensor) -> Tensor:
+        """The logits before the head's upsampling, of which `forward` makes its own.
+
+        Args:
+            x: As for `forward`.
+
+        Returns:
+            Logits, [B, K, h, w]: bilinear upsampling by `logits_stride` with aligned corners gives
+            those of the input, padded below and at the right.
+
+        Raises:
+            ShapeError: As `forward`.
+        """
+        logits: Tensor = self._head_layers()[0](self._decode(x))
+        return logits
+
+    @property
+    def logits_stride(self) -> int:
+        """By how much `coarse_logits` are coarser than the input."""
+        return int(getattr(self._head_layers()[1], "scale_factor", 1))
+
+    def _head_layers(self) -> nn.Sequential:
+        assert isinstance(self.segmentation_head, nn.Sequential)
+        return self.segmentation_head
+
+    def _decode(self, x: Tensor) -> Tensor:
+        """The decoder's output, of the input padded to a multiple of the output stride."""
         if x.dim() != 4 or x.shape[1] != 3:
             raise ShapeError(f"`x` has shape {list(x.shape)}; expected [B, 3, H, W].")
         if self.training and x.shape[0] == 1:
@@ -55,12 +86,11 @@ class Segmenter(nn.Module):
                 "`x` holds one picture; training needs at least 2, because the ASPP's image "
                 "pooling normalises over the batch. Use a larger batch, or call eval() first."
             )
-        height, width = x.shape[-2:]
-        pad_h, pad_w = -height % self.output_stride, -width % self.output_stride
+        pad_h, pad_w = (-side % self.output_stride for side in x.shape[-2:])
         if pad_h or pad_w:
             x = F.pad(x, (0, pad_w, 0, pad_h))
-        logits: Tensor = self.segmentation_head(self.decoder(self.encoder(x)))
-        return logits[..., :height, :width]
+        decoded: Tensor = self.decoder(self.encoder(x))
+        return decoded
 
     def deformable_layers(self) -> dict[str, DeformConv2d]:
         """The deformable layers by name, in the order of the modules (ResNets run in it)."""

@@ -9,10 +9,12 @@ from pathlib import Path
 import torch.nn.functional as F
 from torch import Tensor
 
-from dcnseg.data.image_io import read_image, read_size
-from dcnseg.errors import ConfigError, DcnsegError
+from dcnseg.data.image_io import read_size
+from dcnseg.errors import ConfigError, DataError, DcnsegError
+from dcnseg.files import mark_output_folder
 from dcnseg.inference.inputs import InputImage
 from dcnseg.inference.predictor import Predictor
+from dcnseg.inference.results import describe_error
 from dcnseg.visualize.report import check_points, default_points, visualize_image
 
 MOST_NETWORK_PIXELS = 2048 * 2048
@@ -48,7 +50,8 @@ def visualize_files(
         The result of each picture, as soon as its files are complete.
 
     Raises:
-        ConfigError: the network has no deformable layer, or a point lies outside a picture.
+        ConfigError: the network has no deformable layer, a point lies outside a picture, or `out`
+            holds the images.
         CheckpointError: the weights cannot be loaded.
     """
     predictor = Predictor.from_checkpoint(run, device=device)
@@ -57,9 +60,11 @@ def visualize_files(
             f"{run} is a plain network without deformable layers; train with --deform-layers 3."
         )
     _check_points_everywhere(points, images)
+    _refuse_folder_of_images(out, images)
     for image in images:
         try:
-            pixels = read_image(image.path)
+            pixels = image.read()
+            mark_output_folder(out)
             height, width = pixels.shape[:2]
             paths = visualize_image(
                 predictor.model,
@@ -69,10 +74,20 @@ def visualize_files(
                 out / image.name.parent,
                 image.name.name,
             )
-        except DcnsegError as error:
-            yield DrawnImage(image, (), str(error))
+        except (DcnsegError, MemoryError) as error:
+            yield DrawnImage(image, (), describe_error(image, error))
         else:
             yield DrawnImage(image, tuple(paths))
+
+
+def _refuse_folder_of_images(out: Path, images: Sequence[InputImage]) -> None:
+    """Refuse to write, and put the mark of outputs, among the images themselves."""
+    real_out = out.resolve()
+    for image in images:
+        if image.path.absolute().is_relative_to(real_out):
+            raise ConfigError(
+                f"--out is {out}, which holds {image}; expected a folder without images."
+            )
 
 
 def _bounded(network_input: Tensor) -> Tensor:
@@ -95,7 +110,7 @@ def _check_points_everywhere(
     for image in images if points else ():
         try:
             size = read_size(image.path)
-        except DcnsegError:
+        except DataError:
             continue  # a broken picture is reported when its turn comes
         try:
             check_points(points, size)

@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import errno
 import json
+import os
 import random
 from pathlib import Path
 from typing import Any
@@ -278,7 +279,84 @@ def test_a_full_disk_is_one_line_and_what_was_written_is_whole(
     assert result.exit_code == 1
     assert result.stderr.splitlines()[-1].startswith(f"Error: {tmp_path / 'out' / 'labels'}")
     assert result.stderr.splitlines()[-1].endswith(".png: No space left on device")
-    (written,) = [path for path in tmp_path.rglob("*") if path.is_file()]
+    (written,) = (tmp_path / "out").rglob("*.png")
     assert written.name.startswith("scene_000")
     with Image.open(written) as picture:
         picture.load()
+
+
+def diverged(run: Path, path: Path) -> Path:
+    """A copy of a run's weights, each finite, whose products overflow."""
+    tensors = load_file(run / "best.safetensors")
+    tensors["segmentation_head.0.weight"].fill_(3e38)
+    with safe_open(run / "best.safetensors", framework="pt") as file:
+        save_file(tensors, path, metadata=file.metadata())
+    return path
+
+
+def test_output_that_is_not_finite_names_the_image(
+    invoke: Invoke, run: Path, scenes: Path, tmp_path: Path
+) -> None:
+    weights = diverged(run, tmp_path / "bad.safetensors")
+    images = sorted((scenes / "val" / "images").iterdir())[:2]
+    result = invoke("predict", weights, *images, "--out", tmp_path / "out", "--device=cpu")
+    assert (result.exit_code, result.stdout) == (3, "")
+    for image in images:
+        text = f"Error: {image}: the network's output has values that are not finite"
+        assert text in result.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_a_minimum_confidence(invoke: Invoke, run: Path, scenes: Path, tmp_path: Path) -> None:
+    image = next((scenes / "val" / "images").iterdir())
+    arguments = ("predict", run, image, "--out", tmp_path / "out", "--device=cpu", "--json")
+    result = invoke(*arguments, "--save=labels,confidence", "--min-confidence=1")
+    assert result.exit_code == 0, result.stderr
+    line = json.loads(result.stdout)
+    assert (line["class_shares"], line["share_below_min_confidence"]) == ({}, 1)
+    with Image.open(line["outputs"]["labels"]) as file:
+        assert file.getextrema() == (255, 255)
+    with Image.open(line["outputs"]["confidence"]) as file:
+        assert file.mode == "L"
+    assert "no pixel reaches --min-confidence" in result.stderr
+    assert invoke(*arguments, "--overwrite", "--min-confidence=2").exit_code == 2
+
+
+def test_bad_images_of_every_kind_do_not_stop_the_others(
+    invoke: Invoke, run: Path, scenes: Path, tmp_path: Path
+) -> None:
+    os.mkfifo(tmp_path / "fifo.png")
+    (tmp_path / "loop.png").symlink_to("loop.png")
+    (tmp_path / "film.mp4").touch()
+    Image.new("RGB", (65501, 1)).save(tmp_path / "wide.png")
+    good = next((scenes / "val" / "images").iterdir())
+    url = "https://example.org//a.jpg"
+    arguments = ("predict", run, tmp_path, url, good, "--out", tmp_path / "out", "--device=cpu")
+    for _ in range(2):  # its own outputs are no input
+        result = invoke(*arguments, "--overwrite")
+        assert result.exit_code == 3
+        for text in (
+            f"{tmp_path} has 1 .mp4 file, which are not read; they are skipped.",
+            "fifo.png: is not a regular file",
+            "loop.png: cannot be opened",
+            f"Error: {url}: URLs are not read; download the image first.",
+            "2 of 5 pictures labelled",
+        ):
+            assert text in result.stderr
+
+
+def test_an_unexpected_error_shows_its_traceback_on_request(
+    invoke: Invoke, run: Path, scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(self: Predictor, image: np.ndarray, **options: bool) -> object:
+        raise ZeroDivisionError("odd")
+
+    monkeypatch.setattr(Predictor, "predict", fail)
+    image = next((scenes / "val" / "images").iterdir())
+    arguments = ("predict", run, image, "--out", tmp_path / "out", "--device=cpu")
+    result = invoke(*arguments)
+    assert result.exit_code == 3
+    text = f"{image}: unexpected: ZeroDivisionError: odd (DCNSEG_DEBUG=1 shows the traceback)"
+    assert text in result.stderr
+    monkeypatch.setenv("DCNSEG_DEBUG", "1")
+    assert "Traceback" in invoke(*arguments).stderr

@@ -1,13 +1,17 @@
 from __future__ import annotations
 
 import json
-from pathlib import Path
+import shutil
+from pathlib import Path, PurePath
 
 import pytest
 from PIL import Image
 
 from dcnseg.config import ModelConfig
 from dcnseg.engine.training import train
+from dcnseg.errors import ConfigError
+from dcnseg.files import is_output_folder
+from dcnseg.inference.inputs import InputImage
 from dcnseg.visualize import run as visualize_run
 from tests.conftest import Invoke, small_config
 
@@ -104,3 +108,20 @@ def test_a_huge_picture_is_shown_to_the_network_smaller(
     assert result.exit_code == 0, result.stderr
     numbers = json.loads((tmp_path / f"{picture.stem}.json").read_text())
     assert numbers["layers"][-1]["input_stride_px_yx"] == [32, 32]  # 16, at half the size
+
+
+def test_a_folder_of_images_is_no_output_folder(
+    invoke: Invoke, run: Path, scenes: Path, tmp_path: Path
+) -> None:
+    image = shutil.copy(next((scenes / "val" / "images").iterdir()), tmp_path)
+    out = tmp_path / "offsets"
+    for _ in range(2):  # its own drawings are no input
+        arguments = ("visualize-offsets", run, tmp_path, "--out", out, "--overwrite")
+        result = invoke(*arguments, "--point=1,1", "--device=cpu")
+        assert result.exit_code == 0, result.stderr
+        assert "1 of 1 pictures drawn" in result.stderr
+    assert is_output_folder(out)
+    inputs = [InputImage(Path(image), PurePath("a"))]
+    with pytest.raises(ConfigError, match=r"which holds .*; expected a folder without images"):
+        list(visualize_run.visualize_files(run, inputs, tmp_path, device="cpu"))
+    assert not is_output_folder(tmp_path)

@@ -1,19 +1,26 @@
 from __future__ import annotations
 
+import errno
+from collections.abc import Callable
+from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 
 import numpy as np
 import pytest
 from PIL import Image
 
+from dcnseg.config import PredictConfig
 from dcnseg.data.image_io import read_image, read_mask
 from dcnseg.errors import ConfigError
+from dcnseg.files import OUTPUT_MARKER, is_output_folder
+from dcnseg.inference import batch, memory
 from dcnseg.inference.batch import predict_files
-from dcnseg.inference.inputs import find_inputs
-from dcnseg.inference.predictor import Predictor
-from dcnseg.inference.writers import check_output_kinds, draw_overlay
+from dcnseg.inference.doubts import find_doubts
+from dcnseg.inference.inputs import InputImage, find_inputs
+from dcnseg.inference.predictor import Prediction, Predictor
+from dcnseg.inference.writers import check_output_kinds, draw_overlay, write_prediction
 
-KINDS = ("labels", "overlay", "probabilities")
+KINDS = ("labels", "overlay", "confidence", "probabilities")
 
 
 def test_every_kind_of_output(predictor: Predictor, scenes: Path, tmp_path: Path) -> None:
@@ -22,7 +29,8 @@ def test_every_kind_of_output(predictor: Predictor, scenes: Path, tmp_path: Path
     assert [result.error for result in results] == [None] * 3
     for result in results:
         image = read_image(result.image.path)
-        expected = predictor.predict(image, with_probabilities=True)
+        expected = predictor.predict(image, with_confidence=True, with_probabilities=True)
+        assert expected.confidence is not None
         ids = read_mask(result.outputs["labels"])
         np.testing.assert_array_equal(ids, np.array(predictor.class_map.ids)[expected.labels])
         with Image.open(result.outputs["labels"]) as file:
@@ -30,8 +38,13 @@ def test_every_kind_of_output(predictor: Predictor, scenes: Path, tmp_path: Path
             colours = np.array(file.convert("RGB"))
         np.testing.assert_array_equal(colours, predictor.class_map.index_colours()[expected.labels])
         assert read_image(result.outputs["overlay"]).shape == image.shape
+        with Image.open(result.outputs["confidence"]) as file:
+            assert file.mode == "L"
+            gray = np.asarray(file) / 255
+        np.testing.assert_allclose(gray, expected.confidence, atol=0.5 / 255 + 1e-6)
         with np.load(result.outputs["probabilities"]) as archive:
             np.testing.assert_array_equal(archive["probabilities"], expected.probabilities)
+            np.testing.assert_array_equal(archive["probabilities"].max(0), expected.confidence)
             assert tuple(archive["names"]) == predictor.class_map.names
         assert sum(result.class_shares.values()) == pytest.approx(1, abs=1e-4)
 
@@ -56,7 +69,7 @@ def test_a_broken_picture_does_not_stop_the_others(
     assert "missing.png" in str(results[1].error)
     assert [result.error for result in results[2:]] == [None] * 3
     written = {path.name for path in (tmp_path / "out").rglob("*") if path.is_file()}
-    assert written == {path.with_suffix(".png").name for path in good}
+    assert written == {path.with_suffix(".png").name for path in good} | {OUTPUT_MARKER}
 
 
 def test_overlay_lays_the_classes_colours_over_the_picture(predictor: Predictor) -> None:
@@ -72,3 +85,223 @@ def test_overlay_lays_the_classes_colours_over_the_picture(predictor: Predictor)
 def test_unknown_kind_is_named() -> None:
     with pytest.raises(ConfigError, match="--save is 'mask'; expected some of labels, overlay"):
         check_output_kinds(["labels", "mask"])
+
+
+def small(path: Path, width: int = 9, height: int = 8) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", (width, height)).save(path)
+    return path
+
+
+@pytest.mark.parametrize("stage", ["read", "predict", "write"])
+def test_any_exception_is_the_images_own(
+    predictor: Predictor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: str
+) -> None:
+    files = [small(tmp_path / name) for name in ("a.png", "b.png", "c.png")]
+
+    def failing(function: Callable[..., object]) -> Callable[..., object]:
+        calls = iter([None, ZeroDivisionError("odd\nlines"), None])
+
+        def call(*arguments: object, **options: object) -> object:
+            error = next(calls)
+            if error:
+                raise error
+            return function(*arguments, **options)
+
+        return call
+
+    place, name = {
+        "read": (InputImage, "read"),
+        "predict": (predictor, "predict"),
+        "write": (batch, "write_prediction"),
+    }[stage]
+    monkeypatch.setattr(batch, "ThreadPoolExecutor", lambda **_: ThreadPoolExecutor(1))
+    monkeypatch.setattr(place, name, failing(getattr(place, name)))
+    results = predict_files(predictor, find_inputs(map_str(files)), tmp_path / "out", ("labels",))
+    assert [result.error for result in results] == [
+        None,
+        f"{files[1]}: unexpected: ZeroDivisionError: odd",
+        None,
+    ]
+    assert results[1].is_unexpected
+    assert isinstance(results[1].cause, ZeroDivisionError)
+    assert [result.is_predicted for result in results] == [True, False, True]
+
+
+def map_str(paths: list[Path]) -> list[str]:
+    return [str(path) for path in paths]
+
+
+@pytest.mark.parametrize(
+    ("number", "is_fatal"),
+    [(errno.ENOSPC, True), (errno.EDQUOT, True), (errno.EROFS, True), (errno.ENAMETOOLONG, False)],
+)
+def test_a_full_disk_ends_all_and_an_impossible_name_does_not(
+    predictor: Predictor,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+    number: int,
+    is_fatal: bool,
+) -> None:
+    files = [small(tmp_path / name) for name in ("a.png", "b.png")]
+
+    def write(prediction: Prediction, image: np.ndarray, paths: dict[str, Path]) -> None:
+        if paths["labels"].stem == "a":
+            raise OSError(number, "no")
+        write_prediction(prediction, image, paths)
+
+    monkeypatch.setattr(batch, "write_prediction", write)
+    inputs, out = find_inputs(map_str(files)), tmp_path / "out"
+    if is_fatal:
+        with pytest.raises(OSError, match="no") as caught:
+            predict_files(predictor, inputs, out, ("labels",))
+        assert caught.value.filename == str(out / "labels" / "a.png")
+        return
+    results = predict_files(predictor, inputs, out, ("labels",))
+    assert results[0].error == f"{files[0]}: {out / 'labels' / 'a.png'}: no"
+    assert not results[0].is_unexpected
+    assert results[1].is_predicted
+
+
+def test_sides_that_a_jpeg_cannot_have(predictor: Predictor, tmp_path: Path) -> None:
+    files = [small(tmp_path / "wide.png", 65501, 2), small(tmp_path / "high.png", 1, 65600)]
+    results = predict_files(
+        predictor, find_inputs(map_str(files)), tmp_path / "out", ("labels", "overlay")
+    )
+    assert [result.error for result in results] == [None, None]
+    sizes = []
+    for result in results:
+        for kind in ("labels", "overlay"):
+            with Image.open(result.outputs[kind]) as file:
+                sizes.append(file.size)
+    assert sizes == [(65501, 2), (65500, 2), (1, 65600), (1, 65500)]
+
+
+def test_large_images_go_one_by_one(
+    predictor: Predictor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Between reading a large image and writing it no other one is held."""
+    files = [small(tmp_path / f"{i}.png", *((40, 30) if i in (2, 3) else (4, 3))) for i in range(7)]
+    monkeypatch.setattr(batch, "LARGE_PIXELS", 40 * 30)
+    events: list[tuple[str, str]] = []
+    read = InputImage.read
+
+    def note_read(image: InputImage) -> np.ndarray:
+        events.append(("read", image.path.stem))
+        return read(image)
+
+    def note_write(prediction: Prediction, image: np.ndarray, paths: dict[str, Path]) -> None:
+        events.append(("write", paths["labels"].stem))
+
+    monkeypatch.setattr(InputImage, "read", note_read)
+    monkeypatch.setattr(batch, "write_prediction", note_write)
+    results = predict_files(predictor, find_inputs(map_str(files)), tmp_path / "out", ("labels",))
+    assert [result.image.path for result in results] == files
+    for name in ("2", "3"):
+        start, end = events.index(("read", name)), events.index(("write", name))
+        before, between, after = events[:start], events[start + 1 : end], events[end + 1 :]
+        assert all(what == "write" for what, _ in between)
+        earlier = {stem for what, stem in before if what == "read"}
+        assert not any(stem in earlier for what, stem in after if what == "write")
+
+
+def test_probabilities_that_do_not_fit_are_refused(
+    predictor: Predictor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    num_classes = predictor.class_map.num_classes
+    monkeypatch.setattr(memory, "free_memory", lambda: 2.0 * num_classes * 9 * 8)
+    files = [small(tmp_path / "fits.png"), small(tmp_path / "large.png", 9, 9)]
+    results = predict_files(
+        predictor, find_inputs(map_str(files)), tmp_path / "out", ("probabilities",)
+    )
+    assert results[0].error is None
+    assert f"large.png: the probabilities of {num_classes} classes for 9x9 pixels take" in str(
+        results[1].error
+    )
+    assert "use --save confidence instead" in str(results[1].error)
+
+
+def test_pixels_below_the_minimum_confidence_are_ignored(run: Path, tmp_path: Path) -> None:
+    noise = np.random.default_rng(3).integers(0, 256, (64, 96, 3), dtype=np.uint8)
+    Image.fromarray(noise).save(tmp_path / "a.png")
+    free = Predictor.from_checkpoint(run, device="cpu").predict(noise, with_confidence=True)
+    assert free.confidence is not None
+    least = float(np.median(free.confidence))
+    predictor = Predictor.from_checkpoint(
+        run, device="cpu", config=PredictConfig(min_confidence=least)
+    )
+    (result,) = predict_files(
+        predictor, find_inputs([str(tmp_path / "a.png")]), tmp_path / "out", ("labels", "overlay")
+    )
+    ids = read_mask(result.outputs["labels"])
+    is_sure = ids != 255
+    assert 0.2 < is_sure.mean() < 0.8
+    is_clear = np.abs(free.confidence - least) > 1e-3  # float16 rounds
+    np.testing.assert_array_equal(is_sure[is_clear], (free.confidence >= least)[is_clear])
+    np.testing.assert_array_equal(ids[is_sure], free.label_map[is_sure])
+    assert result.share_below == pytest.approx(1 - is_sure.mean(), abs=1e-5)
+    assert sum(result.class_shares.values()) + result.share_below == pytest.approx(1, abs=1e-4)
+    bare = draw_overlay(noise, predictor.predict(noise).labels, predictor.class_map)
+    np.testing.assert_array_equal(bare[~is_sure], noise[~is_sure])
+    assert (bare[is_sure] != noise[is_sure]).any()
+
+
+def test_no_pixel_above_the_minimum_confidence_is_said(run: Path, tmp_path: Path) -> None:
+    predictor = Predictor.from_checkpoint(run, device="cpu", config=PredictConfig(min_confidence=1))
+    inputs = find_inputs([str(small(tmp_path / "a.png"))])
+    results = predict_files(predictor, inputs, tmp_path / "out", ("labels",))
+    assert (results[0].class_shares, results[0].share_below) == ({}, 1)
+    (doubt,) = find_doubts(results, None, predictor.class_map.num_classes)
+    assert "no pixel reaches --min-confidence" in doubt
+
+
+def test_outputs_are_not_taken_for_input(predictor: Predictor, tmp_path: Path) -> None:
+    """Twice into a folder within the input, marked or (as by older versions) not."""
+    folder = tmp_path / "photos"
+    notes: list[str] = []
+    small(folder / "a.png")
+    small(folder / "sub" / "b.png")
+    out = folder / "predictions"
+    outputs = [out / "labels", out / "overlays"]
+
+    def names() -> list[str]:
+        images = find_inputs([str(folder)], outputs=outputs, on_note=notes.append)
+        predict_files(predictor, images, out, ("labels", "overlay"))
+        return [str(image.name) for image in images]
+
+    assert names() == ["a", "sub/b"]
+    assert is_output_folder(out)
+    assert names() == ["a", "sub/b"]
+    (out / OUTPUT_MARKER).unlink()
+    assert names() == ["a", "sub/b"]
+    assert notes[-1].startswith("4 files in the output folder are not taken as input, ")
+
+
+def test_a_folder_of_images_is_not_marked_but_its_outputs_are(
+    predictor: Predictor, tmp_path: Path
+) -> None:
+    inputs = find_inputs([str(small(tmp_path / "a.png"))])
+    predict_files(predictor, inputs, tmp_path, ("labels",))
+    assert not is_output_folder(tmp_path)
+    assert is_output_folder(tmp_path / "labels")
+    predict_files(predictor, inputs, tmp_path, ("labels",))
+    # Masks of the user's own.
+    (tmp_path / "labels" / OUTPUT_MARKER).unlink()
+    with pytest.raises(ConfigError, match=r"holds the images, and .*labels holds files that"):
+        predict_files(predictor, inputs, tmp_path, ("labels",))
+
+
+def test_the_first_of_several_pages_is_read_with_a_warning(
+    predictor: Predictor, tmp_path: Path
+) -> None:
+    frames = [Image.new("RGB", (9, 8), color) for color in ("red", "blue")]
+    for name in ("a.gif", "b.tif", "c.png", "d.webp"):
+        frames[0].save(tmp_path / name, save_all=True, append_images=frames[1:])
+    small(tmp_path / "e.gif")
+    results = predict_files(predictor, find_inputs([str(tmp_path)]), tmp_path / "o", ("labels",))
+    assert [result.has_more_frames for result in results] == [True] * 4 + [False]
+    doubts = find_doubts(results, None, 1)
+    assert doubts == [
+        f"4 of 5 images have several pages or frames, {tmp_path / 'a.gif'} for one; only the first "
+        "is read."
+    ]

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import os
 from pathlib import Path, PurePath
 
 import pytest
@@ -97,3 +98,66 @@ def test_masks_of_a_data_folder_are_left_out(tmp_path: Path) -> None:
     assert f"{tmp_path}/train/masks, {tmp_path}/val/masks are left out" in note
     # A folder that is named is meant.
     assert names([str(tmp_path / "train" / "masks")]) == ["a"]
+
+
+def test_urls_are_kept_as_given_and_not_read(pictures: Path) -> None:
+    url = "https://example.org//a/b.jpg"
+    images = find_inputs([str(pictures / "a.png"), url])
+    assert [str(image) for image in images] == [str(pictures / "a.png"), url]
+    with pytest.raises(
+        DataError, match=r"^https://example\.org//a/b\.jpg: URLs are not read; down"
+    ):
+        images[1].read()
+
+
+def test_files_that_are_not_read_are_listed(tmp_path: Path) -> None:
+    for name in ("a.mp4", "b.HEIC", "sub/c.heic", "d.dng", "notes.txt"):
+        (tmp_path / name).parent.mkdir(exist_ok=True)
+        (tmp_path / name).touch()
+    unread = "1 .dng, 2 .heic and 1 .mp4 files, which are not read"
+    with pytest.raises(DataError, match=f"no pictures in this folder; it has {unread}"):
+        find_inputs([str(tmp_path)])
+    Image.new("RGB", (4, 3)).save(tmp_path / "e.png")
+    notes: list[str] = []
+    assert len(find_inputs([str(tmp_path)], on_note=notes.append)) == 1
+    assert notes == [f"{tmp_path} has {unread}; they are skipped."]
+
+
+def test_names_that_no_file_can_have_are_kept_to_be_reported(tmp_path: Path) -> None:
+    (tmp_path / "loop.png").symlink_to("loop.png")
+    arguments = [str(tmp_path / "loop.png"), "a" * 5000 + ".png"]
+    images = find_inputs(arguments)
+    assert [str(image) for image in images] == arguments
+    for image in images:
+        with pytest.raises(DataError, match="cannot be opened"):
+            image.read()
+
+
+def test_names_of_any_bytes_in_a_list(tmp_path: Path) -> None:
+    name = os.fsdecode(b"\xff.png")
+    Image.new("RGB", (4, 3)).save(tmp_path / name)
+    read_end, write_end = os.pipe()
+    os.write(write_end, os.fsencode(tmp_path / name) + b"\n")
+    os.close(write_end)
+    with open(read_end, encoding="utf-8") as stdin:  # noqa: PTH123
+        (image,) = find_inputs(["-"], stdin)
+    assert image.read().shape == (3, 4, 3)
+
+
+def test_a_list_of_a_closed_stdin() -> None:
+    with pytest.raises(DataError, match="no pictures were listed on stdin"):
+        find_inputs(["-"], None)
+
+
+def test_files_below_the_outputs_are_left_out_however_they_are_named(pictures: Path) -> None:
+    out = pictures / "sub"
+    arguments = [str(pictures / "a.png"), f"{pictures}/sub/*.jpg", f"{pictures}/sub/deep/c ü.PNG"]
+    notes: list[str] = []
+    images = find_inputs(arguments, outputs=[out], on_note=notes.append)
+    assert [str(image.name) for image in images] == ["a"]
+    first = pictures / "sub" / "b.jpg"
+    assert notes == [f"2 files in the output folder are not taken as input, {first} for one."]
+    with pytest.raises(DataError, match="no images but those in the output folder"):
+        find_inputs(arguments[1:], outputs=[out])
+    with pytest.raises(DataError, match="no pictures in this folder but those in the output fold"):
+        find_inputs([str(out)], outputs=[out])

@@ -1,14 +1,26 @@
 from __future__ import annotations
 
+from collections.abc import Iterator
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
+import torch.nn.functional as F
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from segmentation_models_pytorch.base import SegmentationHead
+from torch import Tensor
 
 from dcnseg.config import PredictConfig, Preprocessing
-from dcnseg.errors import CheckpointError, ShapeError
-from dcnseg.inference.predictor import Predictor
+from dcnseg.data.class_map import ClassInfo, ClassMap
+from dcnseg.data.dataset import scaled_size_hw
+from dcnseg.errors import CheckpointError, ConfigError, NotFiniteError, ShapeError
+from dcnseg.inference import predictor as predictor_module
+from dcnseg.inference.predictor import Prediction, Predictor
+from dcnseg.inference.sliding_window import blending_profile, predict_strips, window_starts
+from dcnseg.models.segmenter import Segmenter
 
 
 def picture(height: int, width: int) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
@@ -87,3 +99,158 @@ def test_what_is_no_picture_is_refused(
 def test_missing_weights_are_never_made_up(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="no such run folder"):
         Predictor.from_checkpoint(tmp_path / "run")
+
+
+def tiny_predictor(
+    num_classes: int, config: PredictConfig, input_scale: float = 1.0, upsampling: int = 4
+) -> Predictor:
+    """A segmenter of two convolutions, whose head upsamples as those of the real ones do."""
+    torch.manual_seed(num_classes)
+    encoder = torch.nn.Conv2d(3, 4, 5, stride=upsampling, padding=2)
+    head = SegmentationHead(4, num_classes, kernel_size=1, upsampling=upsampling)
+    torch.nn.init.normal_(head[0].weight, std=3)
+    model = Segmenter(encoder, torch.nn.Sigmoid(), head, output_stride=16)
+    return Predictor(
+        model,
+        ClassMap.from_values(range(num_classes)),
+        Preprocessing(input_scale=input_scale),
+        device=torch.device("cpu"),
+        config=config,
+    )
+
+
+@torch.inference_mode()
+def predict_whole_windows(
+    predictor: Predictor, image: np.ndarray[tuple[int, ...], np.dtype[np.uint8]]
+) -> Tensor:
+    """The probabilities [K, H, W] without strips: every window upsampled wholly, then blended."""
+    config, (height, width) = predictor.config, image.shape[:2]
+    side = max(1, round(config.window / predictor.preprocessing.input_scale))
+    window_h, window_w = min(side, height), min(side, width)
+    weights = blending_profile(window_h)[:, None] * blending_profile(window_w)
+    total = torch.zeros(predictor.class_map.num_classes, height, width)
+    norm = torch.zeros(height, width)
+    for top in window_starts(height, window_h, config.overlap):
+        for left in window_starts(width, window_w, config.overlap):
+            rows, columns = slice(top, top + window_h), slice(left, left + window_w)
+            x = predictor.prepare(image[rows, columns])
+            views = []
+            for is_flipped in (False, True) if config.flip else (False,):
+                for scale in config.scales:
+                    view = x.flip(-1) if is_flipped else x
+                    size = scaled_size_hw(x.shape[-2:], scale)
+                    if scale != 1:
+                        view = F.interpolate(view, size=size, mode="bilinear", antialias=True)
+                    probabilities = predictor.model(view).softmax(dim=1)
+                    probabilities = F.interpolate(probabilities, x.shape[-2:], mode="bilinear")
+                    views.append(probabilities.flip(-1) if is_flipped else probabilities)
+            mean = torch.stack(views).mean(dim=0)
+            values = F.interpolate(mean, size=(window_h, window_w), mode="bilinear")[0]
+            total[:, rows, columns] += values * weights
+            norm[rows, columns] += weights
+    return total / norm
+
+
+@settings(max_examples=30, deadline=None)
+@given(
+    st.integers(1, 150),
+    st.integers(1, 150),
+    st.sampled_from([1, 2, 11, 150]),
+    st.sampled_from([0.25, 0.5, 1.0, 1.7]),
+    st.sampled_from([0.0, 0.25, 0.6, 0.75]),
+    st.booleans(),
+    st.sampled_from([(1.0,), (0.5, 1.0, 1.5), (0.75,)]),
+    st.sampled_from([1, 4, 8]),
+    st.integers(10, 16),
+)
+def test_strips_give_what_whole_windows_give(
+    height: int,
+    width: int,
+    num_classes: int,
+    input_scale: float,
+    overlap: float,
+    flip: bool,
+    scales: tuple[float, ...],
+    upsampling: int,
+    strip_values: int,
+) -> None:
+    config = PredictConfig(window=64, overlap=overlap, flip=flip, scales=scales)
+    predictor = tiny_predictor(num_classes, config, input_scale, upsampling)
+    image = picture(height, width)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(predictor_module.STRIP_VALUES, "cpu", 1 << strip_values)
+        prediction = predictor.predict(image, with_confidence=True, with_probabilities=True)
+    expected = predict_whole_windows(predictor, image)
+    assert prediction.probabilities is not None
+    assert prediction.confidence is not None
+    np.testing.assert_allclose(prediction.probabilities, expected, atol=6e-4)
+    np.testing.assert_allclose(prediction.confidence, expected.amax(0), atol=6e-4)
+    chosen = expected.gather(0, torch.from_numpy(prediction.labels).long()[None])[0]
+    torch.testing.assert_close(chosen, expected.amax(0), atol=1e-5, rtol=0)  # ties apart
+
+
+def test_no_more_than_a_strip_is_held_at_full_resolution(monkeypatch: pytest.MonkeyPatch) -> None:
+    heights = []
+
+    def noting(*arguments: Any, **options: Any) -> Iterator[tuple[int, Tensor]]:
+        for top, strip in predict_strips(*arguments, **options):
+            heights.append(strip.shape[1])
+            yield top, strip
+
+    monkeypatch.setattr(predictor_module, "predict_strips", noting)
+    monkeypatch.setitem(predictor_module.STRIP_VALUES, "cpu", 11 * 100 * 5)
+    tiny_predictor(11, PredictConfig(window=64)).predict(picture(300, 100))
+    assert max(heights) == 5
+    assert sum(heights) == 300
+
+
+@pytest.mark.parametrize("value", [float("nan"), float("inf"), 3e38])
+def test_output_that_is_not_finite_is_an_error(value: float) -> None:
+    """Also where finite weights overflow; a NaN would become class 0."""
+    predictor = tiny_predictor(3, PredictConfig(window=64))
+    with torch.no_grad():
+        predictor.model.segmentation_head[0].weight.fill_(value)  # type: ignore[index]
+        predictor.model.segmentation_head[0].bias.fill_(value)  # type: ignore[index]
+    with pytest.raises(NotFiniteError, match=r"not finite \(NaN or infinity\)\. The weights are"):
+        predictor.predict(picture(100, 80))
+    predictor.amp_dtype = torch.float16
+    with pytest.raises(NotFiniteError, match="With --amp fp16, try --amp bf16 or off"):
+        predictor._check_finite(torch.tensor(float("inf")))
+
+
+@pytest.mark.parametrize(
+    ("ids", "ignored", "expected"),
+    [
+        ((0, 255), (), [[0, 255]]),
+        ((7, 300), (), [[7, 300]]),
+        ((3, 4), (), [[3, 4]]),
+        ((0, 255), (9,), [[0, 255, 9]]),
+        ((3, 4), (9,), [[3, 4, 255]]),
+    ],
+)
+def test_label_maps_hold_class_ids(
+    ids: tuple[int, ...], ignored: tuple[int, ...], expected: list[list[int]]
+) -> None:
+    class_map = ClassMap(
+        tuple(ClassInfo(i, f"c{i}", (i % 256, 0, 0)) for i in ids),
+        tuple(ClassInfo(i, f"i{i}", (0, 0, 0)) for i in ignored),
+    )
+    labels = np.array([[0, 1, 255][: len(expected[0])]], np.uint8)
+    label_map = Prediction(labels, class_map).label_map
+    assert label_map.tolist() == expected
+    assert label_map.dtype == (np.uint16 if max(ids) > 255 else np.uint8)
+
+
+def test_a_minimum_confidence_needs_an_ignored_id() -> None:
+    class_map = ClassMap.binary(255)
+    with pytest.raises(ConfigError, match=r"255 is one of the classes, and none is ignored"):
+        Predictor(
+            tiny_predictor(2, PredictConfig()).model,
+            class_map,
+            Preprocessing(),
+            device=torch.device("cpu"),
+            config=PredictConfig(min_confidence=0.5),
+        )
+    for value in (-0.1, 1.1, float("nan")):
+        with pytest.raises(ConfigError, match=r"--min-confidence is .*; expected between 0 and 1"):
+            PredictConfig(min_confidence=value)

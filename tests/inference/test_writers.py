@@ -21,7 +21,7 @@ def test_label_maps_hold_the_ids(ids: tuple[int, int], mode: str, tmp_path: Path
         (ClassInfo(ids[0], "road", (1, 2, 3)), ClassInfo(ids[1], "tree", (4, 5, 6)))
     )
     paths = output_paths(tmp_path, PurePath("a/b"), ["labels"])
-    write_prediction(Prediction(LABELS), IMAGE, class_map, paths)
+    write_prediction(Prediction(LABELS, class_map), IMAGE, paths)
     assert paths["labels"] == tmp_path / "labels" / "a" / "b.png"
     assert read_mask(paths["labels"]).tolist() == [[ids[0], ids[1]], [ids[1], ids[1]]]
     with Image.open(paths["labels"]) as file:
@@ -33,5 +33,5 @@ def test_an_output_that_cannot_be_written_leaves_nothing_half(tmp_path: Path) ->
     (tmp_path / "labels").write_text("a file where the folder should be")
     paths = output_paths(tmp_path, PurePath("a"), ["labels", "overlay"])
     with pytest.raises(OSError, match="labels"):
-        write_prediction(Prediction(LABELS), IMAGE, class_map, paths)
+        write_prediction(Prediction(LABELS, class_map), IMAGE, paths)
     assert {path.name for path in tmp_path.rglob("*") if path.is_file()} == {"labels", "a.jpg"}

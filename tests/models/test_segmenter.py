@@ -3,6 +3,7 @@ from __future__ import annotations
 import pytest
 import segmentation_models_pytorch as smp
 import torch
+import torch.nn.functional as F
 
 from dcnseg.config import ModelConfig
 from dcnseg.errors import ShapeError
@@ -82,3 +83,17 @@ def test_deformable_layers_are_listed_in_order() -> None:
         "encoder.layer4.1.conv1",
         "encoder.layer4.1.conv2",
     ]
+
+
+@pytest.mark.parametrize("output_stride", [8, 16])
+@pytest.mark.parametrize("architecture", ["deeplabv3", "deeplabv3plus"])
+def test_coarse_logits_are_those_before_the_upsampling(
+    architecture: str, output_stride: int
+) -> None:
+    model = build(architecture=architecture, output_stride=output_stride).eval()
+    x = torch.randn(1, 3, 70, 90)
+    with torch.no_grad():
+        coarse = model.coarse_logits(x)
+        size = [side * model.logits_stride for side in coarse.shape[-2:]]
+        whole = F.interpolate(coarse, size=size, mode="bilinear", align_corners=True)
+        torch.testing.assert_close(whole[..., :70, :90], model(x))
