@@ -11,12 +11,13 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 
+from dcnseg.checkpoint import BEST_WEIGHTS
 from dcnseg.config import PredictConfig
 from dcnseg.data.class_map import IGNORE_INDEX, ClassMap
 from dcnseg.data.dataset import find_class_list, load_pair
 from dcnseg.data.pairing.folders import SPLIT_NAMES, Sample, Splits, find_splits
 from dcnseg.engine.run_folder import RunRecord, is_run, read_run
-from dcnseg.errors import ConfigError, DataError
+from dcnseg.errors import ConfigError, DataError, NotFiniteError
 from dcnseg.inference.predictor import Predictor
 from dcnseg.validation import did_you_mean
 
@@ -97,11 +98,21 @@ def evaluate(
 
     Raises:
         DataError: a picture or mask cannot be read or does not fit; the message names it.
+        ConfigError: the predictor has a minimum confidence.
+        NotFiniteError: the network's output for an image is not finite; the message names it.
     """
+    if predictor.config.min_confidence:
+        raise ConfigError(
+            f"`min_confidence` is {predictor.config.min_confidence}; scores are those of all "
+            "pixels, so evaluate with 0."
+        )
     class_map = predictor.class_map
     confusion = np.zeros((class_map.num_classes,) * 2, np.int64)
     for done, (image, labels) in enumerate(_read_ahead(samples, class_map), 1):
-        predicted = predictor.predict(image).labels
+        try:
+            predicted = predictor.predict(image).labels
+        except NotFiniteError as error:
+            raise NotFiniteError(f"{samples[done - 1].image}: {error}") from error
         confusion += count_confusion(labels, predicted, class_map.num_classes)
         if on_progress:
             on_progress(done, len(samples))
@@ -140,9 +151,11 @@ def evaluate_run(
         on_progress: Called with the pictures done and their number.
 
     Raises:
-        ConfigError: there is no such split.
+        ConfigError: there is no such split, or `run` is the data and `root` the run.
         DataError: the folder's classes are not the run's, or a file is missing or wrong.
+        NotFiniteError: as `evaluate`.
     """
+    _check_order(run, root)
     if split not in SPLITS:
         hint = did_you_mean(split, SPLITS)
         raise ConfigError(f"--split is {split!r}; expected one of {', '.join(SPLITS)}.{hint}")
@@ -155,6 +168,17 @@ def evaluate_run(
         raise ConfigError(f"--split is {split}, but {root} has no such pictures; it has {there}.")
     _check_classes(root, predictor.class_map)
     return evaluate(predictor, samples, on_progress=on_progress)
+
+
+def _check_order(run: Path, root: Path) -> None:
+    if root.is_file() or (root / BEST_WEIGHTS).is_file():
+        if run.is_dir() and not (run / BEST_WEIGHTS).is_file():
+            raise ConfigError(
+                f"{run} is no run, but {root} is: the run comes first. "
+                f"Try: dcnseg evaluate {root} {run}"
+            )
+    elif not root.exists():
+        raise DataError(f"{root}: does not exist.")
 
 
 @dataclass(frozen=True)

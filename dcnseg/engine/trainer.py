@@ -34,7 +34,7 @@ from dcnseg.engine.run_folder import PREVIEW, append_metrics, metrics_line, name
 from dcnseg.engine.state import TrainingState, build_state, save_state
 from dcnseg.engine.training_data import TrainingData, training_dataset
 from dcnseg.engine.updates import Outcome, Updater
-from dcnseg.errors import TrainingError, TrainingStoppedError
+from dcnseg.errors import NotFiniteError, TrainingError, TrainingStoppedError
 from dcnseg.inference.familiarity import describe_pictures
 from dcnseg.inference.predictor import Predictor
 
@@ -115,6 +115,11 @@ class Trainer:
                         self._stop_if_requested()
             finally:
                 self.loader.close()
+        if not self.state.best_epoch and self.state.epoch:
+            raise TrainingError(
+                f"No epoch of {self.run} has a score: the network's output for a validation image "
+                "was never finite. Start a new run with a lower --lr or longer --warmup-epochs."
+            )
         return TrainResult(self.run, self.state.best_epoch, self.state.best_scores or {})
 
     def has_lost_patience(self) -> bool:
@@ -244,11 +249,16 @@ class Trainer:
             says_what_to_try_at_evaluation(self.device, checkpoint),
             OffsetMonitor(model) as monitor,
         ):
-            scores = evaluate(
-                predictor,
-                self.data.splits.val,
-                on_progress=lambda _done, _total: self._stop_if_requested(),
-            ).to_dict()
+            try:
+                scores = evaluate(
+                    predictor,
+                    self.data.splits.val,
+                    on_progress=lambda _done, _total: self._stop_if_requested(),
+                ).to_dict()
+            except NotFiniteError as error:  # the next epochs may bring the weights back
+                record["mean_iou"] = None
+                self.listener.warned(f"Epoch {epoch} has no score. {error}")
+                return
         record |= scores | {"offsets": monitor.summary()}
         if runaways := monitor.runaways():
             record["runaway_layers"] = list(runaways)

@@ -6,7 +6,10 @@ from pathlib import Path
 
 import pytest
 
+from dcnseg.config import PredictConfig
 from dcnseg.engine.evaluation import evaluate_run
+from dcnseg.errors import ConfigError
+from tests.cli.test_predict import diverged
 from tests.conftest import Invoke
 
 
@@ -42,7 +45,9 @@ def test_augmentation_changes_the_prediction(invoke: Invoke, run: Path, scenes: 
         (["{tmp}", "{scenes}"], 1, "has no best.safetensors"),
         (["{run}", "{scenes}", "--split=dev"], 2, "--split is 'dev'"),
         (["{run}", "{scenes}", "--scales=0"], 2, "--scales is 0; expected"),
-        (["{run}", "{tmp}/none"], 3, "none"),
+        (["{run}", "{tmp}/none"], 3, "none: does not exist."),
+        (["{scenes}", "{run}"], 2, "Try: dcnseg evaluate {run} {scenes}"),
+        (["{scenes}", "{run}/best.safetensors"], 2, "is no run, but {run}/best.safetensors is: "),
     ],
 )
 def test_errors(
@@ -57,4 +62,20 @@ def test_errors(
     filled = [argument.format(run=run, scenes=scenes, tmp=tmp_path) for argument in arguments]
     result = invoke("evaluate", *filled)
     assert result.exit_code == code
-    assert text in result.stderr
+    assert text.format(run=run, scenes=scenes) in result.stderr
+
+
+def test_output_that_is_not_finite_names_the_image(
+    invoke: Invoke, run: Path, scenes: Path, tmp_path: Path
+) -> None:
+    weights = diverged(run, tmp_path / "bad.safetensors")
+    result = invoke("evaluate", weights, scenes, "--device=cpu")
+    assert result.exit_code == 1
+    first = scenes / "val" / "images" / "scene_0000"
+    assert f"Error: {first}" in result.stderr
+    assert "the network's output has values that are not finite" in result.stderr
+
+
+def test_scores_are_those_of_all_pixels(run: Path, scenes: Path) -> None:
+    with pytest.raises(ConfigError, match=r"`min_confidence` is 0\.5; scores are those of all"):
+        evaluate_run(run, scenes, "val", device="cpu", config=PredictConfig(min_confidence=0.5))

@@ -4,6 +4,7 @@ import json
 import shutil
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -13,10 +14,12 @@ from dcnseg.checkpoint import BEST_WEIGHTS, load_segmenter
 from dcnseg.data.dataset import load_label_map
 from dcnseg.data.image_io import read_image
 from dcnseg.data.pairing.folders import find_splits
-from dcnseg.engine.evaluation import Scores, count_confusion, evaluate_run
-from dcnseg.engine.run_folder import read_run
+from dcnseg.engine import trainer
+from dcnseg.engine.evaluation import Scores, count_confusion, evaluate, evaluate_run
+from dcnseg.engine.listener import TrainingListener
+from dcnseg.engine.run_folder import read_metrics, read_run
 from dcnseg.engine.training import train
-from dcnseg.errors import ConfigError, DataError
+from dcnseg.errors import ConfigError, DataError, NotFiniteError, TrainingError
 from dcnseg.inference.predictor import Predictor
 from tests.conftest import small_config
 
@@ -162,3 +165,37 @@ def test_a_run_remembers_how_its_pictures_are_paired(scenes: Path, tmp_path: Pat
     assert len(lines) == 3
     assert own.confusion.sum() == 3 * 64 * 96
     np.testing.assert_array_equal(own.confusion, listed.confusion)
+
+
+class Warnings(TrainingListener):
+    def __init__(self) -> None:
+        self.texts: list[str] = []
+
+    def warned(self, text: str) -> None:
+        self.texts.append(text)
+
+
+@pytest.mark.parametrize("bad_epochs", [(1,), (1, 2)])
+def test_an_epoch_whose_output_is_not_finite_has_no_score(
+    scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, bad_epochs: tuple[int, ...]
+) -> None:
+    """Its weights never become the best, training goes on, and without any score it says why."""
+    epochs = iter([1, 2])
+
+    def evaluate_some(*arguments: Any, **options: Any) -> Scores:
+        if next(epochs) in bad_epochs:
+            raise NotFiniteError("a.png: not finite")
+        return evaluate(*arguments, **options)
+
+    monkeypatch.setattr(trainer, "evaluate", evaluate_some)
+    listener = Warnings()
+    if len(bad_epochs) == 2:
+        with pytest.raises(TrainingError, match=r"No epoch of .* has a score: the network's outp"):
+            train(small_config(scenes), tmp_path, listener=listener)
+        assert not (tmp_path / BEST_WEIGHTS).exists()
+    else:
+        assert train(small_config(scenes), tmp_path, listener=listener).best_epoch == 2
+    assert [line["mean_iou"] is None for line in read_metrics(tmp_path)] == [
+        epoch in bad_epochs for epoch in (1, 2)
+    ]
+    assert "Epoch 1 has no score. a.png: not finite" in listener.texts
