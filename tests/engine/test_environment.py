@@ -74,7 +74,7 @@ def test_more_threads_than_processors_are_not_taken() -> None:
     assert "threads 2 (before: 5)" in text
 
 
-@pytest.mark.parametrize("name", set(describe_environment(CPU, None)) - {THREADS})
+@pytest.mark.parametrize("name", sorted({*describe_environment(CPU, None)} - {THREADS}))
 def test_every_other_difference_is_named(name: str) -> None:
     _, (text,) = enter(saved_with(**{name: "other"}))
     assert f"{name} {describe_environment(CPU, None)[name]} (before: other)" in text
