@@ -28,7 +28,7 @@ from dcnseg.config import (
     to_dict,
 )
 from dcnseg.data.class_map import ClassMap
-from dcnseg.errors import CheckpointError, ConfigError
+from dcnseg.errors import CheckpointError, ConfigError, short_repr
 from dcnseg.files import atomic_path, open_regular_file, parse_json
 from dcnseg.models.segmenter import Segmenter, build_segmenter
 from dcnseg.safe_load import (
@@ -40,7 +40,7 @@ from dcnseg.safe_load import (
     printable,
     unreadable,
 )
-from dcnseg.validation import check_fields, require, require_between, require_plain, shown
+from dcnseg.validation import check_fields, require, require_between, require_plain
 
 BEST_WEIGHTS = "best.safetensors"
 RESUME_STATE = "last.ckpt"
@@ -148,13 +148,13 @@ def read_weights_info(path: Path) -> WeightsInfo:
 
 def _parse_info(path: Path, header: Any) -> WeightsInfo:
     """The description of a weights file from its JSON; a ConfigError says what is wrong in it."""
-    require(isinstance(header, dict), f"it is {shown(header)}; expected a JSON object.")
+    require(isinstance(header, dict), f"it is {short_repr(header)}; expected a JSON object.")
     version, writer = header.get("format"), header.get("dcnseg")
-    require(type(version) is int, f"format is {shown(version)}; expected a whole number.")
-    require(isinstance(writer, str), f"dcnseg is {shown(writer)}; expected a version.")
+    require(type(version) is int, f"format is {short_repr(version)}; expected a whole number.")
+    require(isinstance(writer, str), f"dcnseg is {short_repr(writer)}; expected a version.")
     if version > FORMAT_VERSION:
         raise CheckpointError(
-            f"{path} has format {shown(version)}, written by dcnseg {printable(writer)}; "
+            f"{path} has format {short_repr(version)}, written by dcnseg {printable(writer)}; "
             f"dcnseg {__version__} reads up to {FORMAT_VERSION}. Install a newer dcnseg."
         )
     scores, seen = header.get("scores"), header.get("training_data")
@@ -172,11 +172,11 @@ def _parse_info(path: Path, header: Any) -> WeightsInfo:
 
 def check_scores(scores: Any, name: str) -> None:
     """Raise a ConfigError unless these are the scores of an epoch as a file holds them."""
-    require(isinstance(scores, dict), f"{name} is {shown(scores)}; expected a JSON object.")
+    require(isinstance(scores, dict), f"{name} is {short_repr(scores)}; expected a JSON object.")
     require_plain(scores, name)
     mean_iou = scores.get("mean_iou")
     is_valid = mean_iou is None or (type(mean_iou) in (int, float) and 0 <= mean_iou <= 1)
-    require(is_valid, f"{name} has the mean_iou {shown(mean_iou)}; expected 0..1 or nothing.")
+    require(is_valid, f"{name} has the mean_iou {short_repr(mean_iou)}; expected 0..1 or nothing.")
 
 
 def load_segmenter(path: Path) -> tuple[Segmenter, WeightsInfo]:
@@ -326,7 +326,7 @@ def _check_resume_state(state: Mapping[str, Any]) -> None:
         count = state.get(name, None if name == "epoch" else 0)
         require(
             type(count) is int and 0 <= count <= MAX_COUNT,
-            f"{name} is {shown(count)}; expected a whole number from 0 to {MAX_COUNT}.",
+            f"{name} is {short_repr(count)}; expected a whole number from 0 to {MAX_COUNT}.",
         )
     if (scores := state.get("best_scores")) is not None:
         check_scores(scores, "best_scores")

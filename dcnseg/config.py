@@ -11,7 +11,8 @@ from dataclasses import asdict, dataclass, field
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
-from dcnseg.validation import check_fields, did_you_mean, parse_fields, require_between, shown
+from dcnseg.errors import short_repr
+from dcnseg.validation import check_fields, did_you_mean, parse_fields, require_between
 from dcnseg.validation import require as _require
 
 Config = TypeVar("Config")
@@ -84,20 +85,21 @@ STD_RANGE: Final = (0.0001, 1000.0)
 def _require_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
     _require(
         value in choices,
-        f"{name} is {shown(value)}; expected one of {', '.join(choices)}."
+        f"{name} is {short_repr(value)}; expected one of {', '.join(choices)}."
         f"{did_you_mean(value, choices)}",
     )
 
 
 def _listed(values: tuple[float, ...]) -> str:
-    return ",".join(f"{v:g}" if isinstance(v, float) else shown(v) for v in values[:10])
+    return ",".join(f"{v:g}" if isinstance(v, float) else short_repr(v) for v in values[:10])
 
 
 def check_pair_source(images: str, masks: str, pairs: Path | None) -> None:
     """Raise a ConfigError unless two patterns with {stem}, a list of pairs, or nothing is given."""
     _require(
         bool(images) == bool(masks),
-        f"--images is {shown(images)} and --masks is {shown(masks)}; give both patterns or none.",
+        f"--images is {short_repr(images)} and --masks is {short_repr(masks)}; give both patterns "
+        "or none.",
     )
     _require(
         pairs is None or not images, "--pairs is a list; leave --images and --masks out with it."
@@ -105,8 +107,8 @@ def check_pair_source(images: str, masks: str, pairs: Path | None) -> None:
     for name, pattern in (("--images", images), ("--masks", masks)):
         _require(
             not pattern or "{stem}" in pattern,
-            f"{name} is {shown(pattern)}; expected a pattern with {{stem}} for the common part of "
-            "the names, such as 'images/{stem}.jpg'.",
+            f"{name} is {short_repr(pattern)}; expected a pattern with {{stem}} for the common "
+            "part of the names, such as 'images/{stem}.jpg'.",
         )
 
 
@@ -130,7 +132,7 @@ class ModelConfig:
         _require_choice("--architecture", self.architecture, ARCHITECTURES)
         _require(
             self.output_stride in ATROUS_RATES_BY_STRIDE,
-            f"--output-stride is {shown(self.output_stride)}; expected 8 or 16.",
+            f"--output-stride is {short_repr(self.output_stride)}; expected 8 or 16.",
         )
         require_between("--deform-layers", self.deform_layers, 0, MAX_COUNT)
         require_between("--late-dilation", self.late_dilation, 0, MAX_DILATION)
@@ -194,9 +196,9 @@ class DataConfig:
         check_pair_source(self.images, self.masks, self.pairs)
         _require(
             0 < self.val_fraction < 1,
-            f"--val-fraction is {shown(self.val_fraction)}; expected above 0 and below 1. Training "
-            "needs images to validate with: keep a share of them, such as 0.2, or give DATA a "
-            "folder val beside train and leave this option out.",
+            f"--val-fraction is {short_repr(self.val_fraction)}; expected above 0 and below 1. "
+            "Training needs images to validate with: keep a share of them, such as 0.2, or give "
+            "DATA a folder val beside train and leave this option out.",
         )
         crop = self.crop_size * 2 if len(self.crop_size) == 1 else self.crop_size
         _require(
@@ -213,7 +215,7 @@ class DataConfig:
         )
         _require(
             0 <= self.colour_jitter <= 1,
-            f"--colour-jitter is {shown(self.colour_jitter)}; expected between 0 and 1.",
+            f"--colour-jitter is {short_repr(self.colour_jitter)}; expected between 0 and 1.",
         )
         require_between("--workers", self.workers, 0, MAX_WORKERS)
         require_between("--input-scale", self.input_scale, MIN_SCALE, MAX_INPUT_SCALE)
@@ -221,7 +223,7 @@ class DataConfig:
         require_between("--blur", self.blur, 0, MAX_BLUR)
         _require(
             0 <= self.mask_threshold <= MAX_ID,
-            f"--mask-threshold is {shown(self.mask_threshold)}; expected 0 (off) to {MAX_ID}.",
+            f"--mask-threshold is {short_repr(self.mask_threshold)}; expected 0 (off) to {MAX_ID}.",
         )
         _require(
             all(0 <= value <= MAX_ID for value in self.ignore_index),
@@ -246,7 +248,7 @@ class PredictConfig:
         require_between("--min-confidence", self.min_confidence, 0, 1)
         _require(
             0 <= self.overlap <= 0.75,
-            f"--overlap is {shown(self.overlap)}; expected between 0 and 0.75.",
+            f"--overlap is {short_repr(self.overlap)}; expected between 0 and 0.75.",
         )
         _require(
             bool(self.scales) and all(MIN_SCALE <= scale <= 8 for scale in self.scales),
@@ -295,7 +297,7 @@ class TrainConfig:
         _require_choice("--device", self.device.split(":")[0], DEVICES)
         _require(
             self.batch_size >= 2,
-            f"--batch-size is {shown(self.batch_size)}; expected at least 2: the ASPP's image "
+            f"--batch-size is {short_repr(self.batch_size)}; expected at least 2: the ASPP's image "
             "pooling normalises over the batch, and one value has no variance. "
             "Use a smaller --crop-size with --batch-size 2 and --accumulate.",
         )
@@ -308,11 +310,13 @@ class TrainConfig:
             require_between(f"--{name.replace('_', '-')}", getattr(self, name), 0, MAX_FACTOR)
         _require(
             0 < self.lr <= MAX_RATE,
-            f"--lr is {shown(self.lr)}; expected above 0 and at most {MAX_RATE}.",
+            f"--lr is {short_repr(self.lr)}; expected above 0 and at most {MAX_RATE}.",
         )
-        _require(0 <= self.seed < 2**32, f"--seed is {shown(self.seed)}; expected below 2**32.")
         _require(
-            0 <= self.ema < 1, f"--ema is {shown(self.ema)}; expected from 0 (off) to below 1."
+            0 <= self.seed < 2**32, f"--seed is {short_repr(self.seed)}; expected below 2**32."
+        )
+        _require(
+            0 <= self.ema < 1, f"--ema is {short_repr(self.ema)}; expected from 0 (off) to below 1."
         )
 
 

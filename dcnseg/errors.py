@@ -6,16 +6,21 @@ do.
 
 from __future__ import annotations
 
-from typing import Any
+import reprlib
+from typing import Any, Final
+
+MAX_SHOWN_BITS: Final = 400  # of an integer; Python refuses to print one of 5000 digits
+
+_representation = reprlib.Repr()
+_representation.maxstring = _representation.maxother = 80
+_representation.maxlong = 130
 
 
-def short_repr(value: Any, limit: int = 80) -> str:
-    """Return `repr(value)` for a message, cut off after `limit` characters."""
-    try:
-        text = repr(value)
-    except (ValueError, RecursionError):  # an int of thousands of digits, a list nested too deep
-        return f"a value of the type {type(value).__name__}, too long to print"
-    return text if len(text) <= limit else f"{text[:limit]}..."
+def short_repr(value: Any) -> str:
+    """Return `repr(value)` for a message, shortened, however large or deep the value is."""
+    if isinstance(value, int) and value.bit_length() > MAX_SHOWN_BITS:
+        return f"a number of {value.bit_length()} bits"
+    return _representation.repr(value)
 
 
 class DcnsegError(Exception):

@@ -1,39 +1,27 @@
 """Checks of values from options and files: types, ranges, plain JSON; imports no torch.
 
-Entry points: `check_fields`, `parse_fields`, `require_between`, `require_plain`, `shown`.
+Entry points: `check_fields`, `parse_fields`, `require_between`, `require_plain`.
 """
 
 from __future__ import annotations
 
 import difflib
 import math
-import reprlib
 from collections.abc import Iterable, Mapping
 from dataclasses import MISSING, fields, is_dataclass
 from pathlib import Path
 from types import NoneType, UnionType
 from typing import Any, Final, TypeVar, Union, get_args, get_origin, get_type_hints
 
-from dcnseg.errors import ConfigError
+from dcnseg.errors import ConfigError, short_repr
 
 Kind = TypeVar("Kind")
 
 MAX_PLAIN_DEPTH: Final = 8
-MAX_SHOWN_BITS: Final = 400  # of an integer; Python refuses to print one of 5000 digits
 _EXPECTED: Final = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
 _LABELS: Final = {"root": "DATA", "mean": "mean", "std": "std"}  # settings that are no options
 
-_representation = reprlib.Repr()
-_representation.maxstring = _representation.maxother = 80
-_representation.maxlong = 130
 _known_hints: dict[type, dict[str, Any]] = {}
-
-
-def shown(value: Any) -> str:
-    """A value as a message shows it: shortened, whatever it is."""
-    if isinstance(value, int) and value.bit_length() > MAX_SHOWN_BITS:
-        return f"a number of {value.bit_length()} bits"
-    return _representation.repr(value)
 
 
 def did_you_mean(value: str, choices: Iterable[str]) -> str:
@@ -53,7 +41,7 @@ def require_between(name: str, value: float, least: float, most: float) -> None:
     """Raise a ConfigError unless a number is in a range, both ends included."""
     require(
         least <= value <= most,
-        f"{name} is {shown(value)}; expected at least {least} and at most {most}.",
+        f"{name} is {short_repr(value)}; expected at least {least} and at most {most}.",
     )
 
 
@@ -73,7 +61,7 @@ def parse_fields(kind: type[Kind], values: Any) -> Kind:
         ConfigError: A field is unknown, missing, or of a wrong type; what the class itself raises.
     """
     name = kind.__name__
-    require(isinstance(values, Mapping), f"{name} is {shown(values)}; expected a JSON object.")
+    require(isinstance(values, Mapping), f"{name} is {short_repr(values)}; expected a JSON object.")
     hints = _hints(kind)
     unknown = [key for key in values if key not in hints]
     require(
@@ -102,13 +90,13 @@ def require_plain(value: Any, name: str) -> None:
         require(depth <= MAX_PLAIN_DEPTH, f"{name} is nested more than {MAX_PLAIN_DEPTH} deep.")
         if isinstance(item, Mapping):
             wrong = [key for key in item if not isinstance(key, str)]
-            require(not wrong, f"{name} has the key {shown(wrong[:1])}; expected text.")
+            require(not wrong, f"{name} has the key {short_repr(wrong[:1])}; expected text.")
             pending.extend((child, depth + 1) for child in item.values())
         elif isinstance(item, list | tuple):
             pending.extend((child, depth + 1) for child in item)
         else:
             is_plain = item is None or isinstance(item, str | bool) or _is_finite(item)
-            require(is_plain, f"{name} has {shown(item)}; expected text or a finite number.")
+            require(is_plain, f"{name} has {short_repr(item)}; expected text or a finite number.")
 
 
 def _is_finite(value: Any) -> bool:
@@ -124,12 +112,12 @@ def _hints(kind: type) -> dict[str, Any]:
 
 
 def _plain_name(key: Any) -> str:
-    return key if isinstance(key, str) and len(key) < 80 else shown(key)
+    return key if isinstance(key, str) and len(key) < 80 else short_repr(key)
 
 
 def _check_field(name: str, hint: Any, value: Any) -> None:
     label = _LABELS.get(name, f"--{name.replace('_', '-')}")
-    require(_matches(hint, value), f"{label} is {shown(value)}; expected {_expected(hint)}.")
+    require(_matches(hint, value), f"{label} is {short_repr(value)}; expected {_expected(hint)}.")
 
 
 def _matches(hint: Any, value: Any) -> bool:

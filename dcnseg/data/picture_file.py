@@ -29,16 +29,22 @@ _FORMATS: Final = ("PNG", "JPEG", "BMP", "TIFF", "WEBP", "GIF", "PPM", "JPEG2000
 # Pillow warns from half of the size on that it refuses; such images are read like any other.
 warnings.simplefilter("ignore", Image.DecompressionBombWarning)
 _FORMATS_TEXT: Final = "PNG, JPEG, BMP, TIFF, WebP, GIF, PNM and JPEG 2000"
-# Many are TIFF files of a kind, of which Pillow would read the small preview.
-_RAW_SUFFIXES: Final = frozenset(
-    {".arw", ".cr2", ".cr3", ".dng", ".nef", ".nrw", ".orf", ".pef", ".raf", ".rw2", ".srw"}
-)
-# What lies beside images and looks like one to people.
-UNREAD_SUFFIXES: Final = _RAW_SUFFIXES | frozenset(
-    {".avif", ".exr", ".hdr", ".heic", ".heif", ".jxl", ".pdf", ".psd", ".svg", ".tga"}
-    | {".avi", ".m4v", ".mkv", ".mov", ".mp4", ".mpg", ".webm"}
-    | {".dcm", ".nii", ".npy", ".npz"}
-)
+_RAW: Final = "a raw image"
+# What cameras, phones and programs save beside the images that can be read.
+UNREAD_KINDS: Final = {
+    suffix: kind
+    for kind, suffixes in {
+        "a video": ".mp4 .mov .avi .mkv .webm .m4v .mpg .mpeg .wmv .3gp .mts",
+        "a HEIC or AVIF image": ".heic .heif .avif",
+        "an image of a format that is not read": ".jxl .exr .hdr .tga",
+        "a medical image": ".dcm .nii",
+        _RAW: ".dng .raw .nef .cr2 .cr3 .arw .nrw .orf .rw2 .raf .pef .srw",
+        "an array": ".npy .npz",
+        "a PDF": ".pdf",
+        "a drawing": ".svg .eps .ai .psd .xcf",
+    }.items()
+    for suffix in suffixes.split()
+}
 _MOST_BANDS: Final = 4
 _NEW_SUBFILE_TYPE: Final = 254  # tag of a TIFF page
 _COPY_OR_MASK: Final = 1 | 4  # bits of its value
@@ -49,7 +55,8 @@ _BITS_OF_MODE: Final = {"1": 1, "F": 32}
 @contextmanager
 def opened_picture(path: Path) -> Iterator[Image.Image]:
     """Open `path` for decoding; whatever goes wrong inside becomes a DataError with its name."""
-    if path.suffix.lower() in _RAW_SUFFIXES:
+    # Many are TIFF files of a kind, of which Pillow would read the small preview.
+    if UNREAD_KINDS.get(path.suffix.lower()) == _RAW:
         raise DataError(
             f"{path}: is a raw file of a camera, which is not read; export it as JPEG, PNG or TIFF."
         )

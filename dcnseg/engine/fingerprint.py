@@ -13,10 +13,9 @@ from pathlib import Path
 from typing import Any
 
 from dcnseg.data.pairing.folders import Sample, Splits
-from dcnseg.errors import CheckpointError, DataError
+from dcnseg.errors import CheckpointError, DataError, short_repr
 from dcnseg.files import atomic_path, read_json
 from dcnseg.safe_load import one_line
-from dcnseg.validation import shown
 
 FILES = "files.json"
 PROBE_BYTES = 4096  # read at each end; in a PNG the last bytes hold a checksum of all pixels
@@ -66,15 +65,15 @@ def check_files_are_unchanged(run: Path, splits: Splits) -> None:
 def _parse(content: Any) -> dict[str, dict[str, Fingerprint]]:
     """The content of files.json, checked; a ValueError says what is wrong."""
     if not isinstance(content, dict):
-        raise ValueError(f"it is {shown(content)}; expected a JSON object")
+        raise ValueError(f"it is {short_repr(content)}; expected a JSON object")
     for name, entry in content.items():
         kinds = entry if isinstance(entry, dict) else {}
         for kind in ("image", "mask"):
             numbers = kinds.get(kind)
             if not _is_fingerprint(numbers):
                 raise ValueError(
-                    f"the {kind} of {shown(name)} is {shown(numbers)}; expected its size and "
-                    "checksum"
+                    f"the {kind} of {short_repr(name)} is {short_repr(numbers)}; expected its "
+                    "size and checksum"
                 )
     return content
 

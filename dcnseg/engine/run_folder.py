@@ -35,7 +35,7 @@ from dcnseg.config import MAX_COUNT, TrainConfig, from_dict, to_dict
 from dcnseg.data.class_map import ClassMap
 from dcnseg.data.pairing.folders import SPLIT_NAMES, Sample, Splits
 from dcnseg.engine.fingerprint import FILES, write_fingerprints
-from dcnseg.errors import CheckpointError, ConfigError, DataError
+from dcnseg.errors import CheckpointError, ConfigError, DataError, short_repr
 from dcnseg.files import (
     atomic_path,
     mark_output_folder,
@@ -44,7 +44,7 @@ from dcnseg.files import (
     read_json,
 )
 from dcnseg.safe_load import one_line
-from dcnseg.validation import require, require_plain, shown
+from dcnseg.validation import require, require_plain
 
 CONFIG = "config.json"
 CLASSES = "classes.json"
@@ -205,17 +205,17 @@ def read_run(run: Path) -> RunRecord:
     class_map = _read_classes(run / CLASSES)
     try:
         record = read_json(path, has_file_names=True)
-        require(isinstance(record, dict), f"it is {shown(record)}; expected a JSON object.")
+        require(isinstance(record, dict), f"it is {short_repr(record)}; expected a JSON object.")
         config = from_dict(TrainConfig, record.get("settings"))
         sources, split = record.get("sources"), record.get("split")
-        require(_is_table(sources, str), f"sources is {shown(sources)}; expected texts.")
+        require(_is_table(sources, str), f"sources is {short_repr(sources)}; expected texts.")
         require(
             _is_table(split, list) and set(split) == set(SPLIT_NAMES),
-            f"split is {shown(split)}; expected lists for {', '.join(SPLIT_NAMES)}.",
+            f"split is {short_repr(split)}; expected lists for {', '.join(SPLIT_NAMES)}.",
         )
         for name, stems in split.items():
             wrong = [stem for stem in stems if not isinstance(stem, str)]
-            require(not wrong, f"split.{name} has {shown(wrong[:1])}; expected names.")
+            require(not wrong, f"split.{name} has {short_repr(wrong[:1])}; expected names.")
         return RunRecord(config, sources, split, class_map)
     except (OSError, ValueError, ConfigError) as error:
         raise CheckpointError(f"{path} is damaged: {one_line(error)}") from error
@@ -305,7 +305,7 @@ def _parse_metrics(line: str, number: int) -> dict[str, Any]:
         raise ValueError(f"line {number}: {error}") from error
     epoch = record.get("epoch") if isinstance(record, dict) else None
     if type(epoch) is not int or not 1 <= epoch <= MAX_COUNT:
-        raise ValueError(f"line {number} is {shown(record)}; expected an object with an epoch")
+        raise ValueError(f"line {number} is {short_repr(record)}; expected an object with an epoch")
     return dict(record)
 
 

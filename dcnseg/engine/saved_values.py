@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from dcnseg.engine.random_states import random_states
-from dcnseg.validation import require, shown
+from dcnseg.errors import short_repr
+from dcnseg.validation import require
 
 MAX_NUMBER: Final = 2**53  # of whole numbers; greater ones are no floating-point numbers
 _NUMPY_STATE_WORDS: Final = 624
@@ -46,7 +47,8 @@ def require_like(saved: Any, own: Any, name: str) -> None:
             require_like(item, own_item, f"{name}[{index}]")
     else:
         require(
-            _is_like_value(saved, own), f"{name} is {shown(saved)}; expected one like {shown(own)}."
+            _is_like_value(saved, own),
+            f"{name} is {short_repr(saved)}; expected one like {short_repr(own)}.",
         )
 
 
@@ -62,12 +64,14 @@ def like_optimizer(saved: Any, own: Mapping[str, Any], shapes: list[torch.Size])
     require_like(saved, {"state": {}, "param_groups": groups}, "optimizer")
     for group, own_group in zip(saved["param_groups"], groups, strict=True):
         require(group["params"] == own_group["params"], "the optimizer has other parameters")
-        require(group["lr"] >= 0, f"the learning rate is {shown(group['lr'])}; expected at least 0")
+        require(
+            group["lr"] >= 0, f"the learning rate is {short_repr(group['lr'])}; expected at least 0"
+        )
     is_adam = "betas" in own["param_groups"][0]
     for index, values in saved["state"].items():
         require(
             type(index) is int and index < len(shapes),
-            f"optimizer.state has {shown(index)}, which is none of {len(shapes)} parameters",
+            f"optimizer.state has {short_repr(index)}, which is none of {len(shapes)} parameters",
         )
         own_values = _adam_state(shapes[index]) if is_adam else _sgd_state(shapes[index])
         require_like(values, own_values, f"optimizer.state.{index}")
@@ -110,7 +114,7 @@ def require_random_states(saved: Any) -> None:
     # NumPy reads from wherever the position says.
     require(
         name == "MT19937" and 0 <= position <= _NUMPY_STATE_WORDS,
-        f"random.numpy has {shown(name)} at {position}; expected MT19937 at 0 to "
+        f"random.numpy has {short_repr(name)} at {position}; expected MT19937 at 0 to "
         f"{_NUMPY_STATE_WORDS}.",
     )
 
@@ -140,4 +144,4 @@ def _kind(value: Any) -> str:
         return f"a tensor {list(value.shape)} of {str(value.dtype).removeprefix('torch.')}"
     if isinstance(value, list | tuple):
         return f"a list of {len(value)}"
-    return shown(value)
+    return short_repr(value)

@@ -30,11 +30,11 @@ from dcnseg.engine.saved_values import (
     require_like,
     require_random_states,
 )
-from dcnseg.errors import CheckpointError
+from dcnseg.errors import CheckpointError, short_repr
 from dcnseg.models.pretrained import load_encoder_weights
 from dcnseg.models.segmenter import Segmenter, build_segmenter
 from dcnseg.safe_load import one_line
-from dcnseg.validation import require, shown
+from dcnseg.validation import require
 
 
 @dataclass
@@ -191,7 +191,7 @@ def _epoch_so_far(saved: Any) -> EpochSoFar:
     so_far = from_dict(EpochSoFar, saved)
     for name, value in asdict(so_far).items():
         most = math.inf if name == "loss_sum" else MAX_COUNT
-        require(0 <= value <= most, f"so_far.{name} is {shown(value)}; expected 0 to {most}.")
+        require(0 <= value <= most, f"so_far.{name} is {short_repr(value)}; expected 0 to {most}.")
     return so_far
 
 

@@ -18,7 +18,7 @@ import numpy.typing as npt
 from dcnseg.data.image_io import read_image
 from dcnseg.data.pairing.folders import find_images
 from dcnseg.data.pairing.listing import find_files
-from dcnseg.data.picture_file import UNREAD_SUFFIXES
+from dcnseg.data.picture_file import UNREAD_KINDS
 from dcnseg.errors import ConfigError, DataError
 
 STDIN = "-"
@@ -201,7 +201,7 @@ def _expand_folder(
 
 def _describe_unread(folder: Path) -> str:
     """The files that show something to people and are not read: "2 .heic and 1 .mp4 files"."""
-    counts = Counter(path.suffix.lower() for path in find_files(folder, UNREAD_SUFFIXES))
+    counts = Counter(path.suffix.lower() for path in find_files(folder, UNREAD_KINDS))
     parts = [f"{count} {suffix}" for suffix, count in sorted(counts.items())]
     text = " and ".join([", ".join(parts[:-1]), parts[-1]] if len(parts) > 1 else parts)
     return f"{text} {'file' if counts.total() == 1 else 'files'}" if parts else ""

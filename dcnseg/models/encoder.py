@@ -14,9 +14,9 @@ import timm
 import torch
 from torch import nn
 
-from dcnseg.errors import ConfigError
+from dcnseg.errors import ConfigError, short_repr
 from dcnseg.ops.deform_conv import DeformConv2d
-from dcnseg.validation import did_you_mean, shown
+from dcnseg.validation import did_you_mean
 
 LATE_LAYERS = 3
 PROBE_SIZE = 64  # pixels; any multiple of 32 shows the layers' order and the feature strides
@@ -61,7 +61,7 @@ def require_installed_encoder(name: str) -> None:
         if name.startswith("tu-"):
             known = [f"tu-{each}" for each in timm.list_models()]
         raise ConfigError(
-            f"--encoder is {shown(name)}, which segmentation-models-pytorch does not have."
+            f"--encoder is {short_repr(name)}, which segmentation-models-pytorch does not have."
             f"{did_you_mean(name, known)} The ResNet family fits best: resnet18, resnet34, "
             "resnet50, resnet101, resnext50_32x4d."
         )

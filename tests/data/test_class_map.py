@@ -175,8 +175,8 @@ def test_impossible_lists_are_refused(classes: tuple[ClassInfo, ...], message: s
         ({"classes": [], "ignore": []}, "0 classes"),
         ({"classes": [{"id": 0, "name": "a"}], "ignore": 255}, '"ignore" must be a list'),
         ({"classes": ["road"]}, "an entry is 'road'"),
-        ({"classes": [{"id": "0", "name": "a"}]}, "needs a whole number"),
-        ({"classes": [{"id": True, "name": "a"}]}, "needs a whole number"),
+        ({"classes": [{"id": "0", "name": "a"}]}, "needs a whole"),
+        ({"classes": [{"id": True, "name": "a"}]}, "needs a whole"),
         ({"classes": [{"id": 0}]}, "needs a whole number `id` and a `name`"),
         ({"classes": [{"id": 0, "name": "a", "color": [1, 2]}]}, r"color \[1, 2\] of 'a'"),
         ({"classes": [{"id": 0, "name": "a", "color": [1, 2, 300]}]}, r"color \(1, 2, 300\)"),
@@ -252,10 +252,12 @@ def test_a_class_list_that_is_no_file_is_named(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("entry", "message"),
     [
-        ({"id": 10**4000, "name": "a"}, r"the id 9{0}10{79}\.\.\. of 'a' is not in"),
-        ({"id": 10**5000, "name": "a"}, "the id a value of the type int, too long to print"),
+        ({"id": 10**5000, "name": "a"}, "the id a number of 16610 bits of 'a' is not in"),
         ({"id": 0, "name": "\ud800"}, r"the name '\\ud800' has half of a surrogate pair"),
-        ({"id": 0.5, "name": "x" * 1000}, "the entry .{80}\\.\\.\\. needs a whole number"),
+        (
+            {"id": 0.5, "name": "x" * 1000},
+            r"the entry {'id': 0.5, 'name': 'x+\.\.\.x+'} needs a whole number",
+        ),
     ],
 )
 def test_messages_stay_short(entry: dict[str, Any], message: str) -> None:

@@ -9,26 +9,12 @@ from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
-from dcnseg.data.image_io import IMAGE_SUFFIXES
+from dcnseg.data.picture_file import IMAGE_SUFFIXES, UNREAD_KINDS
 from dcnseg.files import OUTPUT_MARKER, is_output_folder
 
 _SKIPPED_FOLDERS: Final = frozenset({"__MACOSX", "__pycache__"})
 # Of a run folder made before these were marked; nothing else has these three.
 _RUN_FILES: Final = ("config.json", "files.json", "metrics.jsonl")
-# What cameras and phones save beside the images that can be read.
-_UNREAD_SUFFIXES: Final = {
-    suffix: kind
-    for kind, suffixes in {
-        "a video": ".mp4 .mov .avi .mkv .webm .m4v .mpg .mpeg .wmv .3gp .mts",
-        "a HEIC or AVIF image": ".heic .heif .avif",
-        "an image of a format that is not read": ".jxl .exr .hdr .tga",
-        "a medical image": ".dcm .nii",
-        "a raw image": ".dng .raw .nef .cr2 .cr3 .arw .nrw .orf .rw2 .raf .pef .srw",
-        "a PDF": ".pdf",
-        "a drawing": ".svg .eps .ai .psd .xcf",
-    }.items()
-    for suffix in suffixes.split()
-}
 
 
 def find_files(folder: Path, suffixes: Collection[str]) -> list[Path]:
@@ -51,7 +37,7 @@ def find_unread(folder: Path) -> dict[Path, str]:
     """Return what `find_images` skips although somebody may expect it to be read, and why."""
     found: dict[Path, str] = {}
     for path in _walk(folder, found):
-        kind = _UNREAD_SUFFIXES.get(path.suffix.lower())
+        kind = UNREAD_KINDS.get(path.suffix.lower())
         if kind:
             found[path] = f"{kind}; convert it to PNG or JPEG to have it read"
         elif path.suffix.lower() in IMAGE_SUFFIXES | {".json"} and _is_special(path):
