@@ -19,7 +19,7 @@ from torch import Tensor
 from dcnseg.errors import CheckpointError
 from dcnseg.files import open_regular_file, parse_json
 from dcnseg.tensor_pickle import MAX_DIMENSIONS
-from dcnseg.torch_file import LEGACY_START, MAX_DESCRIPTION_BYTES, ZIP_START, read_torch_file
+from dcnseg.torch_file import LEGACY_STARTS, MAX_DESCRIPTION_BYTES, ZIP_START, read_torch_file
 
 MAX_SHOWN: Final = 300  # characters of a text of a file's in a message
 # Those that layers of a network can hold and every operation of torch knows.
@@ -69,9 +69,11 @@ def printable(text: str) -> str:
 
 def is_torch_file(file: IO[bytes]) -> bool:
     """Whether a file begins as those of `torch.save` do; it is left at its beginning."""
-    start = file.read(len(ZIP_START))
+    start = file.read(9)
     file.seek(0)
-    return start.startswith((ZIP_START, LEGACY_START))
+    # The length of a safetensors file's header may be any number; the header itself follows it.
+    is_legacy = start.startswith(LEGACY_STARTS) and not start.endswith(b"{")
+    return is_legacy or start.startswith(ZIP_START)
 
 
 def check_safetensors(file: IO[bytes]) -> None:

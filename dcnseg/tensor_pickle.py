@@ -99,7 +99,9 @@ class _Machine:
                 self.stack.append(self._memo[argument])
             case "BININT" | "BININT1" | "BININT2" | "LONG1" | "BINFLOAT":
                 self.stack.append(argument)
-            case "BINUNICODE" | "SHORT_BINSTRING":
+            case "MEMOIZE":
+                self._memo[len(self._memo)] = self.stack[-1]
+            case "BINUNICODE" | "SHORT_BINUNICODE" | "SHORT_BINSTRING":
                 self.stack.append(_text(argument))
             case "MARK":
                 self._marks.append(len(self.stack))
@@ -121,6 +123,9 @@ class _Machine:
                 self._update(self._pop_to_mark())
             case "GLOBAL":
                 self.stack.append(_named(argument))
+            case "STACK_GLOBAL":
+                module, kind = self._pop(2)
+                self.stack.append(_named(f"{module} {kind}"))
             case "BINPERSID":
                 self.stack.append(self._storage(*self._pop(1)))
             case "REDUCE":
@@ -128,7 +133,7 @@ class _Machine:
             case "BUILD":  # attributes of an OrderedDict, such as the versions of a state dict
                 self._pop(1)
                 self._last(dict)
-            case "PROTO" | "STOP":
+            case "PROTO" | "FRAME" | "STOP":
                 pass
             case _:
                 raise ValueError(

@@ -19,7 +19,7 @@ from dcnseg.tensor_pickle import read_pickle
 # A description takes 100 to 200 bytes per tensor, so this is enough for 20 000 of them.
 MAX_DESCRIPTION_BYTES: Final = 4 * 2**20
 ZIP_START: Final = b"PK\x03\x04"
-LEGACY_START: Final = b"\x80\x02"
+LEGACY_STARTS: Final = tuple(b"\x80" + bytes([protocol]) for protocol in range(2, 6))
 
 _LEGACY_MAGIC: Final = (0x1950A86A20F9469CFC6C, 1001)  # torch.serialization's, and its version
 _CHUNK_BYTES: Final = 2**20

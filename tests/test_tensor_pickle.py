@@ -16,6 +16,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from dcnseg.safe_load import load_tensors
@@ -81,6 +82,29 @@ def test_what_torch_saves_comes_back(state: Any, is_zip: bool, tmp_path_factory:
     path = tmp_path_factory.getbasetemp() / "state.pth"
     torch.save(state, path, _use_new_zipfile_serialization=is_zip)
     assert same(state, load_tensors(path))
+
+
+@pytest.mark.parametrize("protocol", [2, 3, 4, 5])
+@pytest.mark.parametrize("is_zip", [True, False])
+def test_every_protocol_is_read(protocol: int, is_zip: bool, tmp_path: Path) -> None:
+    path = tmp_path / "state.pth"
+    tensor = torch.arange(6.0).reshape(2, 3)
+    state = {"a.weight": tensor, "steps": [1, (2.5, None)], "text": "x" * 300}
+    torch.save(state, path, pickle_protocol=protocol, _use_new_zipfile_serialization=is_zip)
+    read = load_tensors(path)
+    assert torch.equal(read["a.weight"], tensor)
+    assert read | {"a.weight": tensor} == state
+
+
+def test_a_header_length_like_the_start_of_a_pickle_is_no_pickle(tmp_path: Path) -> None:
+    path = tmp_path / "weights.safetensors"
+    for padding in range(700):
+        save_file({"a": torch.ones(2)}, path, metadata={"text": "x" * padding})
+        if path.read_bytes()[:2] == b"\x80\x02":
+            break
+    else:
+        pytest.fail("no header of 640 bytes")
+    assert torch.equal(load_tensors(path)["a"], torch.ones(2))
 
 
 @pytest.mark.parametrize("is_zip", [True, False])

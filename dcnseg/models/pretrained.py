@@ -14,13 +14,14 @@ from huggingface_hub import get_session, hf_hub_url, try_to_load_from_cache
 from torch import Tensor, nn
 
 from dcnseg.config import Preprocessing
-from dcnseg.errors import CheckpointError, ConfigError
+from dcnseg.errors import CheckpointError, ConfigError, short_repr
 from dcnseg.ops.deform_conv import OFFSET_BRANCH
 from dcnseg.safe_load import check_finite, load_tensors
 from dcnseg.validation import did_you_mean
 
 HUB_ANSWER_SECONDS = 3.0
 NO_WEIGHTS = "none"
+WRAPPERS = ("state_dict", "model", "model_state_dict")  # keys of a state dict in training scripts
 
 
 def require_encoder_weights(name: str, weights: str) -> None:
@@ -32,6 +33,8 @@ def require_encoder_weights(name: str, weights: str) -> None:
             f"--encoder-weights is {weights}, a folder. To start from the weights of a run, "
             f"decoder included, use --init {weights}; for its encoder alone, give the weights file."
         )
+    if Path(weights).exists():
+        raise ConfigError(f"--encoder-weights is {weights}, which is not a regular file.")
     if Path(weights).suffix or "/" in weights:
         raise ConfigError(f"--encoder-weights is {weights}, but there is no such file.")
     entry = smp.encoders.encoders.get(name)
@@ -110,22 +113,37 @@ def _unavailable(name: str, weights: str, error: Exception) -> CheckpointError:
 
 def _read_state_dict(path: Path) -> dict[str, Tensor]:
     state = load_tensors(path)
-    for key in ("state_dict", "model"):
+    for key in WRAPPERS:
         if isinstance(state, dict) and isinstance(state.get(key), dict):
             state = state[key]  # training scripts often wrap the weights so
     if not isinstance(state, dict) or not all(isinstance(v, Tensor) for v in state.values()):
-        raise CheckpointError(f"{path} holds no state dict (names with tensors).")
+        is_dict = isinstance(state, dict)
+        keys = f"dictionary with {short_repr(list(state))}" if is_dict else type(state).__name__
+        raise CheckpointError(
+            f"{path} holds no state dict. Expected a dictionary of names and tensors, or one under "
+            f"{', '.join(WRAPPERS)}; found a {keys}. "
+            "Save the state dict alone: torch.save(model.state_dict(), path)."
+        )
     return {str(key): value for key, value in state.items()}
 
 
+def _without_prefix(state: dict[str, Tensor], names: Sequence[str]) -> dict[str, Tensor]:
+    """The tensors of the part of a network whose names are `names`, under these names.
+
+    Whole networks and wrappers put a prefix before them, such as "encoder." or "module.backbone.".
+    """
+    prefixes = [key.removesuffix(names[0]) for key in state if key.endswith(names[0])]
+    fitting = [prefix for prefix in prefixes if f"{prefix}{names[-1]}" in state]
+    prefix = min(fitting, key=len, default="")
+    return {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
+
+
 def _load_into(encoder: nn.Module, state: dict[str, Tensor], source: str, name: str) -> None:
-    prefix = "encoder."
-    if any(key.startswith(prefix) for key in state):
-        state = {k.removeprefix(prefix): v for k, v in state.items() if k.startswith(prefix)}
     own = encoder.state_dict()
     # Offset branches start at zero where a file has none. Counters of batch normalisation are not
     # in every file and do not change what is computed.
     needed = [k for k in own if OFFSET_BRANCH not in k and not k.endswith("num_batches_tracked")]
+    state = _without_prefix(state, needed)
     missing = [k for k in needed if k not in state]
     reshaped = [k for k in own if k in state and state[k].shape != own[k].shape]
     if missing or reshaped:

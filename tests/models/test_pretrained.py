@@ -37,12 +37,14 @@ def test_torchvision_file_fits_a_deformable_encoder(
         assert torch.equal(own[name], torchvision_state[name])
 
 
+@pytest.mark.parametrize("prefix", ["", "encoder.", "module.", "module.backbone.", "_orig_mod."])
+@pytest.mark.parametrize("wrapper", ["state_dict", "model", "model_state_dict"])
 def test_a_whole_networks_encoder_is_taken(
-    tmp_path: Path, torchvision_state: dict[str, torch.Tensor]
+    prefix: str, wrapper: str, tmp_path: Path, torchvision_state: dict[str, torch.Tensor]
 ) -> None:
     path = tmp_path / "network.pth"
-    state = {f"encoder.{k}": v for k, v in torchvision_state.items()}
-    torch.save({"state_dict": state | {"head.weight": torch.ones(1)}}, path)
+    state = {f"{prefix}{k}": v for k, v in torchvision_state.items()}
+    torch.save({"epoch": 3, wrapper: state | {"head.weight": torch.ones(1)}}, path)
     encoder = build_encoder("resnet18", output_stride=16)
     load_encoder_weights(encoder, "resnet18", str(path))
     assert torch.equal(encoder.state_dict()["conv1.weight"], torchvision_state["conv1.weight"])
@@ -64,6 +66,17 @@ def test_file_of_another_encoder_is_refused(
     torch.save({"other": torch.ones(1)}, path)
     with pytest.raises(CheckpointError, match=r"265 tensors: 265 are missing .* and 0 have"):
         load_encoder_weights(encoder, "resnet50", str(path))
+
+
+def test_a_file_without_a_state_dict_is_named(tmp_path: Path) -> None:
+    path = tmp_path / "weights.pth"
+    torch.save({"net": {"conv1.weight": torch.ones(1)}, "epoch": 1}, path)
+    encoder = build_encoder("resnet18", output_stride=16)
+    with pytest.raises(CheckpointError, match=r"found a dictionary with \['net', 'epoch'\]\. Save"):
+        load_encoder_weights(encoder, "resnet18", str(path))
+    torch.save(torch.ones(1), path)
+    with pytest.raises(CheckpointError, match=r"model_state_dict; found a Tensor\. Save the state"):
+        load_encoder_weights(encoder, "resnet18", str(path))
 
 
 def test_values_that_are_no_numbers_are_refused(
