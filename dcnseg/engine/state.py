@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 import torch
-from torch import nn
+from torch import Tensor, nn
 from torch.optim.lr_scheduler import LambdaLR
 from torch.optim.swa_utils import AveragedModel
 
@@ -33,7 +33,7 @@ from dcnseg.engine.saved_values import (
 from dcnseg.errors import CheckpointError, short_repr
 from dcnseg.models.pretrained import load_encoder_weights
 from dcnseg.models.segmenter import Segmenter, build_segmenter
-from dcnseg.safe_load import one_line
+from dcnseg.safe_load import check_finite, one_line
 from dcnseg.validation import require
 
 
@@ -164,6 +164,10 @@ def _restore(state: TrainingState, saved: Mapping[str, Any]) -> None:
             saved["optimizer"], state.optimizer.state_dict(), [p.shape for p in parameters]
         )
     )
+    check_finite(dict(state.model.named_parameters()), "its model")
+    for values in state.optimizer.state.values():
+        tensors = {name: value for name, value in values.items() if isinstance(value, Tensor)}
+        check_finite(tensors, "its optimizer")
     state.schedule.load_state_dict(like_schedule(saved["schedule"], state.schedule.state_dict()))
     if saved["scaler"]:  # empty where the run was not in float16 before
         require_like(saved["scaler"], state.scaler.state_dict(), "scaler")

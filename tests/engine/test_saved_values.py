@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 import math
+import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any, cast
@@ -119,6 +120,18 @@ def test_positions_outside_of_a_generators_words_are_refused(tmp_path: Path) -> 
             restore_state(state, saved | {"random": wrong}, path)
     after: Any = np.random.get_state(legacy=True)
     assert after[2] == before[2]
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_values_that_are_not_finite_are_not_trained_on(value: float, tmp_path: Path) -> None:
+    path = tmp_path / RESUME_STATE
+    for part in ("model", "optimizer"):
+        save_state(path, tiny_state("sgd"))
+        saved = load_resume_state(path)
+        tensors = saved["model"] if part == "model" else saved["optimizer"]["state"][0]
+        next(iter(tensors.values())).view(-1)[0] = value
+        message = try_to_restore(tiny_state("sgd"), saved, path)
+        assert re.search(rf"settings: its {part}: 1 of the \d values of ", message)
 
 
 CLASS_MAP = ClassMap((ClassInfo(3, "road", (1, 2, 3)), ClassInfo(7, "tree", (4, 5, 6))))
