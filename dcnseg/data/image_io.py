@@ -9,7 +9,7 @@ from __future__ import annotations
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import IO, Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -226,8 +226,16 @@ def write_jpeg_strips(
 
 
 def _save(picture: Image.Image, path: Path, file_format: str, **options: Any) -> None:
-    with atomic_path(path, is_durable=False) as temporary:
-        picture.save(temporary, file_format, **options)
+    with atomic_path(path, is_durable=False) as temporary, temporary.open("wb") as file:
+        picture.save(_Writer(file), file_format, **options)  # type: ignore[arg-type]
+
+
+class _Writer:
+    """A file without its descriptor, on which Pillow does not notice that a disk is full."""
+
+    def __init__(self, file: IO[bytes]) -> None:
+        self.write = file.write
+        self.flush = file.flush
 
 
 def _as_rgb(picture: Image.Image, path: Path) -> UInt8Array:

@@ -6,6 +6,7 @@ Which file formats are read, and what the header says of bit depth and orientati
 from __future__ import annotations
 
 import errno
+import re
 import warnings
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
@@ -45,6 +46,12 @@ UNREAD_KINDS: Final = {
     }.items()
     for suffix in suffixes.split()
 }
+_MAX_PNM_HEADER: Final = 4096  # bytes
+_PNM_START: Final = re.compile(rb"P[0-6fy]")
+_PNM_GAP: Final = rb"(?:\s|#[^\r\n]*[\r\n])+"
+_PNM_HEADER: Final = re.compile(
+    rb"P(?:[14](?:%b\d{1,9}){2}|[^14]\w{0,4}(?:%b[-.\d]{1,16}){3})\s" % (_PNM_GAP, _PNM_GAP)
+)
 _MOST_BANDS: Final = 4
 _NEW_SUBFILE_TYPE: Final = 254  # tag of a TIFF page
 _COPY_OR_MASK: Final = 1 | 4  # bits of its value
@@ -63,7 +70,7 @@ def opened_picture(path: Path) -> Iterator[Image.Image]:
     try:
         # Not by name: Pillow would map uncompressed TIFF files, and garbles those that lie on their
         # side (seen in Pillow 13.0).
-        with _opened_file(path) as file, Image.open(file, formats=_FORMATS) as picture:
+        with _opened_file(path) as file, _identified(file, path) as picture:
             if isinstance(picture, TiffImagePlugin.TiffImageFile):
                 _check_bands(path, picture.tag_v2)
             yield picture
@@ -75,6 +82,18 @@ def opened_picture(path: Path) -> Iterator[Image.Image]:
     # IndexError, ValueError, zlib.error, ...
     except Exception as error:
         raise DataError(f"{path}: {_diagnose(path, error)}") from error
+
+
+def _identified(file: IO[bytes], path: Path) -> Image.Image:
+    head = file.read(_MAX_PNM_HEADER)
+    file.seek(0)
+    # Pillow reads such a header byte by byte, however long it is.
+    if _PNM_START.match(head) and not _PNM_HEADER.match(head):
+        raise DataError(
+            f"{path}: is a PNM file, but no width, height and maximum are in its first "
+            f"{_MAX_PNM_HEADER} bytes; the file is damaged or cut off."
+        )
+    return Image.open(file, formats=_FORMATS)
 
 
 def _opened_file(path: Path) -> IO[bytes]:

@@ -97,3 +97,31 @@ def test_damage_gives_an_array_or_a_named_error(
     assert readings < 3 * CASES_PER_FILE  # cut files are found
     path.write_bytes(FILES[name])
     assert read_image(path).shape == (*read_size(path), 3)
+
+
+@pytest.mark.parametrize(
+    "header",
+    [b"P6\n#" + bytes(10**6), b"P5" + b" " * 10**6, b"P4\n#\n8 ", b"Pf\n1 1\n", b"P3 2 2\n#" * 2],
+)
+def test_headers_without_an_end_are_refused_at_once(tmp_path: Path, header: bytes) -> None:
+    path = tmp_path / "a.ppm"
+    path.write_bytes(header)
+    with pytest.raises(DataError, match=r"a\.ppm: is a PNM file, but no width, height and maximum"):
+        read_image(path)
+
+
+@pytest.mark.parametrize(
+    ("content", "value"),
+    [
+        (b"P6\n# one\n#two\r\n 1\t1\n# three\n255\n\x07\x08\x09", (7, 8, 9)),
+        (b"P2 1 1 255\n 7\n", (7, 7, 7)),
+        (b"P4 1 1\n\x80", (0, 0, 0)),
+        (b"P1\n# c\n1 1\n1\n", (0, 0, 0)),
+    ],
+)
+def test_pnm_headers_with_comments_are_read(
+    tmp_path: Path, content: bytes, value: tuple[int, ...]
+) -> None:
+    path = tmp_path / "a.pnm"
+    path.write_bytes(content)
+    assert tuple(read_image(path)[0, 0]) == value

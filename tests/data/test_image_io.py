@@ -3,6 +3,8 @@ from __future__ import annotations
 import io
 import os
 import struct
+import subprocess
+import sys
 import zlib
 from collections.abc import Callable
 from contextlib import suppress
@@ -389,4 +391,21 @@ def test_a_failed_write_leaves_nothing(tmp_path: Path) -> None:
         write_png(tmp_path / "a.png", np.zeros((2, 2)))
     with pytest.raises(ShapeError, match=r"`array` is uint8 \[2, 2, 4\]"):
         write_png(tmp_path / "a.png", np.zeros((2, 2, 4), np.uint8))
+    assert list(tmp_path.iterdir()) == []
+
+
+@pytest.mark.parametrize("name", ["write_jpeg", "write_png"])
+def test_what_does_not_fit_on_the_disk_is_an_error_and_leaves_nothing(
+    name: str, tmp_path: Path
+) -> None:
+    program = (
+        "import resource, sys; from pathlib import Path; import numpy as np\n"
+        f"from dcnseg.data.image_io import {name}\n"
+        "noise = np.random.default_rng(0).integers(0, 256, (64, 64, 3)).astype(np.uint8)\n"
+        "resource.setrlimit(resource.RLIMIT_FSIZE, (1024, resource.RLIM_INFINITY))\n"
+        f"{name}(Path(sys.argv[1]), noise)"
+    )
+    path = tmp_path / "image"
+    result = subprocess.run([sys.executable, "-c", program, path], capture_output=True, text=True)
+    assert "File too large" in result.stderr
     assert list(tmp_path.iterdir()) == []
