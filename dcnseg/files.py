@@ -141,4 +141,9 @@ def mark_output_folder(folder: Path) -> None:
 
 def is_output_folder(folder: Path) -> bool:
     """Whether dcnseg has marked this folder as its own output."""
-    return (folder / OUTPUT_MARKER).exists()
+    return os.path.exists(folder / OUTPUT_MARKER)  # noqa: PTH110  (pathlib's needs permission)
+
+
+def holds_foreign_files(folder: Path) -> bool:
+    """Whether a folder holds anything, and dcnseg has not marked it as its output."""
+    return folder.is_dir() and any(folder.iterdir()) and not is_output_folder(folder)

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import errno
 import json
 import os
 import socket
@@ -9,6 +10,7 @@ import pytest
 
 from dcnseg.files import (
     atomic_path,
+    holds_foreign_files,
     is_output_folder,
     mark_output_folder,
     open_regular_file,
@@ -107,3 +109,16 @@ def test_output_folders_are_marked_once(tmp_path: Path) -> None:
     mark_output_folder(folder)
     assert is_output_folder(folder)
     assert not is_output_folder(folder.parent)
+    assert holds_foreign_files(folder.parent)
+    assert not holds_foreign_files(folder)
+    assert not holds_foreign_files(tmp_path / "missing")
+
+
+def test_a_folder_that_may_not_be_looked_into_is_no_output_folder(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def refuse(path: object, **_settings: object) -> None:
+        raise PermissionError(errno.EACCES, "Permission denied", str(path))
+
+    monkeypatch.setattr(os, "stat", refuse)
+    assert not is_output_folder(tmp_path)

@@ -19,7 +19,7 @@ import torch
 
 from dcnseg.data.image_io import ImageHeader, read_header
 from dcnseg.errors import ConfigError, DataError
-from dcnseg.files import is_output_folder, mark_output_folder
+from dcnseg.files import holds_foreign_files, mark_output_folder
 from dcnseg.inference.familiarity import differences
 from dcnseg.inference.inputs import InputImage
 from dcnseg.inference.memory import check_probabilities_fit, names_what_to_try
@@ -63,7 +63,7 @@ def predict_files(
 ) -> list[FileResult]:
     """Predict every image and write the outputs; a broken image does not stop the others.
 
-    The output folder is marked as dcnseg's, or, where it holds the images, its subfolders.
+    The output folder is marked as dcnseg's, or, where it holds files of others, its subfolders.
 
     Args:
         predictor: The network.
@@ -74,7 +74,7 @@ def predict_files(
         on_result: Called with each result in order, once its files are complete.
 
     Raises:
-        ConfigError: `out` holds the images, and files of others where outputs are to be written.
+        ConfigError: files of others lie where outputs are to be written.
         OSError: no output can be written, as on a full disk; those before it are complete.
     """
     results: list[FileResult] = []
@@ -85,7 +85,7 @@ def predict_files(
             on_result(result)
 
     outputs = {image: output_paths(out, image.name, kinds) for image in images}
-    marked = _folders_to_mark(out, images, kinds)
+    marked = _folders_to_mark(out, kinds)
     skipped = [image for image in images if skip_existing and _are_files(outputs[image].values())]
     for image in skipped:
         finish(FileResult(image, outputs[image], {}, is_skipped=True))
@@ -106,24 +106,21 @@ def predict_files(
     return results
 
 
-def _folders_to_mark(
-    out: Path, images: Sequence[InputImage], kinds: Sequence[str]
-) -> tuple[Path, ...]:
-    """The output folder, or its subfolders where the images lie in it themselves.
+def _folders_to_mark(out: Path, kinds: Sequence[str]) -> tuple[Path, ...]:
+    """The output folder, or its subfolders where it holds files of others itself.
 
     Raises:
-        ConfigError: such a subfolder holds files that dcnseg did not write.
+        ConfigError: such a subfolder holds files that dcnseg did not write, such as masks.
     """
-    real_out = out.resolve()
-    if not any(image.path.absolute().is_relative_to(real_out) for image in images):
+    if not holds_foreign_files(out):
         return (out,)
     folders = tuple(out / OUTPUT_FOLDERS[kind] for kind in kinds)
     for folder in folders:
-        if folder.is_dir() and any(folder.iterdir()) and not is_output_folder(folder):
+        if holds_foreign_files(folder):
             raise ConfigError(
-                f"--out is {out}, which holds the images, and {folder} holds files that dcnseg did "
-                "not write, or not lately; predictions could replace them. Choose another folder "
-                "for --out, or delete that one if it holds predictions."
+                f"--out is {out}, and {folder} holds files that dcnseg did not write, or did not "
+                "mark as written; predictions could replace them. Choose another folder for --out, "
+                "or delete that one if it holds predictions."
             )
     return folders
 

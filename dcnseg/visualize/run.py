@@ -11,7 +11,7 @@ from torch import Tensor
 
 from dcnseg.data.image_io import read_size
 from dcnseg.errors import ConfigError, DataError, DcnsegError
-from dcnseg.files import mark_output_folder
+from dcnseg.files import holds_foreign_files, mark_output_folder
 from dcnseg.inference.inputs import InputImage
 from dcnseg.inference.predictor import Predictor
 from dcnseg.inference.results import describe_error
@@ -51,7 +51,7 @@ def visualize_files(
 
     Raises:
         ConfigError: the network has no deformable layer, a point lies outside a picture, or `out`
-            holds the images.
+            holds files of others.
         CheckpointError: the weights cannot be loaded.
     """
     predictor = Predictor.from_checkpoint(run, device=device)
@@ -60,7 +60,11 @@ def visualize_files(
             f"{run} is a plain network without deformable layers; train with --deform-layers 3."
         )
     _check_points_everywhere(points, images)
-    _refuse_folder_of_images(out, images)
+    if holds_foreign_files(out):
+        raise ConfigError(
+            f"--out is {out}, which holds files that dcnseg did not write, or did not mark as "
+            "written. Choose another folder, or delete that one if it holds earlier outputs."
+        )
     for image in images:
         try:
             pixels = image.read()
@@ -78,16 +82,6 @@ def visualize_files(
             yield DrawnImage(image, (), describe_error(image, error))
         else:
             yield DrawnImage(image, tuple(paths))
-
-
-def _refuse_folder_of_images(out: Path, images: Sequence[InputImage]) -> None:
-    """Refuse to write, and put the mark of outputs, among the images themselves."""
-    real_out = out.resolve()
-    for image in images:
-        if image.path.absolute().is_relative_to(real_out):
-            raise ConfigError(
-                f"--out is {out}, which holds {image}; expected a folder without images."
-            )
 
 
 def _bounded(network_input: Tensor) -> Tensor:

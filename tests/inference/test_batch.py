@@ -256,7 +256,7 @@ def test_no_pixel_above_the_minimum_confidence_is_said(run: Path, tmp_path: Path
 
 
 def test_outputs_are_not_taken_for_input(predictor: Predictor, tmp_path: Path) -> None:
-    """Twice into a folder within the input, marked or (as by older versions) not."""
+    """Twice into a folder within the input, then without its mark, as of older versions."""
     folder = tmp_path / "photos"
     notes: list[str] = []
     small(folder / "a.png")
@@ -273,7 +273,8 @@ def test_outputs_are_not_taken_for_input(predictor: Predictor, tmp_path: Path) -
     assert is_output_folder(out)
     assert names() == ["a", "sub/b"]
     (out / OUTPUT_MARKER).unlink()
-    assert names() == ["a", "sub/b"]
+    with pytest.raises(ConfigError, match="did not mark as written"):
+        names()
     assert notes[-1].startswith("4 files in the output folder are not taken as input, ")
 
 
@@ -287,8 +288,28 @@ def test_a_folder_of_images_is_not_marked_but_its_outputs_are(
     predict_files(predictor, inputs, tmp_path, ("labels",))
     # Masks of the user's own.
     (tmp_path / "labels" / OUTPUT_MARKER).unlink()
-    with pytest.raises(ConfigError, match=r"holds the images, and .*labels holds files that"):
+    with pytest.raises(ConfigError, match=r"labels holds files that dcnseg did not write"):
         predict_files(predictor, inputs, tmp_path, ("labels",))
+
+
+@pytest.mark.parametrize("is_linked", [False, True])
+def test_masks_are_never_replaced_by_predictions(
+    predictor: Predictor, tmp_path: Path, is_linked: bool
+) -> None:
+    inputs = find_inputs([str(small(tmp_path / "images" / "a.png"))])
+    mask = small(tmp_path / "data" / "labels" / "a.png")
+    before = mask.read_bytes()
+    out = tmp_path / "data"
+    if is_linked:
+        out = tmp_path / "out"
+        out.mkdir()
+        (out / "labels").symlink_to(mask.parent)
+    with pytest.raises(ConfigError, match=r"labels holds files that dcnseg did not write"):
+        predict_files(predictor, inputs, out, ("labels",), skip_existing=True)
+    assert mask.read_bytes() == before
+    predict_files(predictor, inputs, out, ("overlay",))
+    assert is_output_folder(out / "overlays")
+    assert not is_output_folder(out)
 
 
 def test_the_first_of_several_pages_is_read_with_a_warning(

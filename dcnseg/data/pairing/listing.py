@@ -76,7 +76,7 @@ def written_by_dcnseg(folder: Path) -> str:
     """Say by what it is seen that dcnseg has written a folder; empty if it has not."""
     if is_output_folder(folder):
         return f"written by dcnseg, as {OUTPUT_MARKER} in it says"
-    if all((folder / name).is_file() for name in _RUN_FILES):
+    if all(os.path.isfile(folder / name) for name in _RUN_FILES):  # noqa: PTH113  (as above)
         return "a run folder of dcnseg train"
     return ""
 
