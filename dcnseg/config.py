@@ -24,7 +24,7 @@ CLASS_WEIGHTS = ("none", "balanced", "sqrt")
 AMP_MODES = ("auto", "off", "bf16", "fp16")
 DEVICES = ("auto", "cpu", "cuda", "mps")
 MAX_ROTATION = 180  # degrees
-MAX_BLUR = 10  # pixels
+MIN_BLUR, MAX_BLUR = 0.1, 10  # pixels
 
 # Settings that go together, by the names that config.json uses ("model.encoder"). What is not here
 # has its default.
@@ -221,6 +221,10 @@ class DataConfig:
         require_between("--input-scale", self.input_scale, MIN_SCALE, MAX_INPUT_SCALE)
         require_between("--rotate", self.rotate, 0, MAX_ROTATION)
         require_between("--blur", self.blur, 0, MAX_BLUR)
+        _require(
+            not 0 < self.blur < MIN_BLUR,
+            f"--blur is {short_repr(self.blur)}; expected 0 (off), or at least {MIN_BLUR} pixels.",
+        )
         _require(
             0 <= self.mask_threshold <= MAX_ID,
             f"--mask-threshold is {short_repr(self.mask_threshold)}; expected 0 (off) to {MAX_ID}.",

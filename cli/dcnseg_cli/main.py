@@ -16,7 +16,9 @@ from dcnseg_cli.reporting import (
     escape_what_cannot_be_encoded,
     fail_by_stdout,
     is_usage_error,
+    message,
     show_warnings_as_messages,
+    signal_exit_code,
     unwind_on_signals,
 )
 
@@ -75,6 +77,9 @@ def _run() -> int:
     """Run the command of the command line; returns the exit code."""
     try:
         return app(standalone_mode=False) or 0
+    except KeyboardInterrupt as error:  # while the program starts; commands report their own
+        message("Error: interrupted")
+        return signal_exit_code(error)
     except OSError as error:  # help that stdout cannot take; commands report their own errors
         try:
             fail_by_stdout(error)

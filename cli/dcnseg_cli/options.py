@@ -149,7 +149,7 @@ def check_out_folder(out: Path, *, overwrite: bool) -> None:
 def parse_integers(text: str, option: str) -> tuple[int, ...]:
     """Whole numbers separated by commas; a usage error that names the option otherwise."""
     try:
-        return tuple(int(part) for part in text.split(",") if part.strip())
+        return tuple(map(int, text.split(","))) if text else ()
     except ValueError:
         raise typer.BadParameter(
             f"{text!r} is not a list of whole numbers such as 1,2.", param_hint=option
@@ -164,7 +164,7 @@ def parse_ignore_index(values: Sequence[str] | None) -> tuple[int, ...]:
 def parse_numbers(text: str, option: str) -> tuple[float, ...]:
     """Numbers separated by commas; a usage error that names the option otherwise."""
     try:
-        return tuple(float(part) for part in text.split(",") if part.strip())
+        return tuple(map(float, text.split(","))) if text else ()
     except ValueError:
         raise typer.BadParameter(
             f"{text!r} is not a list of numbers such as 0.5,2.", param_hint=option

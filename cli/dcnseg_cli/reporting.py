@@ -48,12 +48,10 @@ def reports_errors(command: Command) -> Command:
             return command(*args, **kwargs)
         except DcnsegError as error:
             fail(str(error), exit_code(error), error)
-        except TerminatedError as error:
-            fail("terminated", TERMINATED, error)
-        except HungUpError as error:
-            fail("hung up", HUNG_UP, error)
         except KeyboardInterrupt as error:
-            fail("interrupted", INTERRUPTED, error)
+            text = {TERMINATED: "terminated", HUNG_UP: "hung up", INTERRUPTED: "interrupted"}
+            code = signal_exit_code(error)
+            fail(text[code], code, error)
         except OSError as error:
             if error.filename == STDOUT:
                 fail_by_stdout(error)
@@ -76,6 +74,11 @@ def fail(text: str, code: int, error: BaseException) -> NoReturn:
         raise error
     message(f"Error: {text}")
     raise typer.Exit(code) from None
+
+
+def signal_exit_code(error: KeyboardInterrupt) -> int:
+    """The exit code of a program that the signal behind an exception has ended."""
+    return {TerminatedError: TERMINATED, HungUpError: HUNG_UP}.get(type(error), INTERRUPTED)
 
 
 @contextmanager

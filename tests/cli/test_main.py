@@ -148,3 +148,19 @@ def test_warnings_of_libraries_are_escaped(
         show_warnings_as_messages()
         warnings.warn("a\x1b[2Jb", stacklevel=1)
     assert "UserWarning: a\\x1b[2Jb" in capsys.readouterr().err
+
+
+@pytest.mark.parametrize(
+    ("exception", "code"),
+    [("KeyboardInterrupt", 130), ("TerminatedError", 143), ("HungUpError", 129)],
+)
+def test_signals_before_a_command_runs_leave_no_traceback(exception: str, code: int) -> None:
+    program = (
+        "from dcnseg_cli import main\n"
+        "from dcnseg_cli.reporting import HungUpError, TerminatedError\n"
+        f"def stop(**_): raise {exception}\n"
+        "main.app = stop\n"
+        "main.main()"
+    )
+    result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
+    assert (result.returncode, result.stderr) == (code, "Error: interrupted\n")

@@ -165,6 +165,9 @@ def test_resume_takes_the_same_settings_again(
         (["{scenes}", "--out={tmp}/r", "--init=x", "--encoder-weights=none"], 2, "leave --encoder"),
         (["{scenes}", "--out={tmp}/r", "--rotate=200"], 2, "--rotate is 200.0; expected at"),
         (["{scenes}", "--out={tmp}/r", "--blur=-1"], 2, "--blur is -1.0; expected at"),
+        (["{scenes}", "--out={tmp}/r", "--blur=1e-300"], 2, "--blur is 1e-300; expected 0 (off)"),
+        (["{scenes}", "--out={tmp}/r", "--ignore-index=1,,2"], 2, "'1,,2' is not a list of whole"),
+        (["{scenes}", "--out={tmp}/r", "--crop-size=64,"], 2, "'64,' is not a list of whole"),
     ],
 )
 def test_errors_are_one_line_and_a_code(
