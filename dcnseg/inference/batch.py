@@ -144,7 +144,7 @@ def _read_ahead(pool: ThreadPoolExecutor, images: Sequence[InputImage]) -> Itera
 
 def _peek(image: InputImage) -> ImageHeader | None:
     try:
-        return None if image.url else read_header(image.path)
+        return None if image.problem else read_header(image.path)
     except DataError:
         return None  # reading it tells
 

@@ -31,9 +31,10 @@ def find_doubts(
             "no pixel reaches --min-confidence. A network is rarely that sure of images unlike its "
             "training's, or after a short training; lower it."
         )
+    is_whole = not any(result.share_below for result in predicted)
     names = {name for result in predicted for name in result.class_shares}
     is_enough = len(predicted) > 1 or any(prod(one.size_hw) >= LARGE_PIXELS for one in predicted)
-    if len(names) == 1 and is_enough and num_classes > 1:
+    if len(names) == 1 and is_enough and is_whole and num_classes > 1:
         what = f"all {len(predicted)} pictures" if len(predicted) > 1 else "the picture"
         lines.append(
             f"every pixel of {what} is {names.pop()!r}, one of {num_classes} classes. The network "

@@ -41,25 +41,25 @@ class InputImage:
         path: The file.
         name: Below a given folder, or the fixed part of a pattern, the folders are kept. Without
             the suffix, unless two images differ in it alone.
-        url: The argument as it was given, if it is a URL.
+        problem: Why it cannot be read, as far as that is known already.
     """
 
     path: Path
     name: PurePath
-    url: str = ""
+    problem: str = ""
 
     def __str__(self) -> str:
-        """The URL or the path, for messages."""
-        return self.url or str(self.path)
+        """The path, for messages."""
+        return str(self.path)
 
     def read(self) -> npt.NDArray[np.uint8]:
         """The image as `read_image` returns it.
 
         Raises:
-            DataError: As `read_image`, or it is a URL.
+            DataError: As `read_image`, or it has a problem.
         """
-        if self.url:
-            raise DataError(f"{self.url}: URLs are not read; download the image first.")
+        if self.problem:
+            raise DataError(self.problem)
         return read_image(self.path)
 
 
@@ -73,8 +73,9 @@ def find_inputs(
     """Expand files, folders (recursively), glob patterns and "-" (a list on stdin).
 
     The list has an image per line, or per NUL as `find -print0` writes it. A file that is named
-    but missing is kept, so that it is reported beside the others' results; so is a URL. Of a data
-    folder that holds images and their masks in two folders, the masks are left out.
+    but missing is kept, so that it is reported beside the others' results; so is a URL, and of
+    several arguments one for which nothing is found. Of a data folder that holds images and their
+    masks in two folders, the masks are left out.
 
     Args:
         arguments: What to expand.
@@ -84,13 +85,20 @@ def find_inputs(
 
     Raises:
         ConfigError: two images would write the same output.
-        DataError: nothing was found for an argument.
+        DataError: nothing was found for the only argument.
     """
     found: dict[str, tuple[InputImage, PurePath]] = {}  # by the file, however it was spelled
     left_out = _LeftOut([os.path.realpath(folder) for folder in outputs])
-    for argument in _with_stdin(arguments, stdin):
-        for image in _expand(argument, left_out, on_note):
-            found.setdefault(image.url or os.path.realpath(image.path), (image, image.name))
+    named_files = list(_with_stdin(arguments, stdin))
+    for argument in named_files:
+        try:
+            expanded = _expand(argument, left_out, on_note)
+        except DataError as error:
+            if len(named_files) == 1:
+                raise
+            expanded = [_unusable(argument, str(error))]  # the others are worked on
+        for image in expanded:
+            found.setdefault(image.problem or os.path.realpath(image.path), (image, image.name))
     left_out.report(on_note)
     if not found:
         raise DataError(f"{', '.join(arguments)}: no images but those in the output folder.")
@@ -100,7 +108,7 @@ def find_inputs(
     for image, full_name in named:
         stem = full_name.with_suffix("")
         name = full_name if sharing[stem] > 1 else stem
-        other = images.setdefault(name, InputImage(image.path, name, image.url))
+        other = images.setdefault(name, InputImage(image.path, name, image.problem))
         if other.path != image.path:
             raise ConfigError(
                 f"{other} and {image} would both be written as {name}. "
@@ -169,7 +177,7 @@ def _expand(
     if os.path.lexists(path):
         return _in_folder(left_out.without_outputs([path]), path.parent)
     if _URL.match(argument):
-        return [InputImage(path, PurePath(path.name), argument)]
+        return [_unusable(argument, f"{argument}: URLs are not read; download the image first.")]
     if glob.has_magic(argument):
         # pathlib's glob takes no absolute pattern
         matches = sorted(glob.glob(argument, recursive=True))  # noqa: PTH207
@@ -178,6 +186,11 @@ def _expand(
             raise DataError(f"{argument}: no file matches this pattern.")
         return _in_folder(left_out.without_outputs(files), _fixed_part(path))
     return [InputImage(path, PurePath(path.name))]
+
+
+def _unusable(argument: str, problem: str) -> InputImage:
+    path = Path(argument)
+    return InputImage(path, PurePath(path.name), problem)
 
 
 def _in_folder(files: Iterable[Path], folder: Path) -> list[InputImage]:

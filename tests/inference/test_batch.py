@@ -3,6 +3,7 @@ from __future__ import annotations
 import errno
 from collections.abc import Callable
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from pathlib import Path
 
 import numpy as np
@@ -251,6 +252,8 @@ def test_no_pixel_above_the_minimum_confidence_is_said(run: Path, tmp_path: Path
     inputs = find_inputs([str(small(tmp_path / "a.png"))])
     results = predict_files(predictor, inputs, tmp_path / "out", ("labels",))
     assert (results[0].class_shares, results[0].share_below) == ({}, 1)
+    partly = replace(results[0], class_shares={"star": 0.01}, share_below=0.99)
+    assert find_doubts([partly, partly], None, predictor.class_map.num_classes) == []
     (doubt,) = find_doubts(results, None, predictor.class_map.num_classes)
     assert "no pixel reaches --min-confidence" in doubt
 

@@ -84,6 +84,17 @@ def test_nothing_found_is_said(tmp_path: Path) -> None:
         find_inputs([f"{tmp_path}/*.jpg"])
 
 
+def test_of_several_arguments_one_may_be_without_images(pictures: Path, tmp_path: Path) -> None:
+    empty = tmp_path / "folder.png"
+    empty.mkdir()
+    images = find_inputs([str(empty), str(pictures / "a.png"), f"{empty}/*.jpg"])
+    assert [image.path for image in images] == [empty, pictures / "a.png", empty / "*.jpg"]
+    with pytest.raises(DataError, match=r"folder\.png: no pictures in this folder"):
+        images[0].read()
+    with pytest.raises(DataError, match=r"\*\.jpg: no file matches"):
+        images[2].read()
+
+
 def test_masks_of_a_data_folder_are_left_out(tmp_path: Path) -> None:
     for name in ("train/images/a", "train/masks/a", "val/images/b", "val/masks/sub/b", "masks/c"):
         path = tmp_path / f"{name}.png"
@@ -103,7 +114,7 @@ def test_masks_of_a_data_folder_are_left_out(tmp_path: Path) -> None:
 def test_urls_are_kept_as_given_and_not_read(pictures: Path) -> None:
     url = "https://example.org//a/b.jpg"
     images = find_inputs([str(pictures / "a.png"), url])
-    assert [str(image) for image in images] == [str(pictures / "a.png"), url]
+    assert [image.path for image in images] == [pictures / "a.png", Path(url)]
     with pytest.raises(
         DataError, match=r"^https://example\.org//a/b\.jpg: URLs are not read; down"
     ):
