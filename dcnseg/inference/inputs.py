@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from dcnseg.data.image_io import read_image
 from dcnseg.data.pairing.folders import find_images
-from dcnseg.data.pairing.listing import find_files
+from dcnseg.data.pairing.listing import NOT_REGULAR, find_files, find_unread
 from dcnseg.data.picture_file import UNREAD_KINDS
 from dcnseg.errors import ConfigError, DataError
 
@@ -209,6 +209,9 @@ def _expand_folder(
         raise DataError(f"{folder}: no pictures in this folder{own}{rest}.")
     if unread and on_note:
         on_note(f"{folder} has {unread}, which are not read; they are skipped.")
+    for path, reason in find_unread(folder).items():
+        if reason == NOT_REGULAR and on_note:
+            on_note(f"{path} is {reason}; it is skipped.")
     return _in_folder(files, folder)
 
 

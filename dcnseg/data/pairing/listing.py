@@ -12,6 +12,7 @@ from typing import Final
 from dcnseg.data.picture_file import IMAGE_SUFFIXES, UNREAD_KINDS
 from dcnseg.files import OUTPUT_MARKER, is_output_folder
 
+NOT_REGULAR: Final = "not a regular file"
 _SKIPPED_FOLDERS: Final = frozenset({"__MACOSX", "__pycache__"})
 # Of a run folder made before these were marked; nothing else has these three.
 _RUN_FILES: Final = ("config.json", "files.json", "metrics.jsonl")
@@ -41,7 +42,7 @@ def find_unread(folder: Path) -> dict[Path, str]:
         if kind:
             found[path] = f"{kind}; convert it to PNG or JPEG to have it read"
         elif path.suffix.lower() in IMAGE_SUFFIXES | {".json"} and _is_special(path):
-            found[path] = "not a regular file"
+            found[path] = NOT_REGULAR
     return dict(sorted(found.items()))
 
 
