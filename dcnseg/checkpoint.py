@@ -95,6 +95,10 @@ def find_weights(run: Path) -> Path:
         return run
     if not run.exists():
         raise CheckpointError(f"{run}: no such run folder or weights file.")
+    if not run.is_dir():
+        raise CheckpointError(
+            f"{run} is not a regular file; expected a run folder or weights file."
+        )
     path = run / BEST_WEIGHTS
     if not path.is_file():
         raise CheckpointError(
@@ -271,9 +275,18 @@ def _differences(own: Mapping[str, Tensor], given: Mapping[str, Tensor]) -> list
         for name in own
         if name in given and given[name].shape != own[name].shape
     ]
+    retyped = [
+        f"{name} is {given[name].dtype} instead of {own[name].dtype}"
+        for name in own
+        if name in given and given[name].is_floating_point() != own[name].is_floating_point()
+    ]
     return [
         f"{len(items)} of {len(own)} tensors {text} ({_first(items)})"
-        for items, text in ((missing, "are missing"), (reshaped, "have another shape"))
+        for items, text in (
+            (missing, "are missing"),
+            (reshaped, "have another shape"),
+            (retyped, "have another type"),
+        )
         if items
     ] + ([f"{len(unexpected)} tensors are unexpected ({_first(unexpected)})"] if unexpected else [])
 

@@ -40,7 +40,9 @@ def select_device(name: str) -> torch.device:
         device = None
     if device is None or device.type not in DEVICES:
         hint = did_you_mean(name, DEVICES)
-        raise ConfigError(f"--device is {name!r}; expected one of {', '.join(DEVICES)}.{hint}")
+        raise ConfigError(
+            f"--device is {name!r}; expected one of {', '.join(DEVICES)}, or cuda:N.{hint}"
+        )
     count = {"cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}
     if device.type in count and (device.index or 0) >= count[device.type]:
         raise ConfigError(

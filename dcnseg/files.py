@@ -19,6 +19,7 @@ from typing import IO, Any, Final
 
 OUTPUT_MARKER: Final = ".dcnseg-output"
 MAX_JSON_BYTES: Final = 1 << 30  # COCO annotations of a large dataset have some hundred megabytes
+_MAX_DIGITS: Final = 4300  # Python's own limit, whose error speaks to programmers
 _MARKER_TEXT: Final = (
     "The files in this folder were written by dcnseg. Where the folder lies inside another one\n"
     "that dcnseg reads, it is skipped. Delete this file to have it read.\n"
@@ -119,7 +120,7 @@ def parse_json(text: str, *, has_file_names: bool = False) -> Any:
         ValueError: As `read_json`.
     """
     try:
-        content = json.loads(text)
+        content = json.loads(text, parse_int=_parse_int)
         if "\\u" in text:  # the only way to a surrogate in a text that was decoded from UTF-8
             errors = "surrogateescape" if has_file_names else "strict"
             json.dumps(content, ensure_ascii=False).encode("utf-8", errors)
@@ -128,6 +129,12 @@ def parse_json(text: str, *, has_file_names: bool = False) -> Any:
     except UnicodeEncodeError as error:
         raise ValueError("it has half of a surrogate pair, such as \\ud800") from error
     return content
+
+
+def _parse_int(digits: str) -> int:
+    if len(digits) > _MAX_DIGITS:
+        raise ValueError(f"it has a number of {len(digits)} digits; expected at most {_MAX_DIGITS}")
+    return int(digits)
 
 
 def mark_output_folder(folder: Path) -> None:

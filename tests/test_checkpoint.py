@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 import socket
 from pathlib import Path
 from typing import Any
@@ -85,6 +86,12 @@ def test_a_cut_off_file_is_named(weights: Path, tmp_path: Path, share: float) ->
     path.write_bytes(content[: int(len(content) * share)])
     with pytest.raises(CheckpointError, match=r"cut\.safetensors"):
         load_segmenter(path)
+
+
+def test_a_run_that_is_no_regular_file_is_named(tmp_path: Path) -> None:
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(CheckpointError, match="pipe is not a regular file; expected a run folder"):
+        find_weights(tmp_path / "pipe")
 
 
 def test_a_foreign_file_is_named(tmp_path: Path) -> None:
@@ -201,6 +208,18 @@ def test_a_misfit_is_named(
 ) -> None:
     with pytest.raises(CheckpointError, match=text):
         load_segmenter(rewrite(weights, tmp_path / "changed.safetensors", change))
+
+
+def test_whole_numbers_as_weights_are_refused(weights: Path, tmp_path: Path) -> None:
+    path = tmp_path / "changed.safetensors"
+    tensors = load_file(weights)
+    name = "encoder.conv1.weight"
+    tensors[name] = tensors[name].to(torch.int32)
+    with safe_open(weights, framework="pt") as file:
+        path.write_bytes(save(tensors, metadata=file.metadata()))
+    text = rf"1 of \d+ tensors have another type \({name} is torch.int32 instead of torch.float32"
+    with pytest.raises(CheckpointError, match=text):
+        load_segmenter(path)
 
 
 def with_header(path: Path, header: str) -> Path:

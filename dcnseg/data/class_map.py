@@ -210,7 +210,11 @@ class ClassMap:
         return all(entry.is_color_given for entry in self.classes)
 
     def with_ignored(self, values: Iterable[int]) -> ClassMap:
-        """Return a map that ignores these ids too; a class with such an id is a class no longer."""
+        """Return a map that ignores these ids too; a class with such an id is a class no longer.
+
+        Raises:
+            ConfigError: No class is left.
+        """
         wanted = {int(value) for value in values}
         moved = tuple(entry for entry in self.classes if entry.id in wanted)
         known = {entry.id for entry in self.classes + self.ignored} | {IGNORE_INDEX}
@@ -219,6 +223,11 @@ class ClassMap:
             for value in sorted(wanted - known)
         )
         kept = tuple(entry for entry in self.classes if entry.id not in wanted)
+        if self.classes and not kept:
+            raise ConfigError(
+                f"--ignore-index {','.join(map(str, sorted(wanted)))} leaves none of the "
+                f"{len(self.classes)} classes of {self.source}; expected at least one to be left."
+            )
         return replace(self, classes=kept, ignored=self.ignored + moved + new)
 
     def with_threshold(self, threshold: int) -> ClassMap:

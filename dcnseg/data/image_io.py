@@ -63,6 +63,7 @@ class PictureInfo:
         mode: Pillow's name of the channels.
         bits: Bits per channel in the file.
         orientation: EXIF orientation 1..8.
+        has_more_frames: Whether other frames or pages follow the one that is read.
         thumbnail: The picture as displayed in grey, uint8 [8, 9].
     """
 
@@ -71,6 +72,7 @@ class PictureInfo:
     mode: str
     bits: int
     orientation: int
+    has_more_frames: bool
     thumbnail: UInt8Array
 
 
@@ -157,7 +159,15 @@ def read_picture_info(path: Path) -> PictureInfo:
             (width, height), turn = picture.size, 1
         size_hw = (width, height) if turn >= 5 else (height, width)
         thumbnail = _thumbnail(picture, path, turn)
-        return PictureInfo(size_hw, str(picture.format), mode, bits, orientation, thumbnail)
+        return PictureInfo(
+            size_hw,
+            str(picture.format),
+            mode,
+            bits,
+            orientation,
+            has_more_frames(picture),
+            thumbnail,
+        )
 
 
 def read_orientation(path: Path) -> int:

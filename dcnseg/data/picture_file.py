@@ -29,6 +29,8 @@ IMAGE_SUFFIXES: Final = frozenset(
 _FORMATS: Final = ("PNG", "JPEG", "BMP", "TIFF", "WEBP", "GIF", "PPM", "JPEG2000")
 # Pillow warns from half of the size on that it refuses; such images are read like any other.
 warnings.simplefilter("ignore", Image.DecompressionBombWarning)
+# First bytes of files in these formats; a WebP file has a size in between.
+_MAGIC: Final = (b"\x89png", b"\xff\xd8\xff", b"bm", b"ii*\0", b"mm\0*", b"gif8", b"\0\0\0\x0cjp  ")
 _FORMATS_TEXT: Final = "PNG, JPEG, BMP, TIFF, WebP, GIF, PNM and JPEG 2000"
 _RAW: Final = "a raw image"
 # What cameras, phones and programs save beside the images that can be read.
@@ -132,9 +134,9 @@ def _diagnose(path: Path, error: Exception) -> str:
     if head.startswith(b"version https://git-lfs"):
         return "is a Git LFS pointer, not a picture; run `git lfs pull`."
     if isinstance(error, UnidentifiedImageError):
-        return _diagnose_tiff(path) or (
-            f"is not an image in a known format ({_FORMATS_TEXT} are read)."
-        )
+        if not head.startswith(_MAGIC) and head[8:12] != b"webp":
+            return f"is not an image in a known format ({_FORMATS_TEXT} are read)."
+        return _diagnose_tiff(path) or "cannot be decoded, the file is damaged or cut off."
     reason = " ".join(str(error).split()) or type(error).__name__
     if isinstance(error, ValueError) and "conversion" in reason:
         return f"has a colour space that cannot be read ({reason}); save it as RGB."

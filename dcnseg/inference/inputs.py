@@ -17,7 +17,7 @@ import numpy.typing as npt
 
 from dcnseg.data.image_io import read_image
 from dcnseg.data.pairing.folders import find_images
-from dcnseg.data.pairing.listing import NOT_REGULAR, find_files, find_unread
+from dcnseg.data.pairing.listing import NOT_REGULAR, UNREADABLE, find_files, find_unread
 from dcnseg.data.picture_file import UNREAD_KINDS
 from dcnseg.errors import ConfigError, DataError
 
@@ -161,7 +161,9 @@ def _with_stdin(arguments: Sequence[str], stdin: Iterable[str] | None) -> Iterat
             continue
         if isinstance(stdin, io.TextIOWrapper):  # a name may hold any bytes
             stdin.reconfigure(errors="surrogateescape")
-        listed = [part.strip() for line in stdin or () for part in re.split("[\n\0]", line)]
+        listed = [
+            part.strip("\ufeff \t\r") for line in stdin or () for part in re.split("[\n\0]", line)
+        ]
         if not any(listed):
             raise DataError("-: no pictures were listed on stdin.")
         yield from filter(None, listed)
@@ -210,7 +212,7 @@ def _expand_folder(
     if unread and on_note:
         on_note(f"{folder} has {unread}, which are not read; they are skipped.")
     for path, reason in find_unread(folder).items():
-        if reason == NOT_REGULAR and on_note:
+        if reason.startswith((NOT_REGULAR, UNREADABLE)) and on_note:
             on_note(f"{path} is {reason}; it is skipped.")
     return _in_folder(files, folder)
 

@@ -390,6 +390,17 @@ def test_tiny_pictures_are_named(tmp_path: Path) -> None:
     assert "is 1x1 pixels" in finding(report, "tiny").what
 
 
+def test_files_of_several_frames_are_named(tmp_path: Path) -> None:
+    write_data(tmp_path, {"a": ids(0, 1), "b": ids(0, 1), "pages": ids(0, 1)})
+    picture = Image.open(tmp_path / "images" / "pages.png").convert("RGB")
+    picture.save(tmp_path / "images" / "pages.tif", save_all=True, append_images=[picture])
+    (tmp_path / "images" / "pages.png").unlink()
+    for _ in range(2):  # the second time from the cache
+        report = check(tmp_path)
+        assert finding(report, "several-frames").file.endswith("pages.tif")
+    assert report.is_clean
+
+
 def test_the_same_picture_twice_is_named(tmp_path: Path) -> None:
     for split in ("train", "val"):
         write_data(tmp_path / split, {f"{split}{i}": ids(0, 1) for i in range(3)})

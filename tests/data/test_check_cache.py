@@ -17,7 +17,7 @@ from dcnseg.data.check.look import look_at_pairs
 from dcnseg.data.pairing.samples import Sample, Splits
 from tests.data.json_garbage import changed_somewhere, json_text
 
-IMAGE = ImageFacts((9, 8), "PNG", "RGB", 8, 1, "ff" * 72, "ab").to_json()
+IMAGE = ImageFacts((9, 8), "PNG", "RGB", 8, 1, False, "ff" * 72, "ab").to_json()
 MASK = MaskFacts((9, 8), "PNG", "P", 8, 1, "values", {0: 70, 3: 2}, 2, {0: 0, 3: 9}).to_json()
 
 

@@ -262,6 +262,17 @@ BROKEN = [
 ]
 
 
+@pytest.mark.parametrize("file_format", ["PNG", "JPEG", "TIFF", "BMP", "GIF", "WEBP", "JPEG2000"])
+def test_files_cut_off_in_their_header_are_called_so(tmp_path: Path, file_format: str) -> None:
+    whole = io.BytesIO()
+    Image.fromarray(COLOURS).save(whole, file_format)
+    for length in (12, 20, 30):
+        path = tmp_path / f"cut{length}"
+        path.write_bytes(whole.getvalue()[:length])
+        with pytest.raises(DataError, match="the file is damaged or cut off"):
+            read_image(path)
+
+
 @pytest.mark.parametrize(("name", "content", "message"), BROKEN, ids=[row[0] for row in BROKEN])
 def test_broken_files_are_named(tmp_path: Path, name: str, content: bytes, message: str) -> None:
     path = tmp_path / name

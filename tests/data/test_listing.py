@@ -1,8 +1,9 @@
 from __future__ import annotations
 
+import errno
 import os
 import socket
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import pytest
@@ -11,6 +12,7 @@ from dcnseg.data.pairing.folders import find_pairs
 from dcnseg.data.pairing.listing import find_images, find_unread
 from dcnseg.errors import DataError
 from dcnseg.files import OUTPUT_MARKER, mark_output_folder
+from dcnseg.inference.inputs import find_inputs
 
 
 def touch(root: Path, *names: str) -> None:
@@ -62,6 +64,37 @@ def test_only_regular_files_are_images(
         Path("images/link.png"): "not a regular file",
         Path("images/x.png"): "not a regular file",
     }
+
+
+def forbid(folder: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Make a folder unreadable, for the administrator too."""
+    scan = os.scandir
+
+    def refuse(path: str) -> Iterator[os.DirEntry[str]]:
+        if Path(path) == folder:
+            raise PermissionError(errno.EACCES, "Permission denied", str(path))
+        return scan(path)
+
+    monkeypatch.setattr(os, "scandir", refuse)
+
+
+def test_folders_that_cannot_be_read_are_named(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    touch(tmp_path, "a.png", "sub/b.png")
+    forbid(tmp_path / "sub", monkeypatch)
+    assert names(tmp_path) == ["a.png"]
+    assert find_unread(tmp_path) == {
+        tmp_path / "sub": "a folder that cannot be read (Permission denied)"
+    }
+    notes: list[str] = []
+    find_inputs([str(tmp_path)], on_note=notes.append)
+    assert notes == [
+        f"{tmp_path}/sub is a folder that cannot be read (Permission denied); it is skipped."
+    ]
+    forbid(tmp_path, monkeypatch)
+    with pytest.raises(DataError, match=r"cannot be read \(Permission denied\)"):
+        names(tmp_path)
 
 
 def test_files_of_other_formats_are_explained(tmp_path: Path) -> None:

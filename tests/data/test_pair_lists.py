@@ -104,7 +104,7 @@ def test_a_list_that_cannot_be_read_is_named(data: Path) -> None:
 
 def test_a_list_or_entry_that_is_no_regular_file_is_named(data: Path) -> None:
     os.mkfifo(data / "fifo.csv")
-    with pytest.raises(DataError, match=r"fifo\.csv: is not a readable list .*not a regular file"):
+    with pytest.raises(DataError, match=r"fifo\.csv: cannot be read .not a regular file"):
         find_splits(data, pairs=data / "fifo.csv")
     os.mkfifo(data / "i" / "x.jpg")
     with pytest.raises(DataError, match=r"missing, or no regular files \(line 1: .*x\.jpg\)"):

@@ -37,6 +37,7 @@ def test_files_and_patterns(pictures: Path) -> None:
 def test_a_list_on_stdin(pictures: Path) -> None:
     assert names(["-"], [f"{pictures}/a.png\n", "\n", f"{pictures}/sub/b.jpg\n"]) == ["a", "b"]
     assert names(["-"], [f"{pictures}/a.png\0{pictures}/sub/b.jpg\0"]) == ["a", "b"]
+    assert names(["-"], [f"\ufeff{pictures}/a.png\r\n"]) == ["a"]  # as Windows writes lists
     with pytest.raises(DataError, match="no pictures were listed on stdin"):
         names(["-"], ["\n"])
 

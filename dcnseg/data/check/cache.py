@@ -16,7 +16,7 @@ from typing import Any, Final
 from dcnseg import __version__
 from dcnseg.files import atomic_path, read_text
 
-_FORMAT: Final = f"1 of dcnseg {__version__}"
+_FORMAT: Final = f"2 of dcnseg {__version__}"
 
 
 def cache_folder() -> Path:

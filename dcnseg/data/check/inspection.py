@@ -32,6 +32,7 @@ class ImageFacts:
     mode: str
     bits: int
     orientation: int
+    has_more_frames: bool
     thumbnail: str
     digest: str
 
@@ -119,7 +120,11 @@ class MaskFacts:
 
 def _check_fields(kind: type, content: dict[str, Any]) -> None:
     """Raise a ValueError unless the content has the fields of a class, in the types of JSON."""
-    types = {"int": int, "str": str}  # annotations are texts; all else is written as a list
+    types = {
+        "int": int,
+        "str": str,
+        "bool": bool,
+    }  # annotations are texts; all else is written as a list
     expected = {f.name: types.get(str(f.type), list) for f in fields(kind)}
     if {name: type(value) for name, value in content.items()} != expected:
         raise ValueError(f"these are no {kind.__name__}")
@@ -146,6 +151,7 @@ def inspect_image(path: Path) -> ImageFacts:
         info.mode,
         info.bits,
         info.orientation,
+        info.has_more_frames,
         info.thumbnail.tobytes().hex(),
         digest,
     )

@@ -39,6 +39,7 @@ def judge_pairs(looked: Sequence[Looked]) -> list[Finding]:
         findings
         + _judge_rotations(is_turned, is_upright, is_doubtful)
         + _find_tiny(looked)
+        + _find_several_frames(looked)
         + _find_doubles(looked)
     )
 
@@ -125,6 +126,15 @@ def _find_tiny(looked: Sequence[Looked]) -> list[Finding]:
             advice = "and teaches little. Leave it out if it is there by mistake."
             found.append(Finding(WARNING, "tiny", str(pair.sample.image), what, advice))
     return found
+
+
+def _find_several_frames(looked: Sequence[Looked]) -> list[Finding]:
+    what = "has several pages or frames; only the first is read."
+    return [
+        Finding(WARNING, "several-frames", str(pair.sample.image), what)
+        for pair in looked
+        if pair.image is not None and pair.image.has_more_frames
+    ]
 
 
 def _find_doubles(looked: Sequence[Looked]) -> list[Finding]:

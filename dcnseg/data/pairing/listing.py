@@ -10,9 +10,11 @@ from pathlib import Path
 from typing import Final
 
 from dcnseg.data.picture_file import IMAGE_SUFFIXES, UNREAD_KINDS
+from dcnseg.errors import DataError
 from dcnseg.files import OUTPUT_MARKER, is_output_folder
 
 NOT_REGULAR: Final = "not a regular file"
+UNREADABLE: Final = "a folder that cannot be read"
 _SKIPPED_FOLDERS: Final = frozenset({"__MACOSX", "__pycache__"})
 # Of a run folder made before these were marked; nothing else has these three.
 _RUN_FILES: Final = ("config.json", "files.json", "metrics.jsonl")
@@ -46,10 +48,23 @@ def find_unread(folder: Path) -> dict[Path, str]:
     return dict(sorted(found.items()))
 
 
-def _walk(folder: Path, outputs: dict[Path, str] | None = None) -> Iterator[Path]:
-    """Yield the files below a folder; put the folders that dcnseg has written into `outputs`."""
+def _walk(folder: Path, skipped: dict[Path, str] | None = None) -> Iterator[Path]:
+    """Yield the files below a folder.
+
+    Folders that dcnseg has written, or that cannot be read, are put into `skipped`.
+
+    Raises:
+        DataError: `folder` itself cannot be read.
+    """
+
+    def skip(error: OSError) -> None:
+        if Path(error.filename) == folder:
+            raise DataError(f"{folder}: cannot be read ({error.strerror}).") from error
+        if skipped is not None:
+            skipped[Path(error.filename)] = f"{UNREADABLE} ({error.strerror})"
+
     visited: set[str] = set()
-    for parent, folders, names in os.walk(folder, followlinks=True):
+    for parent, folders, names in os.walk(folder, onerror=skip, followlinks=True):
         real = os.path.realpath(parent)
         if real in visited:  # a link that leads back up
             folders.clear()
@@ -62,8 +77,8 @@ def _walk(folder: Path, outputs: dict[Path, str] | None = None) -> Iterator[Path
             reason = written_by_dcnseg(Path(parent, name))
             if not reason:
                 kept.append(name)
-            elif outputs is not None:
-                outputs[Path(parent, name)] = reason
+            elif skipped is not None:
+                skipped[Path(parent, name)] = reason
         folders[:] = kept
         yield from (Path(parent, name) for name in names if not name.startswith("."))
 

@@ -65,7 +65,9 @@ def _parse(path: Path) -> list[_Line]:
         text = read_text(path)
     except FileNotFoundError as error:
         raise DataError(f"{path}: there is no such list of pairs.") from error
-    except (OSError, ValueError) as error:
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror or error}).") from error
+    except ValueError as error:
         raise DataError(f"{path}: is not a readable list of pairs ({error}).") from error
     numbered = [
         (number, line.strip())

@@ -84,7 +84,9 @@ def _read_names(path: Path) -> list[str]:
         return []
     try:
         lines = read_text(path).splitlines()
-    except (OSError, ValueError) as error:
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror or error}).") from error
+    except ValueError as error:
         raise DataError(f"{path}: is not a readable list ({error}).") from error
     # "2007_000032", or "/JPEGImages/2007_000032.jpg /SegmentationClass/2007_000032.png".
     names = [line.split()[0].rpartition("JPEGImages/")[2] for line in lines if line.split()]
