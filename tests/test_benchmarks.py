@@ -211,6 +211,7 @@ def check_on_cpu(capsys: Capture, *options: str) -> tuple[int, dict[str, Any]]:
     return status, json.loads(capsys.readouterr().out)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("default")  # of some versions of torch while they compile
 def test_checks_of_a_gpu_run_on_the_cpu(capsys: Capture) -> None:
     status, report = check_on_cpu(capsys)
@@ -308,6 +309,7 @@ def test_a_library_for_no_gpu_differs_in_nothing_but_that(tmp_path: Path) -> Non
     assert changed == 4 * 2  # 999 takes two bytes
 
 
+@pytest.mark.slow
 @pytest.mark.usefixtures("kept_tf32")
 def test_benchmark_of_a_gpu_runs_on_the_cpu(capsys: Capture, tmp_path: Path) -> None:
     out = tmp_path / "bench.json"
@@ -407,6 +409,7 @@ def test_page_keeps_all_but_its_tables(tmp_path: Path) -> None:
     assert page.read_text() == f"before\n{BEGIN}\n\nNot yet run on a GPU.\n\n{END}\nafter\n"
 
 
+@pytest.mark.slow
 def test_a_run_is_trained_scored_and_kept(scenes: Path, tmp_path: Path, capsys: Capture) -> None:
     results = tmp_path / "results.json"
     common_options = [f"--results={results}", f"--runs={tmp_path / 'runs'}", "--tiny"]

@@ -183,7 +183,12 @@ def test_errors_are_one_line_and_a_code(
 
 
 @pytest.mark.parametrize(
-    ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143), (signal.SIGKILL, -9)]
+    ("number", "code"),
+    [
+        (signal.SIGINT, 130),
+        pytest.param(signal.SIGTERM, 143, marks=pytest.mark.slow),
+        pytest.param(signal.SIGKILL, -9, marks=pytest.mark.slow),
+    ],
 )
 def test_a_stopped_run_can_go_on(
     invoke: Invoke, scenes: Path, tmp_path: Path, number: signal.Signals, code: int

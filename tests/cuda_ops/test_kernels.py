@@ -28,23 +28,25 @@ CONVOLUTION = [
 CUDA_CONVOLUTION = ["-O0", "-rdynamic"]  # the library's product is looked up by its name
 # Number of convolutions of conv_check and their seed, as in "5000 7"; see cuda_ops/README.md.
 CONV_CHECK = os.environ.get("DCNSEG_CONV_CHECK", "").split()
-PROGRAMS = [
+PROGRAMS = [  # the quick ones; SLOW_PROGRAMS take half a minute and more
     ("steps_check", "memory", []),
+    ("halves_check", "memory", ["-DDCN_CLONES="]),
+    ("scratch_check", "threads", []),  # with the other sanitizer it keeps nothing
+    ("roi_check", "memory", ["-O0", "-DDCN_CLONES="]),
+    ("roi_kernels_check", "threads", []),
+]
+SLOW_PROGRAMS = [
     ("conv_check", "memory", CONVOLUTION),  # the CPU operators
     # As on an older machine, and with little memory: one build of both, which takes half a minute.
     ("conv_check", "memory", [*CONVOLUTION, "-DDCN_LITTLE_MEMORY", "-DDCN_MOST_LEVEL=1"]),
     ("conv_check", "threads", [*CONVOLUTION, "-DDCN_LITTLE_MEMORY"]),
-    ("halves_check", "memory", ["-DDCN_CLONES="]),
     ("microkernel_check", "memory", EMULATED_PAIRS),
-    ("scratch_check", "threads", []),  # with the other sanitizer it keeps nothing
-    ("roi_check", "memory", ["-O0", "-DDCN_CLONES="]),
     ("kernels_check", "memory", CUDA_CONVOLUTION),  # the CUDA operators, run on host threads
     ("kernels_check", "memory", [*CUDA_CONVOLUTION, "-DDCN_LITTLE_MEMORY"]),
     ("kernels_check", "threads", CUDA_CONVOLUTION),
     ("fused_check", "memory", ["-O0"]),
     ("fused_check", "threads", []),
     ("roi_kernels_check", "memory", ["-O0"]),
-    ("roi_kernels_check", "threads", []),
 ]
 NO_SUCH_MEMORY = 77  # what index_check returns
 
@@ -120,7 +122,10 @@ def build(
     return program
 
 
-@pytest.mark.parametrize(("program", "sanitizer", "flags"), PROGRAMS)
+@pytest.mark.parametrize(
+    ("program", "sanitizer", "flags"),
+    [*PROGRAMS, *(pytest.param(*each, marks=pytest.mark.slow) for each in SLOW_PROGRAMS)],
+)
 def test_equals_plain_loops_and_stays_inside_memory(
     program: str, sanitizer: str, flags: list[str], tmp_path_factory: pytest.TempPathFactory
 ) -> None:
@@ -148,6 +153,7 @@ def test_a_race_is_seen(kernel: str, tmp_path_factory: pytest.TempPathFactory) -
     assert racy.returncode != 0
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("sanitizer", "right", "wrong"), FUSED_FAULTS)
 def test_a_fault_of_the_fused_forward_is_seen(
     sanitizer: str,
@@ -170,6 +176,7 @@ def test_more_than_2_to_the_31_numbers(tmp_path_factory: pytest.TempPathFactory)
     assert result.returncode == 0, result.stdout + result.stderr
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(
     "file",
     [

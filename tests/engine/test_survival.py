@@ -188,6 +188,7 @@ class FailsIn(TrainingListener):
             raise KeyboardInterrupt
 
 
+@pytest.mark.slow
 def test_a_state_of_some_epochs_ago_is_gone_on_from_as_well(scenes: Path, tmp_path: Path) -> None:
     config = small_config(
         scenes, epochs=4, ema=0.9, checkpoint_minutes=0.0, checkpoint_epochs=2, lr=0.05

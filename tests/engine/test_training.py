@@ -109,6 +109,7 @@ def test_run_folder_tells_everything(run: Path, scenes: Path) -> None:
     assert (run / PREVIEW).stat().st_size > 1000
 
 
+@pytest.mark.slow
 def test_four_pictures_are_learned_by_heart(scenes: Path, tmp_path: Path) -> None:
     data = tmp_path / "four"
     for kind in ("images", "masks"):
@@ -133,7 +134,7 @@ def test_four_pictures_are_learned_by_heart(scenes: Path, tmp_path: Path) -> Non
     assert result.scores["mean_iou"] > 0.8
 
 
-@pytest.mark.parametrize("step", [None, 2])
+@pytest.mark.parametrize("step", [pytest.param(None, marks=pytest.mark.slow), 2])
 @pytest.mark.parametrize("changes", [{"ema": 0.9}, {"optimizer": "adamw", "accumulate": 2}])
 def test_resumed_is_bit_for_bit_what_was_never_stopped(
     scenes: Path, tmp_path: Path, step: int | None, changes: dict[str, Any]

@@ -164,6 +164,7 @@ def test_a_full_disk_ends_all_and_an_impossible_name_does_not(
     assert results[1].is_predicted
 
 
+@pytest.mark.slow
 def test_sides_that_a_jpeg_cannot_have(predictor: Predictor, tmp_path: Path) -> None:
     files = [small(tmp_path / "wide.png", 65501, 2), small(tmp_path / "high.png", 1, 65600)]
     results = predict_files(
