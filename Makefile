@@ -35,7 +35,7 @@ $(VENV)/installed-bench: $(BIN)/python pyproject.toml $(NATIVE_SOURCES)
 
 install: $(VENV)/installed  ## make .venv and install dcnseg into it, with its native operators
 
-demo: install  ## install, then train, evaluate, predict and visualise on generated scenes
+demo: install  ## install, then train, evaluate, predict and visualize on generated scenes
 	$(BIN)/dcnseg demo demo --overwrite
 
 check: $(VENV)/installed-dev  ## formatting, lint and types
@@ -55,7 +55,7 @@ test: $(VENV)/installed-dev  ## install with the test extras, then run the tests
 test-all: $(VENV)/installed-dev  ## the same with the slow tests
 	$(RUN_TESTS)
 
-sanitize: $(VENV)/installed-dev  ## run the native code under the address, undefined-behaviour and thread sanitizers
+sanitize: $(VENV)/installed-dev  ## run the native code under the address, undefined-behavior and thread sanitizers
 	$(BIN)/pytest tests/cuda_ops
 
 bench: $(VENV)/installed-bench  ## time the operators against other libraries', and measure their memory

@@ -51,7 +51,7 @@ def to_markdown(report: dict[str, Any]) -> str:
         "ms",
         "± ms",
         "/ plain",
-        "pictures/s",
+        "images/s",
         "peak MiB",
     )
     parts.append(markdown_table(columns, _training_cells(report["training"])))
@@ -77,7 +77,7 @@ def wrong_rows(report: dict[str, Any]) -> list[str]:
 def _training_cells(trainings: Sequence[dict[str, Any]]) -> Iterator[tuple[object, ...]]:
     for training in trainings:
         for name, one in training["models"].items():
-            speed = (one["milliseconds"], one["spread"], one["ratio"], one["pictures_per_second"])
+            speed = (one["milliseconds"], one["spread"], one["ratio"], one["images_per_second"])
             about = (training["encoder"], training["cudnn"], training["batch"])
             yield *about, name, *speed, one["peak_mib"]
 

@@ -19,7 +19,7 @@ from torch import Tensor
 from benchmarks.bench_ops import DENSE, make_operators
 from benchmarks.common import OURS, describe_machine, make_parser
 
-BAR_MIB = 64  # of working memory, at any size of the picture
+BAR_MIB = 64  # of working memory, at any size of the image
 _MIB = 1 << 20
 
 

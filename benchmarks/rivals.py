@@ -33,7 +33,7 @@ def make_rivals(
     calls: dict[str, Call] = {}
     left_out: dict[str, str] = {}
     for name, make in _MAKERS.items():
-        reason = _reason_against(inputs)
+        reason = _reason_not_native(inputs)
         if reason is None:
             try:
                 calls[name] = make(inputs, dilation, threads)
@@ -55,7 +55,7 @@ def installed_versions() -> dict[str, str]:
     return versions
 
 
-def _reason_against(inputs: tuple[Tensor, ...]) -> str | None:
+def _reason_not_native(inputs: tuple[Tensor, ...]) -> str | None:
     if inputs[0].dtype != torch.float32:
         return "compared in float32 only"
     if not inputs[0].is_contiguous():

@@ -49,27 +49,27 @@ METADATA_KEY = "dcnseg"
 
 
 @dataclass(frozen=True)
-class SeenPictures:
-    """What the training pictures were like, so that a picture unlike them can be told.
+class TrainingDataStats:
+    """What the training images were like, so that an image unlike them can be told.
 
     Attributes:
         num_images: How many there were.
-        min_size_hw: Least height and least width in pixels (maybe of different pictures).
+        min_size_hw: Least height and least width in pixels (maybe of different images).
         max_size_hw: Greatest height and greatest width.
-        grey_share: Share of pictures without colours, in [0, 1], estimated from a few.
+        gray_share: Share of images without colors, in [0, 1], estimated from a few.
     """
 
     num_images: int
     min_size_hw: tuple[int, int]
     max_size_hw: tuple[int, int]
-    grey_share: float
+    gray_share: float
 
     def __post_init__(self) -> None:
         """Check what a file may have damaged."""
         check_fields(self)
         for side in (*self.min_size_hw, *self.max_size_hw, self.num_images + 1):
             require_between("a side or the number of training images", side, 1, MAX_COUNT)
-        require_between("grey_share", self.grey_share, 0, 1)
+        require_between("gray_share", self.gray_share, 0, 1)
 
 
 @dataclass(frozen=True)
@@ -82,7 +82,7 @@ class WeightsInfo:
     preprocessing: Preprocessing
     scores: Mapping[str, Any]  # of the epoch that the weights come from, empty if unknown
     dcnseg_version: str
-    training_data: SeenPictures | None = None  # None in files of versions that did not note it
+    training_data: TrainingDataStats | None = None  # None in files of versions that did not note it
 
 
 def find_weights(run: Path) -> Path:
@@ -116,7 +116,7 @@ def save_weights(
     class_map: ClassMap,
     preprocessing: Preprocessing,
     scores: Mapping[str, Any],
-    training_data: SeenPictures | None = None,
+    training_data: TrainingDataStats | None = None,
 ) -> None:
     """Write a weights file; it appears whole or not at all."""
     header = {
@@ -170,7 +170,7 @@ def _parse_info(path: Path, header: Any) -> WeightsInfo:
         preprocessing=from_dict(Preprocessing, header.get("preprocessing")),
         scores=scores,
         dcnseg_version=printable(writer),
-        training_data=None if seen is None else from_dict(SeenPictures, seen),
+        training_data=None if seen is None else from_dict(TrainingDataStats, seen),
     )
 
 

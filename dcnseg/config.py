@@ -148,11 +148,11 @@ class ModelConfig:
 
 @dataclass(frozen=True)
 class Preprocessing:
-    """How a picture becomes network input; it belongs to the weights and is stored with them."""
+    """How an image becomes network input; it belongs to the weights and is stored with them."""
 
     mean: tuple[float, float, float] = IMAGENET_MEAN
     std: tuple[float, float, float] = IMAGENET_STD
-    input_scale: float = 1.0  # pictures are resized by this factor before the network
+    input_scale: float = 1.0  # images are resized by this factor before the network
 
     def __post_init__(self) -> None:
         """Check types and ranges."""
@@ -170,23 +170,23 @@ class Preprocessing:
 
 @dataclass(frozen=True)
 class DataConfig:
-    """Where the pictures are and how they are varied for training."""
+    """Where the images are and how they are varied for training."""
 
     root: Path
     val_fraction: float = 0.2
     ignore_index: tuple[int, ...] = ()
-    mask_threshold: int = 0  # grey values from here on are the foreground; 0: masks hold ids
+    mask_threshold: int = 0  # gray values from here on are the foreground; 0: masks hold ids
     input_scale: float = 1.0
     crop_size: tuple[int, ...] = (512, 512)  # height, width, after input_scale
     scale_range: tuple[float, ...] = (0.5, 2.0)
     flip: bool = True
     vertical_flip: bool = False
     rotate: float = 0.0  # degrees: multiples of 90 or 180, or an angle up to another value
-    colour_jitter: float = 0.3
+    color_jitter: float = 0.3
     blur: float = 0.0  # greatest sigma in pixels
     workers: int = 2
     cache: bool = False
-    images: str = ""  # patterns of the paths, with {stem} and maybe {split}; empty: recognised
+    images: str = ""  # patterns of the paths, with {stem} and maybe {split}; empty: recognized
     masks: str = ""
     pairs: Path | None = None  # a list of images and their masks, instead of patterns
 
@@ -214,8 +214,8 @@ class DataConfig:
             f"{MIN_SCALE} <= LOW <= HIGH <= {MAX_SCALE}.",
         )
         _require(
-            0 <= self.colour_jitter <= 1,
-            f"--colour-jitter is {short_repr(self.colour_jitter)}; expected between 0 and 1.",
+            0 <= self.color_jitter <= 1,
+            f"--color-jitter is {short_repr(self.color_jitter)}; expected between 0 and 1.",
         )
         require_between("--workers", self.workers, 0, MAX_WORKERS)
         require_between("--input-scale", self.input_scale, MIN_SCALE, MAX_INPUT_SCALE)
@@ -237,9 +237,9 @@ class DataConfig:
 
 @dataclass(frozen=True)
 class PredictConfig:
-    """How a trained network is applied to a picture of any size."""
+    """How a trained network is applied to an image of any size."""
 
-    window: int = 1024  # network input pixels; larger pictures are cut into overlapping windows
+    window: int = 1024  # network input pixels; larger images are cut into overlapping windows
     overlap: float = 0.25  # share of the window
     flip: bool = False
     scales: tuple[float, ...] = (1.0,)
@@ -302,7 +302,7 @@ class TrainConfig:
         _require(
             self.batch_size >= 2,
             f"--batch-size is {short_repr(self.batch_size)}; expected at least 2: the ASPP's image "
-            "pooling normalises over the batch, and one value has no variance. "
+            "pooling normalizes over the batch, and one value has no variance. "
             "Use a smaller --crop-size with --batch-size 2 and --accumulate.",
         )
         require_between("--batch-size", self.batch_size, 2, MAX_BATCH)

@@ -24,7 +24,7 @@ def short_repr(value: Any) -> str:
 
 
 class DcnsegError(Exception):
-    """Base of every error that a user can mend; anything else is a fault in dcnseg."""
+    """Base of every error that a user can fix; anything else is a fault in dcnseg."""
 
 
 class ConfigError(DcnsegError):
@@ -32,7 +32,7 @@ class ConfigError(DcnsegError):
 
 
 class DataError(DcnsegError):
-    """A picture, mask, class list or data folder is wrong; the message names the file."""
+    """An image, mask, class list or data folder is wrong; the message names the file."""
 
 
 class CheckpointError(DcnsegError):

@@ -21,6 +21,9 @@ MAX_PLAIN_DEPTH: Final = 8
 _EXPECTED: Final = {int: "a whole number", float: "a number", str: "text", bool: "true or false"}
 _LABELS: Final = {"root": "DATA", "mean": "mean", "std": "std"}  # settings that are no options
 
+# Fields by their names in files of earlier versions.
+_RENAMED: Final = {"colour_jitter": "color_jitter", "grey_share": "gray_share"}
+
 _known_hints: dict[type, dict[str, Any]] = {}
 
 
@@ -63,6 +66,9 @@ def parse_fields(kind: type[Kind], values: Any) -> Kind:
     name = kind.__name__
     require(isinstance(values, Mapping), f"{name} is {short_repr(values)}; expected a JSON object.")
     hints = _hints(kind)
+    values = {
+        key if key in hints else _RENAMED.get(key, key): value for key, value in values.items()
+    }
     unknown = [key for key in values if key not in hints]
     require(
         not unknown,

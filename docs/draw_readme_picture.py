@@ -1,6 +1,6 @@
 """Draw docs/images/scene.jpg from a folder that `dcnseg demo` wrote.
 
-    python docs/draw_readme_picture.py demo 4 60,70
+    python docs/draw_readme_image.py demo 4 60,70
 
 The arguments are the demo's folder, the number of a validation scene, and a pixel (x, y) of it.
 """
@@ -16,7 +16,7 @@ from dcnseg.inference.writers import draw_overlay
 from dcnseg.visualize.canvas import Panel, compose
 from dcnseg.visualize.offsets import capture_offsets, cascade_positions
 
-PICTURE = Path(__file__).parent / "images" / "scene.jpg"
+IMAGE = Path(__file__).parent / "images" / "scene.jpg"
 GREEN, RED, WHITE = (40, 220, 90), (230, 30, 30), (255, 255, 255)
 
 
@@ -28,7 +28,7 @@ def draw(demo: Path, scene: int, point_xy: tuple[float, float]) -> None:
     height, width = image.shape[:2]
     layers = capture_offsets(predictor.model, predictor.prepare(image), (height, width))
     panels = [
-        ("picture", Panel.from_image(image).canvas),
+        ("image", Panel.from_image(image).canvas),
         ("segmentation", Panel.from_image(overlay).canvas),
     ]
     for title, is_plain in (("plain sampling", True), ("deformable sampling", False)):
@@ -41,7 +41,7 @@ def draw(demo: Path, scene: int, point_xy: tuple[float, float]) -> None:
     title = "dcnseg on a generated scene"
     notes = ["Large dots: the 9 samples of the last deformable layer at the green square."]
     notes.append("Small dots: the 81 samples of the last two layers.")
-    write_jpeg(PICTURE, compose(panels, 2, title, notes))
+    write_jpeg(IMAGE, compose(panels, 2, title, notes))
 
 
 if __name__ == "__main__":

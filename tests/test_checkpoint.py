@@ -16,7 +16,7 @@ from dcnseg.checkpoint import (
     BEST_WEIGHTS,
     METADATA_KEY,
     RESUME_STATE,
-    SeenPictures,
+    TrainingDataStats,
     find_weights,
     load_resume_state,
     load_segmenter,
@@ -137,10 +137,10 @@ def test_what_the_training_saw_is_kept(weights: Path, tmp_path: Path) -> None:
         "num_images": 9,
         "min_size_hw": [10, 20],
         "max_size_hw": [30, 40],
-        "grey_share": 0.25,
+        "gray_share": 0.25,
     }
     path = rewrite(weights, tmp_path / "x.safetensors", {"training_data": seen})
-    expected = SeenPictures(9, (10, 20), (30, 40), 0.25)
+    expected = TrainingDataStats(9, (10, 20), (30, 40), 0.25)
     assert read_weights_info(path).training_data == expected
     path = tmp_path / "y.safetensors"
     save_weights(
@@ -198,7 +198,7 @@ def test_a_resume_state_is_no_weights_file(tmp_path: Path) -> None:
         ),
         ({"training_data": {"num_images": 1}}, "its description is damaged"),
         ({"format": "new"}, "its description is damaged"),
-        ({"model": {"colour": "red"}}, "its description is damaged: ModelConfig does not know"),
+        ({"model": {"color": "red"}}, "its description is damaged: ModelConfig does not know"),
         ({"classes": {"classes": []}}, "its description is damaged"),
         ({"preprocessing": {"std": [0, 1, 1]}}, "its description is damaged"),
     ],
@@ -230,7 +230,7 @@ def with_header(path: Path, header: str) -> Path:
 def test_every_place_of_a_description_may_be_wrong(weights: Path, tmp_path: Path) -> None:
     with safe_open(weights, framework="pt") as file:
         header = json.loads(file.metadata()[METADATA_KEY])
-    seen = SeenPictures(9, (10, 20), (30, 40), 0.25)
+    seen = TrainingDataStats(9, (10, 20), (30, 40), 0.25)
     scores = {"mean_iou": 0.5, "class_iou": {"road": 0.5, "tree": None}}
     header |= {"training_data": to_dict(seen), "scores": scores}
     path = tmp_path / "x.safetensors"

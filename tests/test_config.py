@@ -100,7 +100,7 @@ def test_training_settings_out_of_range_are_named(settings: dict[str, Any], text
         ({"scale_range": (2.0, 1.0)}, r"--scale-range is 2,1; expected"),
         ({"val_fraction": 1.0}, r"--val-fraction is 1.0"),
         ({"workers": -1}, r"--workers is -1"),
-        ({"colour_jitter": 2}, r"--colour-jitter is 2"),
+        ({"color_jitter": 2}, r"--color-jitter is 2"),
         ({"images": "i/{stem}.jpg"}, r"--images is 'i/{stem}.jpg' and --masks is ''; give both"),
         ({"images": "i", "masks": "{stem}"}, r"--images is 'i'; expected a pattern with {stem}"),
         (
@@ -114,7 +114,7 @@ def test_data_settings_out_of_range_are_named(settings: dict[str, Any], text: st
         DataConfig(Path("x"), **settings)
 
 
-def test_where_the_pictures_are_comes_back_and_may_be_missing() -> None:
+def test_where_the_images_are_comes_back_and_may_be_missing() -> None:
     for config in (
         DataConfig(Path("x"), images="i/{stem}", masks="m/{stem}"),
         DataConfig(Path("x"), pairs=Path("list.csv")),

@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 import torch
 
-from dcnseg.checkpoint import SeenPictures, read_weights_info, save_weights
+from dcnseg.checkpoint import TrainingDataStats, read_weights_info, save_weights
 from dcnseg.config import ModelConfig, Preprocessing
 from dcnseg.data.class_map import ClassInfo, ClassMap
 from dcnseg.errors import CheckpointError
@@ -51,7 +51,7 @@ def originals(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         class_map=ClassMap((ClassInfo(3, "road", (1, 2, 3)), ClassInfo(7, "tree", (4, 5, 6)))),
         preprocessing=Preprocessing(),
         scores={"mean_iou": 0.5},
-        training_data=SeenPictures(3, (10, 20), (30, 40), 0.5),
+        training_data=TrainingDataStats(3, (10, 20), (30, 40), 0.5),
     )
     state = {"model": TENSORS, "epoch": 3, "random": [1, 2, (3, None)], "rate": 0.5}
     torch.save(state, paths["zip"])

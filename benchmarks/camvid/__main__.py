@@ -98,7 +98,7 @@ def make_parser() -> argparse.ArgumentParser:
     parser.add_argument("--seeds", type=int, default=3, help="runs of each variant")
     parser.add_argument("--search", default="", help="compare these recipes on val: A,B,C or all")
     parser.add_argument("--device", default="auto")
-    parser.add_argument("--tiny", action="store_true", help="a network and pictures for a dry run")
+    parser.add_argument("--tiny", action="store_true", help="a network and images for a dry run")
     parser.add_argument("--page", type=Path, help="Markdown page whose tables are replaced")
     return parser
 
@@ -121,9 +121,9 @@ def main(arguments: Sequence[str] | None = None) -> int:
     print(tables)
     print(f"open: {', '.join(still_open) or 'nothing'}")
     if options.page:
-        picture = options.page.with_suffix(".svg")
-        picture.write_text(curves_svg(results.runs))
-        fill_page(options.page, f"{tables}\n\n![mIoU on val]({picture.name})")
+        image = options.page.with_suffix(".svg")
+        image.write_text(curves_svg(results.runs))
+        fill_page(options.page, f"{tables}\n\n![mIoU on val]({image.name})")
     return 1 if num_failed else 0
 
 

@@ -20,7 +20,7 @@ COMMON = {
     "--encoder-weights": "none",
     "--amp": "bf16",
     "--scale-range": "0.5,2",
-    "--colour-jitter": "0.3",
+    "--color-jitter": "0.3",
     "--crop-size": "360,480",
     "--batch-size": "16",
     "--optimizer": "adamw",
@@ -35,7 +35,7 @@ RECIPES: Mapping[str, Mapping[str, str]] = {
     "resnet50": {"--encoder": "resnet50"},
     "resnet34": {"--encoder": "resnet34"},
     "resnet18": {"--encoder": "resnet18"},
-    # The decoder's finest features have stride 4, too coarse for poles: larger pictures help.
+    # The decoder's finest features have stride 4, too coarse for poles: larger images help.
     "resnet18-large": {
         "--encoder": "resnet18",
         "--input-scale": "1.5",

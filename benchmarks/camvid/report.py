@@ -19,7 +19,7 @@ PUBLISHED = (
     ("ENet (Paszke et al. 2016)", 51.3),
     ("FC-DenseNet103 (Jegou et al. 2017)", 66.9),
 )
-_COLOURS = ("#4269d0", "#efb118", "#ff725c", "#6cc5b0", "#3ca951", "#a463f2")
+_COLORS = ("#4269d0", "#efb118", "#ff725c", "#6cc5b0", "#3ca951", "#a463f2")
 _WIDTH, _HEIGHT, _MARGIN = 640, 360, 48
 
 Run = Mapping[str, Any]
@@ -126,21 +126,21 @@ def _mean(shares: Iterable[float | None]) -> str | None:
 
 
 def curves_svg(runs: Sequence[Run]) -> str:
-    """Draw the mIoU on val over the epochs: a line for each run, a colour for each variant."""
+    """Draw the mIoU on val over the epochs: a line for each run, a color for each variant."""
     groups = _by_variant(run for run in runs if run["phase"] == "final")
     epochs = max((run["epochs"] for run in runs), default=1)
     body = [_axes(epochs)]
     for number, (name, group) in enumerate(groups.items()):
-        colour = _COLOURS[number % len(_COLOURS)]
+        color = _COLORS[number % len(_COLORS)]
         for run in group:
             points = " ".join(
                 f"{_x(record['epoch'], epochs):.1f},{_y(record['mean_iou']):.1f}"
                 for record in run["metrics"]
                 if record.get("mean_iou") is not None
             )
-            body.append(f'<polyline points="{points}" fill="none" stroke="{colour}"/>')
+            body.append(f'<polyline points="{points}" fill="none" stroke="{color}"/>')
         place = f'x="{_MARGIN + 12}" y="{_MARGIN + 16 * number}"'
-        body.append(f'<text {place} fill="{colour}">{name}</text>')
+        body.append(f'<text {place} fill="{color}">{name}</text>')
     lines = "\n".join(body)
     return (
         f'<svg xmlns="http://www.w3.org/2000/svg" viewBox="0 0 {_WIDTH} {_HEIGHT}" '

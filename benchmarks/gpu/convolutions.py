@@ -122,7 +122,7 @@ def run_forward(operator: Operator, inputs: Inputs) -> Tensor:
 
 
 def exact_results(shape: Shape, inputs: Inputs, device: torch.device) -> tuple[Tensor, ...]:
-    """By plain code in float64, picture by picture."""
+    """By plain code in float64, image by image."""
     exact = [tensor.to(device).double().requires_grad_() for tensor in inputs.values()]
     outputs = [
         deform_conv2d(

@@ -42,7 +42,7 @@ class Batch:
 def time_steps(
     device: torch.device, rounds: int, batch: Batch, encoder: str = "resnet50"
 ) -> dict[str, Any]:
-    """Milliseconds, pictures per second, memory and longest kernels of each model's step."""
+    """Milliseconds, images per second, memory and longest kernels of each model's step."""
     steps = {
         name: make_step(ModelConfig(**{**vars(model), "encoder": encoder}), device, batch)
         for name, model in MODELS.items()
@@ -57,7 +57,7 @@ def time_steps(
                 "milliseconds": timing.median,
                 "spread": timing.spread,
                 "ratio": timing.ratio_to(plain),
-                "pictures_per_second": 1e3 * batch.size / timing.median,
+                "images_per_second": 1e3 * batch.size / timing.median,
                 "peak_mib": peak_memory(steps[name], device),
                 "kernels": kernel_shares(steps[name], device, calls=2)[:12],
             }

@@ -19,7 +19,7 @@ from dcnseg_cli.options import (
     PairsOption,
     parse_ignore_index,
 )
-from dcnseg_cli.reporting import DATA, message, print_json, reports_errors
+from dcnseg_cli.reporting import DATA, message, print_json, report_errors
 
 if TYPE_CHECKING:
     from dcnseg.data.check.report import CheckReport
@@ -35,7 +35,7 @@ The exit code is 0 when training would take the data (warnings allowed), and 3 w
 """
 
 
-@reports_errors
+@report_errors
 def check(
     data: Annotated[Path, typer.Argument(metavar="DATA", help="Data folder, as for train.")],
     images: ImagesPatternOption = DataConfig.images,
@@ -52,7 +52,7 @@ def check(
     mask_threshold: Annotated[
         int,
         typer.Option(
-            help="Grey mask values from here on are the foreground of two classes; 0: ids.",
+            help="Gray mask values from here on are the foreground of two classes; 0: ids.",
             rich_help_panel=DATA_PANEL,
         ),
     ] = DataConfig.mask_threshold,
@@ -70,7 +70,7 @@ def check(
     ] = False,
     json: JsonOption = False,
 ) -> None:
-    """Look at every picture and mask, say what is wrong, and how to go on."""
+    """Look at every image and mask, say what is wrong, and how to go on."""
     config = DataConfig(
         data,
         images=images,
@@ -82,7 +82,7 @@ def check(
         workers=workers,
     )
     try:
-        report = _look(config)
+        report = _inspect(config)
     except DataError as error:  # nothing can be paired
         if not json:
             raise
@@ -90,7 +90,7 @@ def check(
         print_json({"root": str(data), "is_clean": False, "findings": [finding]})
         raise typer.Exit(DATA) from None
     if write_classes and _write_classes(report):
-        report = _look(config)
+        report = _inspect(config)
     if json:
         print_json(report.to_dict())
     else:
@@ -101,7 +101,7 @@ def check(
         raise typer.Exit(DATA)
 
 
-def _look(config: DataConfig) -> CheckReport:
+def _inspect(config: DataConfig) -> CheckReport:
     from dcnseg.data.check.report import check_data
     from dcnseg.data.pairing.folders import find_pairs
     from dcnseg_cli.progress_bar import progress_bar
@@ -126,7 +126,7 @@ def _look(config: DataConfig) -> CheckReport:
 
 
 def _layout_options(config: DataConfig) -> list[str]:
-    """Return the options by which the pictures were found, to be given to train as well."""
+    """Return the options by which the images were found, to be given to train as well."""
     options = ["--images", config.images, "--masks", config.masks] if config.images else []
     options += ["--pairs", str(config.pairs)] if config.pairs else []
     if config.val_fraction != DataConfig.val_fraction:

@@ -122,6 +122,6 @@ def _print_suggestion(console: Console, report: CheckReport) -> None:
         console.print("\nA classes.json for these masks (--write-classes writes it):")
         text = json.dumps(suggestion.classes, ensure_ascii=False)
         console.print(escape(text), highlight=False, soft_wrap=True)
-    verb = "Go on with" if report.is_clean else "Once the errors are mended, go on with"
+    verb = "Go on with" if report.is_clean else "Once the errors are fixed, go on with"
     console.print(f"\n{verb}:")
     console.print(escape(suggestion.command), highlight=False, soft_wrap=True)

@@ -8,7 +8,7 @@ from typing import Any
 from rich.console import Console
 from rich.text import Text
 
-from dcnseg_cli.reporting import names_stdout
+from dcnseg_cli.reporting import mark_stdout_errors
 from dcnseg_cli.terminal_text import escape_controls
 
 
@@ -17,7 +17,7 @@ class EscapingConsole(Console):
 
     def print(self, *objects: Any, **style: Any) -> None:
         """Print; stdout that cannot take it is named, stderr that cannot is left alone."""
-        with suppress(OSError) if self.stderr else names_stdout():
+        with suppress(OSError) if self.stderr else mark_stdout_errors():
             super().print(*objects, **style)
 
     def render_str(self, text: str, **style: Any) -> Text:

@@ -8,7 +8,7 @@ from typing import Annotated
 import typer
 
 from dcnseg_cli.options import DeviceOption, OverwriteOption, check_out_folder
-from dcnseg_cli.reporting import echo, reports_errors
+from dcnseg_cli.reporting import echo, report_errors
 
 EPILOG = """
 Examples:
@@ -19,7 +19,7 @@ Examples:
 """
 
 
-@reports_errors
+@report_errors
 def demo(
     folder: Annotated[Path, typer.Argument(metavar="[DIR]", help="Folder to write.")] = Path(
         "dcnseg-demo"
@@ -28,7 +28,7 @@ def demo(
     overwrite: OverwriteOption = False,
     device: DeviceOption = "auto",
 ) -> None:
-    """Try everything on generated scenes: train, evaluate, predict and visualise; 3 minutes."""
+    """Try everything on generated scenes: train, evaluate, predict and visualize; 3 minutes."""
     check_out_folder(folder, overwrite=overwrite)
     from dcnseg_cli.demo_steps import run_demo
 
@@ -37,7 +37,7 @@ def demo(
     echo("Open these:")
     for what, path in (
         ("scenes with their masks", "scenes/train"),
-        ("validation pictures, masks and predictions", "run/preview.jpg"),
+        ("validation images, masks and predictions", "run/preview.jpg"),
         ("scores and offsets of every epoch", "run/metrics.jsonl"),
         ("predictions", "predictions/overlays"),
         ("what the offsets do", "offsets"),

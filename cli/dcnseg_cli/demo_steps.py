@@ -63,16 +63,16 @@ def run_demo(folder: Path, *, seed: int, device: str) -> None:
         train(config, run, overwrite=True, listener=listener)
     message("3/5  Evaluate on the validation scenes")
     print_scores(evaluate_run(run, scenes, "val", device=device), "val")
-    pictures = find_inputs([str(scenes / "val" / "images")])
+    images = find_inputs([str(scenes / "val" / "images")])
     message("4/5  Predict the validation scenes")
     for name in ("predictions", "offsets"):
         mark_output_folder(folder / name)
     predictor = Predictor.from_checkpoint(run, device=device)
-    predict_files(predictor, pictures, folder / "predictions", ("labels", "overlay"))
+    predict_files(predictor, images, folder / "predictions", ("labels", "overlay"))
     message("5/5  Draw what the offsets do")
-    drawn = pictures[:DRAWN_SCENES]
+    drawn = images[:DRAWN_SCENES]
     height, width = SCENE_SIZE
-    centre = (float(width // 2), float(height // 2))
-    for result in visualize_files(run, drawn, folder / "offsets", [centre], device=device):
+    center = (float(width // 2), float(height // 2))
+    for result in visualize_files(run, drawn, folder / "offsets", [center], device=device):
         if result.error is not None:
             raise DataError(result.error)

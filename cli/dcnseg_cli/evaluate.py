@@ -24,7 +24,7 @@ from dcnseg_cli.options import (
     comma_list,
     parse_numbers,
 )
-from dcnseg_cli.reporting import print_json, reports_errors
+from dcnseg_cli.reporting import print_json, report_errors
 
 if TYPE_CHECKING:
     from dcnseg.engine.evaluation import Scores
@@ -38,7 +38,7 @@ Examples:
 """
 
 
-@reports_errors
+@report_errors
 def evaluate(
     run: RunArgument,
     data: Annotated[Path, typer.Argument(metavar="DATA", help="Data folder, as for train.")],
@@ -84,5 +84,5 @@ def print_scores(scores: Scores, split: str) -> None:
     from dcnseg_cli.score_table import score_table
 
     summary = scores.to_dict()
-    title = f"{split}: {summary['labelled_pixels']:,} labelled pixels"
+    title = f"{split}: {summary['labeled_pixels']:,} labeled pixels"
     open_console().print(score_table(summary, title))

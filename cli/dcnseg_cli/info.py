@@ -8,7 +8,7 @@ from typing import Annotated, Any
 import typer
 
 from dcnseg_cli.options import JsonOption
-from dcnseg_cli.reporting import echo, print_json, reports_errors
+from dcnseg_cli.reporting import echo, print_json, report_errors
 
 EPILOG = """
 Examples:
@@ -19,7 +19,7 @@ Examples:
 """
 
 
-@reports_errors
+@report_errors
 def info(
     run: Annotated[
         Path | None,

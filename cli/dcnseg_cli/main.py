@@ -13,24 +13,24 @@ from dcnseg_cli import check, demo, evaluate, info, predict, train, visualize_of
 from dcnseg_cli.reporting import (
     USAGE,
     echo,
-    escape_what_cannot_be_encoded,
-    fail_by_stdout,
+    escape_unencodable_text,
+    exit_on_stdout_error,
     is_usage_error,
     message,
+    raise_on_signals,
     show_warnings_as_messages,
     signal_exit_code,
-    unwind_on_signals,
 )
 
 EXIT_CODES = """
-Exit codes: 0 all well; 1 failure; 2 wrong usage; 3 data wrong, or some pictures failed;
+Exit codes: 0 all well; 1 failure; 2 wrong usage; 3 data wrong, or some images failed;
 129 terminal closed; 130 interrupted; 143 terminated. Results go to stdout, progress and messages
 to stderr. Set DCNSEG_DEBUG=1 for the traceback of an unexpected error.
 """
 
 app = typer.Typer(
     name="dcnseg",
-    help="Semantic segmentation with deformable convolutions, for a folder of pictures and masks.",
+    help="Semantic segmentation with deformable convolutions, for a folder of images and masks.",
     epilog=EXIT_CODES,
     no_args_is_help=True,
     rich_markup_mode="rich",
@@ -60,7 +60,7 @@ def root(
         bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Version.")
     ] = False,
 ) -> None:
-    """Semantic segmentation with deformable convolutions, for a folder of pictures and masks."""
+    """Semantic segmentation with deformable convolutions, for a folder of images and masks."""
 
 
 def main() -> None:
@@ -68,8 +68,8 @@ def main() -> None:
     # What Pillow grumbles about damaged files is said by the errors that name them.
     warnings.filterwarnings("ignore", module=r"PIL\.")
     show_warnings_as_messages()
-    escape_what_cannot_be_encoded()
-    unwind_on_signals()
+    escape_unencodable_text()
+    raise_on_signals()
     sys.exit(_run())
 
 
@@ -82,7 +82,7 @@ def _run() -> int:
         return signal_exit_code(error)
     except OSError as error:  # help that stdout cannot take; commands report their own errors
         try:
-            fail_by_stdout(error)
+            exit_on_stdout_error(error)
         except typer.Exit as exit_:
             return exit_.exit_code
     except Exception as error:

@@ -72,7 +72,7 @@ OverwriteOption = Annotated[
 WindowOption = Annotated[
     int,
     typer.Option(
-        help="Side of the windows that larger pictures are cut into, in network pixels, from 64.",
+        help="Side of the windows that larger images are cut into, in network pixels, from 64.",
         rich_help_panel="Inference",
     ),
 ]
@@ -84,7 +84,7 @@ OverlapOption = Annotated[
 ]
 FlipOption = Annotated[
     bool,
-    typer.Option("--flip", help="Average with the mirrored picture.", rich_help_panel="Inference"),
+    typer.Option("--flip", help="Average with the mirrored image.", rich_help_panel="Inference"),
 ]
 ScalesOption = Annotated[
     str,
@@ -96,15 +96,15 @@ ImagesArgument = Annotated[
     list[str],
     typer.Argument(
         metavar="IMAGES...",
-        help="Pictures, folders (with all below them), glob patterns, or - for a list on stdin.",
+        help="Images, folders (with all below them), glob patterns, or - for a list on stdin.",
     ),
 ]
 ImagesPatternOption = Annotated[
     str,
     typer.Option(
         "--images",
-        help="Where the pictures are, with {stem} and maybe {split}: 'img/{split}/{stem}.jpg'. "
-        "Relative to DATA; needed only where the layout is not recognised.",
+        help="Where the images are, with {stem} and maybe {split}: 'img/{split}/{stem}.jpg'. "
+        "Relative to DATA; needed only where the layout is not recognized.",
         rich_help_panel=DATA_PANEL,
     ),
 ]

@@ -27,7 +27,7 @@ from dcnseg_cli.options import (
     comma_list,
     parse_numbers,
 )
-from dcnseg_cli.reporting import DATA, DEBUG_VARIABLE, echo, message, print_json, reports_errors
+from dcnseg_cli.reporting import DATA, DEBUG_VARIABLE, echo, message, print_json, report_errors
 
 if TYPE_CHECKING:
     from dcnseg.inference.results import FileResult
@@ -43,7 +43,7 @@ Examples:
 """
 
 
-@reports_errors
+@report_errors
 def predict(
     run: RunArgument,
     images: ImagesArgument,
@@ -61,7 +61,7 @@ def predict(
         bool,
         typer.Option(
             "--skip-existing",
-            help="Go on in an output folder: leave out pictures all of whose outputs are there.",
+            help="Go on in an output folder: leave out images all of whose outputs are there.",
             rich_help_panel="Output",
         ),
     ] = False,
@@ -92,9 +92,9 @@ def predict(
         raise ConfigError("--overwrite and --skip-existing contradict each other; give one.")
     check_out_folder(out, overwrite=overwrite or skip_existing)
     from dcnseg.inference.batch import predict_files
-    from dcnseg.inference.doubts import find_doubts
     from dcnseg.inference.inputs import find_inputs
     from dcnseg.inference.predictor import Predictor
+    from dcnseg.inference.result_warnings import find_warnings
     from dcnseg.inference.writers import OUTPUT_FOLDERS, check_output_kinds
     from dcnseg_cli.progress_bar import progress_bar
 
@@ -116,12 +116,10 @@ def predict(
         )
     failed = sum(result.error is not None for result in results)
     skipped = sum(result.is_skipped for result in results)
-    for doubt in find_doubts(results, predictor.training_data, predictor.class_map.num_classes):
-        message(f"Warning: {doubt}")
+    for warning in find_warnings(results, predictor.training_data, predictor.class_map.num_classes):
+        message(f"Warning: {warning}")
     rest = f"; {skipped} were there already" if skipped else ""
-    message(
-        f"{len(results) - failed - skipped} of {len(results)} pictures labelled in {out}{rest}."
-    )
+    message(f"{len(results) - failed - skipped} of {len(results)} images labeled in {out}{rest}.")
     if failed:
         raise typer.Exit(DATA)
 

@@ -39,7 +39,7 @@ class HungUpError(KeyboardInterrupt):
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 
-def reports_errors(command: Command) -> Command:
+def report_errors(command: Command) -> Command:
     """Turn the exceptions of a command into one line on stderr and an exit code."""
 
     @functools.wraps(command)
@@ -54,7 +54,7 @@ def reports_errors(command: Command) -> Command:
             fail(text[code], code, error)
         except OSError as error:
             if error.filename == STDOUT:
-                fail_by_stdout(error)
+                exit_on_stdout_error(error)
             place = f"{error.filename}: " if error.filename else ""
             fail(f"{place}{error.strerror or error}", FAILURE, error)
         except (typer.Exit, typer.Abort):
@@ -82,7 +82,7 @@ def signal_exit_code(error: KeyboardInterrupt) -> int:
 
 
 @contextmanager
-def names_stdout() -> Iterator[None]:
+def mark_stdout_errors() -> Iterator[None]:
     """Within it, an error of writing bears the name of stdout."""
     try:
         yield
@@ -91,7 +91,7 @@ def names_stdout() -> Iterator[None]:
         raise
 
 
-def fail_by_stdout(error: OSError) -> NoReturn:
+def exit_on_stdout_error(error: OSError) -> NoReturn:
     """Leave since stdout cannot take what is printed; without a word where its reader has gone."""
     # What is still to be written must not fail once more when Python exits.
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
@@ -119,7 +119,7 @@ _received: list[int] = []
 _postponing: list[bool] = []
 
 
-def unwind_on_signals() -> None:
+def raise_on_signals() -> None:
     """From now on let SIGTERM and SIGHUP unwind the program as Ctrl-C does, leaving nothing half.
 
     SIGHUP stays ignored where it is, as by nohup.
@@ -186,7 +186,7 @@ def message(text: str) -> None:
 
 def echo(text: str) -> None:
     """Print a line of results on stdout, with its control characters escaped."""
-    with names_stdout():
+    with mark_stdout_errors():
         typer.echo(escape_line(text))
 
 
@@ -195,7 +195,7 @@ def print_json(content: Mapping[str, Any]) -> None:
     text = json.dumps(content, ensure_ascii=False, allow_nan=False)
     if has_controls(text) or not _can_encode(text):
         text = json.dumps(content, allow_nan=False)
-    with names_stdout():
+    with mark_stdout_errors():
         typer.echo(text)
 
 
@@ -207,7 +207,7 @@ def _can_encode(text: str) -> bool:
     return True
 
 
-def escape_what_cannot_be_encoded() -> None:
+def escape_unencodable_text() -> None:
     """From now on write characters that a stream cannot encode as escape sequences."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):

@@ -38,7 +38,7 @@ from dcnseg_cli.options import (
     parse_integers,
     parse_numbers,
 )
-from dcnseg_cli.reporting import message, raise_if_signalled, reports_errors
+from dcnseg_cli.reporting import message, raise_if_signalled, report_errors
 
 AUGMENTATION_PANEL = "Augmentation"
 MODEL_PANEL = "Model"
@@ -92,7 +92,7 @@ def _option(help_text: str, panel: str | None, *names: str, metavar: str | None 
     return typer.Option(*names, help=help_text, rich_help_panel=panel, metavar=metavar)
 
 
-@reports_errors
+@report_errors
 def train(
     context: typer.Context,
     data: Annotated[
@@ -136,11 +136,11 @@ def train(
             metavar="NAME",
         ),
     ] = ModelConfig.encoder,
-    epochs: Annotated[int, _option("Passes over the pictures, from 1.", None)] = TrainConfig.epochs,
+    epochs: Annotated[int, _option("Passes over the images, from 1.", None)] = TrainConfig.epochs,
     batch_size: Annotated[
         str,
         _option(
-            f"Pictures per batch, at least 2, or {AUTO}: as many as memory holds.",
+            f"Images per batch, at least 2, or {AUTO}: as many as memory holds.",
             None,
             metavar=f"N|{AUTO}",
         ),
@@ -164,14 +164,14 @@ def train(
     ignore_index: IgnoreIndexOption = None,
     mask_threshold: Annotated[
         int,
-        _option("Grey mask values from here on are the foreground; 0: masks hold ids.", DATA_PANEL),
+        _option("Gray mask values from here on are the foreground; 0: masks hold ids.", DATA_PANEL),
     ] = DataConfig.mask_threshold,
     input_scale: Annotated[
-        float, _option("Resize pictures by this factor, for predictions too; up to 4.", DATA_PANEL)
+        float, _option("Resize images by this factor, for predictions too; up to 4.", DATA_PANEL)
     ] = DataConfig.input_scale,
     cache: Annotated[
         bool,
-        _option("Keep the decoded training pictures in memory.", DATA_PANEL, "--cache/--no-cache"),
+        _option("Keep the decoded training images in memory.", DATA_PANEL, "--cache/--no-cache"),
     ] = DataConfig.cache,
     scale_range: Annotated[
         str,
@@ -193,9 +193,9 @@ def train(
             metavar="DEGREES",
         ),
     ] = DataConfig.rotate,
-    colour_jitter: Annotated[
-        float, _option("Strength of random colour changes, 0..1.", AUGMENTATION_PANEL)
-    ] = DataConfig.colour_jitter,
+    color_jitter: Annotated[
+        float, _option("Strength of random color changes, 0..1.", AUGMENTATION_PANEL)
+    ] = DataConfig.color_jitter,
     blur: Annotated[
         float,
         _option(
@@ -248,7 +248,7 @@ def train(
         _option("Learning rate of the offset branches relative to --lr, from 0.", LEARNING_PANEL),
     ] = TrainConfig.offset_lr_scale,
     weight_decay: Annotated[
-        float, _option("Weight decay of all but biases and normalisation, from 0.", LEARNING_PANEL)
+        float, _option("Weight decay of all but biases and normalization, from 0.", LEARNING_PANEL)
     ] = TrainConfig.weight_decay,
     warmup_epochs: Annotated[
         float, _option("Epochs over which the rate rises, from 0.", LEARNING_PANEL)
@@ -284,7 +284,7 @@ def train(
     ] = TrainConfig.seed,
     amp: AmpOption = TrainConfig.amp,
     workers: Annotated[
-        int, _option("Processes that load pictures; 0: the main one.", MACHINE_PANEL)
+        int, _option("Processes that load images; 0: the main one.", MACHINE_PANEL)
     ] = DataConfig.workers,
     overwrite: OverwriteOption = False,
     tensorboard: Annotated[
@@ -301,7 +301,7 @@ def train(
         _option("Save the state at the end of every so many epochs, from 1.", OUTPUT_PANEL),
     ] = TrainConfig.checkpoint_epochs,
 ) -> None:
-    """Train a DeepLab with deformable convolutions on a folder of pictures and masks."""
+    """Train a DeepLab with deformable convolutions on a folder of images and masks."""
     options = {name: value for name, value in locals().items() if name != "context"}
     given = _given_options(context)
     if resume is not None:
@@ -324,7 +324,7 @@ def train(
     from dcnseg.engine import training
     from dcnseg_cli.training_display import training_display
 
-    with _says_how_to_go_on(out), training_display() as listener:
+    with _suggest_resume(out), training_display() as listener:
         result = training.train(
             config,
             out,
@@ -343,13 +343,13 @@ def _resume(options: dict[str, Any], given: set[str]) -> None:
     run = options["resume"]
     _refuse_changes(run, options, given)
     changes = {_setting(name): options[name] for name in RESUME_OPTIONS if name in given}
-    with _says_how_to_go_on(run), training_display() as listener:
+    with _suggest_resume(run), training_display() as listener:
         result = training.resume(run, changes=changes, listener=listener)
     _report(result)
 
 
 @contextmanager
-def _says_how_to_go_on(run: Path) -> Iterator[None]:
+def _suggest_resume(run: Path) -> Iterator[None]:
     from dcnseg.checkpoint import RESUME_STATE
 
     try:

@@ -108,7 +108,7 @@ class PlainDisplay(StoppableDisplay):
     def checking(self, done: int, total: int) -> None:
         """Say when all masks have been looked at."""
         if done == total:
-            self.print(f"Looked at {total} pictures and masks.")
+            self.print(f"Looked at {total} images and masks.")
 
     def step_done(self, step: Step) -> None:
         """Say how far the epoch is, from time to time."""
@@ -182,9 +182,9 @@ class LiveDisplay(StoppableDisplay):
 def describe_run(summary: RunSummary) -> str:
     """One line about what a run is about to do."""
     batches = f"batches of {summary.batch_size}, " if summary.batch_size else ""
-    pictures = ", ".join(f"{count} {split}" for split, count in summary.splits.items() if count)
+    images = ", ".join(f"{count} {split}" for split, count in summary.splits.items() if count)
     return (
-        f"{pictures} pictures, {summary.num_classes} classes; "
+        f"{images} images, {summary.num_classes} classes; "
         f"{summary.num_parameters / 1e6:.1f} M parameters, "
         f"{len(summary.deformable_layers)} deformable layers; {summary.device} in "
         f"{summary.number_format}; {batches}epochs {summary.first_epoch} to {summary.epochs}"

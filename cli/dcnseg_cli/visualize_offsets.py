@@ -16,7 +16,7 @@ from dcnseg_cli.options import (
     check_out_folder,
     parse_numbers,
 )
-from dcnseg_cli.reporting import DATA, echo, message, reports_errors
+from dcnseg_cli.reporting import DATA, echo, message, report_errors
 
 EPILOG = """
 Examples:
@@ -27,7 +27,7 @@ Examples:
 """
 
 
-@reports_errors
+@report_errors
 def visualize_offsets(
     run: RunArgument,
     images: ImagesArgument,
@@ -43,9 +43,9 @@ def visualize_offsets(
     overwrite: OverwriteOption = False,
     device: DeviceOption = "auto",
 ) -> None:
-    """Draw what the offsets do, in pictures and numbers.
+    """Draw what the offsets do, in images and numbers.
 
-    For each picture and deformable layer: a map of the effective dilation and the field of offsets.
+    For each image and deformable layer: a map of the effective dilation and the field of offsets.
     For each point: the sampling positions of the last layer, and of the last three layers in
     cascade, beside the plain grid. A JSON file holds the same numbers.
     """
@@ -62,7 +62,7 @@ def visualize_offsets(
             message(f"Error: {result.error}")
         for path in result.outputs:
             echo(str(path))
-    message(f"{len(inputs) - failed} of {len(inputs)} pictures drawn in {out}.")
+    message(f"{len(inputs) - failed} of {len(inputs)} images drawn in {out}.")
     if failed:
         raise typer.Exit(DATA)
 

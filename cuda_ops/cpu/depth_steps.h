@@ -2,7 +2,7 @@
 //
 // A step has some taps of some channels of one convolution group; its columns are ordered [tap][channel]. The
 // forward takes all taps of few channels at a time (chunk_steps): pixels of a chunk lie side by side in its copy of
-// the input, and those that neighbouring taps and positions share stay in the nearest cache.
+// the input, and those that neighboring taps and positions share stay in the nearest cache.
 #pragma once
 #include <algorithm>
 #include <vector>

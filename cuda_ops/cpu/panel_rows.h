@@ -4,7 +4,7 @@
 namespace dcnseg_ops {
 
 // A run of numbers of one position that lie in one panel; `row` is the first one's place. For pairs, an even position
-// clears its neighbour's places.
+// clears its neighbor's places.
 template <typename E>
 struct ToPanel {
   E* row;

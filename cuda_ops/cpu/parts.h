@@ -1,7 +1,7 @@
 // The positions cut into parts, each with the pixels of the input that it samples.
 //
 // Where an input has to be copied, or its gradient summed apart, this is done part by part, so that the memory
-// for it is bounded at any picture size. Offsets are a few pixels as a rule; then a part's pixels are a band of
+// for it is bounded at any image size. Offsets are a few pixels as a rule; then a part's pixels are a band of
 // rows.
 #pragma once
 #include <algorithm>

@@ -1,6 +1,6 @@
 // Weighted means over windows of pixels, their derivatives by the pixels and by the window's shift.
 //
-// Where the channels of a pixel lie one after another the loops are vectorised over them; the
+// Where the channels of a pixel lie one after another the loops are vectorized over them; the
 // `_strided` twins take any strides. Both add in the same order: columns of a row, then rows.
 // Functions marked DCN_CLONES are compiled once per instruction set; all they call is inlined.
 #pragma once

@@ -1,7 +1,7 @@
 // Maxima over windows of whole pixels, and their derivative. The first maximum in row-major order
 // wins, and the first NaN over all numbers.
 //
-// Vectorised over the channels where those of a pixel lie one after another; the `_strided` twin
+// Vectorized over the channels where those of a pixel lie one after another; the `_strided` twin
 // takes any strides. An empty window gives 0 and index -1.
 #pragma once
 #include "roi_average_loops.h"
@@ -51,7 +51,7 @@ DCN_INLINE void max_of(const Pixels<const T>& in, int64_t c, const PixelWindow& 
   *argmax = static_cast<int32_t>(index);
 }
 
-// The maxima of N channels. Plain loops, which the compiler vectorises: it takes comparisons of simd.h's vectors
+// The maxima of N channels. Plain loops, which the compiler vectorizes: it takes comparisons of simd.h's vectors
 // apart before it clones the function.
 template <typename T, int N>
 DCN_INLINE void max_block(const Pixels<const T>& in, int64_t c, const PixelWindow& w, T* out, int32_t* argmax) {

@@ -5,7 +5,7 @@
 // 3 x 3 samples one pixel apart read 4 x 4 pixels instead of 36 corners. Whole pixels (a BinSource)
 // are the case of weights 1.
 //
-// Nothing here is vectorised; it is compiled for the baseline and knows nothing of torch.
+// Nothing here is vectorized; it is compiled for the baseline and knows nothing of torch.
 #pragma once
 #include <algorithm>
 #include <cmath>
@@ -219,7 +219,7 @@ struct SampleSource {
   }
 
   // Without shifts the bins of a row share their rows. A border of zeros then samples whole pixels
-  // (eq. 6 of Dai et al. at offset zero), and a neighbour that weighs nothing is not read.
+  // (eq. 6 of Dai et al. at offset zero), and a neighbor that weighs nothing is not read.
   void plan_grid(int64_t r, BoxPlan<A>& plan) const {
     std::vector<A> valid_y, valid_x;
     for (int64_t i = 0; i < shape.kh; ++i) {

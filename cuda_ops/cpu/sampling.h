@@ -1,4 +1,4 @@
-// The sampled columns of a deformable convolution, on the CPU, vectorised over the channels of channels-last pixels.
+// The sampled columns of a deformable convolution, on the CPU, vectorized over the channels of channels-last pixels.
 //
 // Columns are walked in the order they lie in memory, tap after tap of one position (the other way round took
 // twice as long at 64 channels).

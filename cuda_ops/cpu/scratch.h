@@ -86,7 +86,7 @@ inline ScratchPool& scratch_pool() {
 }
 
 template <typename T>
-class Buffer {  // uninitialised memory for the time of a call, aligned to cache
+class Buffer {  // uninitialized memory for the time of a call, aligned to cache
                 // lines
  public:
   Buffer() = default;

@@ -1,7 +1,7 @@
 // Where the taps of a deformable convolution sample, on the CPU.
 //
 // Positions count output pixels over all images of the batch, row-major. They are taken in blocks of at most
-// kBlock: where the taps sample is worked out once per block, tap and offset group (TapPlan), vectorised over the
+// kBlock: where the taps sample is worked out once per block, tap and offset group (TapPlan), vectorized over the
 // positions; the channels then share it.
 //
 // Functions marked DCN_CLONES are compiled once per instruction set; all they call is inlined.
@@ -148,7 +148,7 @@ DCN_INLINE void plan_strip(const Sampler<T>& s, const BlockPositions<AccOf<T>>& 
     corner_weights(at.ly, at.lx, m[j], weight);
     for (int k = 0; k < 4; ++k) plan.weight[k][first + j] = weight[k];
   };
-  if (p.border == Border::zero)  // a loop of its own, which vectorises
+  if (p.border == Border::zero)  // a loop of its own, which vectorizes
     for (int j = 0; j < kStrip; ++j) put(j, locate(y[j], x[j], height, width));
   else
     for (int j = 0; j < kStrip; ++j) put(j, locate_clamped(p.border, y[j], x[j], height, width));

@@ -10,7 +10,7 @@
 //
 // The additions are most of the traffic: 36 of 4 C bytes a position for 9 taps, against 18 C bytes of columns read (and
 // written, if the weight's gradient is wanted) and 72 C bytes of corners. They happen in the second level of cache,
-// where sums of neighbouring positions meet; where the chip can, four numbers are added by one instruction, and lanes
+// where sums of neighboring positions meet; where the chip can, four numbers are added by one instruction, and lanes
 // side by side add 16 bytes side by side.
 #pragma once
 #include "sample_columns.cuh"

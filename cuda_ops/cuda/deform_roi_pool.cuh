@@ -2,7 +2,7 @@
 //
 // A bin is sampled on a grid, moved by the shift of its class and part: all channels of a class share
 // the positions. So a thread has one bin and a few channels, and works out each position once.
-// Neighbouring threads have neighbouring bins or, channels-last, neighbouring channels.
+// Neighboring threads have neighboring bins or, channels-last, neighboring channels.
 //
 // Trap: the gradient of the input is added with atomics, in any order (see roi_pool.cuh). That of
 // the shift has one order: a warp sums it, and no two warps write one number.
@@ -39,7 +39,7 @@ struct RoiPositions {
 };
 
 // Without a shift a border of zeros samples whole pixels (eq. 6 of Dai et al. at offset zero): a
-// neighbour that weighs nothing is not read then, be it NaN.
+// neighbor that weighs nothing is not read then, be it NaN.
 template <typename A>
 DCN_HD bool samples_whole_pixels(const DeformRoiParams& d, const RoiPositions<A>& positions) {
   return !positions.shift && d.border == Border::zero;
@@ -89,7 +89,7 @@ DCN_HD BinSamples<A> samples_of(const DeformRoiParams& d, const RoiPositions<A>&
 }
 
 // Thread i of a grid over boxes, bins and chunks of channels. Channels of a chunk lie `step` apart,
-// so that in a channels-last tensor neighbouring threads read neighbouring channels.
+// so that in a channels-last tensor neighboring threads read neighboring channels.
 struct Chunk {
   Place place;  // of its first channel
   int64_t klass, step;

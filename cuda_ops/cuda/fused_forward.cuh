@@ -80,7 +80,7 @@ struct FusedTile {
 
 template <typename T>
 __device__ inline FusedTile tile_of(const FusedArguments<T>& a, int32_t tile_outputs, int32_t block) {
-  // Tiles of the same positions are neighbours: they sample the same pixels.
+  // Tiles of the same positions are neighbors: they sample the same pixels.
   const int32_t per_positions = a.channels / a.group_channels * a.output_tiles;
   const int32_t rest = block % per_positions;
   FusedTile tile;
@@ -435,7 +435,7 @@ __device__ inline void add_bias_to(const FusedArguments<T>& a, const FusedTile& 
     }
 }
 
-// Four neighbouring lanes have 8 columns of a row in each part of the sums.
+// Four neighboring lanes have 8 columns of a row in each part of the sums.
 template <typename T, typename Multiplier>
 __device__ inline void write_channels_last(const FusedArguments<T>& a, const FusedTile& tile, const Multiplier& m) {
   const bool in_vectors = a.output_in_vectors && a.group_outputs % kPerVector<T> == 0;
@@ -482,11 +482,11 @@ __device__ inline void write_channels_last(const FusedArguments<T>& a, const Fus
 }
 
 // A row of outputs in shared memory, [kOutputs][positions], is so long that the 32 numbers that a warp has of two
-// neighbouring columns, 8 rows x 4 columns, lie in different banks.
+// neighboring columns, 8 rows x 4 columns, lie in different banks.
 template <typename T>
 constexpr int kStagedPitch = kTilePositions + 16 / sizeof(T);
 
-// Turned in shared memory, which every stage of the ring has been read from: positions are neighbours in the output.
+// Turned in shared memory, which every stage of the ring has been read from: positions are neighbors in the output.
 template <typename T, typename Multiplier>
 __device__ inline void write_contiguous(const FusedArguments<T>& a, const FusedTile& tile, const Multiplier& m,
                                         T* staged) {

@@ -35,7 +35,7 @@ struct RoiParams {
 };
 
 // Number i of [boxes][channels][bins], or of [boxes][bins][channels] where the output is
-// channels-last: neighbouring threads write, and read, what lies side by side.
+// channels-last: neighboring threads write, and read, what lies side by side.
 struct Place {
   int64_t box, channel, bin;
 };

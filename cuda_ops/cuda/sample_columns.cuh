@@ -1,6 +1,6 @@
 // Columns of a range of positions. No torch (see kernel_common.cuh).
 //
-// Neighbouring threads have neighbouring vectors of V channels of one spot, so that each of the four corners is read,
+// Neighboring threads have neighboring vectors of V channels of one spot, so that each of the four corners is read,
 // and the columns are written, in whole lines; sums are made in A. A spot costs four reads of its channels, of which
 // the first level of cache serves those that taps and positions side by side share, and one write: with C channels of
 // bfloat16 and 9 taps a position writes 18 C bytes, so that the columns of a tile are to stay in the second level

@@ -1,4 +1,4 @@
-// Several neighbouring numbers that are read, written or added to at once. No torch (see kernel_common.cuh).
+// Several neighboring numbers that are read, written or added to at once. No torch (see kernel_common.cuh).
 #pragma once
 #include "kernel_common.cuh"
 namespace dcnseg_ops {

@@ -57,7 +57,7 @@ template <typename acc_t>
 DCN_HD Bilinear<acc_t> locate(acc_t y, acc_t x, int32_t height, int32_t width) {
   const acc_t fy = floor_of(y), fx = floor_of(x);
   const int32_t row = clamp_to_map(fy, height), column = clamp_to_map(fx, width);
-  // 1 or 0, joined with & and not &&: a loop over positions then has no branch and vectorises.
+  // 1 or 0, joined with & and not &&: a loop over positions then has no branch and vectorizes.
   const int32_t top = (row >= 0) & (row < height), bottom = (row >= -1) & (row < height - 1);
   const int32_t left = (column >= 0) & (column < width), right = (column >= -1) & (column < width - 1);
   const int32_t first = row * width + column;

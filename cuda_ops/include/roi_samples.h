@@ -18,7 +18,7 @@ DCN_HD double rounded_product(double a, double b) { return __dmul_rn(a, b); }
 DCN_HD float rounded_sum(float a, float b) { return __fadd_rn(a, b); }
 DCN_HD double rounded_sum(double a, double b) { return __dadd_rn(a, b); }
 #else
-// `volatile` because gcc contracts through everything milder when it vectorises.
+// `volatile` because gcc contracts through everything milder when it vectorizes.
 template <typename acc_t>
 DCN_HD acc_t rounded_product(acc_t a, acc_t b) {
   volatile acc_t product = a * b;

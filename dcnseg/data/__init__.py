@@ -1,1 +1,1 @@
-"""Pictures, label maps, classes and data folders."""
+"""Images, label maps, classes and data folders."""

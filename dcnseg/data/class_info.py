@@ -6,22 +6,22 @@ from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Any, TypeGuard
 
-from dcnseg.data.label_codes import MAX_ID, Colour, distinct_colours
+from dcnseg.data.label_codes import MAX_ID, Color, distinct_colors
 from dcnseg.errors import ConfigError, short_repr
 
 
 @dataclass(frozen=True)
 class ClassInfo:
-    """One entry of the class list; `is_color_given` is false for a generated colour."""
+    """One entry of the class list; `is_color_given` is false for a generated color."""
 
     id: int
     name: str
-    color: Colour
+    color: Color
     is_color_given: bool = True
 
 
 def check_entry(entry: ClassInfo, source: str) -> None:
-    """Raise ConfigError for an id, name or colour out of range; `source` says where it stands."""
+    """Raise ConfigError for an id, name or color out of range; `source` says where it stands."""
     if not 0 <= entry.id <= MAX_ID:
         raise ConfigError(
             f"{source}: the id {short_repr(entry.id)} of {short_repr(entry.name)} is not in "
@@ -46,7 +46,7 @@ def is_class_name(value: Any) -> TypeGuard[str]:
     return isinstance(value, str) and bool(value.strip()) and len(value.splitlines()) == 1
 
 
-def parse_entry(entry: Any, source: str) -> tuple[int, str, Colour | None]:
+def parse_entry(entry: Any, source: str) -> tuple[int, str, Color | None]:
     """Read {"id", "name", "color"}, where `color` may be missing; else ConfigError."""
     if not isinstance(entry, dict):
         raise ConfigError(
@@ -71,10 +71,10 @@ def _is_int(value: Any) -> TypeGuard[int]:
     return isinstance(value, int) and not isinstance(value, bool)
 
 
-def with_colours(entries: Sequence[tuple[int, str, Colour | None]]) -> tuple[ClassInfo, ...]:
-    """Fill in the missing colours; the same list always gets the same ones."""
+def with_colors(entries: Sequence[tuple[int, str, Color | None]]) -> tuple[ClassInfo, ...]:
+    """Fill in the missing colors; the same list always gets the same ones."""
     taken = [color for _, _, color in entries if color is not None]
-    generated = iter(distinct_colours(len(entries) - len(taken), taken))
+    generated = iter(distinct_colors(len(entries) - len(taken), taken))
     return tuple(
         ClassInfo(number, name, color or next(generated), is_color_given=color is not None)
         for number, name, color in entries
@@ -82,7 +82,7 @@ def with_colours(entries: Sequence[tuple[int, str, Colour | None]]) -> tuple[Cla
 
 
 def entry_dict(entry: ClassInfo) -> dict[str, Any]:
-    """Return the form that `parse_entry` reads; a generated colour is left out."""
+    """Return the form that `parse_entry` reads; a generated color is left out."""
     content: dict[str, Any] = {"id": entry.id, "name": entry.name}
     if entry.is_color_given:
         content["color"] = list(entry.color)

@@ -1,4 +1,4 @@
-"""The classes of a data set: names, ids in the mask files, colours, and what is ignored.
+"""The classes of a data set: names, ids in the mask files, colors, and what is ignored.
 
 `ClassMap` is the entry point. Two numberings meet here and nowhere else: the *ids* that stand in
 mask files (any of 0..65535) and the *training indices* 0..K-1 that the network works with, in which
@@ -22,16 +22,16 @@ from dcnseg.data.class_info import (
     check_entry,
     entry_dict,
     parse_entry,
-    with_colours,
+    with_colors,
 )
 from dcnseg.data.label_codes import (
     IGNORE_INDEX,
     MAX_ID,
-    Colour,
+    Color,
     UInt8Array,
-    encode_by_colour,
+    encode_by_color,
     encode_by_id,
-    unpack_colour,
+    unpack_color,
 )
 from dcnseg.errors import ConfigError, DataError, ShapeError, short_repr
 from dcnseg.files import read_json, read_text
@@ -40,18 +40,18 @@ __all__ = ["IGNORE_INDEX", "ClassInfo", "ClassMap", "UnknownLabelsError"]
 
 MAX_CLASSES: Final = 255
 _SMEARED: Final = 32  # more unknown values than that are no classes that somebody forgot
-_IGNORED_COLOUR: Final = (224, 224, 192)  # PASCAL VOC's colour of void
+_IGNORED_COLOR: Final = (224, 224, 192)  # PASCAL VOC's color of void
 
 
 class UnknownLabelsError(DataError):
-    """A mask holds values or colours that no class and no ignored entry has.
+    """A mask holds values or colors that no class and no ignored entry has.
 
     Attributes:
         what: The message without the advice.
-        counts: Pixels per unknown id or colour, the most frequent first.
+        counts: Pixels per unknown id or color, the most frequent first.
     """
 
-    def __init__(self, what: str, counts: Mapping[int, int] | Mapping[Colour, int]) -> None:
+    def __init__(self, what: str, counts: Mapping[int, int] | Mapping[Color, int]) -> None:
         super().__init__(f"{what} {labels_advice(counts)}")
         self.what = what
         self.counts = dict(counts)
@@ -61,13 +61,13 @@ class UnknownLabelsError(DataError):
 class ClassMap:
     """The classes in the order of their training indices, and the entries that are ignored.
 
-    The id 255 is ignored as well unless a class has it. With a `threshold` above 0, masks hold grey
+    The id 255 is ignored as well unless a class has it. With a `threshold` above 0, masks hold gray
     values instead of ids: those of at least `threshold` are the class with the greater id, all
     others the one with the lesser id. `source` says in messages where the list comes from; it does
     not take part in comparisons.
 
     Raises:
-        ConfigError: No class or more than 255; an id, name or colour is out of range or double; a
+        ConfigError: No class or more than 255; an id, name or color is out of range or double; a
             threshold with other than two classes.
     """
 
@@ -115,7 +115,7 @@ class ClassMap:
             names = [line.strip() for line in read_text(path).splitlines() if line.strip()]
             check_num_entries(len(names), 0, path.name)
             return cls(
-                with_colours([(i, name, None) for i, name in enumerate(names)]), (), path.name
+                with_colors([(i, name, None) for i, name in enumerate(names)]), (), path.name
             )
         except OSError as error:
             raise DataError(f"{path}: cannot be read ({error.strerror or error}).") from error
@@ -134,13 +134,13 @@ class ClassMap:
         if found in ({0, IGNORE_INDEX}, {0, MAX_ID}):
             return cls.binary(max(found), source=source)
         ids = sorted(found - {IGNORE_INDEX})
-        return cls(with_colours([(i, f"class_{i}", None) for i in ids]), (), source)
+        return cls(with_colors([(i, f"class_{i}", None) for i in ids]), (), source)
 
     @classmethod
     def binary(cls, foreground: int, *, source: str = "the masks' values") -> ClassMap:
         """Make the classes `background` with the id 0 and `foreground` with the given id."""
         entries = [(0, "background", None), (foreground, "foreground", None)]
-        return cls(with_colours(entries), (), source)
+        return cls(with_colors(entries), (), source)
 
     @classmethod
     def from_dict(cls, content: Any, *, source: str = "the class list") -> ClassMap:
@@ -162,7 +162,7 @@ class ClassMap:
             )
         check_num_entries(len(groups[0]), len(groups[1]), source)
         parsed = [[parse_entry(entry, source) for entry in group] for group in groups]
-        entries = with_colours(parsed[0] + parsed[1])
+        entries = with_colors(parsed[0] + parsed[1])
         threshold = content.get("threshold", 0)
         if type(threshold) is not int:
             raise ConfigError(
@@ -171,7 +171,7 @@ class ClassMap:
         return cls(entries[: len(parsed[0])], entries[len(parsed[0]) :], source, threshold)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the form that `from_dict` reads; generated colours are left out."""
+        """Return the form that `from_dict` reads; generated colors are left out."""
         content: dict[str, Any] = {
             "classes": [entry_dict(entry) for entry in self.classes],
             "ignore": [entry_dict(entry) for entry in self.ignored],
@@ -205,8 +205,8 @@ class ClassMap:
         return tuple(sorted(ids))
 
     @property
-    def has_colours(self) -> bool:
-        """Whether the list itself gives every class a colour (none is generated)."""
+    def has_colors(self) -> bool:
+        """Whether the list itself gives every class a color (none is generated)."""
         return all(entry.is_color_given for entry in self.classes)
 
     def with_ignored(self, values: Iterable[int]) -> ClassMap:
@@ -219,7 +219,7 @@ class ClassMap:
         moved = tuple(entry for entry in self.classes if entry.id in wanted)
         known = {entry.id for entry in self.classes + self.ignored} | {IGNORE_INDEX}
         new = tuple(
-            ClassInfo(value, f"ignored_{value}", _IGNORED_COLOUR, is_color_given=False)
+            ClassInfo(value, f"ignored_{value}", _IGNORED_COLOR, is_color_given=False)
             for value in sorted(wanted - known)
         )
         kept = tuple(entry for entry in self.classes if entry.id not in wanted)
@@ -231,7 +231,7 @@ class ClassMap:
         return replace(self, classes=kept, ignored=self.ignored + moved + new)
 
     def with_threshold(self, threshold: int) -> ClassMap:
-        """Return a map that takes grey values from `threshold` on as the class of greater id.
+        """Return a map that takes gray values from `threshold` on as the class of greater id.
 
         0 changes nothing.
 
@@ -253,18 +253,18 @@ class ClassMap:
             raise self.unknown_labels(unknown)
         return indices
 
-    def encode_colours(self, colour_mask: UInt8Array) -> UInt8Array:
-        """Turn colours uint8 [H, W, 3] (RGB) into training indices, by exact match.
+    def encode_colors(self, color_mask: UInt8Array) -> UInt8Array:
+        """Turn colors uint8 [H, W, 3] (RGB) into training indices, by exact match.
 
         Raises:
-            ConfigError: The class list has no colours, or two entries share one.
-            UnknownLabelsError: A colour belongs to no entry; says the colours and their pixels.
+            ConfigError: The class list has no colors, or two entries share one.
+            UnknownLabelsError: A color belongs to no entry; says the colors and their pixels.
         """
-        colours, ignored_colours = self._checked_colours
-        indices, unknown = encode_by_colour(colour_mask, colours, ignored_colours)
+        colors, ignored_colors = self._checked_colors
+        indices, unknown = encode_by_color(color_mask, colors, ignored_colors)
         if unknown:
             raise self.unknown_labels(
-                {unpack_colour(packed): count for packed, count in unknown.items()}
+                {unpack_color(packed): count for packed, count in unknown.items()}
             )
         return indices
 
@@ -290,32 +290,32 @@ class ClassMap:
         return ids.astype(np.uint8 if table.max() <= 255 else np.uint16)
 
     def palette(self) -> UInt8Array:
-        """Return the colours by id, uint8 [256, 3]; ids above 255 have no place in it."""
+        """Return the colors by id, uint8 [256, 3]; ids above 255 have no place in it."""
         table = np.zeros((256, 3), np.uint8)
         if IGNORE_INDEX not in self.ids:
-            table[IGNORE_INDEX] = _IGNORED_COLOUR
+            table[IGNORE_INDEX] = _IGNORED_COLOR
         for entry in self.ignored + self.classes:
             if entry.id < 256:
                 table[entry.id] = entry.color
         return table
 
-    def index_colours(self) -> UInt8Array:
-        """Return the colours by training index, uint8 [K, 3]."""
+    def index_colors(self) -> UInt8Array:
+        """Return the colors by training index, uint8 [K, 3]."""
         return np.array([entry.color for entry in self.classes], np.uint8)
 
     @cached_property
-    def _checked_colours(self) -> tuple[tuple[Colour, ...], tuple[Colour, ...]]:
-        """The given colours of the classes and of the ignored entries, free of ambiguity."""
-        if not self.has_colours:
-            raise ConfigError(f"{self.source} gives no colours, so colours cannot be decoded.")
-        owners: dict[Colour, ClassInfo] = {}
+    def _checked_colors(self) -> tuple[tuple[Color, ...], tuple[Color, ...]]:
+        """The given colors of the classes and of the ignored entries, free of ambiguity."""
+        if not self.has_colors:
+            raise ConfigError(f"{self.source} gives no colors, so colors cannot be decoded.")
+        owners: dict[Color, ClassInfo] = {}
         for entry in self.classes:
             other = owners.setdefault(entry.color, entry)
             if other is not entry:
-                _refuse_double_colour(other, entry, self.source)
+                _refuse_double_color(other, entry, self.source)
         for entry in self.ignored:
             if entry.is_color_given and entry.color in owners:
-                _refuse_double_colour(owners[entry.color], entry, self.source)
+                _refuse_double_color(owners[entry.color], entry, self.source)
         ignored = tuple(entry.color for entry in self.ignored if entry.is_color_given)
         return tuple(entry.color for entry in self.classes), ignored
 
@@ -326,12 +326,12 @@ class ClassMap:
         return indices
 
     def unknown_labels(
-        self, unknown: Mapping[int, int] | Mapping[Colour, int]
+        self, unknown: Mapping[int, int] | Mapping[Color, int]
     ) -> UnknownLabelsError:
-        """Return the error for these ids or colours, with their pixels, the most frequent first."""
+        """Return the error for these ids or colors, with their pixels, the most frequent first."""
         shown = list(unknown.items())[:3]
-        is_colour = isinstance(shown[0][0], tuple)
-        noun = "colour" if is_colour else "value"
+        is_color = isinstance(shown[0][0], tuple)
+        noun = "color" if is_color else "value"
         parts = [
             f"{count} {'pixel has' if count == 1 else 'pixels have'} the {noun} {value}"
             for value, count in shown
@@ -339,7 +339,7 @@ class ClassMap:
         if len(unknown) > len(shown):
             rest = sum(unknown.values()) - sum(count for _, count in shown)
             parts.append(f"{rest} one of {len(unknown) - len(shown)} others")
-        if is_colour:
+        if is_color:
             expected = f"none of the {self.num_classes} classes of {self.source} has it"
         else:
             verb = "is" if len(self.ignored_ids) == 1 else "are"
@@ -363,7 +363,7 @@ def check_num_entries(num_classes: int, num_ignored: int, source: str) -> None:
         )
 
 
-def labels_advice(unknown: Iterable[int] | Iterable[Colour]) -> str:
+def labels_advice(unknown: Iterable[int] | Iterable[Color]) -> str:
     """Return what to do about values or colors of a mask that belong to no class."""
     values = sorted(unknown)
     if len(values) > _SMEARED:
@@ -372,7 +372,7 @@ def labels_advice(unknown: Iterable[int] | Iterable[Colour]) -> str:
             "classes, --mask-threshold 128 makes sharp ones."
         )
     if isinstance(values[0], tuple):
-        return "Correct the colours, or add a class or an `ignore` entry."
+        return "Correct the colors, or add a class or an `ignore` entry."
     # One option that is complete: to copy it must be enough.
     return f"Add a class, or pass --ignore-index {','.join(map(str, values))}."
 
@@ -387,8 +387,8 @@ def describe_ids(ids: Sequence[int]) -> str:
     return ", ".join(map(str, ordered))
 
 
-def _refuse_double_colour(first: ClassInfo, second: ClassInfo, source: str) -> NoReturn:
+def _refuse_double_color(first: ClassInfo, second: ClassInfo, source: str) -> NoReturn:
     raise ConfigError(
-        f"{source}: {first.name!r} and {second.name!r} have the same colour {first.color}; "
-        "masks in colours need a colour of its own for each class."
+        f"{source}: {first.name!r} and {second.name!r} have the same color {first.color}; "
+        "masks in colors need a color of its own for each class."
     )

@@ -19,9 +19,9 @@ from torch import Tensor
 from torch.utils.data import Dataset
 
 from dcnseg.data.class_map import IGNORE_INDEX, ClassMap, UnknownLabelsError
+from dcnseg.data.image_file import apply_orientation
 from dcnseg.data.image_io import read_image, read_mask, read_orientation
 from dcnseg.data.pairing.folders import Sample, Splits, find_splits
-from dcnseg.data.picture_file import apply_orientation
 from dcnseg.data.polygons.drawings import is_polygon_file, load_polygons, polygon_classes
 from dcnseg.errors import ConfigError, DataError
 
@@ -43,10 +43,10 @@ def load_class_map(
         root: The data folder.
         splits: Its samples, if they are known already.
         ignore: Ids to ignore besides those that the list ignores.
-        mask_threshold: Grey values from here on are the class of the greater id; 0: masks hold ids.
+        mask_threshold: Gray values from here on are the class of the greater id; 0: masks hold ids.
 
     Raises:
-        DataError: The list is wrong, or there is none and the masks are in colours, hold more than
+        DataError: The list is wrong, or there is none and the masks are in colors, hold more than
             64 values or only one.
         ConfigError: Ignoring these ids leaves no class, or a threshold meets other than two.
     """
@@ -73,8 +73,8 @@ def find_class_list(root: Path) -> Path | None:
 def load_label_map(source: Sample | Path, class_map: ClassMap) -> UInt8Array:
     """Read a mask as training indices 0..K-1, 255 where ignored, uint8 [H, W].
 
-    A mask in colours is matched with the colours of the classes. If one with three equal channels
-    (k, k, k) holds a grey that no class has, k is taken as the id.
+    A mask in colors is matched with the colors of the classes. If one with three equal channels
+    (k, k, k) holds a gray that no class has, k is taken as the id.
 
     Raises:
         DataError: The file is broken or holds a value outside the classes; says the file, the
@@ -90,40 +90,40 @@ def load_label_map(source: Sample | Path, class_map: ClassMap) -> UInt8Array:
 
 
 def decode_mask(mask: npt.NDArray[Any], class_map: ClassMap) -> tuple[UInt8Array, str]:
-    """Return the training indices of what `read_mask` gave, and the encoding: "ids" or "colours".
+    """Return the training indices of what `read_mask` gave, and the encoding: "ids" or "colors".
 
     Raises:
-        UnknownLabelsError: A value or colour is outside the classes.
-        ConfigError: The mask is in colours, and the class list has none or gives one twice.
+        UnknownLabelsError: A value or color is outside the classes.
+        ConfigError: The mask is in colors, and the class list has none or gives one twice.
     """
     if mask.ndim == 2:
         return class_map.encode_ids(mask), "ids"
     if class_map.threshold:
         return class_map.encode_ids(mask.max(axis=2)), "ids"
-    is_grey = is_grey_mask(mask)
-    if not class_map.has_colours:
-        if is_grey:
+    is_gray = is_gray_mask(mask)
+    if not class_map.has_colors:
+        if is_gray:
             return class_map.encode_ids(mask[..., 0]), "ids"
         raise ConfigError(
-            f"is in colours, but {class_map.source} gives its classes none. Write a "
+            f"is in colors, but {class_map.source} gives its classes none. Write a "
             '"color": [red, green, blue] for each class into classes.json.'
         )
     try:
-        return class_map.encode_colours(mask), "colours"
+        return class_map.encode_colors(mask), "colors"
     except UnknownLabelsError:
-        if not is_grey:
+        if not is_gray:
             raise
         return class_map.encode_ids(mask[..., 0]), "ids"
 
 
-def is_grey_mask(mask: npt.NDArray[Any]) -> bool:
+def is_gray_mask(mask: npt.NDArray[Any]) -> bool:
     """Whether the three channels of [H, W, 3] are equal everywhere."""
     red = mask[..., 0]
     return bool((red == mask[..., 1]).all() and (red == mask[..., 2]).all())
 
 
 class SegmentationDataset(Dataset[tuple[Tensor, Tensor]]):
-    """Samples as tensors: picture and label map, transformed alike.
+    """Samples as tensors: image and label map, transformed alike.
 
     Without a transform an item is (uint8 [3, H, W], uint8 [H, W] of training indices); with one it
     is what that returns, usually (float32 [3, h, w], int64 [h, w]). What a transform draws at
@@ -156,7 +156,7 @@ class SegmentationDataset(Dataset[tuple[Tensor, Tensor]]):
         self.input_scale = input_scale
         self.seed = seed
         # In shared memory: workers that outlive an epoch see `set_epoch` too.
-        self._epoch = _shared_number()
+        self._epoch = _shared_counter()
         self._cache: list[tuple[UInt8Array, UInt8Array]] = []
         if cache:
             with ThreadPoolExecutor(os.cpu_count()) as pool:
@@ -195,16 +195,16 @@ class SegmentationDataset(Dataset[tuple[Tensor, Tensor]]):
         return pixels[0].permute(1, 2, 0).contiguous().numpy(), indices[0, 0].numpy()
 
 
-def _shared_number() -> Tensor:
+def _shared_counter() -> Tensor:
     number = torch.zeros((), dtype=torch.int64)
     number.share_memory_()
     return number
 
 
 def load_pair(sample: Sample, class_map: ClassMap) -> tuple[UInt8Array, UInt8Array]:
-    """Read a picture, RGB uint8 [H, W, 3], and its training indices, uint8 [H, W].
+    """Read an image, RGB uint8 [H, W, 3], and its training indices, uint8 [H, W].
 
-    A mask that fits only the pixels as stored of a picture on its side is turned as the picture is.
+    A mask that fits only the pixels as stored of an image on its side is turned as the image is.
 
     Raises:
         DataError: One of the two is broken, or they differ in size; the message names the file.
@@ -278,9 +278,9 @@ def classes_of_values(root: Path, values: Collection[int]) -> ClassMap:
 def _mask_values(path: Path) -> set[int]:
     mask = read_mask(path)
     if mask.ndim == 3:
-        if not is_grey_mask(mask):
+        if not is_gray_mask(mask):
             raise DataError(
-                f"{path}: is in colours, and there is no class list. Write classes.json with the "
+                f"{path}: is in colors, and there is no class list. Write classes.json with the "
                 '"id", "name" and "color" of each class.'
             )
         mask = mask[..., 0]

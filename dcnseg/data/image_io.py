@@ -1,6 +1,6 @@
-"""Pictures and masks from files and into files.
+"""Images and masks from files and into files.
 
-EXIF rotation, channel order and bit depth are decided here and in `picture_file` and `mask_file`
+EXIF rotation, channel order and bit depth are decided here and in `image_file` and `mask_file`
 only. The entry points are `read_image`, `read_mask`, `write_png` and `write_jpeg`.
 """
 
@@ -15,28 +15,28 @@ import numpy as np
 import numpy.typing as npt
 from PIL import Image, ImageOps
 
-from dcnseg.data.mask_file import read_mask_file
-from dcnseg.data.picture_file import (
+from dcnseg.data.image_file import (
     IMAGE_SUFFIXES,
     apply_orientation,
     bit_depth,
     exif_orientation,
     has_more_frames,
-    opened_picture,
-    read_deep_colours,
+    open_image,
+    read_16_bit_colors,
 )
+from dcnseg.data.mask_file import read_mask_file
 from dcnseg.errors import DataError, ShapeError
 from dcnseg.files import atomic_path
 
 __all__ = [
     "IMAGE_SUFFIXES",
     "ImageHeader",
-    "PictureInfo",
+    "ImageInfo",
     "read_header",
     "read_image",
+    "read_image_info",
     "read_mask",
     "read_orientation",
-    "read_picture_info",
     "read_size",
     "write_jpeg",
     "write_jpeg_strips",
@@ -54,8 +54,8 @@ UInt8Array = npt.NDArray[np.uint8]
 
 
 @dataclass(frozen=True)
-class PictureInfo:
-    """What is known of a picture after a rough decoding.
+class ImageInfo:
+    """What is known of an image after a rough decoding.
 
     Attributes:
         size_hw: Height and width as displayed.
@@ -64,7 +64,7 @@ class PictureInfo:
         bits: Bits per channel in the file.
         orientation: EXIF orientation 1..8.
         has_more_frames: Whether other frames or pages follow the one that is read.
-        thumbnail: The picture as displayed in grey, uint8 [8, 9].
+        thumbnail: The image as displayed in gray, uint8 [8, 9].
     """
 
     size_hw: tuple[int, int]
@@ -95,36 +95,36 @@ def read_header(path: Path) -> ImageHeader:
     Raises:
         DataError: As `read_image`.
     """
-    with opened_picture(path) as picture:
-        num_pixels = picture.width * picture.height
-        return ImageHeader(num_pixels, has_more_frames(picture))
+    with open_image(path) as image:
+        num_pixels = image.width * image.height
+        return ImageHeader(num_pixels, has_more_frames(image))
 
 
 def read_image(path: Path) -> UInt8Array:
-    """Return the picture as it is displayed, RGB, uint8 [H, W, 3].
+    """Return the image as it is displayed, RGB, uint8 [H, W, 3].
 
-    EXIF rotation is applied; transparent pixels are laid on white; grey, palette, CMYK and 1-bit
-    pictures become RGB. Deeper ones are scaled by their own range: 16 bits by the least of 8, 10,
+    EXIF rotation is applied; transparent pixels are laid on white; gray, palette, CMYK and 1-bit
+    images become RGB. Deeper ones are scaled by their own range: 16 bits by the least of 8, 10,
     12, 14 and 16 bits that holds the greatest value, floats by 0..1, 0..255 or 0..65535 if they lie
     in it, and all others by their least and greatest value. Of several frames the first is read.
 
     Raises:
-        DataError: The file is missing, broken, cut off, no picture, too large to be one (more than
+        DataError: The file is missing, broken, cut off, no image, too large to be one (more than
             179 million pixels), or has values that are no numbers; the message names it.
     """
-    with opened_picture(path) as picture:
-        orientation = exif_orientation(picture)
-        deep = read_deep_colours(picture, path)
+    with open_image(path) as image:
+        orientation = exif_orientation(image)
+        deep = read_16_bit_colors(image, path)
         if deep is not None:
             return apply_orientation(_deep_as_rgb(deep, path), orientation)
-        picture.load()
-        return _as_rgb(picture, path)
+        image.load()
+        return _as_rgb(image, path)
 
 
 def read_mask(path: Path) -> npt.NDArray[Any]:
-    """Return what the mask's pixels say: ids int32 [H, W], or colours uint8 [H, W, 3] (RGB).
+    """Return what the mask's pixels say: ids int32 [H, W], or colors uint8 [H, W, 3] (RGB).
 
-    EXIF rotation is applied as it is to pictures; the rest is `read_mask_file`'s.
+    EXIF rotation is applied as it is to images; the rest is `read_mask_file`'s.
 
     Raises:
         DataError: As `read_mask_file`.
@@ -138,56 +138,56 @@ def read_size(path: Path) -> tuple[int, int]:
     Raises:
         DataError: As `read_image`.
     """
-    return read_picture_info(path).size_hw
+    return read_image_info(path).size_hw
 
 
-def read_picture_info(path: Path) -> PictureInfo:
-    """Decode a picture just enough to see that it is whole.
+def read_image_info(path: Path) -> ImageInfo:
+    """Decode an image just enough to see that it is whole.
 
     Raises:
         DataError: As `read_image`.
     """
-    with opened_picture(path) as picture:
-        width, height = picture.size
-        mode, bits = picture.mode, bit_depth(picture, path)
-        orientation = exif_orientation(picture)
+    with open_image(path) as image:
+        width, height = image.size
+        mode, bits = image.mode, bit_depth(image, path)
+        orientation = exif_orientation(image)
         # JPEG: all bytes are read, but as little as 1/64 of the pixels made.
-        picture.draft("L", (_THUMB_HW[1] * _THUMB_CELL, _THUMB_HW[0] * _THUMB_CELL))
-        picture.load()
+        image.draft("L", (_THUMB_HW[1] * _THUMB_CELL, _THUMB_HW[0] * _THUMB_CELL))
+        image.load()
         turn = orientation
-        if picture.format == "TIFF":  # Pillow has turned it already
-            (width, height), turn = picture.size, 1
+        if image.format == "TIFF":  # Pillow has turned it already
+            (width, height), turn = image.size, 1
         size_hw = (width, height) if turn >= 5 else (height, width)
-        thumbnail = _thumbnail(picture, path, turn)
-        return PictureInfo(
+        thumbnail = _thumbnail(image, path, turn)
+        return ImageInfo(
             size_hw,
-            str(picture.format),
+            str(image.format),
             mode,
             bits,
             orientation,
-            has_more_frames(picture),
+            has_more_frames(image),
             thumbnail,
         )
 
 
 def read_orientation(path: Path) -> int:
-    """Return the EXIF orientation 1..8 of a picture; only its header is read.
+    """Return the EXIF orientation 1..8 of an image; only its header is read.
 
     Raises:
         DataError: As `read_image`.
     """
-    with opened_picture(path) as picture:
-        return exif_orientation(picture)
+    with open_image(path) as image:
+        return exif_orientation(image)
 
 
-def _thumbnail(picture: Image.Image, path: Path, turn: int) -> UInt8Array:
-    """Return the picture in grey, turned by the orientation `turn`, uint8 [8, 9]."""
-    if picture.mode.startswith(("I", "F")):
-        picture = Image.fromarray(_deep_to_bytes(np.asarray(picture), path))
-    grey = picture if picture.mode == "L" else picture.convert("RGB").convert("L")
+def _thumbnail(image: Image.Image, path: Path, turn: int) -> UInt8Array:
+    """Return the image in gray, turned by the orientation `turn`, uint8 [8, 9]."""
+    if image.mode.startswith(("I", "F")):
+        image = Image.fromarray(_deep_to_bytes(np.asarray(image), path))
+    gray = image if image.mode == "L" else image.convert("RGB").convert("L")
     height, width = (side * _THUMB_CELL for side in _THUMB_HW)
     size = (height, width) if turn >= 5 else (width, height)
-    upright = apply_orientation(np.asarray(grey.resize(size, Image.Resampling.BOX)), turn)
+    upright = apply_orientation(np.asarray(gray.resize(size, Image.Resampling.BOX)), turn)
     cells = upright.reshape(_THUMB_HW[0], _THUMB_CELL, _THUMB_HW[1], _THUMB_CELL)
     thumbnail: UInt8Array = cells.mean(axis=(1, 3)).round().astype(np.uint8)
     return thumbnail
@@ -207,10 +207,10 @@ def write_png(path: Path, array: npt.NDArray[Any], palette: UInt8Array | None = 
             f"`array` is {array.dtype} {list(array.shape)}; a PNG takes uint8 or uint16 [H, W] or "
             "uint8 [H, W, 3]."
         )
-    picture = Image.fromarray(np.ascontiguousarray(array))
+    image = Image.fromarray(np.ascontiguousarray(array))
     if palette is not None and array.dtype == np.uint8 and not is_rgb:
-        picture.putpalette(np.ascontiguousarray(palette).tobytes())
-    _save(picture, path, "PNG")
+        image.putpalette(np.ascontiguousarray(palette).tobytes())
+    _save(image, path, "PNG")
 
 
 def write_jpeg(path: Path, rgb: UInt8Array, quality: int = 92) -> None:
@@ -225,19 +225,19 @@ def write_jpeg_strips(
     path: Path, size_hw: tuple[int, int], strips: Iterable[UInt8Array], quality: int = 92
 ) -> None:
     """Write a JPEG as `write_jpeg` does, from strips of rows, the top one first."""
-    picture = Image.new("RGB", size_hw[::-1])
+    image = Image.new("RGB", size_hw[::-1])
     top = 0
     for strip in strips:
-        picture.paste(Image.fromarray(np.ascontiguousarray(strip)), (0, top))
+        image.paste(Image.fromarray(np.ascontiguousarray(strip)), (0, top))
         top += len(strip)
-    if max(picture.size) > _MAX_JPEG_SIDE:
-        picture.thumbnail((_MAX_JPEG_SIDE, _MAX_JPEG_SIDE), Image.Resampling.BOX)
-    _save(picture, path, "JPEG", quality=quality)
+    if max(image.size) > _MAX_JPEG_SIDE:
+        image.thumbnail((_MAX_JPEG_SIDE, _MAX_JPEG_SIDE), Image.Resampling.BOX)
+    _save(image, path, "JPEG", quality=quality)
 
 
-def _save(picture: Image.Image, path: Path, file_format: str, **options: Any) -> None:
+def _save(image: Image.Image, path: Path, file_format: str, **options: Any) -> None:
     with atomic_path(path, is_durable=False) as temporary, temporary.open("wb") as file:
-        picture.save(_Writer(file), file_format, **options)  # type: ignore[arg-type]
+        image.save(_Writer(file), file_format, **options)  # type: ignore[arg-type]
 
 
 class _Writer:
@@ -248,25 +248,25 @@ class _Writer:
         self.flush = file.flush
 
 
-def _as_rgb(picture: Image.Image, path: Path) -> UInt8Array:
-    ImageOps.exif_transpose(picture, in_place=True)
-    if picture.mode.startswith(("I", "F")):
-        return np.repeat(_deep_to_bytes(np.asarray(picture), path)[..., None], 3, axis=2)
-    if picture.mode in ("LA", "PA", "RGBA", "La", "RGBa") or "transparency" in picture.info:
-        picture = picture.convert("RGBA")
-        if picture.getchannel("A").getextrema() != (255, 255):
-            ground = Image.new("RGBA", picture.size, (*_BACKGROUND, 255))
-            picture = Image.alpha_composite(ground, picture)
-    return _to_array(picture if picture.mode == "RGB" else picture.convert("RGB"))
+def _as_rgb(image: Image.Image, path: Path) -> UInt8Array:
+    ImageOps.exif_transpose(image, in_place=True)
+    if image.mode.startswith(("I", "F")):
+        return np.repeat(_deep_to_bytes(np.asarray(image), path)[..., None], 3, axis=2)
+    if image.mode in ("LA", "PA", "RGBA", "La", "RGBa") or "transparency" in image.info:
+        image = image.convert("RGBA")
+        if image.getchannel("A").getextrema() != (255, 255):
+            ground = Image.new("RGBA", image.size, (*_BACKGROUND, 255))
+            image = Image.alpha_composite(ground, image)
+    return _to_array(image if image.mode == "RGB" else image.convert("RGB"))
 
 
-def _to_array(picture: Image.Image) -> UInt8Array:
+def _to_array(image: Image.Image) -> UInt8Array:
     """Copy RGB pixels strip by strip: Pillow's own way takes three times the memory of a result."""
-    width, height = picture.size
+    width, height = image.size
     array = np.empty((height, width, 3), np.uint8)
     for top in range(0, height, _STRIP_ROWS):
         bottom = min(top + _STRIP_ROWS, height)
-        array[top:bottom] = np.asarray(picture.crop((0, top, width, bottom)))
+        array[top:bottom] = np.asarray(image.crop((0, top, width, bottom)))
     return array
 
 

@@ -1,6 +1,6 @@
 """Look-up tables between the values in mask files and training indices.
 
-`encode_by_id` and `encode_by_colour` do the work of `ClassMap`; nothing here knows about names.
+`encode_by_id` and `encode_by_color` do the work of `ClassMap`; nothing here knows about names.
 """
 
 from __future__ import annotations
@@ -18,10 +18,10 @@ IGNORE_INDEX: Final = 255  # of ignored pixels in training label maps, whose cla
 MAX_ID: Final = 65535  # what a 16-bit mask can hold
 _UNKNOWN: Final = 256  # in the tables only, which are therefore uint16
 _HUE_STEPS: Final = 8192  # give some 2,800 different colors; more steps give hardly any new ones
-_NUM_COLOURS: Final = 1 << 24
-_COLOUR_STRIDE: Final = 0x9E3779  # odd, so that its multiples modulo 2^24 are all the colors
+_NUM_COLORS: Final = 1 << 24
+_COLOR_STRIDE: Final = 0x9E3779  # odd, so that its multiples modulo 2^24 are all the colors
 
-Colour = tuple[int, int, int]
+Color = tuple[int, int, int]
 Counts = dict[int, int]
 UInt8Array = npt.NDArray[np.uint8]
 
@@ -47,13 +47,13 @@ def encode_by_id(
     return _split_codes(table[id_map], id_map)
 
 
-def encode_by_colour(
-    colour_mask: UInt8Array, colours: tuple[Colour, ...], ignored_colours: tuple[Colour, ...]
+def encode_by_color(
+    color_mask: UInt8Array, colors: tuple[Color, ...], ignored_colors: tuple[Color, ...]
 ) -> tuple[UInt8Array, Counts]:
-    """Do the same as `encode_by_id` for colours [H, W, 3]; the counts go by `pack_colour`."""
-    red, green, blue = (colour_mask[..., channel].astype(np.int32) for channel in range(3))
+    """Do the same as `encode_by_id` for colors [H, W, 3]; the counts go by `pack_color`."""
+    red, green, blue = (color_mask[..., channel].astype(np.int32) for channel in range(3))
     packed = (red << 16) | (green << 8) | blue  # [H, W]
-    codes = _colour_table(colours, ignored_colours)[packed] ^ _UNKNOWN
+    codes = _color_table(colors, ignored_colors)[packed] ^ _UNKNOWN
     return _split_codes(codes, packed)
 
 
@@ -78,55 +78,55 @@ def _id_table(ids: tuple[int, ...], ignored_ids: tuple[int, ...]) -> npt.NDArray
 
 
 @lru_cache(maxsize=4)
-def _colour_table(
-    colours: tuple[Colour, ...], ignored_colours: tuple[Colour, ...]
+def _color_table(
+    colors: tuple[Color, ...], ignored_colors: tuple[Color, ...]
 ) -> npt.NDArray[np.uint16]:
-    # One entry per 24-bit colour: 32 MB that are mapped but mostly never touched. Searching a
-    # sorted list of colours takes five times as long per picture.
-    table = np.zeros(_NUM_COLOURS, np.uint16)  # holds code ^ 256: 0, the untouched page, is unknown
-    for colour in ignored_colours:
-        table[pack_colour(colour)] = IGNORE_INDEX ^ _UNKNOWN
-    for index, colour in enumerate(colours):
-        table[pack_colour(colour)] = index ^ _UNKNOWN
+    # One entry per 24-bit color: 32 MB that are mapped but mostly never touched. Searching a
+    # sorted list of colors takes five times as long per image.
+    table = np.zeros(_NUM_COLORS, np.uint16)  # holds code ^ 256: 0, the untouched page, is unknown
+    for color in ignored_colors:
+        table[pack_color(color)] = IGNORE_INDEX ^ _UNKNOWN
+    for index, color in enumerate(colors):
+        table[pack_color(color)] = index ^ _UNKNOWN
     return table
 
 
-def pack_colour(colour: Sequence[int]) -> int:
-    """Return the colour as one number, 0xRRGGBB."""
-    red, green, blue = colour
+def pack_color(color: Sequence[int]) -> int:
+    """Return the color as one number, 0xRRGGBB."""
+    red, green, blue = color
     return (red << 16) | (green << 8) | blue
 
 
-def unpack_colour(packed: int) -> Colour:
+def unpack_color(packed: int) -> Color:
     """Return (red, green, blue) of 0xRRGGBB."""
     return packed >> 16, (packed >> 8) & 255, packed & 255
 
 
-def distinct_colours(count: int, taken: Sequence[Colour] = ()) -> list[Colour]:
+def distinct_colors(count: int, taken: Sequence[Color] = ()) -> list[Color]:
     """Return `count` colors that differ from each other and from `taken`, always the same ones.
 
     Raises:
         ValueError: There are not so many 24-bit colors.
     """
     used = set(taken)
-    if count > _NUM_COLOURS - len(used):
-        raise ValueError(f"{count} colors are wanted; {_NUM_COLOURS - len(used)} are left")
-    return list(islice(_unused(_all_colours(), used), count))
+    if count > _NUM_COLORS - len(used):
+        raise ValueError(f"{count} colors are wanted; {_NUM_COLORS - len(used)} are left")
+    return list(islice(_unused(_all_colors(), used), count))
 
 
-def _unused(colours: Iterable[Colour], used: set[Colour]) -> Iterator[Colour]:
-    for colour in colours:
-        if colour not in used:
-            used.add(colour)
-            yield colour
+def _unused(colors: Iterable[Color], used: set[Color]) -> Iterator[Color]:
+    for color in colors:
+        if color not in used:
+            used.add(color)
+            yield color
 
 
-def _all_colours() -> Iterator[Colour]:
+def _all_colors() -> Iterator[Color]:
     """Yield every 24-bit color, those first that are easy to tell apart; some come twice."""
     for step in range(_HUE_STEPS):
         hue = (0.58 + step * 0.6180339887) % 1.0  # the golden ratio spreads hues evenly
         saturation, value = ((0.75, 0.9), (0.55, 0.65), (0.9, 0.6), (0.4, 0.95))[step % 4]
         red, green, blue = colorsys.hsv_to_rgb(hue, saturation, value)
         yield round(255 * red), round(255 * green), round(255 * blue)
-    for step in range(_NUM_COLOURS):
-        yield unpack_colour(step * _COLOUR_STRIDE % _NUM_COLOURS)
+    for step in range(_NUM_COLORS):
+        yield unpack_color(step * _COLOR_STRIDE % _NUM_COLORS)

@@ -1,7 +1,7 @@
 """Generated scenes of bent, textured shapes on clutter, for the demo and the tests.
 
 The entry points are `generate_scene` and `write_scenes`. The classes differ in texture and shape;
-colours only help, since clutter without texture is painted in the same ones. Every object is
+colors only help, since clutter without texture is painted in the same ones. Every object is
 scaled, rotated, sheared and bent, which is what deformable convolutions are there for.
 """
 
@@ -26,11 +26,11 @@ SCENE_CLASSES: Final = ClassMap(
         ClassInfo(1, "snake", (230, 97, 60)),  # a winding band with stripes across
         ClassInfo(2, "leaf", (96, 190, 88)),  # a bent leaf with a checker
         ClassInfo(3, "ladybird", (84, 130, 240)),  # an ellipse with dots
-        ClassInfo(4, "star", (242, 200, 70)),  # five arms, rings around the centre
+        ClassInfo(4, "star", (242, 200, 70)),  # five arms, rings around the center
     ),
     source="the generated scenes",
 )
-_HUES: Final = {1: 0.01, 2: 0.34, 3: 0.60, 4: 0.14}  # centre of each class's colours, 0..1
+_HUES: Final = {1: 0.01, 2: 0.34, 3: 0.60, 4: 0.14}  # center of each class's colors, 0..1
 _MAX_ATTEMPTS: Final = 10  # at painting 3 to 5 objects
 _MAX_OVERLAP: Final = 0.2  # of an object's pixels may lie over other objects
 _HUE_SPREAD: Final = 0.06
@@ -41,7 +41,7 @@ UInt8Array = npt.NDArray[np.uint8]
 
 @dataclass(frozen=True)
 class _Canvas:
-    """Object coordinates of a window of the picture; one unit is the object's radius."""
+    """Object coordinates of a window of the image; one unit is the object's radius."""
 
     window: tuple[slice, slice]
     u: FloatArray  # [h, w]
@@ -52,23 +52,23 @@ class _Canvas:
 def generate_scene(
     seed: int | tuple[int, ...], size_hw: tuple[int, int] = (128, 160)
 ) -> tuple[UInt8Array, UInt8Array]:
-    """Return a picture, RGB uint8 [H, W, 3], and its class ids of SCENE_CLASSES, uint8 [H, W].
+    """Return an image, RGB uint8 [H, W, 3], and its class ids of SCENE_CLASSES, uint8 [H, W].
 
     The same seed and size give the same bits.
     """
     rng = np.random.default_rng(seed)
-    picture = _background(rng, size_hw)  # [H, W, 3] in 0..1
+    image = _background(rng, size_hw)  # [H, W, 3] in 0..1
     labels = np.zeros(size_hw, np.uint8)
     left_to_paint = int(rng.integers(3, 6))
     for _ in range(_MAX_ATTEMPTS):
         class_id = int(rng.integers(1, SCENE_CLASSES.num_classes))
-        left_to_paint -= _paint_object(rng, picture, labels, class_id)
+        left_to_paint -= _paint_object(rng, image, labels, class_id)
         if left_to_paint == 0:
             break
-    picture = cv2.GaussianBlur(picture, (3, 3), 0.5).astype(np.float32, copy=False)
-    picture *= rng.uniform(0.85, 1.1)
-    picture += rng.normal(0, 0.025, picture.shape).astype(np.float32)
-    return (picture.clip(0, 1) * 255 + 0.5).astype(np.uint8), labels
+    image = cv2.GaussianBlur(image, (3, 3), 0.5).astype(np.float32, copy=False)
+    image *= rng.uniform(0.85, 1.1)
+    image += rng.normal(0, 0.025, image.shape).astype(np.float32)
+    return (image.clip(0, 1) * 255 + 0.5).astype(np.uint8), labels
 
 
 def write_scenes(
@@ -83,9 +83,9 @@ def write_scenes(
     """Write `root/{train,val,test}/{images,masks}` and `root/classes.json`; all scenes differ."""
     for split_index, (split, count) in enumerate((("train", train), ("val", val), ("test", test))):
         for index in range(count):
-            picture, labels = generate_scene((seed, split_index, index), size_hw)
+            image, labels = generate_scene((seed, split_index, index), size_hw)
             name = f"scene_{index:04d}"
-            write_jpeg(root / split / "images" / f"{name}.jpg", picture, quality=95)
+            write_jpeg(root / split / "images" / f"{name}.jpg", image, quality=95)
             write_png(root / split / "masks" / f"{name}.png", labels, SCENE_CLASSES.palette())
     text = json.dumps(SCENE_CLASSES.to_dict(), indent=1)
     root.mkdir(parents=True, exist_ok=True)
@@ -93,42 +93,42 @@ def write_scenes(
 
 
 def _background(rng: np.random.Generator, size_hw: tuple[int, int]) -> FloatArray:
-    """Return a mottled gradient of two dull colours with plain clutter in the objects' colours."""
+    """Return a mottled gradient of two dull colors with plain clutter in the objects' colors."""
     height, width = size_hw
     angle = rng.uniform(0, 2 * np.pi)
     y, x = np.mgrid[0:height, 0:width].astype(np.float32)
     ramp = np.cos(angle) * (x / width - 0.5) + np.sin(angle) * (y / height - 0.5) + 0.5
     first, second = (
-        _colour(rng.random(), rng.uniform(0.1, 0.35), rng.uniform(0.35, 0.8)) for _ in "ab"
+        _color(rng.random(), rng.uniform(0.1, 0.35), rng.uniform(0.35, 0.8)) for _ in "ab"
     )
-    picture = first + (second - first) * ramp.clip(0, 1)[..., None]
+    image = first + (second - first) * ramp.clip(0, 1)[..., None]
     for cells, strength in ((4, 0.10), (12, 0.06), (40, 0.05)):
         grid = (cells, cells * width // height + 1)
-        grey = rng.normal(0, strength, grid)[..., None]
-        coarse = (grey + rng.normal(0, 0.3 * strength, (*grid, 3))).astype(np.float32)
-        picture += cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC)
-    layer = np.ascontiguousarray(picture)
+        gray = rng.normal(0, strength, grid)[..., None]
+        coarse = (gray + rng.normal(0, 0.3 * strength, (*grid, 3))).astype(np.float32)
+        image += cv2.resize(coarse, (width, height), interpolation=cv2.INTER_CUBIC)
+    layer = np.ascontiguousarray(image)
     for _ in range(int(rng.integers(4, 9))):
         _paint_clutter(rng, layer)
     soft = cv2.GaussianBlur(layer, (0, 0), max(0.5, min(size_hw) / 160))
-    mixed: FloatArray = (0.3 * picture + 0.7 * soft).astype(np.float32)
+    mixed: FloatArray = (0.3 * image + 0.7 * soft).astype(np.float32)
     return mixed
 
 
 def _paint_clutter(rng: np.random.Generator, layer: FloatArray) -> None:
-    """Draw an ellipse or a line without texture, in the colours of some class."""
+    """Draw an ellipse or a line without texture, in the colors of some class."""
     height, width = layer.shape[:2]
-    colour = _object_colours(rng, int(rng.integers(1, SCENE_CLASSES.num_classes)))[0].tolist()
+    color = _object_colors(rng, int(rng.integers(1, SCENE_CLASSES.num_classes)))[0].tolist()
     axes = tuple(int(min(height, width) * rng.uniform(0.03, 0.16)) for _ in range(2))
     points = [(int(rng.integers(0, width)), int(rng.integers(0, height))) for _ in range(2)]
     if rng.random() < 0.6:
-        cv2.ellipse(layer, points[0], axes, rng.uniform(0, 180), 0, 360, colour, -1)
+        cv2.ellipse(layer, points[0], axes, rng.uniform(0, 180), 0, 360, color, -1)
     else:
-        cv2.line(layer, points[0], points[1], colour, max(1, axes[0] // 4))
+        cv2.line(layer, points[0], points[1], color, max(1, axes[0] // 4))
 
 
 def _paint_object(
-    rng: np.random.Generator, picture: FloatArray, labels: UInt8Array, class_id: int
+    rng: np.random.Generator, image: FloatArray, labels: UInt8Array, class_id: int
 ) -> bool:
     """Paint one object with its shadow, unless it would hide much of others; return whether."""
     canvas = _place(rng, (labels.shape[0], labels.shape[1]))
@@ -137,14 +137,14 @@ def _paint_object(
     below = labels[canvas.window][inside_px > 0]
     if np.count_nonzero(below) > _MAX_OVERLAP * below.size:
         return False
-    light, dark = _object_colours(rng, class_id)
-    colours = dark + (light - dark) * texture[..., None]
+    light, dark = _object_colors(rng, class_id)
+    colors = dark + (light - dark) * texture[..., None]
     # Darker towards the rim, so that it looks round.
-    colours *= (0.72 + 0.38 * (inside_px / (0.3 * canvas.unit_px)).clip(0, 1))[..., None]
-    patch = picture[canvas.window]
+    colors *= (0.72 + 0.38 * (inside_px / (0.3 * canvas.unit_px)).clip(0, 1))[..., None]
+    patch = image[canvas.window]
     patch *= (1 - 0.45 * _shadow(inside_px > 0, canvas.unit_px * 0.1))[..., None]
     alpha = (inside_px + 0.5).clip(0, 1)[..., None]
-    patch += alpha * (colours - patch)
+    patch += alpha * (colors - patch)
     labels[canvas.window][inside_px > 0] = class_id
     return True
 
@@ -161,12 +161,12 @@ def _place(rng: np.random.Generator, size_hw: tuple[int, int]) -> _Canvas:
     """Draw scale, rotation, shear, bend and place; return the coordinates that undo them."""
     height, width = size_hw
     unit_px = 0.22 * min(size_hw) * float(np.exp(rng.uniform(np.log(0.6), np.log(1.6))))
-    centre_y, centre_x = rng.uniform(0.16, 0.84) * height, rng.uniform(0.16, 0.84) * width
+    center_y, center_x = rng.uniform(0.16, 0.84) * height, rng.uniform(0.16, 0.84) * width
     reach = 2.3 * unit_px
-    top, left = max(0, int(centre_y - reach)), max(0, int(centre_x - reach))
-    bottom, right = min(height, int(centre_y + reach) + 1), min(width, int(centre_x + reach) + 1)
+    top, left = max(0, int(center_y - reach)), max(0, int(center_x - reach))
+    bottom, right = min(height, int(center_y + reach) + 1), min(width, int(center_x + reach) + 1)
     y, x = np.mgrid[top:bottom, left:right].astype(np.float32)
-    y, x = (y - centre_y) / unit_px, (x - centre_x) / unit_px
+    y, x = (y - center_y) / unit_px, (x - center_x) / unit_px
     angle, shear = rng.uniform(0, 2 * np.pi), rng.uniform(-0.35, 0.35)
     u = np.cos(angle) * x + np.sin(angle) * y
     v = -np.sin(angle) * x + np.cos(angle) * y + shear * u
@@ -179,8 +179,8 @@ def _place(rng: np.random.Generator, size_hw: tuple[int, int]) -> _Canvas:
 
 
 def _snake(rng: np.random.Generator, u: FloatArray, v: FloatArray) -> tuple[FloatArray, FloatArray]:
-    centre_line = rng.uniform(0.2, 0.4) * np.sin(rng.uniform(2.2, 3.4) * u + rng.uniform(0, 6.28))
-    across, beyond = v - centre_line, np.maximum(np.abs(u) - 1.45, 0)
+    center_line = rng.uniform(0.2, 0.4) * np.sin(rng.uniform(2.2, 3.4) * u + rng.uniform(0, 6.28))
+    across, beyond = v - center_line, np.maximum(np.abs(u) - 1.45, 0)
     stripes = np.sin(2 * np.pi * (u / rng.uniform(0.3, 0.4) + rng.random()))
     return np.hypot(across, beyond) - rng.uniform(0.26, 0.36), _contrast(stripes)
 
@@ -220,15 +220,15 @@ def _contrast(wave: FloatArray) -> FloatArray:
     return (0.5 + 1.2 * wave).clip(0, 1).astype(np.float32)
 
 
-def _object_colours(rng: np.random.Generator, class_id: int) -> tuple[FloatArray, FloatArray]:
-    """The light and the dark colour of one object, around the hue of its class."""
+def _object_colors(rng: np.random.Generator, class_id: int) -> tuple[FloatArray, FloatArray]:
+    """The light and the dark color of one object, around the hue of its class."""
     hue = _HUES[class_id] + rng.uniform(-_HUE_SPREAD, _HUE_SPREAD)
-    light = _colour(hue, rng.uniform(0.35, 0.75), rng.uniform(0.85, 1.0))
-    dark = _colour(hue + rng.uniform(-0.03, 0.03), rng.uniform(0.5, 0.95), rng.uniform(0.25, 0.5))
+    light = _color(hue, rng.uniform(0.35, 0.75), rng.uniform(0.85, 1.0))
+    dark = _color(hue + rng.uniform(-0.03, 0.03), rng.uniform(0.5, 0.95), rng.uniform(0.25, 0.5))
     return light, dark
 
 
-def _colour(hue: float, saturation: float, value: float) -> FloatArray:
+def _color(hue: float, saturation: float, value: float) -> FloatArray:
     """HSV in 0..1 (the hue wraps around) -> RGB float32 [3] in 0..1."""
     sextants = (hue * 6 + np.array([5.0, 3.0, 1.0])) % 6
     rgb = value - value * saturation * np.clip(np.minimum(sextants, 4 - sextants), 0, 1)

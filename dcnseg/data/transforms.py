@@ -1,6 +1,6 @@
-"""Joint augmentation of picture and label map, and normalisation.
+"""Joint augmentation of image and label map, and normalization.
 
-The entry point is `build_train_transform`; what it returns is called with a picture uint8 [3, H, W]
+The entry point is `build_train_transform`; what it returns is called with an image uint8 [3, H, W]
 and training indices uint8 [H, W], and returns float32 and int64.
 """
 
@@ -31,7 +31,7 @@ Augmentation = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
 @dataclass(frozen=True)
 class _Crop:
-    """Rows and columns of the picture, the size they get, and where they lie in the crop."""
+    """Rows and columns of the image, the size they get, and where they lie in the crop."""
 
     source: tuple[int, int, int, int]  # top, left, height, width
     size_hw: tuple[int, int]
@@ -41,9 +41,9 @@ class _Crop:
 class RandomScaledCrop(v2.Transform):  # type: ignore[misc]
     """Scale by a random factor, pad to the crop size where needed, crop at a random place.
 
-    The factor is the same for height and width, uniform in `scale_range`. A picture that is smaller
+    The factor is the same for height and width, uniform in `scale_range`. An image that is smaller
     than the crop lies at a random place in it, on `fill` (label map: 255). Only the part of the
-    picture that ends up in the crop is resized. Label maps take the nearest pixel's value.
+    image that ends up in the crop is resized. Label maps take the nearest pixel's value.
 
     A crop may hold ignored pixels alone; the loss has to bear that.
     """
@@ -62,7 +62,7 @@ class RandomScaledCrop(v2.Transform):  # type: ignore[misc]
         low, high = self.scale_range
         scale, *places = torch.rand(3).tolist()
         scale = low + (high - low) * scale
-        # Per axis: start and length in the picture, length in the crop, padding before and after.
+        # Per axis: start and length in the image, length in the crop, padding before and after.
         rows, columns = (
             _place_axis(size, crop, scale, place)
             for size, crop, place in zip(size_hw, self.crop_hw, places, strict=True)
@@ -75,7 +75,7 @@ class RandomScaledCrop(v2.Transform):  # type: ignore[misc]
         return {"crop": crop}
 
     def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
-        """Cut out, resize and pad one picture or label map."""
+        """Cut out, resize and pad one image or label map."""
         crop: _Crop = params["crop"]
         part = F.crop(inpt, *crop.source)
         is_labels = isinstance(inpt, tv_tensors.Mask)
@@ -146,7 +146,7 @@ class RandomTilt(v2.Transform):  # type: ignore[misc]
         return F.center_crop(turned, list(self.crop_hw))
 
 
-class OwnAugmentation(v2.Transform):  # type: ignore[misc]
+class CustomAugmentation(v2.Transform):  # type: ignore[misc]
     """Call an augmentation that is not dcnseg's own with an image and its label map.
 
     Whatever generator it draws from (torch, NumPy's or Python's global one), its numbers follow
@@ -217,8 +217,8 @@ def _seeded_globals(seed: int) -> Iterator[None]:
         np.random.set_state(numpy)
 
 
-class Normalise(v2.Transform):  # type: ignore[misc]
-    """Turn uint8 pictures into (x / 255 - mean) / std as float32, and label maps into int64."""
+class Normalize(v2.Transform):  # type: ignore[misc]
+    """Turn uint8 images into (x / 255 - mean) / std as float32, and label maps into int64."""
 
     def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
         super().__init__()
@@ -226,7 +226,7 @@ class Normalise(v2.Transform):  # type: ignore[misc]
         self.std = list(std)
 
     def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
-        """Convert one picture or label map; the results are plain tensors."""
+        """Convert one image or label map; the results are plain tensors."""
         if isinstance(inpt, tv_tensors.Mask):
             return inpt.as_subclass(Tensor).long()
         values = F.to_dtype(inpt.as_subclass(Tensor), torch.float32, scale=True)
@@ -234,7 +234,7 @@ class Normalise(v2.Transform):  # type: ignore[misc]
 
 
 class JointTransform:
-    """Hand a picture and its label map, plain tensors, to a torchvision v2 transform."""
+    """Hand an image and its label map, plain tensors, to a torchvision v2 transform."""
 
     def __init__(self, transform: v2.Transform) -> None:
         self.transform = transform
@@ -254,7 +254,7 @@ def build_train_transform(
     flip: bool = True,
     vertical_flip: bool = False,
     rotate: float = 0.0,
-    colour_jitter: float = 0.0,
+    color_jitter: float = 0.0,
     blur: float = 0.0,
     augment: Augmentation | None = None,
     mean: Sequence[float],
@@ -266,15 +266,15 @@ def build_train_transform(
 
     Args:
         crop_hw: Size of every result, in pixels.
-        scale_range: Least and greatest factor by which the picture is scaled before the crop.
-        flip: Mirror every other picture left to right.
+        scale_range: Least and greatest factor by which the image is scaled before the crop.
+        flip: Mirror every other image left to right.
         vertical_flip: Mirror every other image top to bottom.
         rotate: 90 and 180: a random multiple of it, without interpolation; another value: a random
             angle of at most as many degrees either way.
-        colour_jitter: Brightness, contrast and saturation change by up to this share, 0..1.
+        color_jitter: Brightness, contrast and saturation change by up to this share, 0..1.
         blur: Blur every other image, with a Gaussian whose sigma is up to as many pixels, 0..10.
-        augment: Called first, see `OwnAugmentation`.
-        mean: Per channel (RGB), of pictures in 0..1; also the colour beside a small picture.
+        augment: Called first, see `CustomAugmentation`.
+        mean: Per channel (RGB), of images in 0..1; also the color beside a small image.
         std: As `mean`.
 
     Raises:
@@ -284,14 +284,14 @@ def build_train_transform(
         raise ConfigError(f"`crop_hw` is {crop_hw}; both must be at least 1.")
     if not 0 < scale_range[0] <= scale_range[1]:
         raise ConfigError(f"`scale_range` is {scale_range}; it must be 0 < least <= greatest.")
-    if not 0 <= colour_jitter <= 1:
-        raise ConfigError(f"`colour_jitter` is {colour_jitter}; it must be in 0..1.")
+    if not 0 <= color_jitter <= 1:
+        raise ConfigError(f"`color_jitter` is {color_jitter}; it must be in 0..1.")
     if not 0 <= rotate <= MAX_ROTATION:
         raise ConfigError(f"`rotate` is {rotate}; it must be in 0..{MAX_ROTATION} degrees.")
     if not 0 <= blur <= MAX_BLUR:
         raise ConfigError(f"`blur` is {blur}; it must be in 0..{MAX_BLUR} pixels.")
     fill = [round(255 * value) for value in mean]
-    steps: list[v2.Transform] = [] if augment is None else [OwnAugmentation(augment)]
+    steps: list[v2.Transform] = [] if augment is None else [CustomAugmentation(augment)]
     if rotate in (90, 180):
         steps.append(RandomQuarterTurns(round(rotate)))
     tilt = RandomTilt(crop_hw, rotate, fill) if rotate % 90 else None
@@ -302,20 +302,20 @@ def build_train_transform(
         steps.append(v2.RandomHorizontalFlip())
     if vertical_flip:
         steps.append(v2.RandomVerticalFlip())
-    if colour_jitter:
-        steps.append(v2.ColorJitter(colour_jitter, colour_jitter, colour_jitter))
+    if color_jitter:
+        steps.append(v2.ColorJitter(color_jitter, color_jitter, color_jitter))
     if blur:
         # Reflected at the border, which cannot be farther away than the other side.
         radius = min(math.ceil(3 * blur), min(crop_hw) - 1)
         steps.append(v2.RandomApply([v2.GaussianBlur(2 * radius + 1, (blur / 100, blur))]))
-    return JointTransform(v2.Compose([*steps, Normalise(mean, std)]))
+    return JointTransform(v2.Compose([*steps, Normalize(mean, std)]))
 
 
 def _place_axis(size: int, crop: int, scale: float, place: float) -> tuple[int, ...]:
     """Place the crop on one axis; `place` in [0, 1) says where.
 
     Returns:
-        Start and length in the picture, length in the crop, padding before and after.
+        Start and length in the image, length in the crop, padding before and after.
     """
     scaled = max(1, round(size * scale))
     if scaled <= crop:
@@ -333,7 +333,7 @@ def _resize(image: Any, size_hw: tuple[int, int]) -> Any:
 
 def _resize_nearest(labels: Any, size_hw: tuple[int, int]) -> Any:
     # torchvision resizes a Mask by NEAREST, which shifts it by up to half a pixel against the
-    # picture; NEAREST_EXACT does not.
+    # image; NEAREST_EXACT does not.
     exact = v2.InterpolationMode.NEAREST_EXACT
     resized = F.resize(labels.as_subclass(Tensor)[None], list(size_hw), interpolation=exact)
     return tv_tensors.Mask(resized[0])

@@ -10,7 +10,7 @@ from torch import Tensor
 from dcnseg.config import TrainConfig
 from dcnseg.device import free_memory, is_out_of_memory, select_amp_dtype, select_device
 from dcnseg.engine.losses import build_loss
-from dcnseg.engine.out_of_memory import says_what_to_try
+from dcnseg.engine.out_of_memory import explain_out_of_memory
 from dcnseg.engine.state import build_state
 from dcnseg.engine.updates import Updater
 from dcnseg.models.pretrained import NO_WEIGHTS
@@ -21,8 +21,8 @@ USED_SHARE = 0.7  # of the free memory; the rest is for the loading processes
 WORKING_FACTOR = 2.0  # gradients and columns beside what is kept for the backward
 
 
-def fitting_batch(config: TrainConfig, *, num_classes: int, num_pictures: int) -> int:
-    """The number of pictures per batch that `--batch-size auto` means.
+def fitting_batch(config: TrainConfig, *, num_classes: int, num_images: int) -> int:
+    """The number of images per batch that `--batch-size auto` means.
 
     A GPU is given larger and larger batches until one does not fit. On a CPU, where running out of
     memory ends the process, the need is estimated from one batch of two.
@@ -30,10 +30,10 @@ def fitting_batch(config: TrainConfig, *, num_classes: int, num_pictures: int) -
     Args:
         config: All settings; the batch size is passed over.
         num_classes: K.
-        num_pictures: Training pictures; a batch has at most as many.
+        num_images: Training images; a batch has at most as many.
 
     Raises:
-        TrainingError: not even two pictures fit.
+        TrainingError: not even two images fit.
     """
     device = select_device(config.device)
     state = build_state(
@@ -55,17 +55,17 @@ def fitting_batch(config: TrainConfig, *, num_classes: int, num_pictures: int) -
         updater.add_batch(images, labels, share=1.0)
         updater.update()
 
-    with says_what_to_try(config.data.crop_size, 2, device):
+    with explain_out_of_memory(config.data.crop_size, 2, device):
         if device.type == "cuda":
             size = _largest_that_fits(try_batch)
             torch.cuda.empty_cache()
         else:
             size = _largest_by_estimate(try_batch, list(state.model.parameters()), free_memory())
-    return max(2, min(size, num_pictures))
+    return max(2, min(size, num_images))
 
 
 def _largest_that_fits(try_batch: Callable[[int], None]) -> int:
-    """The last of the sizes that fits, one below the largest possible: pictures need room too."""
+    """The last of the sizes that fits, one below the largest possible: images need room too."""
     fitting: list[int] = []
     for size in GPU_SIZES:
         try:
@@ -81,7 +81,7 @@ def _largest_that_fits(try_batch: Callable[[int], None]) -> int:
 def _largest_by_estimate(
     try_batch: Callable[[int], None], weights: Sequence[Tensor], free_bytes: float
 ) -> int:
-    """How many pictures fit, by what the backward of a batch of two keeps beside the weights."""
+    """How many images fit, by what the backward of a batch of two keeps beside the weights."""
     kept: dict[int, int] = {}
 
     def note(tensor: Tensor) -> Tensor:
@@ -93,5 +93,5 @@ def _largest_by_estimate(
         try_batch(2)
     for weight in weights:
         kept.pop(weight.untyped_storage().data_ptr(), None)
-    per_picture = WORKING_FACTOR * sum(kept.values()) / 2
-    return max(2, min(CPU_MOST, int(USED_SHARE * free_bytes / per_picture)))
+    per_image = WORKING_FACTOR * sum(kept.values()) / 2
+    return max(2, min(CPU_MOST, int(USED_SHARE * free_bytes / per_image)))

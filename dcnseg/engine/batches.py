@@ -1,4 +1,4 @@
-"""Which pictures form which batch of which epoch, decided by the seed alone."""
+"""Which images form which batch of which epoch, decided by the seed alone."""
 
 from __future__ import annotations
 
@@ -37,12 +37,12 @@ class EpochBatches(Sampler[list[int]]):
 def epoch_batches(num_samples: int, batch_size: int, *, seed: int, epoch: int) -> list[list[int]]:
     """Indices 0..num_samples-1 in the random order of an epoch, cut into batches.
 
-    A last batch of a single picture joins the one before it, since the network cannot be trained
-    on one picture at a time and no picture shall be lost.
+    A last batch of a single image joins the one before it, since the network cannot be trained
+    on one image at a time and no image shall be lost.
 
     Args:
-        num_samples: Pictures, at least 2.
-        batch_size: Pictures per batch, at least 2.
+        num_samples: Images, at least 2.
+        batch_size: Images per batch, at least 2.
         seed: Of the run.
         epoch: Counts from 1.
     """

@@ -22,7 +22,7 @@ from dcnseg.inference.predictor import Predictor
 from dcnseg.validation import did_you_mean
 
 SPLITS = ("train", "val", "test", "all")
-READ_AHEAD = 4  # pictures decoded while the network computes
+READ_AHEAD = 4  # images decoded while the network computes
 
 
 @dataclass(frozen=True)
@@ -53,7 +53,7 @@ class Scores:
 
     @property
     def pixel_accuracy(self) -> float:
-        """Share of the labelled pixels whose class is right."""
+        """Share of the labeled pixels whose class is right."""
         total = self.confusion.sum()
         return float(np.trace(self.confusion) / total) if total else float("nan")
 
@@ -69,7 +69,7 @@ class Scores:
             "class_iou": {
                 name: number(iou) for name, iou in zip(self.names, self.class_iou, strict=True)
             },
-            "labelled_pixels": int(self.confusion.sum()),
+            "labeled_pixels": int(self.confusion.sum()),
         }
 
 
@@ -77,8 +77,8 @@ def count_confusion(
     labels: npt.NDArray[np.uint8], predicted: npt.NDArray[np.uint8], num_classes: int
 ) -> npt.NDArray[np.int64]:
     """Pixels by true and predicted class, [K, K]; ignored pixels are not counted."""
-    is_labelled = labels != IGNORE_INDEX
-    pairs = labels[is_labelled].astype(np.int64) * num_classes + predicted[is_labelled]
+    is_labeled = labels != IGNORE_INDEX
+    pairs = labels[is_labeled].astype(np.int64) * num_classes + predicted[is_labeled]
     counts = np.bincount(pairs, minlength=num_classes * num_classes)
     return counts.reshape(num_classes, num_classes)
 
@@ -89,15 +89,15 @@ def evaluate(
     *,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> Scores:
-    """Predict every picture at its original resolution and count.
+    """Predict every image at its original resolution and count.
 
     Args:
         predictor: What a user would predict with.
-        samples: Pictures with masks.
-        on_progress: Called with the pictures done and their number.
+        samples: Images with masks.
+        on_progress: Called with the images done and their number.
 
     Raises:
-        DataError: a picture or mask cannot be read or does not fit; the message names it.
+        DataError: an image or mask cannot be read or does not fit; the message names it.
         ConfigError: the predictor has a minimum confidence.
         NotFiniteError: the network's output for an image is not finite; the message names it.
     """
@@ -134,7 +134,7 @@ def evaluate_run(
 ) -> Scores:
     """Score a run folder or weights file on a split of a data folder.
 
-    On the folder that the run was trained on, the run's own split is meant, whatever pictures have
+    On the folder that the run was trained on, the run's own split is meant, whatever images have
     been added since. Another folder without a val folder is split with the default seed.
 
     Args:
@@ -144,11 +144,11 @@ def evaluate_run(
         device: As `Predictor.from_checkpoint`.
         amp: As `Predictor.from_checkpoint`.
         config: Windows and test-time augmentation.
-        images: Pattern of the pictures' paths, as for `find_splits`. Without any of the three, the
+        images: Pattern of the images' paths, as for `find_splits`. Without any of the three, the
             run's own are meant on the run's own folder.
         masks: Pattern of the masks' paths.
         pairs: List of pairs.
-        on_progress: Called with the pictures done and their number.
+        on_progress: Called with the images done and their number.
 
     Raises:
         ConfigError: there is no such split, or `run` is the data and `root` the run.
@@ -165,7 +165,7 @@ def evaluate_run(
     samples = splits.all_samples() if split == "all" else getattr(splits, split)
     if not samples:
         there = ", ".join(name for name in SPLITS[:3] if getattr(splits, name))
-        raise ConfigError(f"--split is {split}, but {root} has no such pictures; it has {there}.")
+        raise ConfigError(f"--split is {split}, but {root} has no such images; it has {there}.")
     _check_classes(root, predictor.class_map)
     return evaluate(predictor, samples, on_progress=on_progress)
 
@@ -183,7 +183,7 @@ def _check_order(run: Path, root: Path) -> None:
 
 @dataclass(frozen=True)
 class PairSource:
-    """Where pictures and masks are, as `find_splits` takes it; empty: recognised."""
+    """Where images and masks are, as `find_splits` takes it; empty: recognized."""
 
     images: str = ""
     masks: str = ""
@@ -191,7 +191,7 @@ class PairSource:
 
 
 def _splits_of(run: Path, root: Path, source: PairSource) -> Splits:
-    """The splits of a data folder, as the run recorded them if it was trained on these pictures."""
+    """The splits of a data folder, as the run recorded them if it was trained on these images."""
     record = read_run(run) if is_run(run) else None
     own_source = _source_of(record, root)
     is_own = own_source is not None and source in (PairSource(), own_source)
@@ -207,10 +207,10 @@ def _splits_of(run: Path, root: Path, source: PairSource) -> Splits:
         own = {sample.stem: sample for sample in getattr(splits, name)}  # stems repeat over splits
         missing = [stem for stem in stems if stem not in own and stem not in by_stem]
         if missing and not is_own:
-            return splits  # other pictures than the run's
+            return splits  # other images than the run's
         if missing:
             raise DataError(
-                f"{root}: {len(missing)} {name} pictures of the run are gone, {missing[0]} for one."
+                f"{root}: {len(missing)} {name} images of the run are gone, {missing[0]} for one."
             )
         chosen[name] = tuple(own.get(stem) or by_stem[stem] for stem in stems)
     train, val, test = (chosen.get(name, ()) for name in SPLIT_NAMES)
@@ -218,7 +218,7 @@ def _splits_of(run: Path, root: Path, source: PairSource) -> Splits:
 
 
 def _source_of(record: RunRecord | None, root: Path) -> PairSource | None:
-    """How the run found its pictures, if they are those of `root`."""
+    """How the run found its images, if they are those of `root`."""
     if record is None or record.config.data.root.resolve() != root.resolve():
         return None
     data = record.config.data

@@ -24,7 +24,7 @@ Fingerprint = list[int]  # size in bytes and checksum of both ends
 
 
 def write_fingerprints(run: Path, splits: Splits) -> None:
-    """Write what the run's pictures and masks look like to files.json."""
+    """Write what the run's images and masks look like to files.json."""
     with atomic_path(run / FILES) as temporary:
         temporary.write_text(json.dumps(_fingerprints(splits)), encoding="utf-8")
 
@@ -33,7 +33,7 @@ def check_files_are_unchanged(run: Path, splits: Splits) -> None:
     """Compare the files of the same splits with what files.json says.
 
     Raises:
-        DataError: a picture or mask is another one than when the run began.
+        DataError: an image or mask is another one than when the run began.
         CheckpointError: files.json is damaged.
     """
     path = run / FILES

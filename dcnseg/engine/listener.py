@@ -14,7 +14,7 @@ class RunSummary:
 
     Attributes:
         run: The run folder.
-        splits: Pictures per split.
+        splits: Images per split.
         num_classes: K.
         num_parameters: Parameters of the network.
         deformable_layers: Names of the deformable layers.
@@ -24,7 +24,7 @@ class RunSummary:
         epochs: Epochs in all.
         steps_per_epoch: Batches of an epoch.
         best_mean_iou: Best validation score of the epochs before a resume; None without one.
-        batch_size: Pictures per batch; 0 where it is not told.
+        batch_size: Images per batch; 0 where it is not told.
     """
 
     run: Path

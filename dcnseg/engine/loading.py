@@ -1,4 +1,4 @@
-"""Batches of training pictures, loaded by processes that end with this one.
+"""Batches of training images, loaded by processes that end with this one.
 
 The entry point is `TrainingLoader`.
 """
@@ -41,7 +41,7 @@ class TrainingLoader:
     """The batches of each epoch, from any step on.
 
     Args:
-        dataset: The training pictures.
+        dataset: The training images.
         batches: Which of them form which batch.
         workers: Loading processes; 0 loads in this one.
         pin_memory: Whether batches go to a GPU.
@@ -58,7 +58,7 @@ class TrainingLoader:
         workers = min(workers, len(batches))
         self._dataset = dataset
         self._batches = batches
-        self._noted = _NotedDataset(dataset, workers)
+        self._noted = _TrackedDataset(dataset, workers)
         self._loader: DataLoader[Any] = DataLoader(
             self._noted,
             batch_sampler=batches,
@@ -75,7 +75,7 @@ class TrainingLoader:
         """Yield the batches of an epoch without the first `start`, which are not loaded.
 
         Raises:
-            DataError: a picture or mask is wrong; the message names it.
+            DataError: an image or mask is wrong; the message names it.
         """
         self._dataset.set_epoch(epoch)
         self._batches.epoch, self._batches.start = epoch, start
@@ -96,7 +96,7 @@ class TrainingLoader:
             self._processes |= set(multiprocessing.active_children()) - others
 
     @contextmanager
-    def names_what_kills(self) -> Iterator[None]:
+    def explain_worker_death(self) -> Iterator[None]:
         """Within it, a worker's death is an error that names the files it was reading.
 
         torch raises it wherever this process happens to be, hence around the whole loop.
@@ -133,7 +133,7 @@ class TrainingLoader:
         files = ", ".join(f"{sample.image} with {sample.mask}" for sample in samples)
         how = reason.partition("\n")[0].removeprefix("DataLoader worker ")
         return (
-            f"A process that loads pictures died: {how.rstrip('.')}. "
+            f"A process that loads images died: {how.rstrip('.')}. "
             + (f"It was reading {files}. " if files else "It was reading no file. ")
             + "Killed usually means that memory ran out: use fewer --workers, a smaller "
             "--batch-size or --crop-size. Otherwise look at the file; --workers 0 reads it in the "
@@ -141,8 +141,8 @@ class TrainingLoader:
         )
 
 
-class _NotedDataset(Dataset[Any]):
-    """Notes in shared memory which picture each worker is reading."""
+class _TrackedDataset(Dataset[Any]):
+    """Notes in shared memory which image each worker is reading."""
 
     def __init__(self, dataset: SegmentationDataset, workers: int) -> None:
         self._dataset = dataset

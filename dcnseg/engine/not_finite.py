@@ -13,20 +13,20 @@ from dcnseg.engine.updates import Updater
 def first_not_finite(model: nn.Module, updater: Updater, images: Tensor, labels: Tensor) -> str:
     """What is the first thing that is not finite on a batch, in words.
 
-    Looked at in this order: the weights, the pictures, the outputs of the layers, the loss, and
+    Looked at in this order: the weights, the images, the outputs of the layers, the loss, and
     the gradients from the last layer to the first. The gradients are lost.
 
     Args:
         model: The network, in training mode.
         updater: What computes its loss.
-        images: The batch's pictures, float32 [B, 3, h, w].
+        images: The batch's images, float32 [B, 3, h, w].
         labels: Their label maps, int64 [B, h, w].
     """
     for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
         if not _is_finite(tensor):
             return f"the weight {name}"
     if not _is_finite(images):
-        return "a pixel of the pictures"
+        return "a pixel of the images"
     found: list[str] = []
 
     def look(name: str, output: Any) -> None:

@@ -19,7 +19,7 @@ def parameter_groups(
 ) -> list[dict[str, object]]:
     """Four groups: offset branches or not (their rate is scaled), decayed or not.
 
-    Biases and normalisation parameters are not decayed.
+    Biases and normalization parameters are not decayed.
     Source of the offsets' own rate: Dai et al. 2017, section 2.1.
     """
     groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}

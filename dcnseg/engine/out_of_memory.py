@@ -1,4 +1,4 @@
-"""Memory that is not enough, in words; the entry point is `says_what_to_try`."""
+"""Memory that is not enough, in words; the entry point is `explain_out_of_memory`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from dcnseg.errors import TrainingError
 
 
 @contextmanager
-def says_what_to_try(
+def explain_out_of_memory(
     crop_size: Sequence[int], batch_size: int, device: torch.device
 ) -> Iterator[None]:
     """Within it, a lack of memory is an error that says at which size and what may help.
@@ -44,8 +44,8 @@ def says_what_to_try(
 
 
 @contextmanager
-def says_what_to_try_at_evaluation(device: torch.device, checkpoint: Path) -> Iterator[None]:
-    """Within it, a lack of memory while validation pictures are predicted is an error.
+def explain_out_of_memory_in_evaluation(device: torch.device, checkpoint: Path) -> Iterator[None]:
+    """Within it, a lack of memory while validation images are predicted is an error.
 
     Raises:
         TrainingError: memory ran out.
@@ -56,7 +56,7 @@ def says_what_to_try_at_evaluation(device: torch.device, checkpoint: Path) -> It
         if not is_out_of_memory(error):
             raise
         raise TrainingError(
-            f"The memory of {device} is not enough to predict a validation picture in windows of "
-            f"{PredictConfig.window} pixels. Make the pictures smaller, or start a new run with a "
+            f"The memory of {device} is not enough to predict a validation image in windows of "
+            f"{PredictConfig.window} pixels. Make the images smaller, or start a new run with a "
             f"lower --input-scale. The last saved state is {checkpoint}."
         ) from error

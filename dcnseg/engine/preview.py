@@ -1,4 +1,4 @@
-"""A picture of a few predictions beside the truth, for a quick look at a run."""
+"""An image of a few predictions beside the truth, for a quick look at a run."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ GAP = 6
 
 
 def write_preview(path: Path, predictor: Predictor, samples: Sequence[Sample]) -> None:
-    """Write rows of picture, mask and prediction for a few samples spread over `samples`."""
+    """Write rows of image, mask and prediction for a few samples spread over `samples`."""
     chosen = [samples[i] for i in _spread(len(samples), PREVIEW_ROWS)]
     rows = [_row(predictor, sample) for sample in chosen]
     gap = np.full((GAP, rows[0].shape[1], 3), 255, np.uint8)

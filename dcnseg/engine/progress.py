@@ -10,13 +10,13 @@ from dcnseg.engine.listener import Step, TrainingListener
 
 
 @dataclass
-class EpochSoFar:
+class PartialEpoch:
     """What has happened in an epoch that is not complete; saved with the state of the run.
 
     Attributes:
         lr: Learning rate at its beginning.
         step: Batches that are done.
-        images: Pictures whose loss was finite.
+        images: Images whose loss was finite.
         loss_sum: Sum of their losses.
         skipped: Updates skipped since a loss or gradient was not finite.
         amp_skipped: Updates skipped since float16 overflowed and its scale was too high.
@@ -31,16 +31,16 @@ class EpochSoFar:
 
     @property
     def mean_loss(self) -> float:
-        """Mean loss of the pictures so far; NaN where none was finite."""
+        """Mean loss of the images so far; NaN where none was finite."""
         return round(self.loss_sum / self.images, 6) if self.images else math.nan
 
 
-class EpochProgress:
+class EpochReporter:
     """Turns the batches of one epoch into what the listener is told."""
 
     def __init__(
         self,
-        so_far: EpochSoFar,
+        so_far: PartialEpoch,
         *,
         epoch: int,
         epochs: int,
@@ -56,7 +56,7 @@ class EpochProgress:
 
     @property
     def images_per_second(self) -> float:
-        """Training pictures per second since the epoch began, or was gone on with."""
+        """Training images per second since the epoch began, or was gone on with."""
         return round(self._images / max(1e-9, time.perf_counter() - self._started), 2)
 
     def step_done(self, step: int, num_images: int, loss: float) -> None:

@@ -1,12 +1,12 @@
 """The run folder: everything that is needed to repeat, judge and resume a training run.
 
 config.json       every setting and where it came from, versions, the split
-classes.json      names, ids and colours
-files.json        size and checksum of every picture and mask
+classes.json      names, ids and colors
+files.json        size and checksum of every image and mask
 metrics.jsonl     one line per epoch
 best.safetensors  the weights with the best validation score
 last.ckpt         the state to resume from
-preview.jpg       a few validation pictures, their masks and the predictions of the best weights
+preview.jpg       a few validation images, their masks and the predictions of the best weights
 """
 
 from __future__ import annotations
@@ -78,7 +78,7 @@ def create_run(
         config: All settings.
         sources: Where each setting came from ("model.encoder": "command line").
         class_map: The classes.
-        splits: The pictures of each split.
+        splits: The images of each split.
 
     Raises:
         CheckpointError: the folder cannot be written.
@@ -86,7 +86,7 @@ def create_run(
     for name in RUN_FILES:
         (run / name).unlink(missing_ok=True)
     drop_unfinished_files(run)
-    with names_file(run):
+    with add_file_to_errors(run):
         mark_output_folder(run)
     record = {
         "dcnseg": __version__,
@@ -105,7 +105,7 @@ def create_run(
         "split": split_stems(splits),
     }
     _write_json(run / CLASSES, class_map.to_dict())
-    with names_file(run / FILES):
+    with add_file_to_errors(run / FILES):
         write_fingerprints(run, splits)
     _write_json(run / CONFIG, record)  # last: a folder with it is a run
 
@@ -148,7 +148,7 @@ def check_run_is_free(run: Path, *, overwrite: bool) -> None:
         )
 
 
-def check_run_is_apart(run: Path, root: Path, splits: Splits | None = None) -> None:
+def check_out_is_separate(run: Path, root: Path, splits: Splits | None = None) -> None:
     """Raise a ConfigError if writing the run could change the data, or data be taken for the run.
 
     Args:
@@ -233,7 +233,7 @@ def _is_table(value: Any, kind: type) -> bool:
 
 
 def split_stems(splits: Splits) -> dict[str, list[str]]:
-    """The pictures of each split by their stems."""
+    """The images of each split by their stems."""
 
     def stems(samples: Sequence[Sample]) -> list[str]:
         return [sample.stem for sample in samples]
@@ -264,7 +264,7 @@ def check_split_is_unchanged(record: RunRecord, splits: Splits) -> None:
         if gone or new:
             change = f"{len(gone)} gone ({gone[0]})" if gone else f"{len(new)} new ({new[0]})"
             raise DataError(
-                f"{record.config.data.root}: the {name} pictures have changed since the run "
+                f"{record.config.data.root}: the {name} images have changed since the run "
                 f"began: {change}. Put them back, or start a new run."
             )
 
@@ -272,7 +272,7 @@ def check_split_is_unchanged(record: RunRecord, splits: Splits) -> None:
 def append_metrics(run: Path, record: Mapping[str, Any]) -> None:
     """Add the line of an epoch to metrics.jsonl; it is on the disk afterwards."""
     path = run / METRICS
-    with names_file(path), path.open("a", encoding="utf-8") as file:
+    with add_file_to_errors(path), path.open("a", encoding="utf-8") as file:
         file.write(metrics_line(record))
         file.flush()
         os.fsync(file.fileno())
@@ -332,7 +332,7 @@ def restore_metrics(run: Path, epoch: int, saved: str | None) -> tuple[str, list
         kept = [record for record in read_metrics(run) if record["epoch"] <= epoch]
         text = "".join(metrics_line(record) for record in kept)
         missing = sorted(set(range(1, epoch + 1)) - {record["epoch"] for record in kept})
-    with names_file(run / METRICS), atomic_path(run / METRICS) as temporary:
+    with add_file_to_errors(run / METRICS), atomic_path(run / METRICS) as temporary:
         temporary.write_text(text, encoding="utf-8")
     return text, missing
 
@@ -345,7 +345,7 @@ def drop_unfinished_files(run: Path) -> None:
 
 
 @contextmanager
-def names_file(path: Path) -> Iterator[None]:
+def add_file_to_errors(path: Path) -> Iterator[None]:
     """Within it, a disk that is full or cannot be written is an error that names the file.
 
     Raises:
@@ -361,5 +361,5 @@ def names_file(path: Path) -> Iterator[None]:
 
 
 def _write_json(path: Path, content: Mapping[str, Any]) -> None:
-    with names_file(path), atomic_path(path) as temporary:
+    with add_file_to_errors(path), atomic_path(path) as temporary:
         temporary.write_text(json.dumps(content, indent=2) + "\n", encoding="utf-8")

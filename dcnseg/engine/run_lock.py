@@ -13,7 +13,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
-from dcnseg.engine.run_folder import names_file
+from dcnseg.engine.run_folder import add_file_to_errors
 from dcnseg.errors import TrainingError
 
 try:
@@ -39,7 +39,7 @@ def lock_run(run: Path, on_warning: Callable[[str], None]) -> Iterator[None]:
         TrainingError: another training holds the lock; the message names its process.
         CheckpointError: the folder cannot be written.
     """
-    with names_file(run / LOCK):
+    with add_file_to_errors(run / LOCK):
         run.mkdir(parents=True, exist_ok=True)
         descriptor = os.open(run / LOCK, os.O_RDWR | os.O_CREAT, 0o666)
     _held.add(descriptor)

@@ -22,7 +22,7 @@ from dcnseg.device import select_amp_dtype
 from dcnseg.engine.environment import ENVIRONMENT, describe_environment
 from dcnseg.engine.initial_weights import InitialWeights
 from dcnseg.engine.optim import build_optimizer, build_schedule
-from dcnseg.engine.progress import EpochSoFar
+from dcnseg.engine.progress import PartialEpoch
 from dcnseg.engine.random_states import random_states, restore_random_states
 from dcnseg.engine.saved_values import (
     like_optimizer,
@@ -60,7 +60,7 @@ class TrainingState:
     epoch: int = 0
     best_epoch: int = 0
     best_scores: Mapping[str, Any] | None = None
-    so_far: EpochSoFar | None = None
+    so_far: PartialEpoch | None = None
     random: Mapping[str, Any] | None = None
     skipped_in_a_row: int = 0
     settings: Mapping[str, Any] = field(default_factory=dict)
@@ -191,8 +191,8 @@ def _load_tensors(module: nn.Module, saved: Any, name: str) -> None:
     module.load_state_dict(saved)
 
 
-def _epoch_so_far(saved: Any) -> EpochSoFar:
-    so_far = from_dict(EpochSoFar, saved)
+def _epoch_so_far(saved: Any) -> PartialEpoch:
+    so_far = from_dict(PartialEpoch, saved)
     for name, value in asdict(so_far).items():
         most = math.inf if name == "loss_sum" else MAX_COUNT
         require(0 <= value <= most, f"so_far.{name} is {short_repr(value)}; expected 0 to {most}.")

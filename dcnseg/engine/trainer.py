@@ -13,7 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from dcnseg.checkpoint import BEST_WEIGHTS, RESUME_STATE, SeenPictures, save_weights
+from dcnseg.checkpoint import BEST_WEIGHTS, RESUME_STATE, TrainingDataStats, save_weights
 from dcnseg.config import TrainConfig
 from dcnseg.data.transforms import Augmentation
 from dcnseg.device import select_amp_dtype, select_device
@@ -26,16 +26,16 @@ from dcnseg.engine.loading import TrainingLoader
 from dcnseg.engine.losses import balance_classes, build_loss
 from dcnseg.engine.not_finite import first_not_finite
 from dcnseg.engine.offset_monitor import OffsetMonitor
-from dcnseg.engine.out_of_memory import says_what_to_try, says_what_to_try_at_evaluation
+from dcnseg.engine.out_of_memory import explain_out_of_memory, explain_out_of_memory_in_evaluation
 from dcnseg.engine.preview import write_preview
-from dcnseg.engine.progress import EpochProgress, EpochSoFar
+from dcnseg.engine.progress import EpochReporter, PartialEpoch
 from dcnseg.engine.random_states import restore_random_states, seed_epoch
-from dcnseg.engine.run_folder import PREVIEW, append_metrics, metrics_line, names_file
+from dcnseg.engine.run_folder import PREVIEW, add_file_to_errors, append_metrics, metrics_line
 from dcnseg.engine.state import TrainingState, build_state, save_state
 from dcnseg.engine.training_data import TrainingData, training_dataset
 from dcnseg.engine.updates import Outcome, Updater
 from dcnseg.errors import NotFiniteError, TrainingError, TrainingStoppedError
-from dcnseg.inference.familiarity import describe_pictures
+from dcnseg.inference.image_stats import summarize_training_images
 from dcnseg.inference.predictor import Predictor
 
 
@@ -101,14 +101,14 @@ class Trainer:
             self._save()  # a disk without room is told now, and a kill in the first minutes is none
         with (
             open_event_writer(self.run if self.config.tensorboard else None) as write_events,
-            self.loader.names_what_kills(),
+            self.loader.explain_worker_death(),
         ):
             try:
                 for epoch in range(self.state.epoch + 1, self.config.epochs + 1):
                     record = self._run_epoch(epoch)
                     write_events(record)
                     self.listener.epoch_done(record, is_best=self.state.best_epoch == epoch)
-                    if self.has_lost_patience():
+                    if self.should_stop_early():
                         self.listener.stopped_early(epoch, self.config.patience)
                         break
                     if epoch < self.config.epochs:
@@ -122,7 +122,7 @@ class Trainer:
             )
         return TrainResult(self.run, self.state.best_epoch, self.state.best_scores or {})
 
-    def has_lost_patience(self) -> bool:
+    def should_stop_early(self) -> bool:
         """Whether the last complete epoch was the last of so many without a better score."""
         epoch = self.state.epoch
         stale_epochs = epoch - self.state.best_epoch
@@ -149,19 +149,19 @@ class Trainer:
             self._save(is_final=is_final)
         return record
 
-    def _begin_epoch(self, epoch: int) -> EpochSoFar:
+    def _begin_epoch(self, epoch: int) -> PartialEpoch:
         """Start an epoch, or go on in its middle as if it had not been left."""
         if self.state.so_far is None:
             seed_epoch(self.config.seed, epoch)
-            self.state.so_far = EpochSoFar(lr=float(self.state.schedule.get_last_lr()[0]))
+            self.state.so_far = PartialEpoch(lr=float(self.state.schedule.get_last_lr()[0]))
         elif self.state.random is not None:
             restore_random_states(self.state.random)
         self.state.random = None
         return self.state.so_far
 
-    def _train_epoch(self, epoch: int, so_far: EpochSoFar) -> dict[str, Any]:
-        """The rest of a pass over the training pictures; returns the mean loss and the speed."""
-        progress = EpochProgress(
+    def _train_epoch(self, epoch: int, so_far: PartialEpoch) -> dict[str, Any]:
+        """The rest of a pass over the training images; returns the mean loss and the speed."""
+        progress = EpochReporter(
             so_far,
             epoch=epoch,
             epochs=self.config.epochs,
@@ -178,7 +178,7 @@ class Trainer:
             progress.step_done(step, len(images), loss)
             if is_update:
                 self._stop_if_not_finite(epoch, step, images, labels)
-                self._save_from_time_to_time()
+                self._save_periodically()
                 self._stop_if_requested()
         record: dict[str, Any] = {
             "loss": None if math.isnan(so_far.mean_loss) else so_far.mean_loss,
@@ -189,7 +189,7 @@ class Trainer:
 
     def _add_batch(self, step: int, images: Tensor, labels: Tensor) -> float:
         size_hw = images.shape[-2:]
-        with says_what_to_try(size_hw, len(images), self.device):
+        with explain_out_of_memory(size_hw, len(images), self.device):
             return self.updater.add_batch(images, labels, share=1 / self._group_size(step))
 
     def _group_size(self, step: int) -> int:
@@ -197,7 +197,7 @@ class Trainer:
         first = (step - 1) // self.config.accumulate * self.config.accumulate
         return min(self.config.accumulate, len(self.batches) - first)
 
-    def _update(self, so_far: EpochSoFar) -> None:
+    def _update(self, so_far: PartialEpoch) -> None:
         outcome = self.updater.update()
         if outcome is Outcome.SCALED:
             so_far.amp_skipped += 1
@@ -219,7 +219,7 @@ class Trainer:
             "--warmup-epochs or --amp off."
         )
 
-    def _save_from_time_to_time(self) -> None:
+    def _save_periodically(self) -> None:
         interval = 60 * self.config.checkpoint_minutes
         if interval and time.monotonic() - self._saved_at >= interval:
             self._save()
@@ -229,7 +229,7 @@ class Trainer:
         if self.state.skipped_in_a_row and not is_final:
             return
         path = self.run / RESUME_STATE
-        with names_file(path):
+        with add_file_to_errors(path):
             save_state(path, self.state)
         self._saved_at = time.monotonic()
 
@@ -246,7 +246,7 @@ class Trainer:
         predictor = Predictor(model, class_map, state.preprocessing, device=self.device)
         checkpoint = self.run / RESUME_STATE
         with (
-            says_what_to_try_at_evaluation(self.device, checkpoint),
+            explain_out_of_memory_in_evaluation(self.device, checkpoint),
             OffsetMonitor(model) as monitor,
         ):
             try:
@@ -266,7 +266,7 @@ class Trainer:
         if state.best_scores is not None and (scores["mean_iou"] or 0) <= state.best_mean_iou:
             return
         state.best_epoch, state.best_scores = epoch, scores
-        with names_file(self.run / BEST_WEIGHTS):
+        with add_file_to_errors(self.run / BEST_WEIGHTS):
             save_weights(
                 self.run / BEST_WEIGHTS,
                 model.state_dict(),
@@ -274,14 +274,14 @@ class Trainer:
                 class_map=class_map,
                 preprocessing=state.preprocessing,
                 scores={"epoch": epoch, "split": "val", **scores},
-                training_data=self._seen_pictures,
+                training_data=self._training_data_stats,
             )
-        with names_file(self.run / PREVIEW):
+        with add_file_to_errors(self.run / PREVIEW):
             write_preview(self.run / PREVIEW, predictor, self.data.splits.val)
 
     @cached_property
-    def _seen_pictures(self) -> SeenPictures:
-        return describe_pictures([sample.image for sample in self.data.splits.train])
+    def _training_data_stats(self) -> TrainingDataStats:
+        return summarize_training_images([sample.image for sample in self.data.splits.train])
 
     def _warn_of_runaways(self, runaways: Mapping[str, str]) -> None:
         """Tell of each layer once."""

@@ -1,4 +1,4 @@
-"""Training of a segmenter on a folder of pictures and masks; entry points `train` and `resume`."""
+"""Training of a segmenter on a folder of images and masks; entry points `train` and `resume`."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from dcnseg.engine.listener import TrainingListener
 from dcnseg.engine.run_folder import (
     METRICS,
     check_classes_are_unchanged,
-    check_run_is_apart,
+    check_out_is_separate,
     check_run_is_free,
     check_split_is_unchanged,
     create_run,
@@ -69,22 +69,22 @@ def train(
         run: The run folder; new, empty, or to be overwritten.
         sources: Where each setting came from, kept in config.json.
         overwrite: Whether the files of a former run in the folder may be replaced.
-        has_auto_batch: Train with as many pictures per batch as memory holds, whatever `config`
+        has_auto_batch: Train with as many images per batch as memory holds, whatever `config`
             says of it.
         augment: Called with every training image and its label map before the random crop, see
-            `OwnAugmentation`; its random numbers are seeded for each of them.
+            `CustomAugmentation`; its random numbers are seeded for each of them.
         listener: Told what happens.
 
     Raises:
         ConfigError: a setting cannot be met, or the folder is not empty.
-        DataError: a picture or mask is wrong; the message names it.
+        DataError: an image or mask is wrong; the message names it.
         TrainingError: the loss stays not finite, memory runs out, a loading process dies.
         TrainingStoppedError: the listener asked to stop; the state is saved.
     """
     listener = listener or TrainingListener()
-    check_run_is_apart(run, config.data.root)
+    check_out_is_separate(run, config.data.root)
     splits = find_training_splits(config)
-    check_run_is_apart(run, config.data.root, splits)
+    check_out_is_separate(run, config.data.root, splits)
     check_run_is_free(run, overwrite=overwrite)
     check_is_unlocked(run)
     # A setting that cannot be met is told before the masks are read, which may take minutes.
@@ -105,7 +105,7 @@ def train(
         config = replace(
             config,
             batch_size=fitting_batch(
-                config, num_classes=num_classes, num_pictures=len(data.splits.train)
+                config, num_classes=num_classes, num_images=len(data.splits.train)
             ),
         )
     if initial:
@@ -183,7 +183,7 @@ def _resume_locked(
     with computes_as_before(saved, device, amp_dtype, listener.warned):
         trainer = Trainer(config, run, data, listener, encoder_weights=NO_WEIGHTS, augment=augment)
         restore_state(trainer.state, saved, run / RESUME_STATE)
-        if trainer.has_lost_patience():
+        if trainer.should_stop_early():
             raise ConfigError(
                 f"{run} is complete: it stopped at epoch {saved['epoch']}, after {config.patience} "
                 "epochs without a better score. To train on, give more --patience, or 0 for no end."

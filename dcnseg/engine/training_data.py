@@ -25,7 +25,7 @@ _SHOWN_WARNINGS: Final = 3  # of each kind; `dcnseg check` lists more
 
 @dataclass(frozen=True)
 class TrainingData:
-    """The pictures of each split, their classes, and the training pixels of each class, [K]."""
+    """The images of each split, their classes, and the training pixels of each class, [K]."""
 
     class_map: ClassMap
     splits: Splits
@@ -33,10 +33,10 @@ class TrainingData:
 
 
 def find_training_splits(config: TrainConfig) -> Splits:
-    """Pair the pictures with their masks, without opening them.
+    """Pair the images with their masks, without opening them.
 
     Raises:
-        DataError: pictures and masks do not pair up, or there is too little to train on.
+        DataError: images and masks do not pair up, or there is too little to train on.
     """
     pairing = find_pairs(
         config.data.root,
@@ -59,7 +59,7 @@ def prepare_data(
     on_progress: Callable[[int, int], None] | None = None,
     on_warning: Callable[[str], None] | None = None,
 ) -> TrainingData:
-    """Look at every picture and mask, and find the classes.
+    """Look at every image and mask, and find the classes.
 
     Args:
         config: All settings.
@@ -99,7 +99,7 @@ def training_dataset(
     preprocessing: Preprocessing,
     augment: Augmentation | None = None,
 ) -> SegmentationDataset:
-    """The training pictures as randomly varied, normalised crops."""
+    """The training images as randomly varied, normalized crops."""
     height, width = config.data.crop_size
     low, high = config.data.scale_range
     transform = build_train_transform(
@@ -108,7 +108,7 @@ def training_dataset(
         flip=config.data.flip,
         vertical_flip=config.data.vertical_flip,
         rotate=config.data.rotate,
-        colour_jitter=config.data.colour_jitter,
+        color_jitter=config.data.color_jitter,
         blur=config.data.blur,
         augment=augment,
         mean=preprocessing.mean,

@@ -29,7 +29,7 @@ class Updater:
     """Changes the weights by the gradient of one or several batches.
 
     An update whose loss or gradient is not finite is skipped wholly: weights, averages, schedule
-    and the statistics of normalisation layers stay as they were before its first batch.
+    and the statistics of normalization layers stay as they were before its first batch.
     """
 
     def __init__(

@@ -1,1 +1,1 @@
-"""From a trained network and a picture to a label map."""
+"""From a trained network and an image to a label map."""

@@ -20,9 +20,9 @@ import torch
 from dcnseg.data.image_io import ImageHeader, read_header
 from dcnseg.errors import ConfigError, DataError
 from dcnseg.files import holds_foreign_files, mark_output_folder
-from dcnseg.inference.familiarity import differences
+from dcnseg.inference.image_stats import differences_from_training
 from dcnseg.inference.inputs import InputImage
-from dcnseg.inference.memory import check_probabilities_fit, names_what_to_try
+from dcnseg.inference.memory import check_probabilities_fit, explain_out_of_memory
 from dcnseg.inference.predictor import Prediction, Predictor
 from dcnseg.inference.results import FileResult, count_shares, failed_result
 from dcnseg.inference.writers import OUTPUT_FOLDERS, output_paths, write_prediction
@@ -166,7 +166,7 @@ def _predict(
     try:
         if "probabilities" in kinds:
             check_probabilities_fit(path, size_hw, predictor.class_map.num_classes)
-        with names_what_to_try(path, size_hw, predictor):
+        with explain_out_of_memory(path, size_hw, predictor):
             return decoded, predictor.predict(
                 decoded,
                 with_confidence="confidence" in kinds,
@@ -197,7 +197,7 @@ def _write(
             shares,
             share_below=below,
             size_hw=(decoded.shape[0], decoded.shape[1]),
-            unlike_training=() if seen is None else differences(decoded, seen),
+            unlike_training=() if seen is None else differences_from_training(decoded, seen),
             has_more_frames=job.header is not None and job.header.has_more_frames,
         )
     except Exception as error:

@@ -1,4 +1,4 @@
-"""Which pictures a command's arguments mean; entry point `find_inputs`."""
+"""Which images a command's arguments mean; entry point `find_inputs`."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
+from dcnseg.data.image_file import UNSUPPORTED_KINDS
 from dcnseg.data.image_io import read_image
 from dcnseg.data.pairing.folders import find_images
-from dcnseg.data.pairing.listing import NOT_REGULAR, UNREADABLE, find_files, find_unread
-from dcnseg.data.picture_file import UNREAD_KINDS
+from dcnseg.data.pairing.listing import NOT_REGULAR, UNREADABLE, find_files, find_unsupported
 from dcnseg.errors import ConfigError, DataError
 
 STDIN = "-"
@@ -88,7 +88,7 @@ def find_inputs(
         DataError: nothing was found for the only argument.
     """
     found: dict[str, tuple[InputImage, PurePath]] = {}  # by the file, however it was spelled
-    left_out = _LeftOut([os.path.realpath(folder) for folder in outputs])
+    left_out = _OutputFilter([os.path.realpath(folder) for folder in outputs])
     named_files = list(_with_stdin(arguments, stdin))
     for argument in named_files:
         try:
@@ -96,13 +96,13 @@ def find_inputs(
         except DataError as error:
             if len(named_files) == 1:
                 raise
-            expanded = [_unusable(argument, str(error))]  # the others are worked on
+            expanded = [_rejected(argument, str(error))]  # the others are worked on
         for image in expanded:
             found.setdefault(image.problem or os.path.realpath(image.path), (image, image.name))
     left_out.report(on_note)
     if not found:
         raise DataError(f"{', '.join(arguments)}: no images but those in the output folder.")
-    named = _told_apart(list(found.values()))
+    named = _with_unique_names(list(found.values()))
     sharing = Counter(full_name.with_suffix("") for _, full_name in named)
     images: dict[PurePath, InputImage] = {}
     for image, full_name in named:
@@ -117,7 +117,7 @@ def find_inputs(
     return list(images.values())
 
 
-class _LeftOut:
+class _OutputFilter:
     """Leaves out what lies in the output folders, and remembers it for one note."""
 
     def __init__(self, folders: Sequence[str]) -> None:
@@ -144,7 +144,7 @@ class _LeftOut:
             )
 
 
-def _told_apart(
+def _with_unique_names(
     named: list[tuple[InputImage, PurePath]],
 ) -> list[tuple[InputImage, PurePath]]:
     """Where two names are the same, all are named from the folder that the files have in common."""
@@ -165,12 +165,12 @@ def _with_stdin(arguments: Sequence[str], stdin: Iterable[str] | None) -> Iterat
             part.strip("\ufeff \t\r") for line in stdin or () for part in re.split("[\n\0]", line)
         ]
         if not any(listed):
-            raise DataError("-: no pictures were listed on stdin.")
+            raise DataError("-: no images were listed on stdin.")
         yield from filter(None, listed)
 
 
 def _expand(
-    argument: str, left_out: _LeftOut, on_note: Callable[[str], None] | None
+    argument: str, left_out: _OutputFilter, on_note: Callable[[str], None] | None
 ) -> list[InputImage]:
     path = Path(argument)
     # os.path's functions, because pathlib's raise an error for a name that is too long.
@@ -179,7 +179,7 @@ def _expand(
     if os.path.lexists(path):
         return _in_folder(left_out.without_outputs([path]), path.parent)
     if _URL.match(argument):
-        return [_unusable(argument, f"{argument}: URLs are not read; download the image first.")]
+        return [_rejected(argument, f"{argument}: URLs are not read; download the image first.")]
     if glob.has_magic(argument):
         # pathlib's glob takes no absolute pattern
         matches = sorted(glob.glob(argument, recursive=True))  # noqa: PTH207
@@ -190,7 +190,7 @@ def _expand(
     return [InputImage(path, PurePath(path.name))]
 
 
-def _unusable(argument: str, problem: str) -> InputImage:
+def _rejected(argument: str, problem: str) -> InputImage:
     path = Path(argument)
     return InputImage(path, PurePath(path.name), problem)
 
@@ -200,26 +200,26 @@ def _in_folder(files: Iterable[Path], folder: Path) -> list[InputImage]:
 
 
 def _expand_folder(
-    folder: Path, left_out: _LeftOut, on_note: Callable[[str], None] | None
+    folder: Path, left_out: _OutputFilter, on_note: Callable[[str], None] | None
 ) -> list[InputImage]:
     listed = find_images(folder)
     files = _without_masks(folder, left_out.without_outputs(listed), on_note)
-    unread = _describe_unread(folder)
+    unread = _describe_unsupported(folder)
     if not files:
         rest = f"; it has {unread}, which are not read" if unread else ""
         own = " but those in the output folder" if listed else ""
-        raise DataError(f"{folder}: no pictures in this folder{own}{rest}.")
+        raise DataError(f"{folder}: no images in this folder{own}{rest}.")
     if unread and on_note:
         on_note(f"{folder} has {unread}, which are not read; they are skipped.")
-    for path, reason in find_unread(folder).items():
+    for path, reason in find_unsupported(folder).items():
         if reason.startswith((NOT_REGULAR, UNREADABLE)) and on_note:
             on_note(f"{path} is {reason}; it is skipped.")
     return _in_folder(files, folder)
 
 
-def _describe_unread(folder: Path) -> str:
+def _describe_unsupported(folder: Path) -> str:
     """The files that show something to people and are not read: "2 .heic and 1 .mp4 files"."""
-    counts = Counter(path.suffix.lower() for path in find_files(folder, UNREAD_KINDS))
+    counts = Counter(path.suffix.lower() for path in find_files(folder, UNSUPPORTED_KINDS))
     parts = [f"{count} {suffix}" for suffix, count in sorted(counts.items())]
     text = " and ".join([", ".join(parts[:-1]), parts[-1]] if len(parts) > 1 else parts)
     return f"{text} {'file' if counts.total() == 1 else 'files'}" if parts else ""

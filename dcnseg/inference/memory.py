@@ -1,6 +1,6 @@
 """Memory that does not suffice for an image, in words.
 
-Entry points: `names_what_to_try` and `check_probabilities_fit`.
+Entry points: `explain_out_of_memory` and `check_probabilities_fit`.
 """
 
 from __future__ import annotations
@@ -19,8 +19,10 @@ LEAST_WINDOW = 64
 
 
 @contextmanager
-def names_what_to_try(path: Path, size_hw: Sequence[int], predictor: Predictor) -> Iterator[None]:
-    """Within it, a lack of memory is an error that names the picture and a smaller window.
+def explain_out_of_memory(
+    path: Path, size_hw: Sequence[int], predictor: Predictor
+) -> Iterator[None]:
+    """Within it, a lack of memory is an error that names the image and a smaller window.
 
     Raises:
         DataError: memory ran out.
@@ -35,9 +37,9 @@ def names_what_to_try(path: Path, size_hw: Sequence[int], predictor: Predictor) 
         longest = max(size_hw) * predictor.preprocessing.input_scale
         used = int(min(predictor.config.window, longest))
         smaller = max(LEAST_WINDOW, used // 2)
-        advice = f"Try --window {smaller}" if smaller < used else "Resize the picture"
+        advice = f"Try --window {smaller}" if smaller < used else "Resize the image"
         raise DataError(
-            f"{path}: the memory of {predictor.device} is not enough for this picture of "
+            f"{path}: the memory of {predictor.device} is not enough for this image of "
             f"{size_hw[1]}x{size_hw[0]} with --window {predictor.config.window}. {advice}."
         ) from error
 

@@ -14,7 +14,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from dcnseg.checkpoint import SeenPictures, find_weights, load_segmenter
+from dcnseg.checkpoint import TrainingDataStats, find_weights, load_segmenter
 from dcnseg.config import PredictConfig, Preprocessing
 from dcnseg.data.class_map import IGNORE_INDEX, ClassMap
 from dcnseg.data.dataset import scaled_size_hw
@@ -67,9 +67,9 @@ class Predictor:
 
     Attributes:
         model: The network, in evaluation mode on `device`.
-        class_map: Names, ids and colours of the K classes.
-        preprocessing: Normalisation and scale that the weights were trained with.
-        training_data: What the training pictures were like, if that is known.
+        class_map: Names, ids and colors of the K classes.
+        preprocessing: Normalization and scale that the weights were trained with.
+        training_data: What the training images were like, if that is known.
     """
 
     def __init__(
@@ -81,7 +81,7 @@ class Predictor:
         device: torch.device,
         amp_dtype: torch.dtype | None = None,
         config: PredictConfig | None = None,
-        training_data: SeenPictures | None = None,
+        training_data: TrainingDataStats | None = None,
     ) -> None:
         self.model = model.to(device).eval()
         self.class_map = class_map
@@ -135,7 +135,7 @@ class Predictor:
         )
 
     def prepare(self, image: npt.NDArray[np.uint8]) -> Tensor:
-        """The network's input for a picture, resized by `input_scale` and normalised.
+        """The network's input for an image, resized by `input_scale` and normalized.
 
         Args:
             image: RGB, uint8 [H, W, 3].
@@ -144,7 +144,7 @@ class Predictor:
             float32 [1, 3, h, w], h = max(1, round(H * input_scale)).
 
         Raises:
-            ShapeError: the picture is not uint8 [H, W, 3] with at least one pixel.
+            ShapeError: the image is not uint8 [H, W, 3] with at least one pixel.
         """
         _check_image(image)
         x = torch.from_numpy(np.ascontiguousarray(image)).to(self.device).permute(2, 0, 1)

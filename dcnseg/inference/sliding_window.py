@@ -26,7 +26,7 @@ def window_starts(length: int, window: int, overlap: float) -> list[int]:
     Args:
         length: Pixels to cover.
         window: Pixels of one window.
-        overlap: Least share of a window that its neighbour covers too, in [0, 1).
+        overlap: Least share of a window that its neighbor covers too, in [0, 1).
     """
     if length <= window:
         return [0]

@@ -78,7 +78,7 @@ def draw_overlay(
 ) -> npt.NDArray[np.uint8]:
     """The image with the classes' colors over it, uint8 [H, W, 3]; ignored pixels stay bare."""
     colors = np.zeros((256, 1, 3), np.uint8)
-    colors[: class_map.num_classes, 0] = class_map.index_colours()
+    colors[: class_map.num_classes, 0] = class_map.index_colors()
     tint = cv2.applyColorMap(np.ascontiguousarray(labels), colors)
     overlay = cv2.addWeighted(image, 1 - OVERLAY_OPACITY, tint, OVERLAY_OPACITY, 0)
     is_bare = labels >= class_map.num_classes

@@ -28,7 +28,7 @@ def build_decoder(
     atrous_rates: Sequence[int],
     num_classes: int,
 ) -> tuple[nn.Module, nn.Module]:
-    """The decoder and the segmentation head, initialised as smp does.
+    """The decoder and the segmentation head, initialized as smp does.
 
     Args:
         architecture: "deeplabv3" or "deeplabv3plus".

@@ -205,7 +205,7 @@ def _convolutions_3x3_in_execution_order(encoder: nn.Module) -> dict[str, torch.
     def note(name: str, x: torch.Tensor) -> None:
         order.setdefault(name, x)
 
-    # Subclasses of Conv2d pad or normalise in their own ways, which from_conv would lose.
+    # Subclasses of Conv2d pad or normalize in their own ways, which from_conv would lose.
     handles = [
         module.register_forward_pre_hook(lambda _module, inputs, name=name: note(name, inputs[0]))
         for name, module in encoder.named_modules()

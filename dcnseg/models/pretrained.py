@@ -52,7 +52,7 @@ def require_encoder_weights(name: str, weights: str) -> None:
 
 
 def load_encoder_weights(encoder: nn.Module, name: str, weights: str) -> Preprocessing:
-    """Load `weights` into an encoder, deformable or not, and say how pictures are normalised.
+    """Load `weights` into an encoder, deformable or not, and say how images are normalized.
 
     Args:
         encoder: The encoder that `build_encoder(name)` made.
@@ -140,7 +140,7 @@ def _without_prefix(state: dict[str, Tensor], names: Sequence[str]) -> dict[str,
 
 def _load_into(encoder: nn.Module, state: dict[str, Tensor], source: str, name: str) -> None:
     own = encoder.state_dict()
-    # Offset branches start at zero where a file has none. Counters of batch normalisation are not
+    # Offset branches start at zero where a file has none. Counters of batch normalization are not
     # in every file and do not change what is computed.
     needed = [k for k in own if OFFSET_BRANCH not in k and not k.endswith("num_batches_tracked")]
     state = _without_prefix(state, needed)

@@ -1,4 +1,4 @@
-"""The segmentation network: encoder -> decoder -> head, for pictures of any size.
+"""The segmentation network: encoder -> decoder -> head, for images of any size.
 
 Entry point: `build_segmenter`.
 """
@@ -36,17 +36,17 @@ class Segmenter(nn.Module):
         self.output_stride = output_stride
 
     def forward(self, x: Tensor) -> Tensor:
-        """Logits of a batch of normalised pictures.
+        """Logits of a batch of normalized images.
 
         Args:
-            x: Pictures, [B, 3, H, W]; H and W need not divide by the output stride.
+            x: Images, [B, 3, H, W]; H and W need not divide by the output stride.
 
         Returns:
             Logits, [B, K, H, W].
 
         Raises:
-            ShapeError: `x` is not a batch of three-channel pictures, or holds one picture in
-                training mode, where the ASPP's batch normalisation has a single value.
+            ShapeError: `x` is not a batch of three-channel images, or holds one image in
+                training mode, where the ASPP's batch normalization has a single value.
         """
         height, width = x.shape[-2:]
         logits: Tensor = self.segmentation_head(self._decode(x))
@@ -83,8 +83,8 @@ class Segmenter(nn.Module):
             raise ShapeError(f"`x` has shape {list(x.shape)}; expected [B, 3, H, W].")
         if self.training and x.shape[0] == 1:
             raise ShapeError(
-                "`x` holds one picture; training needs at least 2, because the ASPP's image "
-                "pooling normalises over the batch. Use a larger batch, or call eval() first."
+                "`x` holds one image; training needs at least 2, because the ASPP's image "
+                "pooling normalizes over the batch. Use a larger batch, or call eval() first."
             )
         pad_h, pad_w = (-side % self.output_stride for side in x.shape[-2:])
         if pad_h or pad_w:

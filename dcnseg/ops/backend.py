@@ -1,6 +1,6 @@
 """Which code an operator runs: native where it was built and proved itself, else plain PyTorch.
 
-Entry point: `takes_native`.
+Entry point: `use_native`.
 """
 
 from __future__ import annotations
@@ -24,7 +24,7 @@ _warned_devices: set[str] = set()
 _tested_gpus: dict[tuple[str, torch.device], str | None] = {}  # what the self-test said
 
 
-def takes_native(
+def use_native(
     operator: str, backend: str, tensors: Sequence[Tensor | None], self_test: SelfTest
 ) -> bool:
     """Decide on the code to run; warn once per device if "auto" has to take the PyTorch code.
@@ -44,7 +44,7 @@ def takes_native(
     check_choice(backend, "backend", ("auto", "native", "reference"))
     assert tensors[0] is not None
     device = tensors[0].device
-    reason = _reason_against(operator, device, self_test)
+    reason = _reason_not_native(operator, device, self_test)
     if reason is None:
         return not _is_transformed(operator, backend, tensors)
     if backend == "native":
@@ -84,7 +84,7 @@ def _is_transformed(operator: str, backend: str, tensors: Sequence[Tensor | None
     return transformed
 
 
-def _reason_against(operator: str, device: torch.device, self_test: SelfTest) -> str | None:
+def _reason_not_native(operator: str, device: torch.device, self_test: SelfTest) -> str | None:
     """Why the native code cannot serve this device; the first use of a GPU tests it."""
     if device.type != "cuda":
         return missing_reason("cpu" if device.type == "meta" else device.type)

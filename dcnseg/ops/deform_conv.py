@@ -13,7 +13,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dcnseg.errors import ShapeError
-from dcnseg.ops.backend import Backend, takes_native
+from dcnseg.ops.backend import Backend, use_native
 from dcnseg.ops.checks import Pair
 from dcnseg.ops.deform_conv_checks import Border, Window, check_arguments, make_window
 from dcnseg.ops.deform_conv_native import cuda_self_test, deform_conv2d_native
@@ -76,7 +76,7 @@ def deform_conv2d(
     if device_type in _AUTOCAST_DEVICES and torch.is_autocast_enabled(device_type):
         input, weight, bias = _autocast(input, weight, bias)
     tensors = (input, offset, weight, bias, mask)
-    if takes_native("deform_conv2d", backend, tensors, cuda_self_test):
+    if use_native("deform_conv2d", backend, tensors, cuda_self_test):
         return _run_native(input, offset, weight, bias, window, mask)
     check_arguments(input, offset, weight, bias, window, mask)
     return deform_conv2d_reference(input, offset, weight, bias, window, mask)

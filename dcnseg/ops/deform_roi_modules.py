@@ -32,7 +32,7 @@ class DeformRoIPool(nn.Module):
     """Deformable RoI pooling that learns its offsets from what it pools without them.
 
     Three fully connected layers, `offset_branch`, turn the box pooled without offsets, in the same
-    mode, into normalised offsets, (x, y) for every bin. The last layer starts at zero: the module
+    mode, into normalized offsets, (x, y) for every bin. The last layer starts at zero: the module
     then equals the pooling without offsets. Where a lower learning rate is wanted for the offsets
     (the paper takes 0.01 of the rate for Faster R-CNN), find their parameters by the name:
     `ROI_OFFSET_BRANCH in f".{name}"`.
@@ -84,7 +84,7 @@ class DeformRoIPool(nn.Module):
         )
 
     def predict_offset(self, input: Tensor, boxes: Tensor | Sequence[Tensor]) -> Tensor:
-        """Normalised offsets (x, y) of every bin, [R, 2, kh, kw]."""
+        """Normalized offsets (x, y) of every bin, [R, 2, kh, kw]."""
         pooled = self._pool(input, boxes, None)
         offset: Tensor = self.offset_branch(pooled.flatten(1))
         return offset.view(-1, 2, *self.output_size)
@@ -121,7 +121,7 @@ class DeformPSRoIPool(nn.Module):
 
     The convolution `offset_branch` makes offset fields of the size of the map, [B,
     2*classes*ph*pw, H, W]; pooling them position-sensitively without offsets, in the same mode,
-    gives the normalised offsets of every box. It starts at zero: the module then equals the pooling
+    gives the normalized offsets of every box. It starts at zero: the module then equals the pooling
     without offsets. For a learning rate of its own see `DeformRoIPool`.
 
     Args:
@@ -183,7 +183,7 @@ class DeformPSRoIPool(nn.Module):
         nn.init.zeros_(self.offset_branch.bias)
 
     def predict_offset(self, features: Tensor, boxes: Tensor | Sequence[Tensor]) -> Tensor:
-        """Normalised offsets (x, y) of every part, [R, 2*classes, ph, pw]."""
+        """Normalized offsets (x, y) of every part, [R, 2*classes, ph, pw]."""
         fields = self.offset_branch(features)
         return self._pool(fields, boxes, None, self.part_size, self.part_size)
 

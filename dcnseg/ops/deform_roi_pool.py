@@ -13,7 +13,7 @@ from collections.abc import Sequence
 from torch import Tensor
 
 from dcnseg.errors import ShapeError
-from dcnseg.ops.backend import Backend, takes_native
+from dcnseg.ops.backend import Backend, use_native
 from dcnseg.ops.checks import Pair, make_pair, make_pair_or
 from dcnseg.ops.deform_roi_reference import deform_roi_pool_reference
 from dcnseg.ops.roi_checks import (
@@ -75,7 +75,7 @@ def deform_roi_pool(
         offset: Displacement of every bin, (x, y), in widths and heights of its box by `gamma`,
             [R, 2, kh, kw]. None: zero.
         output_size: Bins (kh, kw) of a box, or one number for both.
-        spatial_scale: Pixels of `input` per pixel of the picture; 1/16 for a stride of 16.
+        spatial_scale: Pixels of `input` per pixel of the image; 1/16 for a stride of 16.
         gamma: Factor of all offsets: at 0.1 an offset of 1 moves a bin by a tenth of its box.
         mode: "paper", "mmcv" or "mxnet", see above.
         sampling_ratio: Samples of a bin along each axis; 0 as the mode has it. "paper" knows 0
@@ -105,7 +105,7 @@ def deform_roi_pool(
         )
     check_offset(offset, input, boxes, output_size, input.shape[1])
     tensors = (input, offset)
-    native = takes_native("deform_roi_pool", backend, tensors, deform_roi_pool_self_test)
+    native = use_native("deform_roi_pool", backend, tensors, deform_roi_pool_self_test)
     return _pool(
         native,
         input,
@@ -182,7 +182,7 @@ def deform_ps_roi_pool(
     check_product(parts, "part_size")
     check_offset(offset, input, boxes, parts, channels)
     tensors = (input, offset)
-    native = takes_native("deform_ps_roi_pool", backend, tensors, deform_roi_pool_self_test)
+    native = use_native("deform_ps_roi_pool", backend, tensors, deform_roi_pool_self_test)
     return _pool(
         native,
         input,

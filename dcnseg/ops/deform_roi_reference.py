@@ -138,7 +138,7 @@ def _as_number(value: Tensor) -> Tensor:
 def _locate(line: _Line, size: int, mode: Mode, is_moved: bool) -> _Axis:
     """Samples along one axis; what is not valid reads nothing and has no weight.
 
-    In the mode "paper" samples that nothing moves lie on pixels, whose neighbours, be they NaN, are
+    In the mode "paper" samples that nothing moves lie on pixels, whose neighbors, be they NaN, are
     not read.
     """
     most = int((line.end - line.begin).max()) if line.begin.numel() else 0

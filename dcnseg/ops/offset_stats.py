@@ -1,4 +1,4 @@
-"""How far a deformable layer's offsets reach: `offset_statistics`, for metrics and for pictures."""
+"""How far a deformable layer's offsets reach: `offset_statistics`, for metrics and for images."""
 
 from __future__ import annotations
 
@@ -83,7 +83,7 @@ class TapGrid:
 def offset_statistics(
     layer: DeformConv2d, offset: Tensor, input_hw: tuple[int, int]
 ) -> OffsetStatistics:
-    """Summarise the offsets that `layer` predicted for a batch.
+    """Summarize the offsets that `layer` predicted for a batch.
 
     Args:
         layer: The layer; only its kernel size, stride, padding, dilation and groups are read.

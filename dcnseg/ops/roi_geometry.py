@@ -24,7 +24,7 @@ _MXNET_SAMPLES = 4  # along an axis of a bin, where the caller gives no number
 
 
 class Regions(NamedTuple):
-    """Boxes as they came, in pixels of the picture; a box that is not finite lies at 0."""
+    """Boxes as they came, in pixels of the image; a box that is not finite lies at 0."""
 
     image: Tensor  # [R], the batch index, or -1 for a box that is not finite
     low: Tensor  # [R, 2], (y1, x1)
@@ -157,7 +157,7 @@ def make_samples(
 
 
 def make_shift(offset: Tensor, size: Tensor, gamma: float) -> Tensor:
-    """Normalised offsets to pixels, differentiable.
+    """Normalized offsets to pixels, differentiable.
 
     Args:
         offset: [R, 2*classes, ph, pw], (x, y) interleaved.

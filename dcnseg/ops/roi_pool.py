@@ -10,7 +10,7 @@ from collections.abc import Sequence
 
 from torch import Tensor
 
-from dcnseg.ops.backend import Backend, takes_native
+from dcnseg.ops.backend import Backend, use_native
 from dcnseg.ops.checks import Pair, check_choice, make_pair
 from dcnseg.ops.roi_checks import (
     CORNERS,
@@ -42,7 +42,7 @@ def roi_pool(
     """Take the largest value of every bin of every box.
 
     Corners are rounded to pixels, half away from zero, and the last pixel belongs to the box, which
-    is at least one pixel large. Bins take in every pixel that they touch, so neighbours share rows
+    is at least one pixel large. Bins take in every pixel that they touch, so neighbors share rows
     and columns, and are clipped to the map; a bin outside of it gives 0. Of several largest values
     the first one, row by row, gets the gradient; NaN counts as the largest. As
     torchvision.ops.roi_pool, which loses NaN and, below -3e38, everything.
@@ -54,9 +54,9 @@ def roi_pool(
     Args:
         input: Map to pool, [B, C, H, W].
         boxes: Batch index, x1, y1, x2, y2 of every box, [R, 5], or for every image of the batch
-            its boxes x1, y1, x2, y2, [Ri, 4]. In pixels of the picture (see `spatial_scale`).
+            its boxes x1, y1, x2, y2, [Ri, 4]. In pixels of the image (see `spatial_scale`).
         output_size: Bins (kh, kw) of a box, or one number for both.
-        spatial_scale: Pixels of `input` per pixel of the picture; 1/16 for a stride of 16.
+        spatial_scale: Pixels of `input` per pixel of the image; 1/16 for a stride of 16.
         backend: "native" or "reference" code, or "auto": native where it was built for the
             tensors' device, else the PyTorch code with one warning that gives the reason.
 
@@ -72,7 +72,7 @@ def roi_pool(
     Source: Girshick 2015, "Fast R-CNN", section 2.1.
     """
     bins, output_size = _check_and_lay_out(input, boxes, output_size, spatial_scale)
-    native = takes_native("roi_pool", backend, (input,), roi_pool_self_test)
+    native = use_native("roi_pool", backend, (input,), roi_pool_self_test)
     run = roi_pool_native if native else roi_pool_reference
     return run(input, bins, output_size)
 
@@ -108,7 +108,7 @@ def roi_avg_pool(
     Source: Dai et al. 2017, "Deformable Convolutional Networks", eq. 5.
     """
     bins, output_size = _check_and_lay_out(input, boxes, output_size, spatial_scale)
-    native = takes_native("roi_avg_pool", backend, (input,), roi_avg_pool_self_test)
+    native = use_native("roi_avg_pool", backend, (input,), roi_avg_pool_self_test)
     run = roi_avg_pool_native if native else roi_avg_pool_reference
     return run(input, bins, output_size)
 
@@ -151,7 +151,7 @@ def ps_roi_pool(
     """
     check_choice(corners, "corners", CORNERS)
     bins, output_size = _check_and_lay_out(input, boxes, output_size, spatial_scale, corners)
-    native = takes_native("ps_roi_pool", backend, (input,), roi_avg_pool_self_test)
+    native = use_native("ps_roi_pool", backend, (input,), roi_avg_pool_self_test)
     run = roi_avg_pool_native if native else roi_avg_pool_reference
     return run(input, bins, output_size, output_size)
 

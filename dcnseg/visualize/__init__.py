@@ -1,1 +1,1 @@
-"""Pictures of what the offsets do."""
+"""Images of what the offsets do."""

@@ -1,4 +1,4 @@
-"""Paper and pen for the pictures: a `Panel` to draw on in picture coordinates, text, colour bars.
+"""Paper and pen for the images: a `Panel` to draw on in image coordinates, text, color bars.
 
 Knows nothing of networks. Arrays are RGB, uint8, [H, W, 3].
 """
@@ -17,13 +17,13 @@ from PIL import Image, ImageDraw, ImageFont
 
 Rgb = npt.NDArray[np.uint8]
 Floats = npt.NDArray[np.float64]
-Colour = tuple[int, int, int]
+Color = tuple[int, int, int]
 Margins = tuple[int, int, int, int]  # left, top, right, bottom
 
-WHITE: Colour = (255, 255, 255)
-INK: Colour = (28, 30, 36)
-FAINT_INK: Colour = (105, 108, 118)
-MISSING: Colour = (255, 0, 255)  # where a number is NaN; in neither colour map
+WHITE: Color = (255, 255, 255)
+INK: Color = (28, 30, 36)
+FAINT_INK: Color = (105, 108, 118)
+MISSING: Color = (255, 0, 255)  # where a number is NaN; in neither color map
 SHORT_SIDE, LONG_SIDE = 640, 1280  # canvas pixels: the longer side of a panel is in between
 GAP = 16
 
@@ -34,9 +34,9 @@ _MAX_COORDINATE = 30_000.0  # canvas pixels; beyond it cv2's fixed-point numbers
 
 @dataclass
 class Panel:
-    """A picture to draw on: enlarged or reduced by `scale_xy`, with margins around it.
+    """An image to draw on: enlarged or reduced by `scale_xy`, with margins around it.
 
-    Coordinates of all methods are picture pixels (x, y), float64 [N, 2], where (0, 0) is the centre
+    Coordinates of all methods are image pixels (x, y), float64 [N, 2], where (0, 0) is the center
     of the upper left pixel; sizes and widths are canvas pixels. NaN points are left out.
     """
 
@@ -46,7 +46,7 @@ class Panel:
 
     @classmethod
     def from_image(cls, image: Rgb, margins: Margins = (0, 0, 0, 0)) -> Panel:
-        """Bring the picture, with margins in picture pixels, to a readable size."""
+        """Bring the image, with margins in image pixels, to a readable size."""
         height, width = image.shape[:2]
         longer = max(height, width)
         whole = max(height + margins[1] + margins[3], width + margins[0] + margins[2])
@@ -66,7 +66,7 @@ class Panel:
         return cls(canvas, scale_xy, (left, top, right, bottom))
 
     def place(self, points_xy: Floats) -> Floats:
-        """Turn picture coordinates into canvas coordinates."""
+        """Turn image coordinates into canvas coordinates."""
         placed: Floats = (points_xy + 0.5) * np.array(self.scale_xy) - 0.5
         return placed + np.array(self.margins[:2], np.float64)
 
@@ -80,8 +80,8 @@ class Panel:
         self,
         points_xy: Floats,
         radii: Floats | float,
-        colour: Colour,
-        outline: Colour | None = None,
+        color: Color,
+        outline: Color | None = None,
     ) -> None:
         """Draw filled circles."""
         radii = np.broadcast_to(np.asarray(radii, np.float64), len(points_xy))
@@ -89,15 +89,15 @@ class Panel:
             self._blend(
                 _disc_coverage(self.canvas.shape, self.place(points_xy), radii + 1), outline
             )
-        self._blend(_disc_coverage(self.canvas.shape, self.place(points_xy), radii), colour)
+        self._blend(_disc_coverage(self.canvas.shape, self.place(points_xy), radii), color)
 
-    def segments(self, starts_xy: Floats, ends_xy: Floats, colour: Colour, width: int = 1) -> None:
+    def segments(self, starts_xy: Floats, ends_xy: Floats, color: Color, width: int = 1) -> None:
         """Draw straight lines."""
         for start, end in zip(self._fixed(starts_xy), self._fixed(ends_xy), strict=True):
             if start is not None and end is not None:
-                cv2.line(self.canvas, start, end, colour, width, cv2.LINE_AA, _SHIFT)
+                cv2.line(self.canvas, start, end, color, width, cv2.LINE_AA, _SHIFT)
 
-    def arrows(self, starts_xy: Floats, ends_xy: Floats, colour: Colour) -> None:
+    def arrows(self, starts_xy: Floats, ends_xy: Floats, color: Color) -> None:
         """Draw arrows with a dark edge; the heads are of one size."""
         starts, ends = self.place(starts_xy), self.place(ends_xy)
         drawable = _is_drawable(starts) & _is_drawable(ends)
@@ -108,24 +108,24 @@ class Panel:
         head = np.minimum(9.0, 0.6 * length)
         sideways = unit[:, ::-1] * np.array([-1.0, 1.0])
         wings = [ends - head * unit + side * 0.5 * head * sideways for side in (-1, 1)]
-        for ink, width in ((INK, 4), (colour, 2)):
+        for ink, width in ((INK, 4), (color, 2)):
             for tail, tip in ((starts, ends), (wings[0], ends), (wings[1], ends)):
                 for start, end in zip(_to_fixed(tail), _to_fixed(tip), strict=True):
                     if start is not None and end is not None:
                         cv2.line(self.canvas, start, end, ink, width, cv2.LINE_AA, _SHIFT)
 
-    def square(self, point_xy: tuple[float, float], half_size: float, colour: Colour) -> None:
+    def square(self, point_xy: tuple[float, float], half_size: float, color: Color) -> None:
         """Draw the outline of a square around a point, with a dark edge."""
-        centre = self.place(np.array([point_xy]))
-        corners = centre + half_size * np.array([[-1, -1], [1, -1], [1, 1], [-1, 1]])
+        center = self.place(np.array([point_xy]))
+        corners = center + half_size * np.array([[-1, -1], [1, -1], [1, 1], [-1, 1]])
         fixed = np.round(corners * (1 << _SHIFT)).astype(np.int32)
-        for ink, width in ((INK, 5), (colour, 3)):
+        for ink, width in ((INK, 5), (color, 3)):
             cv2.polylines(self.canvas, [fixed], True, ink, width, cv2.LINE_AA, _SHIFT)
 
-    def _blend(self, coverage: Floats, colour: Colour) -> None:
+    def _blend(self, coverage: Floats, color: Color) -> None:
         is_touched = coverage > 0
         share = coverage[is_touched][:, None]
-        blended = self.canvas[is_touched] * (1 - share) + np.array(colour) * share
+        blended = self.canvas[is_touched] * (1 - share) + np.array(color) * share
         self.canvas[is_touched] = blended.round().astype(np.uint8)
 
     def _fixed(self, points_xy: Floats) -> list[tuple[int, int] | None]:
@@ -133,42 +133,42 @@ class Panel:
 
 
 def dim(rgb: Rgb) -> Rgb:
-    """Grey, of full contrast and rather dark, so that coloured marks stand out."""
-    levels = 15 + 135 * _grey_levels(rgb)
+    """Gray, of full contrast and rather dark, so that colored marks stand out."""
+    levels = 15 + 135 * _gray_levels(rgb)
     return levels[..., None].repeat(3, -1).astype(np.uint8)
 
 
-def engrave(colours: Rgb, rgb: Rgb) -> Rgb:
-    """Colours with the outlines of a picture of the same size.
+def engrave(colors: Rgb, rgb: Rgb) -> Rgb:
+    """Colors with the outlines of an image of the same size.
 
-    Only fine detail is taken over, light and dark alike, so that a colour on average stays that of
-    the colour bar, however dark the picture is.
+    Only fine detail is taken over, light and dark alike, so that a color on average stays that of
+    the color bar, however dark the image is.
     """
-    grey = _grey_levels(rgb)
-    smooth = cv2.GaussianBlur(grey, (0, 0), max(rgb.shape[:2]) / 40)
-    detail = grey - np.asarray(smooth, np.float64)
-    return np.clip(colours + 100 * detail[..., None], 0, 255).astype(np.uint8)
+    gray = _gray_levels(rgb)
+    smooth = cv2.GaussianBlur(gray, (0, 0), max(rgb.shape[:2]) / 40)
+    detail = gray - np.asarray(smooth, np.float64)
+    return np.clip(colors + 100 * detail[..., None], 0, 255).astype(np.uint8)
 
 
-def _grey_levels(rgb: Rgb) -> Floats:
-    """Grey levels stretched to 0..1, a hundredth of the pixels clipped at both ends."""
-    grey = cv2.cvtColor(rgb, cv2.COLOR_RGB2GRAY).astype(np.float64)
-    low, high = np.percentile(grey, (1, 99))
-    return np.asarray(np.clip((grey - low) / max(high - low, 16.0), 0, 1))
+def _gray_levels(rgb: Rgb) -> Floats:
+    """Gray levels stretched to 0..1, a hundredth of the pixels clipped at both ends."""
+    gray = cv2.cvtColor(rgb, cv2.COLOR_RGB2GRAY).astype(np.float64)
+    low, high = np.percentile(gray, (1, 99))
+    return np.asarray(np.clip((gray - low) / max(high - low, 16.0), 0, 1))
 
 
-def colourise(values: Floats, low: float, high: float, colour_map: int) -> Rgb:
-    """Map low..high to a colour map of cv2; NaN becomes magenta."""
+def colorize(values: Floats, low: float, high: float, color_map: int) -> Rgb:
+    """Map low..high to a color map of cv2; NaN becomes magenta."""
     span = high - low if high > low else 1.0
     levels = np.clip((values - low) / span, 0, 1) * 255
-    coloured = cv2.applyColorMap(np.nan_to_num(levels).round().astype(np.uint8), colour_map)
-    rgb = np.array(coloured[..., ::-1], np.uint8)
+    colored = cv2.applyColorMap(np.nan_to_num(levels).round().astype(np.uint8), color_map)
+    rgb = np.array(colored[..., ::-1], np.uint8)
     rgb[np.isnan(values)] = MISSING
     return rgb
 
 
-def colour_bar(
-    height: int, low: float, high: float, colour_map: int, unit: str, mark: tuple[float, str] | None
+def color_bar(
+    height: int, low: float, high: float, color_map: int, unit: str, mark: tuple[float, str] | None
 ) -> Rgb:
     """A vertical scale from `low` at the bottom to `high` at the top, with numbers and unit.
 
@@ -176,7 +176,7 @@ def colour_bar(
         height: In canvas pixels; at least LEAST_BAR_HEIGHT is used.
         low: Value at the bottom.
         high: Value at the top, larger than `low`.
-        colour_map: A colour map of cv2.
+        color_map: A color map of cv2.
         unit: Written above the scale.
         mark: A value to point out on the left-hand side, and its name. Off the scale, the name
             stands at the end it lies beyond and says so.
@@ -191,7 +191,7 @@ def colour_bar(
     left = 6 + name_width
     bar = np.full((height, left + bar_width + 70, 3), 255, np.uint8)
     ramp = np.linspace(high, low, bottom - top)[:, None].repeat(bar_width, 1)
-    bar[top:bottom, left : left + bar_width] = colourise(ramp, low, high, colour_map)
+    bar[top:bottom, left : left + bar_width] = colorize(ramp, low, high, color_map)
     cv2.rectangle(bar, (left - 1, top - 1), (left + bar_width, bottom), INK, 1)
 
     def row_of(value: float) -> int:
@@ -252,7 +252,7 @@ def compose(
 
 
 def beside(left: Rgb, right: Rgb) -> Rgb:
-    """Two pictures side by side, without a gap; the lower one is filled up with white."""
+    """Two images side by side, without a gap; the lower one is filled up with white."""
     height = max(left.shape[0], right.shape[0])
     filled = [
         np.pad(part, ((0, height - part.shape[0]), (0, 0), (0, 0)), constant_values=255)
@@ -261,10 +261,10 @@ def beside(left: Rgb, right: Rgb) -> Rgb:
     return np.concatenate(filled, axis=1)
 
 
-def write(rgb: Rgb, text: str, corner_xy: tuple[int, int], size: int, colour: Colour = INK) -> None:
+def write(rgb: Rgb, text: str, corner_xy: tuple[int, int], size: int, color: Color = INK) -> None:
     """Write one line of text in place, its upper left corner at `corner_xy`."""
     sheet = Image.fromarray(rgb)
-    ImageDraw.Draw(sheet).text(corner_xy, text, fill=colour, font=_font(size))
+    ImageDraw.Draw(sheet).text(corner_xy, text, fill=color, font=_font(size))
     rgb[:] = np.asarray(sheet)
 
 
@@ -280,26 +280,26 @@ def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
 
 
 def _hatched(height: int, width: int) -> Rgb:
-    """Light grey with diagonal lines: nothing of the picture is here."""
+    """Light gray with diagonal lines: nothing of the image is here."""
     diagonal = np.add.outer(np.arange(height), np.arange(width)) % 12
     return np.where(diagonal[..., None] < 1, 205, 232).repeat(3, -1).astype(np.uint8)
 
 
-def _disc_coverage(shape: tuple[int, ...], centres: Floats, radii: Floats) -> Floats:
-    """Share of every pixel that lies in the union of discs, nearly: smooth edges, exact centres.
+def _disc_coverage(shape: tuple[int, ...], centers: Floats, radii: Floats) -> Floats:
+    """Share of every pixel that lies in the union of discs, nearly: smooth edges, exact centers.
 
     cv2.circle makes diamonds of discs this small.
     """
     coverage = np.zeros(shape[:2])
-    is_near = _is_drawable(centres)
-    centres, radii = centres[is_near], radii[is_near]
-    if not len(centres):
+    is_near = _is_drawable(centers)
+    centers, radii = centers[is_near], radii[is_near]
+    if not len(centers):
         return coverage
     reach = math.ceil(radii.max() + 1)
     steps = np.arange(-reach, reach + 1)
-    x = np.round(centres[:, 0]).astype(int)[:, None, None] + steps  # [N, 1, window]
-    y = np.round(centres[:, 1]).astype(int)[:, None, None] + steps[:, None]  # [N, window, 1]
-    distance = np.hypot(x - centres[:, 0, None, None], y - centres[:, 1, None, None])
+    x = np.round(centers[:, 0]).astype(int)[:, None, None] + steps  # [N, 1, window]
+    y = np.round(centers[:, 1]).astype(int)[:, None, None] + steps[:, None]  # [N, window, 1]
+    distance = np.hypot(x - centers[:, 0, None, None], y - centers[:, 1, None, None])
     share = np.clip(radii[:, None, None] + 0.5 - distance, 0, 1)
     x, y = np.broadcast_arrays(x, y)
     is_on = (share > 0) & (x >= 0) & (x < shape[1]) & (y >= 0) & (y < shape[0])

@@ -1,4 +1,4 @@
-"""Pictures of what the offsets do: dilation, offset field, sampling points. RGB uint8 arrays."""
+"""Images of what the offsets do: dilation, offset field, sampling points. RGB uint8 arrays."""
 
 from __future__ import annotations
 
@@ -13,14 +13,14 @@ from dcnseg.ops.offset_stats import TapGrid
 from dcnseg.visualize.canvas import (
     INK,
     WHITE,
-    Colour,
+    Color,
     Floats,
     Margins,
     Panel,
     Rgb,
     beside,
-    colour_bar,
-    colourise,
+    color_bar,
+    colorize,
     compose,
     dim,
     engrave,
@@ -33,49 +33,49 @@ from dcnseg.visualize.offsets import (
     sampling_positions,
 )
 
-RED: Colour = (235, 40, 40)
-GREEN: Colour = (40, 230, 70)
-YELLOW: Colour = (255, 214, 64)
-PALE: Colour = (200, 205, 215)
-DILATION_COLOURS = cv2.COLORMAP_VIRIDIS
-LENGTH_COLOURS = cv2.COLORMAP_INFERNO
+RED: Color = (235, 40, 40)
+GREEN: Color = (40, 230, 70)
+YELLOW: Color = (255, 214, 64)
+PALE: Color = (200, 205, 215)
+DILATION_COLORS = cv2.COLORMAP_VIRIDIS
+LENGTH_COLORS = cv2.COLORMAP_INFERNO
 MAX_MARGIN_SHARE = 0.75
-"""The margin around the picture is at most this share of its longer side on each side."""
+"""The margin around the image is at most this share of its longer side on each side."""
 
 
 def draw_effective_dilation(image: Rgb, layer: LayerOffsets) -> Rgb:
-    """The picture, and over it the effective dilation as a heat map with a colour bar."""
+    """The image, and over it the effective dilation as a heat map with a color bar."""
     dilation = effective_dilation(layer).numpy()
     plain = layer.plain_dilation_px
     heat = _heat_panel(
-        image, dilation, layer.output_geometry, DILATION_COLOURS, (plain, f"plain {plain:.4g}")
+        image, dilation, layer.output_geometry, DILATION_COLORS, (plain, f"plain {plain:.4g}")
     )
     notes = [
-        "Mean distance between adjacent sampling points, in pixels of the picture.",
+        "Mean distance between adjacent sampling points, in pixels of the image.",
         f"Here: {_range_text(dilation)}. Plain grid: {plain:.4g} px ({_grid_text(layer)}).",
     ]
-    panels = [("picture", Panel.from_image(image).canvas), ("effective dilation", heat)]
+    panels = [("image", Panel.from_image(image).canvas), ("effective dilation", heat)]
     return compose(panels, _num_columns(image, 2), f"{layer.name}: effective dilation", notes)
 
 
 def draw_offset_field(image: Rgb, layer: LayerOffsets) -> Rgb:
-    """Four panels: the picture, sampling meshes, mean displacements as arrows, lengths as heat."""
+    """Four panels: the image, sampling meshes, mean displacements as arrows, lengths as heat."""
     offset = layer.offset.double().numpy()  # [G, T, 2, Ho, Wo]
     stride_px = np.array(layer.input_geometry.stride_px)[:, None, None]
     displacement = offset.mean((0, 1)) * stride_px  # [2, Ho, Wo]
     length = np.linalg.norm(offset * stride_px, axis=2).mean((0, 1))
     arrows, factor = _arrow_panel(image, displacement, layer.output_geometry)
-    drawn = "to scale" if factor == 1 else f"drawn {factor:g} times as long"
+    scale_text = "to scale" if factor == 1 else f"drawn {factor:g} times as long"
     panels = [
-        ("picture", Panel.from_image(image).canvas),
+        ("image", Panel.from_image(image).canvas),
         (
-            "sampling grids; plain ones in grey",
+            "sampling grids; plain ones in gray",
             _mesh_panel(image, layer),
         ),
-        (f"mean displacement, {drawn}", arrows),
+        (f"mean displacement, {scale_text}", arrows),
         (
             "mean length of the offsets",
-            _heat_panel(image, length, layer.output_geometry, LENGTH_COLOURS, None),
+            _heat_panel(image, length, layer.output_geometry, LENGTH_COLORS, None),
         ),
     ]
     stats = layer.statistics
@@ -97,11 +97,11 @@ def draw_sampling_points(
 ) -> Rgb:
     """The samples of one output location: last layer above, cascade below; plain grid left.
 
-    The receptive location is a green square and the samples are red. Samples outside the picture
+    The receptive location is a green square and the samples are red. Samples outside the image
     are drawn in a margin around it, at most `MAX_MARGIN_SHARE` wide; those beyond it are counted.
 
     Args:
-        image: The picture.
+        image: The image.
         grid: Grid of the last layer.
         last_layer: Its samples: plain grid, deformable.
         cascade: Samples of several layers in cascade: plain grid, deformable.
@@ -125,7 +125,7 @@ def draw_sampling_points(
     title = f"sampling points of ({x:g}, {y:g})"
     notes = [
         f"Green: the output location nearest to the point, at ({location_x:g}, {location_y:g}). "
-        "Red: where it samples, hatched where there is no picture.",
+        "Red: where it samples, hatched where there is no image.",
         "Layers: " + ", ".join(layer_names) + ".",
     ]
     if any((p.weights != 1).any() for p in points):
@@ -142,7 +142,7 @@ def _samples_panel(
     # The area stands for the weight, 1 being the plain convolution's; never quite invisible.
     radii = radius * np.sqrt(np.clip(np.nan_to_num(weights), 0.08, 2.0))
     num_distinct = len(np.unique(np.round(positions, 3), axis=0))
-    # Few dots get an edge to stand out; hundreds would cover the picture with it.
+    # Few dots get an edge to stand out; hundreds would cover the image with it.
     panel.dots(positions, radii, RED, WHITE if num_distinct <= 100 else None)
     panel.square(samples.location_xy, 9.0, GREEN)
     text = f"{caption}: {len(positions)} samples"
@@ -158,7 +158,7 @@ def _samples_panel(
 
 
 def _margins(image: Rgb, positions_xy: Floats) -> Margins:
-    """Room for the samples outside the picture, left, top, right and bottom, in its pixels."""
+    """Room for the samples outside the image, left, top, right and bottom, in its pixels."""
     height, width = image.shape[:2]
     longest = MAX_MARGIN_SHARE * max(height, width)
     least = 0.03 * max(height, width)
@@ -170,7 +170,7 @@ def _margins(image: Rgb, positions_xy: Floats) -> Margins:
 
 
 def _mesh_panel(image: Rgb, layer: LayerOffsets) -> Rgb:
-    """The sampling grid at a lattice of locations, so spaced that neighbours hardly overlap."""
+    """The sampling grid at a lattice of locations, so spaced that neighbors hardly overlap."""
     panel = Panel.from_image(dim(image))
     deformed = _flat_positions(sampling_positions(layer))  # [G*T, 2 (x, y), Ho, Wo]
     plain = _flat_positions(sampling_positions(layer, is_plain=True))
@@ -184,10 +184,10 @@ def _mesh_panel(image: Rgb, layer: LayerOffsets) -> Rgb:
     rows = _lattice(height_out, geometry.stride_px[0], spacing[1])
     for row in rows:
         for column in columns:
-            for positions, colour, width in ((plain, PALE, 1), (deformed, YELLOW, 2)):
+            for positions, color, width in ((plain, PALE, 1), (deformed, YELLOW, 2)):
                 taps = positions[:, :, row, column]
                 for mesh in np.split(taps, layer.offset.shape[0]):
-                    _draw_mesh(panel, mesh, layer.grid, colour, width)
+                    _draw_mesh(panel, mesh, layer.grid, color, width)
             location = plain[:, :, row, column].mean(0)
             panel.square((float(location[0]), float(location[1])), 4.0, GREEN)
     chosen = deformed[:, :, rows][..., columns]  # [G*T, 2, rows, columns]
@@ -195,11 +195,11 @@ def _mesh_panel(image: Rgb, layer: LayerOffsets) -> Rgb:
     return panel.canvas
 
 
-def _draw_mesh(panel: Panel, taps_xy: Floats, grid: TapGrid, colour: Colour, width: int) -> None:
-    """Join the T samples of one location as neighbours in the kernel."""
+def _draw_mesh(panel: Panel, taps_xy: Floats, grid: TapGrid, color: Color, width: int) -> None:
+    """Join the T samples of one location as neighbors in the kernel."""
     mesh = taps_xy.reshape(*grid.kernel_size, 2)
     for starts, ends in ((mesh[1:], mesh[:-1]), (mesh[:, 1:], mesh[:, :-1])):
-        for ink, extra in ((INK, 2), (colour, 0)):
+        for ink, extra in ((INK, 2), (color, 0)):
             panel.segments(starts.reshape(-1, 2), ends.reshape(-1, 2), ink, width + extra)
 
 
@@ -230,14 +230,14 @@ def _heat_panel(
     image: Rgb,
     values: Floats,
     geometry: MapGeometry,
-    colour_map: int,
+    color_map: int,
     mark: tuple[float, str] | None,
 ) -> Rgb:
-    """Values [Ho, Wo] as colours over the grey picture, interpolated between the locations."""
+    """Values [Ho, Wo] as colors over the gray image, interpolated between the locations."""
     panel = Panel.from_image(image)
     low, high = _value_range(values, 0.0 if mark is None else mark[0])
-    heat = colourise(_spread(values, geometry, panel), low, high, colour_map)
-    bar = colour_bar(heat.shape[0], low, high, colour_map, "px", mark)
+    heat = colorize(_spread(values, geometry, panel), low, high, color_map)
+    bar = color_bar(heat.shape[0], low, high, color_map, "px", mark)
     return beside(engrave(heat, panel.canvas), bar)
 
 
@@ -245,8 +245,8 @@ def _spread(values: Floats, geometry: MapGeometry, panel: Panel) -> Floats:
     """Values of the locations at every pixel of the panel; the nearest beyond the outermost."""
     axes = []
     for axis, size in enumerate(panel.canvas.shape[:2]):
-        in_picture = (np.arange(size) + 0.5) / panel.scale_xy[1 - axis] - 0.5
-        axes.append((in_picture - geometry.origin_px[axis]) / geometry.stride_px[axis])
+        in_image = (np.arange(size) + 0.5) / panel.scale_xy[1 - axis] - 0.5
+        axes.append((in_image - geometry.origin_px[axis]) / geometry.stride_px[axis])
     y, x = np.meshgrid(*axes, indexing="ij")
     return np.asarray(
         cv2.remap(
@@ -261,9 +261,9 @@ def _spread(values: Floats, geometry: MapGeometry, panel: Panel) -> Floats:
 
 
 def _value_range(values: Floats, anchor: float) -> tuple[float, float]:
-    """Ends of the colour bar: the middle 98 % of the values, and `anchor` unless it is far away.
+    """Ends of the color bar: the middle 98 % of the values, and `anchor` unless it is far away.
 
-    An anchor that took more than two thirds of the bar would leave the values in one colour; values
+    An anchor that took more than two thirds of the bar would leave the values in one color; values
     that are all but equal get a bar around them, not a bar of rounding errors.
     """
     finite = values[np.isfinite(values)]
@@ -281,7 +281,7 @@ def _value_range(values: Floats, anchor: float) -> tuple[float, float]:
 
 
 def _lattice(size: int, stride_px: float, spacing_px: float) -> npt.NDArray[np.int64]:
-    """Indices of a map's axis at least `spacing_px` apart, centred."""
+    """Indices of a map's axis at least `spacing_px` apart, centered."""
     step = max(int(np.ceil(spacing_px / stride_px - 1e-9)), 1)
     count = max(size // step, 1)
     first = (size - 1 - (count - 1) * step) // 2
@@ -294,7 +294,7 @@ def _flat_positions(positions: Tensor) -> Floats:
 
 
 def _num_columns(image: Rgb, columns: int) -> int:
-    """Panels of a tall picture stand in one row."""
+    """Panels of a tall image stand in one row."""
     return 4 if image.shape[0] > 1.5 * image.shape[1] else columns
 
 

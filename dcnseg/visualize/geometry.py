@@ -18,16 +18,16 @@ WatchedLayer = nn.Conv2d | nn.MaxPool2d | nn.AvgPool2d
 
 @dataclass(frozen=True)
 class MapGeometry:
-    """Pixel i of a map has its centre at `origin_px + i * stride_px`; pairs are (y, x).
+    """Pixel i of a map has its center at `origin_px + i * stride_px`; pairs are (y, x).
 
-    Coordinates are indices: 0 is the centre of the first pixel of the picture referred to.
+    Coordinates are indices: 0 is the center of the first pixel of the image referred to.
     """
 
     stride_px: Pair
     origin_px: Pair
 
-    def in_picture(self, network_hw: tuple[int, int], image_hw: tuple[int, int]) -> MapGeometry:
-        """Turn pixels of the network's input into pixels of the picture it was resized from.
+    def in_image(self, network_hw: tuple[int, int], image_hw: tuple[int, int]) -> MapGeometry:
+        """Turn pixels of the network's input into pixels of the image it was resized from.
 
         Resizing keeps the outer edges together: x_image = (x_network + 0.5) / scale - 0.5.
         """
@@ -68,9 +68,9 @@ class GeometryTrace:
         strides, origins = [], []
         for axis in range(2):
             pad_before = _pad_before(kernel, axis, size_in[axis], size_out[axis])
-            centre = kernel.dilation[axis] * (kernel.kernel_size[axis] - 1) / 2 - pad_before
+            center = kernel.dilation[axis] * (kernel.kernel_size[axis] - 1) / 2 - pad_before
             strides.append(before.stride_px[axis] * kernel.stride[axis])
-            origins.append(before.origin_px[axis] + centre * before.stride_px[axis])
+            origins.append(before.origin_px[axis] + center * before.stride_px[axis])
         self.by_size[size_out] = MapGeometry((strides[0], strides[1]), (origins[0], origins[1]))
 
 

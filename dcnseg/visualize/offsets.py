@@ -1,7 +1,7 @@
-"""What the offsets of a network do to one picture; the entry point is `capture_offsets`.
+"""What the offsets of a network do to one image; the entry point is `capture_offsets`.
 
 Tensors keep (y, x) order, as the offsets do; what people read, points and the `_xy` results, is
-(x, y). Picture coordinates are indices: (0, 0) is the centre of the upper left pixel.
+(x, y). Image coordinates are indices: (0, 0) is the center of the upper left pixel.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from dcnseg.visualize.geometry import MapGeometry, trace_map_geometry
 
 @dataclass(frozen=True)
 class LayerOffsets:
-    """The offsets that one deformable layer predicted for one picture.
+    """The offsets that one deformable layer predicted for one image.
 
     Attributes:
         name: The layer's name in the model.
@@ -31,7 +31,7 @@ class LayerOffsets:
         mask: Modulation in [0, 2], float32 [G, T, H_out, W_out], or None.
         grid: Kernel size, stride, padding and dilation.
         input_hw: Size of the layer's input map.
-        input_geometry: Where the pixels of the input map lie in the picture.
+        input_geometry: Where the pixels of the input map lie in the image.
         statistics: Summary of `offset`, in pixels of the input map.
     """
 
@@ -45,24 +45,24 @@ class LayerOffsets:
 
     @property
     def output_geometry(self) -> MapGeometry:
-        """Where the output locations lie in the picture: each at the centre of its plain grid."""
+        """Where the output locations lie in the image: each at the center of its plain grid."""
         strides, origins = [], []
         for axis in range(2):
             stride_px = self.input_geometry.stride_px[axis]
             middle = self.grid.dilation[axis] * (self.grid.kernel_size[axis] - 1) / 2
-            centre = middle - self.grid.padding[axis]
+            center = middle - self.grid.padding[axis]
             strides.append(stride_px * self.grid.stride[axis])
-            origins.append(self.input_geometry.origin_px[axis] + centre * stride_px)
+            origins.append(self.input_geometry.origin_px[axis] + center * stride_px)
         return MapGeometry((strides[0], strides[1]), (origins[0], origins[1]))
 
     @property
     def plain_dilation_px(self) -> float:
-        """Effective dilation of the plain grid in picture pixels."""
+        """Effective dilation of the plain grid in image pixels."""
         zero = torch.zeros(1, self.grid.num_taps, 2, 1, 1)
         return float(_mean_adjacent_distance(self, zero, self.input_geometry.stride_px))
 
     def displacement_px(self, *, is_plain: bool = False) -> Tensor:
-        """Way from an output location to its samples in picture pixels, [G, T, 2, H_out, W_out].
+        """Way from an output location to its samples in image pixels, [G, T, 2, H_out, W_out].
 
         Args:
             is_plain: Leave the offsets out: the grid of the plain convolution.
@@ -78,10 +78,10 @@ class SamplingPoints:
     """Where the network looks for one output location.
 
     Attributes:
-        point_xy: The point asked for, in picture pixels.
-        location_xy: The output location nearest to it, in picture pixels.
-        positions_xy: Sampling positions in picture pixels, float64 [(G*T)**n, 2]; the taps of the
-            last layer change slowest. They may lie outside the picture, and are NaN where an
+        point_xy: The point asked for, in image pixels.
+        location_xy: The output location nearest to it, in image pixels.
+        positions_xy: Sampling positions in image pixels, float64 [(G*T)**n, 2]; the taps of the
+            last layer change slowest. They may lie outside the image, and are NaN where an
             offset is.
         weights: Product of the modulation masks on the way, [(G*T)**n]; 1 without modulation.
     """
@@ -98,22 +98,22 @@ def capture_offsets(
 ) -> list[LayerOffsets]:
     """Run the model once and return the offsets of its deformable layers, in forward order.
 
-    The whole picture goes through the network at once, without tiles.
+    The whole image goes through the network at once, without tiles.
 
     Args:
         model: Any network with `DeformConv2d` layers, in evaluation mode. It may pad its input at
             the bottom and right.
-        network_input: The normalised picture, [1, 3, h, w], possibly scaled.
-        image_hw: Size of the picture before scaling: positions are given in its pixels.
+        network_input: The normalized image, [1, 3, h, w], possibly scaled.
+        image_hw: Size of the image before scaling: positions are given in its pixels.
 
     Raises:
         ConfigError: The model has no deformable layer, or is in training mode.
-        ShapeError: `network_input` is not one picture.
+        ShapeError: `network_input` is not one image.
     """
     if network_input.ndim != 4 or network_input.shape[0] != 1:
         raise ShapeError(
             f"`network_input` has the shape {list(network_input.shape)}; offsets are shown for "
-            "one picture, [1, 3, h, w]."
+            "one image, [1, 3, h, w]."
         )
     layers = [(name, m) for name, m in model.named_modules() if isinstance(m, DeformConv2d)]
     if not layers:
@@ -140,13 +140,13 @@ def capture_offsets(
     network_hw = int(network_input.shape[-2]), int(network_input.shape[-1])
     return [
         _layer_offsets(
-            name, layer, prediction, input_hw, trace.of(input_hw).in_picture(network_hw, image_hw)
+            name, layer, prediction, input_hw, trace.of(input_hw).in_image(network_hw, image_hw)
         )
         for name, (layer, input_hw, prediction) in seen.items()
     ]
 
 
-def effective_dilation(layer: LayerOffsets, *, in_picture: bool = True) -> Tensor:
+def effective_dilation(layer: LayerOffsets, *, in_image: bool = True) -> Tensor:
     """Mean distance between adjacent sampling positions at every output location, [H_out, W_out].
 
     Adjacent are taps next to each other in a row or in a column of the kernel (12 pairs for 3x3).
@@ -154,19 +154,19 @@ def effective_dilation(layer: LayerOffsets, *, in_picture: bool = True) -> Tenso
 
     Args:
         layer: The layer's offsets.
-        in_picture: In pixels of the picture, else in pixels of the layer's input map.
+        in_image: In pixels of the image, else in pixels of the layer's input map.
 
     Raises:
         ConfigError: The kernel is 1x1: it has no adjacent taps.
 
     Source: Dai et al. 2017, "Deformable Convolutional Networks", section 4.2 and Table 2.
     """
-    stride_px = layer.input_geometry.stride_px if in_picture else (1.0, 1.0)
+    stride_px = layer.input_geometry.stride_px if in_image else (1.0, 1.0)
     return _mean_adjacent_distance(layer, layer.offset, stride_px)
 
 
 def sampling_positions(layer: LayerOffsets, *, is_plain: bool = False) -> Tensor:
-    """Samples (y, x) of every output location in picture pixels, [G, T, 2, H_out, W_out]."""
+    """Samples (y, x) of every output location in image pixels, [G, T, 2, H_out, W_out]."""
     output = layer.output_geometry
     axes = [
         output.origin_px[axis] + output.stride_px[axis] * torch.arange(size, dtype=torch.float64)
@@ -184,13 +184,13 @@ def cascade_positions(
     The point is moved to the nearest output location of the last layer, whose samples are at T
     positions (for each offset group) in its input map. Each is traced on through the layer before:
     its offsets are read at the output location nearest to the position, clamped to the map for
-    reading only. The position itself is never moved, so a tap outside of the picture keeps its own
+    reading only. The position itself is never moved, so a tap outside of the image keeps its own
     offsets. Plain convolutions between the layers are ignored: they are 1x1 in bottleneck ResNets;
     in a basic block with a plain 3x3 convolution the true field is wider by its taps.
 
     Args:
         layers: One or more layers in forward order; the last one is the nearest to the output.
-        point_xy: The point in picture pixels.
+        point_xy: The point in image pixels.
         is_plain: Leave the offsets out, for comparison.
 
     Source: Dai et al. 2017, "Deformable Convolutional Networks", Figure 6.
@@ -217,7 +217,7 @@ def cascade_positions(
 
 
 def tap_steps(grid: TapGrid) -> Tensor:
-    """Way from the centre of a plain grid to its taps in pixels of the map, (y, x), [T, 2]."""
+    """Way from the center of a plain grid to its taps in pixels of the map, (y, x), [T, 2]."""
     axes = [
         (torch.arange(k, dtype=torch.float64) - (k - 1) / 2) * d
         for k, d in zip(grid.kernel_size, grid.dilation, strict=True)

@@ -1,4 +1,4 @@
-"""Pictures and numbers of the offsets for one picture, as files; the entry is `visualize_image`."""
+"""Images and numbers of the offsets for one image, as files; the entry is `visualize_image`."""
 
 from __future__ import annotations
 
@@ -50,16 +50,16 @@ def visualize_image(
 
     Args:
         model: A network with deformable layers, in evaluation mode, on the device of the input.
-        network_input: The normalised, possibly scaled picture, [1, 3, h, w].
-        image: The picture, uint8 RGB [H, W, 3].
-        points: Points (x, y) in pixels of `image`; (0, 0) is the centre of its upper left pixel.
+        network_input: The normalized, possibly scaled image, [1, 3, h, w].
+        image: The image, uint8 RGB [H, W, 3].
+        points: Points (x, y) in pixels of `image`; (0, 0) is the center of its upper left pixel.
         out_dir: Folder for the files; made if missing.
         stem: Start of the files' names; may hold folders, "street/0001".
         cascade_depth: Number of last deformable layers to trace a point through; fewer if the model
             has fewer.
 
     Raises:
-        ConfigError: A point lies outside the picture, `cascade_depth` is below 1, or the model has
+        ConfigError: A point lies outside the image, `cascade_depth` is below 1, or the model has
             no deformable layer.
     """
     height, width = image.shape[:2]
@@ -70,17 +70,17 @@ def visualize_image(
     target = out_dir / stem
     paths = []
 
-    def write(suffix: str, picture: Rgb) -> None:
+    def write(suffix: str, panel: Rgb) -> None:
         paths.append(target.with_name(f"{target.name}_{suffix}.png"))
-        write_png(paths[-1], picture)
+        write_png(paths[-1], panel)
 
     for layer in layers:
         write(f"{layer.name}_dilation", draw_effective_dilation(image, layer))
         write(f"{layer.name}_offsets", draw_offset_field(image, layer))
     entries = []
     for point in points:
-        picture, entry = _point_report(image, layers[-cascade_depth:], point)
-        write(f"point_{point[0]:g}_{point[1]:g}", picture)
+        panel, entry = _point_report(image, layers[-cascade_depth:], point)
+        write(f"point_{point[0]:g}_{point[1]:g}", panel)
         entries.append(entry)
 
     numbers = {
@@ -95,7 +95,7 @@ def visualize_image(
 
 
 def default_points(image_hw: tuple[int, int], columns: int = 3, rows: int = 3) -> list[Point]:
-    """A grid of points, (x, y) in picture pixels, evenly spread over the picture, row by row."""
+    """A grid of points, (x, y) in image pixels, evenly spread over the image, row by row."""
     height, width = image_hw
     return [
         (
@@ -108,13 +108,13 @@ def default_points(image_hw: tuple[int, int], columns: int = 3, rows: int = 3) -
 
 
 def check_points(points: Sequence[Point], image_hw: tuple[int, int]) -> None:
-    """Raise a ConfigError that names the first point outside of the picture."""
+    """Raise a ConfigError that names the first point outside of the image."""
     height, width = image_hw
     for x, y in points:
         # A NaN is not inside either.
         if not (0 <= x <= width - 1 and 0 <= y <= height - 1):
             raise ConfigError(
-                f"The point {x:g},{y:g} is outside the picture of {width}x{height} pixels (width x "
+                f"The point {x:g},{y:g} is outside the image of {width}x{height} pixels (width x "
                 f"height): x must be in 0..{width - 1}, y in 0..{height - 1}."
             )
 
@@ -128,13 +128,13 @@ def to_json(numbers: Any) -> str:
 def _point_report(
     image: Rgb, layers: Sequence[LayerOffsets], point: Point
 ) -> tuple[Rgb, dict[str, Any]]:
-    """Picture and numbers of one point; `layers` are those of the cascade."""
+    """Image and numbers of one point; `layers` are those of the cascade."""
     last_plain = cascade_positions(layers[-1:], point, is_plain=True)
     last = cascade_positions(layers[-1:], point)
     plain = cascade_positions(layers, point, is_plain=True)
     cascade = cascade_positions(layers, point)
     names = [layer.name for layer in layers]
-    picture = draw_sampling_points(
+    panel = draw_sampling_points(
         image, layers[-1].grid, (last_plain, last), (plain, cascade), names
     )
     entry = {
@@ -143,7 +143,7 @@ def _point_report(
         "last_layer": {"layer": names[-1], **_samples_entry(last, last_plain)},
         "cascade": {"layers": names, **_samples_entry(cascade, plain)},
     }
-    return picture, entry
+    return panel, entry
 
 
 def _samples_entry(deformable: SamplingPoints, plain: SamplingPoints) -> dict[str, Any]:
@@ -155,10 +155,10 @@ def _samples_entry(deformable: SamplingPoints, plain: SamplingPoints) -> dict[st
 
 
 def _layer_entry(layer: LayerOffsets) -> dict[str, Any]:
-    """Numbers of one layer. Keys in `_px` are picture pixels, in `_map_px` pixels of its input."""
+    """Numbers of one layer. Keys in `_px` are image pixels, in `_map_px` pixels of its input."""
     groups, taps = layer.offset.shape[:2]
     dilation = effective_dilation(layer)
-    in_map = effective_dilation(layer, in_picture=False)
+    in_map = effective_dilation(layer, in_image=False)
     stats = layer.statistics
     return {
         "name": layer.name,

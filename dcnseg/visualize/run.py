@@ -1,4 +1,4 @@
-"""Offset pictures of many files with a trained network; entry point `visualize_files`."""
+"""Offset images of many files with a trained network; entry point `visualize_files`."""
 
 from __future__ import annotations
 
@@ -21,8 +21,8 @@ MOST_NETWORK_PIXELS = 2048 * 2048
 
 
 @dataclass(frozen=True)
-class DrawnImage:
-    """What became of one picture: the files written, or why there are none."""
+class OffsetReport:
+    """What became of one image: the files written, or why there are none."""
 
     image: InputImage
     outputs: tuple[Path, ...]
@@ -36,21 +36,21 @@ def visualize_files(
     points: Sequence[tuple[float, float]] = (),
     *,
     device: str = "auto",
-) -> Iterator[DrawnImage]:
-    """Draw the offsets of each picture; a broken picture does not stop the others.
+) -> Iterator[OffsetReport]:
+    """Draw the offsets of each image; a broken image does not stop the others.
 
     Args:
         run: Run folder or weights file.
-        images: Pictures and the names of their outputs.
+        images: Images and the names of their outputs.
         out: Output folder.
-        points: (x, y) in pixels of the picture; a small grid when empty.
+        points: (x, y) in pixels of the image; a small grid when empty.
         device: As `Predictor.from_checkpoint`.
 
     Yields:
-        The result of each picture, as soon as its files are complete.
+        The result of each image, as soon as its files are complete.
 
     Raises:
-        ConfigError: the network has no deformable layer, a point lies outside a picture, or `out`
+        ConfigError: the network has no deformable layer, a point lies outside an image, or `out`
             holds files of others.
         CheckpointError: the weights cannot be loaded.
     """
@@ -79,15 +79,15 @@ def visualize_files(
                 image.name.name,
             )
         except (DcnsegError, MemoryError) as error:
-            yield DrawnImage(image, (), describe_error(image, error))
+            yield OffsetReport(image, (), describe_error(image, error))
         else:
-            yield DrawnImage(image, tuple(paths))
+            yield OffsetReport(image, tuple(paths))
 
 
 def _bounded(network_input: Tensor) -> Tensor:
-    """A picture that is too large to go through the network at once is shown to it smaller.
+    """An image that is too large to go through the network at once is shown to it smaller.
 
-    Positions stay pixels of the picture, since they are worked out from both sizes.
+    Positions stay pixels of the image, since they are worked out from both sizes.
     """
     height, width = network_input.shape[-2:]
     factor = (MOST_NETWORK_PIXELS / (height * width)) ** 0.5
@@ -100,12 +100,12 @@ def _bounded(network_input: Tensor) -> Tensor:
 def _check_points_everywhere(
     points: Sequence[tuple[float, float]], images: Sequence[InputImage]
 ) -> None:
-    """Refuse a point outside of any picture before the first file is written."""
+    """Refuse a point outside of any image before the first file is written."""
     for image in images if points else ():
         try:
             size = read_size(image.path)
         except DataError:
-            continue  # a broken picture is reported when its turn comes
+            continue  # a broken image is reported when its turn comes
         try:
             check_points(points, size)
         except ConfigError as error:

@@ -26,8 +26,8 @@ def binary(tmp_path: Path) -> Path:
     root = tmp_path / "two classes"
     noise = np.random.default_rng(0)
     for index in range(4):
-        picture = noise.integers(0, 256, (40, 64, 3), np.uint8)
-        write_png(root / "images" / f"{index}.png", picture)
+        image = noise.integers(0, 256, (40, 64, 3), np.uint8)
+        write_png(root / "images" / f"{index}.png", image)
         write_png(root / "masks" / f"{index}.png", HALVES)
     return root
 
@@ -64,12 +64,12 @@ def test_all_errors_are_shown_and_3(invoke: Invoke, binary: Path) -> None:
     assert "images/0.png: is empty." in result.stdout
     assert "masks/1.png: is 64x9 pixels" in result.stdout
     assert "masks/alone.png: has no image." in result.stdout
-    assert "Once the errors are mended, go on with:" in result.stdout
+    assert "Once the errors are fixed, go on with:" in result.stdout
     content = json.loads(invoke("check", binary, "--json").stdout)
     assert [finding["severity"] for finding in content["findings"]].count("error") == 3
 
 
-def test_data_that_is_not_recognised_is_3(invoke: Invoke, tmp_path: Path) -> None:
+def test_data_that_is_not_recognized_is_3(invoke: Invoke, tmp_path: Path) -> None:
     result = invoke("check", tmp_path / "none")
     assert result.exit_code == 3
     assert result.stderr.startswith("Error: ")
@@ -97,8 +97,8 @@ def test_write_classes_writes_once(invoke: Invoke, binary: Path) -> None:
 
 def test_patterns_find_the_files_and_stand_in_the_command(invoke: Invoke, tmp_path: Path) -> None:
     for index in range(3):
-        picture = np.random.default_rng(index).integers(0, 256, (40, 64, 3), np.uint8)
-        write_png(tmp_path / "x" / f"{index}.png", picture)
+        image = np.random.default_rng(index).integers(0, 256, (40, 64, 3), np.uint8)
+        write_png(tmp_path / "x" / f"{index}.png", image)
         write_png(tmp_path / "y" / f"m{index}.png", HALVES)
     options = ["--images", "x/{stem}.png", "--masks", "y/m{stem}.png"]
     result = invoke("check", tmp_path, *options)
@@ -192,7 +192,7 @@ def test_ignored_values_add_up(invoke: Invoke, monkeypatch: pytest.MonkeyPatch) 
         seen.append(config)
         raise typer.Exit
 
-    monkeypatch.setattr(check_command, "_look", note)
+    monkeypatch.setattr(check_command, "_inspect", note)
     invoke("check", "photos", "--ignore-index=8", "--ignore-index", "3,4", "--ignore-index=8,12")
     assert seen[0].ignore_index == (8, 3, 4, 12)
     assert invoke("check", "photos", "--ignore-index=8", "--ignore-index=x").exit_code == 2

@@ -25,7 +25,7 @@ def test_run(invoke: Invoke, run: Path) -> None:
     assert content["classes"]["1"] == "snake"
     assert content["scores"]["split"] == "val"
     seen = content["training_data"]
-    assert (seen["num_images"], seen["grey_share"]) == (8, 0)
+    assert (seen["num_images"], seen["gray_share"]) == (8, 0)
     assert seen["min_size_hw"] == seen["max_size_hw"] == [64, 96]
     text = invoke("info", run).stdout
     assert "training data:\n  num_images: 8\n  min_size_hw: [64, 96]" in text

@@ -133,7 +133,7 @@ def test_nohup_keeps_sighup_ignored_and_other_programs_do_not() -> None:
     for before, is_ignored in (("SIG_DFL", "False"), ("SIG_IGN", "True")):
         code = (
             f"import signal; signal.signal(signal.SIGHUP, signal.{before}); "
-            "from dcnseg_cli.reporting import unwind_on_signals; unwind_on_signals(); "
+            "from dcnseg_cli.reporting import raise_on_signals; raise_on_signals(); "
             "print(signal.getsignal(signal.SIGHUP) == signal.SIG_IGN)"
         )
         assert shell(f"{sys.executable} -c '{code}'").stdout == f"{is_ignored}\n"

@@ -32,7 +32,7 @@ def test_a_data_folder(invoke: Invoke, run: Path, scenes: Path, tmp_path: Path) 
 
 
 def test_a_list_on_stdin_as_json(invoke: Invoke, run: Path, scenes: Path, tmp_path: Path) -> None:
-    pictures = sorted((scenes / "val" / "images").iterdir())
+    images = sorted((scenes / "val" / "images").iterdir())
     result = invoke(
         "predict",
         run,
@@ -42,18 +42,18 @@ def test_a_list_on_stdin_as_json(invoke: Invoke, run: Path, scenes: Path, tmp_pa
         "--save=probabilities",
         "--json",
         "--device=cpu",
-        stdin="".join(f"{path}\n" for path in pictures),
+        stdin="".join(f"{path}\n" for path in images),
     )
     assert result.exit_code == 0, result.stderr
     lines = [json.loads(line) for line in result.stdout.splitlines()]
-    assert [line["image"] for line in lines] == [str(path) for path in pictures]
+    assert [line["image"] for line in lines] == [str(path) for path in images]
     for line in lines:
         assert line["error"] is None
         assert Path(line["outputs"]["probabilities"]).is_file()
         assert set(line["outputs"]) == {"probabilities"}
 
 
-def test_a_broken_picture_is_3_and_the_rest_goes_on(
+def test_a_broken_image_is_3_and_the_rest_goes_on(
     invoke: Invoke, run: Path, scenes: Path, tmp_path: Path
 ) -> None:
     broken = tmp_path / "broken.jpg"
@@ -62,7 +62,7 @@ def test_a_broken_picture_is_3_and_the_rest_goes_on(
     result = invoke("predict", run, broken, good, "--out", tmp_path / "out", "--device=cpu")
     assert result.exit_code == 3
     assert "broken.jpg" in result.stderr
-    assert "3 of 4 pictures labelled" in result.stderr
+    assert "3 of 4 images labeled" in result.stderr
     assert len(result.stdout.splitlines()) == 3
 
 
@@ -72,11 +72,11 @@ def test_a_used_folder_is_refused(invoke: Invoke, run: Path, scenes: Path) -> No
     assert "is not empty. Choose another folder or add --overwrite" in result.stderr
 
 
-def test_no_pictures_is_3(invoke: Invoke, run: Path, tmp_path: Path) -> None:
+def test_no_images_is_3(invoke: Invoke, run: Path, tmp_path: Path) -> None:
     (tmp_path / "empty").mkdir()
     result = invoke("predict", run, tmp_path / "empty", "--out", tmp_path / "out")
     assert result.exit_code == 3
-    assert "no pictures in this folder" in result.stderr
+    assert "no images in this folder" in result.stderr
 
 
 def test_nothing_to_do_is_said(invoke: Invoke, run: Path, scenes: Path, tmp_path: Path) -> None:
@@ -100,7 +100,7 @@ def test_skip_existing_goes_on_where_it_stopped(
     assert invoke(*arguments).exit_code == 2
     result = invoke(*arguments, "--skip-existing", "--json")
     assert result.exit_code == 0, result.stderr
-    assert "2 of 3 pictures labelled" in result.stderr
+    assert "2 of 3 images labeled" in result.stderr
     assert "; 1 were there already." in result.stderr
     lines = [json.loads(line) for line in result.stdout.splitlines()]
     assert [line["is_skipped"] for line in lines] == [True, False, False]
@@ -109,23 +109,23 @@ def test_skip_existing_goes_on_where_it_stopped(
     assert len(list((tmp_path / "overlays").iterdir())) == 3
     result = invoke(*arguments, "--skip-existing")
     assert (result.exit_code, result.stdout) == (0, "")
-    assert "0 of 3 pictures labelled" in result.stderr
+    assert "0 of 3 images labeled" in result.stderr
     result = invoke(*arguments, "--skip-existing", "--overwrite")
     assert result.exit_code == 2
     assert "--overwrite and --skip-existing contradict each other" in result.stderr
 
 
-def test_pictures_unlike_the_trainings_are_warned_about(
+def test_images_unlike_the_trainings_are_warned_about(
     invoke: Invoke, run: Path, scenes: Path, tmp_path: Path
 ) -> None:
-    with Image.open(next((scenes / "val" / "images").iterdir())) as picture:
-        picture.load()
+    with Image.open(next((scenes / "val" / "images").iterdir())) as photo:
+        photo.load()
     for name, image in {
-        "a_large": picture.resize((400, 300)),
-        "b_tiny": picture.resize((20, 10)),
-        "c_grey": picture.convert("L"),
-        "d_grey": picture.convert("L"),
-        "e_alike": picture.resize((80, 90)),
+        "a_large": photo.resize((400, 300)),
+        "b_tiny": photo.resize((20, 10)),
+        "c_gray": photo.convert("L"),
+        "d_gray": photo.convert("L"),
+        "e_alike": photo.resize((80, 90)),
     }.items():
         (tmp_path / "in").mkdir(exist_ok=True)
         image.save(tmp_path / "in" / f"{name}.png")
@@ -133,17 +133,17 @@ def test_pictures_unlike_the_trainings_are_warned_about(
     result = invoke("predict", run, tmp_path / "in", "--out", out, "--json", "--device=cpu")
     assert result.exit_code == 0, result.stderr
     lines = [json.loads(line) for line in result.stdout.splitlines()]
-    expected = [["larger"], ["smaller"], ["grey"], ["grey"], []]
+    expected = [["larger"], ["smaller"], ["gray"], ["gray"], []]
     assert [line["unlike_training"] for line in lines] == expected
     warnings = [line for line in result.stderr.splitlines() if line.startswith("Warning: ")]
     unlike = [line for line in warnings if "every pixel" not in line]
     assert len(unlike) == 3
-    assert "1 of 5 pictures is much larger than the training's (96x64)." in unlike[0]
+    assert "1 of 5 images is much larger than the training's (96x64)." in unlike[0]
     assert unlike[0].endswith("a_large.png (400x300).")
-    assert "1 of 5 pictures is much smaller" in unlike[1]
-    assert "2 of 5 pictures are without colours" in unlike[2]
+    assert "1 of 5 images is much smaller" in unlike[1]
+    assert "2 of 5 images are without colors" in unlike[2]
     assert "The first is " in unlike[2]
-    assert "c_grey.png" in unlike[2]
+    assert "c_gray.png" in unlike[2]
 
 
 def rewritten(
@@ -174,24 +174,24 @@ def test_a_result_of_one_class_is_warned_about(
     images = sorted((scenes / "val" / "images").iterdir())
     result = invoke("predict", weights, *images, "--out", tmp_path / "a", "--device=cpu")
     assert result.exit_code == 0, result.stderr
-    text = "Warning: every pixel of all 3 pictures is 'snake', one of "
+    text = "Warning: every pixel of all 3 images is 'snake', one of "
     assert text in result.stderr
-    # One small picture may well show one class.
+    # One small image may well show one class.
     result = invoke("predict", weights, images[0], "--out", tmp_path / "b", "--device=cpu")
     assert "every pixel" not in result.stderr
     Image.fromarray(np.zeros((256, 256, 3), np.uint8)).save(tmp_path / "large.png")
     large = tmp_path / "large.png"
     result = invoke("predict", weights, large, "--out", tmp_path / "c", "--device=cpu")
-    assert "every pixel of the picture is 'snake'" in result.stderr
+    assert "every pixel of the image is 'snake'" in result.stderr
 
 
 def test_weights_that_say_nothing_of_the_training_are_not_compared(
     invoke: Invoke, run: Path, tmp_path: Path
 ) -> None:
     weights = rewritten(run, tmp_path / "old.safetensors", training_data=None)
-    Image.new("L", (400, 300)).save(tmp_path / "grey.png")
+    Image.new("L", (400, 300)).save(tmp_path / "gray.png")
     result = invoke(
-        *("predict", weights, tmp_path / "grey.png", "--out", tmp_path / "out"), "--device=cpu"
+        *("predict", weights, tmp_path / "gray.png", "--out", tmp_path / "out"), "--device=cpu"
     )
     assert result.exit_code == 0, result.stderr
     assert "training's" not in result.stderr
@@ -224,9 +224,9 @@ def test_memory_that_is_not_enough(
     arguments = (tmp_path / "a.png", small, "--out", tmp_path / "out", "--window=256")
     result = invoke("predict", run, *arguments, "--device=cpu")
     assert result.exit_code == 3
-    text = "the memory of cpu is not enough for this picture of 300x200 with --window 256. Try --wi"
+    text = "the memory of cpu is not enough for this image of 300x200 with --window 256. Try --wi"
     assert f"Error: {tmp_path / 'a.png'}: {text}ndow 128." in result.stderr
-    assert "1 of 2 pictures labelled" in result.stderr
+    assert "1 of 2 images labeled" in result.stderr
 
 
 def test_any_damage_of_the_weights_is_one_line(
@@ -235,7 +235,7 @@ def test_any_damage_of_the_weights_is_one_line(
     whole = (run / "best.safetensors").read_bytes()
     header = 8 + int.from_bytes(whole[:8], "little")
     few_tensors = rewritten(run, tmp_path / "few.safetensors", keep=2).read_bytes()
-    picture = next((scenes / "val" / "images").iterdir())
+    photo = next((scenes / "val" / "images").iterdir())
     choose = random.Random(5)
     damaged = [whole[: choose.randrange(len(whole))] for _ in range(2)]
     damaged += [few_tensors[: choose.randrange(len(few_tensors))] for _ in range(6)]
@@ -248,7 +248,7 @@ def test_any_damage_of_the_weights_is_one_line(
     for index, version in enumerate(damaged):
         path.write_bytes(version)
         out = tmp_path / str(index)
-        result = invoke("predict", path, picture, "--out", out, "--device=cpu")
+        result = invoke("predict", path, photo, "--out", out, "--device=cpu")
         codes.add(result.exit_code)
         assert isinstance(result.exception, SystemExit | None)
         errors = [line for line in result.stderr.splitlines() if line.startswith("Error: ")]
@@ -265,11 +265,11 @@ def test_a_full_disk_is_one_line_and_what_was_written_is_whole(
 ) -> None:
     save = Image.Image.save
 
-    def save_until_full(picture: Image.Image, file: Any, *options: Any, **more: Any) -> None:
+    def save_until_full(photo: Image.Image, file: Any, *options: Any, **more: Any) -> None:
         if any(not path.name.startswith(".") for path in tmp_path.rglob("*.png")):
             file.write(b"half")
             raise OSError(errno.ENOSPC, "No space left on device")
-        save(picture, file, *options, **more)
+        save(photo, file, *options, **more)
 
     monkeypatch.setattr(Image.Image, "save", save_until_full)
     result = invoke(
@@ -281,8 +281,8 @@ def test_a_full_disk_is_one_line_and_what_was_written_is_whole(
     assert result.stderr.splitlines()[-1].endswith(".png: No space left on device")
     (written,) = (tmp_path / "out").rglob("*.png")
     assert written.name.startswith("scene_000")
-    with Image.open(written) as picture:
-        picture.load()
+    with Image.open(written) as photo:
+        photo.load()
 
 
 def diverged(run: Path, path: Path) -> Path:
@@ -340,7 +340,7 @@ def test_bad_images_of_every_kind_do_not_stop_the_others(
             f"{tmp_path / 'fifo.png'} is not a regular file; it is skipped.",
             "loop.png: cannot be opened",
             f"Error: {url}: URLs are not read; download the image first.",
-            "2 of 4 pictures labelled",
+            "2 of 4 images labeled",
         ):
             assert text in result.stderr
 

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from dcnseg.checkpoint import BEST_WEIGHTS, load_segmenter, save_weights
 from dcnseg.data.class_map import ClassMap
 from dcnseg_cli.console import open_console
-from dcnseg_cli.reporting import echo, escape_what_cannot_be_encoded, print_json
+from dcnseg_cli.reporting import echo, escape_unencodable_text, print_json
 from dcnseg_cli.terminal_text import (
     escape_controls,
     escape_line,
@@ -155,7 +155,7 @@ def test_what_stdout_cannot_encode_never_fails(
     name = "\u6f22 \udcff.png"
     buffer = io.BytesIO()
     monkeypatch.setattr(sys, "stdout", io.TextIOWrapper(buffer, encoding, write_through=True))
-    escape_what_cannot_be_encoded()
+    escape_unencodable_text()
     echo(name)
     open_console().print(name)
     print_json({"image": name})

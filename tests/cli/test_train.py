@@ -264,7 +264,7 @@ def test_the_batch_size_can_be_found(invoke: Invoke, scenes: Path, tmp_path: Pat
     run = tmp_path / "run"
     result = invoke("train", scenes, "--out", run, *SMALL, "--epochs=1", "--batch-size=auto")
     assert result.exit_code == 0, result.stderr
-    assert "batches of 8, epochs 1 to 1" in result.stderr  # all the pictures
+    assert "batches of 8, epochs 1 to 1" in result.stderr  # all the images
     record = json.loads((run / CONFIG).read_text())
     assert record["settings"]["batch_size"] == 8
     assert record["sources"]["batch_size"] == "command line, found by trying"

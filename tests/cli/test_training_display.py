@@ -49,8 +49,8 @@ def test_plain_lines_without_a_terminal() -> None:
     out = io.StringIO()
     play(PlainDisplay(Console(file=out, width=40)))
     assert out.getvalue().splitlines() == [
-        "Looked at 12 pictures and masks.",
-        "10 train, 2 val pictures, 3 classes; 12.3 M parameters, 3 deformable layers; cpu in "
+        "Looked at 12 images and masks.",
+        "10 train, 2 val images, 3 classes; 12.3 M parameters, 3 deformable layers; cpu in "
         "float32; epochs 3 to 20",
         "epoch 3/20  loss 0.500  mIoU 0.250 (best)  offsets 1.00 px  8.0 images/s  4 s",
         "Stopped at epoch 3: no better score for 5 epochs.",

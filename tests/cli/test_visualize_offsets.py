@@ -16,12 +16,12 @@ from dcnseg.visualize import run as visualize_run
 from tests.conftest import Invoke, small_config
 
 
-def test_pictures_and_numbers(invoke: Invoke, run: Path, scenes: Path, tmp_path: Path) -> None:
-    picture = sorted((scenes / "val" / "images").iterdir())[0]
+def test_images_and_numbers(invoke: Invoke, run: Path, scenes: Path, tmp_path: Path) -> None:
+    image = sorted((scenes / "val" / "images").iterdir())[0]
     result = invoke(
         "visualize-offsets",
         run,
-        picture,
+        image,
         "--out",
         tmp_path,
         "--point=10,20",
@@ -32,7 +32,7 @@ def test_pictures_and_numbers(invoke: Invoke, run: Path, scenes: Path, tmp_path:
     written = [Path(line) for line in result.stdout.splitlines()]
     assert all(path.is_file() for path in written)
     assert len([path for path in written if path.suffix == ".png"]) == 3 * 2 + 2
-    numbers = json.loads((tmp_path / f"{picture.stem}.json").read_text())
+    numbers = json.loads((tmp_path / f"{image.stem}.json").read_text())
     assert len(numbers["layers"]) == 3
     assert len(numbers["points"]) == 2
 
@@ -51,14 +51,14 @@ def test_wrong_points_are_named(
     assert not out.exists()
 
 
-def test_a_broken_picture_is_3(invoke: Invoke, run: Path, scenes: Path, tmp_path: Path) -> None:
+def test_a_broken_image_is_3(invoke: Invoke, run: Path, scenes: Path, tmp_path: Path) -> None:
     (tmp_path / "broken.png").write_bytes(b"\x89PNG")
     good = sorted((scenes / "val" / "images").iterdir())[0]
     result = invoke(
         "visualize-offsets", run, tmp_path / "broken.png", good, "--out", tmp_path / "out"
     )
     assert result.exit_code == 3
-    assert "1 of 2 pictures drawn" in result.stderr
+    assert "1 of 2 images drawn" in result.stderr
 
 
 def test_a_plain_network_has_nothing_to_show(invoke: Invoke, scenes: Path, tmp_path: Path) -> None:
@@ -70,14 +70,14 @@ def test_a_plain_network_has_nothing_to_show(invoke: Invoke, scenes: Path, tmp_p
 
 
 @pytest.mark.parametrize("size", [(480, 31), (31, 480), (1, 1)])
-def test_pictures_of_any_shape_are_drawn(
+def test_images_of_any_shape_are_drawn(
     invoke: Invoke, run: Path, tmp_path: Path, size: tuple[int, int]
 ) -> None:
-    Image.new("RGB", size, (90, 120, 30)).save(tmp_path / "picture.png")
+    Image.new("RGB", size, (90, 120, 30)).save(tmp_path / "image.png")
     result = invoke(
         "visualize-offsets",
         run,
-        tmp_path / "picture.png",
+        tmp_path / "image.png",
         "--out",
         tmp_path / "out",
         "--point=0,0",
@@ -88,25 +88,25 @@ def test_pictures_of_any_shape_are_drawn(
     assert len(result.stdout.splitlines()) == 3 * 2 + 1 + 1  # the same point is drawn once
 
 
-def test_a_point_outside_one_of_several_pictures_stops_before_any_is_drawn(
+def test_a_point_outside_one_of_several_images_stops_before_any_is_drawn(
     invoke: Invoke, run: Path, tmp_path: Path
 ) -> None:
     for name, size in (("a", (96, 64)), ("b", (20, 10))):
         Image.new("RGB", size).save(tmp_path / f"{name}.png")
     result = invoke("visualize-offsets", run, tmp_path, "--out", tmp_path / "out", "--point=50,30")
     assert result.exit_code == 2
-    assert "b.png: The point 50,30 is outside the picture of 20x10" in result.stderr
+    assert "b.png: The point 50,30 is outside the image of 20x10" in result.stderr
     assert not (tmp_path / "out").exists()
 
 
-def test_a_huge_picture_is_shown_to_the_network_smaller(
+def test_a_huge_image_is_shown_to_the_network_smaller(
     invoke: Invoke, run: Path, scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(visualize_run, "MOST_NETWORK_PIXELS", 32 * 48)
-    picture = sorted((scenes / "val" / "images").iterdir())[0]
-    result = invoke("visualize-offsets", run, picture, "--out", tmp_path, "--point=90,60")
+    image = sorted((scenes / "val" / "images").iterdir())[0]
+    result = invoke("visualize-offsets", run, image, "--out", tmp_path, "--point=90,60")
     assert result.exit_code == 0, result.stderr
-    numbers = json.loads((tmp_path / f"{picture.stem}.json").read_text())
+    numbers = json.loads((tmp_path / f"{image.stem}.json").read_text())
     assert numbers["layers"][-1]["input_stride_px_yx"] == [32, 32]  # 16, at half the size
 
 
@@ -119,7 +119,7 @@ def test_a_folder_of_images_is_no_output_folder(
         arguments = ("visualize-offsets", run, tmp_path, "--out", out, "--overwrite")
         result = invoke(*arguments, "--point=1,1", "--device=cpu")
         assert result.exit_code == 0, result.stderr
-        assert "1 of 1 pictures drawn" in result.stderr
+        assert "1 of 1 images drawn" in result.stderr
     assert is_output_folder(out)
     inputs = [InputImage(Path(image), PurePath("a"))]
     with pytest.raises(ConfigError, match=r"which holds files that dcnseg did not write"):

@@ -47,7 +47,7 @@ static bool check_rounding(const char* name, const Oracle& oracle) {
     float from[16];
     for (uint64_t i = 0; i < 16; ++i) {
       uint32_t bits = static_cast<uint32_t>(first + i * kStep);
-      if (i % 4 == 3) bits &= 0xfffff000;                   // a tie of float16, or its neighbour
+      if (i % 4 == 3) bits &= 0xfffff000;                   // a tie of float16, or its neighbor
       if (i % 4 == 2) bits = (bits & 0xffff0000) | 0x8000;  // of bfloat16
       std::memcpy(from + i, &bits, 4);
     }

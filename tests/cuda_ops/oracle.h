@@ -99,7 +99,7 @@ static Expected expect(const DeformConvParams& p, const std::vector<double>& inp
           const bool bad = !std::isfinite(y) || !std::isfinite(x), replicates = p.border == Border::dcnv1;
           const bool valid = !bad && (!replicates || (y >= 0 && y < p.height && x >= 0 && x < p.width));
           double value = bad ? NAN : 0, grad = value, dy = bad ? NAN : 0, dx = bad ? NAN : 0;
-          // dcnv1: beyond the centres of the last row and column the map goes on with these.
+          // dcnv1: beyond the centers of the last row and column the map goes on with these.
           const bool at_bottom = replicates && y >= p.height - 1, at_right = replicates && x >= p.width - 1;
           const A fy = at_bottom ? A(p.height - 1) : std::floor(y), fx = at_right ? A(p.width - 1) : std::floor(x);
           const A ly = at_bottom ? A(0) : y - fy, lx = at_right ? A(0) : x - fx;

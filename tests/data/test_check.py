@@ -14,7 +14,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import ExifTags, Image
 
-from dcnseg.data.check import look
+from dcnseg.data.check import pairs
 from dcnseg.data.check.findings import Finding, raise_errors, shortened
 from dcnseg.data.check.inspection import MaskFacts, inspect_mask
 from dcnseg.data.check.report import CheckReport, check_data
@@ -36,10 +36,10 @@ def ids(*values: int, dtype: type = np.uint8) -> Array:
 
 
 def write_data(root: Path, masks: Mapping[str, Array], classes: list[int] | None = None) -> Path:
-    """Write masks (as PNG) with pictures of noise, and maybe a class list of these ids."""
+    """Write masks (as PNG) with images of noise, and maybe a class list of these ids."""
     for name, mask in masks.items():
-        picture = RNG.integers(0, 256, (*mask.shape[:2], 3), np.uint8)
-        write_png(root / "images" / f"{name}.png", picture)
+        image = RNG.integers(0, 256, (*mask.shape[:2], 3), np.uint8)
+        write_png(root / "images" / f"{name}.png", image)
         Path(root / "masks").mkdir(exist_ok=True)
         Image.fromarray(mask).save(root / "masks" / f"{name}.png")
     if classes is not None:
@@ -121,11 +121,11 @@ def test_everything_that_is_wrong_is_said_at_once(tmp_path: Path) -> None:
 
 def test_long_lists_are_shortened_by_kind() -> None:
     findings = [Finding("error", "a", f"{i}.png", "is bad.") for i in range(12)]
-    findings.append(Finding("error", "b", "x.png", "is worse.", "Mend it."))
+    findings.append(Finding("error", "b", "x.png", "is worse.", "Fix it."))
     lines = shortened(findings)
     assert lines[0] == "0.png: is bad."
-    assert lines[10:] == ["... and 2 more of this kind (a)", "x.png: is worse. Mend it."]
-    with pytest.raises(DataError, match=r"^x\.png: is worse\. Mend it\.$"):
+    assert lines[10:] == ["... and 2 more of this kind (a)", "x.png: is worse. Fix it."]
+    with pytest.raises(DataError, match=r"^x\.png: is worse\. Fix it\.$"):
         raise_errors(findings[12:])
 
 
@@ -234,38 +234,38 @@ def test_too_many_values_without_extremes_are_told_apart_from_smooth_edges(tmp_p
     assert "hold 100 different values 0..99, too many to guess classes" in report.findings[0].what
 
 
-# Colours
+# Colors
 
 
-COLOURS = np.array([[0, 0, 0], [200, 10, 10], [10, 200, 10]], np.uint8)
+COLORS = np.array([[0, 0, 0], [200, 10, 10], [10, 200, 10]], np.uint8)
 
 
-def test_colours_without_a_class_list_are_suggested_as_classes(tmp_path: Path) -> None:
-    write_data(tmp_path, three(COLOURS[ids(0, 1, 2, 2)]))
+def test_colors_without_a_class_list_are_suggested_as_classes(tmp_path: Path) -> None:
+    write_data(tmp_path, three(COLORS[ids(0, 1, 2, 2)]))
     report = check(tmp_path)
-    assert errors(report) == ["colours-without-classes"]
-    assert "3 masks, 3 colours" in finding(report, "colours-without-classes").what
+    assert errors(report) == ["colors-without-classes"]
+    assert "3 masks, 3 colors" in finding(report, "colors-without-classes").what
     assert report.suggestion.classes is not None
-    colours = [entry["color"] for entry in report.suggestion.classes["classes"]]
-    assert colours == [[0, 0, 0], [10, 200, 10], [200, 10, 10]]  # black, then by pixels
+    colors = [entry["color"] for entry in report.suggestion.classes["classes"]]
+    assert colors == [[0, 0, 0], [10, 200, 10], [200, 10, 10]]  # black, then by pixels
     (tmp_path / "classes.json").write_text(json.dumps(report.suggestion.classes))
     report = check(tmp_path)
     assert report.is_clean
     assert [entry.images for entry in report.classes] == [3, 3, 3]
 
 
-def test_colours_smeared_by_jpeg_are_no_classes(tmp_path: Path) -> None:
+def test_colors_smeared_by_jpeg_are_no_classes(tmp_path: Path) -> None:
     noise = RNG.integers(0, 256, (*HW, 3), np.uint8)
     report = check(write_data(tmp_path, three(noise)))
-    assert "far too many for classes" in finding(report, "colours-without-classes").what
+    assert "far too many for classes" in finding(report, "colors-without-classes").what
     assert report.suggestion.classes is None
 
 
-def test_colours_for_a_list_without_any_are_an_error(tmp_path: Path) -> None:
-    write_data(tmp_path, three(COLOURS[ids(0, 1)]))
+def test_colors_for_a_list_without_any_are_an_error(tmp_path: Path) -> None:
+    write_data(tmp_path, three(COLORS[ids(0, 1)]))
     (tmp_path / "classes.txt").write_text("a\nb\n")
     report = check(tmp_path)
-    assert errors(report) == ["colours-without-classes"] * 3
+    assert errors(report) == ["colors-without-classes"] * 3
     assert "classes.txt gives its classes none" in report.findings[0].what
 
 
@@ -276,26 +276,26 @@ def test_equal_channels_are_ids(tmp_path: Path) -> None:
     assert [entry.id for entry in report.classes] == [0, 3]
 
 
-def test_ids_and_colours_are_not_mixed(tmp_path: Path) -> None:
+def test_ids_and_colors_are_not_mixed(tmp_path: Path) -> None:
     masks = {"a": ids(0, 1), "b": ids(0, 1), "c": np.tile(np.array([0, 9, 0], np.uint8), (*HW, 1))}
     report = check(write_data(tmp_path, masks, [0, 1]))
     assert errors(report) == ["mixed-encodings"]
-    assert "2 masks as ids and 1 masks as colours" in finding(report, "mixed-encodings").what
+    assert "2 masks as ids and 1 masks as colors" in finding(report, "mixed-encodings").what
 
 
 def test_palettes_of_another_order_are_warned_about(tmp_path: Path) -> None:
     write_data(tmp_path, three(ids(0, 1)), [0, 1])
-    for name, palette in (("a", COLOURS), ("b", COLOURS), ("c", COLOURS[::-1])):
+    for name, palette in (("a", COLORS), ("b", COLORS), ("c", COLORS[::-1])):
         write_png(tmp_path / "masks" / f"{name}.png", ids(0, 1), palette)
     report = check(tmp_path)
     assert warnings(report) == ["palettes-differ"]
-    assert "the index 0 the colour" in finding(report, "palettes-differ").what
+    assert "the index 0 the color" in finding(report, "palettes-differ").what
 
 
 # Values
 
 
-def test_values_shifted_by_one_are_recognised(tmp_path: Path) -> None:
+def test_values_shifted_by_one_are_recognized(tmp_path: Path) -> None:
     write_data(tmp_path, three(ids(1, 2, 3)), [0, 1, 2])
     report = check(tmp_path)
     assert "shifted-by-one" in errors(report)
@@ -347,11 +347,11 @@ def test_a_wrong_class_list_is_named(tmp_path: Path) -> None:
     assert report.findings[0].file == str(tmp_path / "classes.json")
 
 
-# Pictures
+# Images
 
 
 def write_turned(root: Path, orientations: Mapping[str, int], *, stored: bool) -> Path:
-    """Write pictures with an EXIF tag, and masks as displayed or as stored."""
+    """Write images with an EXIF tag, and masks as displayed or as stored."""
     for name, orientation in orientations.items():
         exif = Image.Exif()
         exif[ExifTags.Base.Orientation] = orientation
@@ -380,10 +380,10 @@ def test_rotations_that_sizes_do_not_tell_are_warned_about_once(tmp_path: Path) 
     assert warnings(report) == ["rotation-unknown"]
     text = finding(report, "rotation-unknown").what
     assert "has the EXIF orientation 2, and 3 of the images" in text
-    assert "the masks of 1 pictures on their side do" in text
+    assert "the masks of 1 images on their side do" in text
 
 
-def test_tiny_pictures_are_named(tmp_path: Path) -> None:
+def test_tiny_images_are_named(tmp_path: Path) -> None:
     write_data(tmp_path, {"a": ids(0, 1), "b": ids(0, 1), "dot": np.zeros((1, 1), np.uint8)})
     report = check(tmp_path)
     assert "tiny" in warnings(report)
@@ -392,8 +392,8 @@ def test_tiny_pictures_are_named(tmp_path: Path) -> None:
 
 def test_files_of_several_frames_are_named(tmp_path: Path) -> None:
     write_data(tmp_path, {"a": ids(0, 1), "b": ids(0, 1), "pages": ids(0, 1)})
-    picture = Image.open(tmp_path / "images" / "pages.png").convert("RGB")
-    picture.save(tmp_path / "images" / "pages.tif", save_all=True, append_images=[picture])
+    image = Image.open(tmp_path / "images" / "pages.png").convert("RGB")
+    image.save(tmp_path / "images" / "pages.tif", save_all=True, append_images=[image])
     (tmp_path / "images" / "pages.png").unlink()
     for _ in range(2):  # the second time from the cache
         report = check(tmp_path)
@@ -401,26 +401,26 @@ def test_files_of_several_frames_are_named(tmp_path: Path) -> None:
     assert report.is_clean
 
 
-def test_the_same_picture_twice_is_named(tmp_path: Path) -> None:
+def test_the_same_image_twice_is_named(tmp_path: Path) -> None:
     for split in ("train", "val"):
         write_data(tmp_path / split, {f"{split}{i}": ids(0, 1) for i in range(3)})
     for name in ("train/images/train1", "val/images/val2"):
         content = (tmp_path / "train" / "images" / "train0.png").read_bytes()
         (tmp_path / f"{name}.png").write_bytes(content)
-    picture = Image.open(tmp_path / "train" / "images" / "train2.png")
-    picture.save(tmp_path / "val" / "images" / "val0.png", compress_level=1)
+    image = Image.open(tmp_path / "train" / "images" / "train2.png")
+    image.save(tmp_path / "val" / "images" / "val0.png", compress_level=1)
     report = check(tmp_path)
     assert report.is_clean
     assert sorted(warnings(report)) == [
-        "same-picture-in-two-splits",
-        "same-picture-in-two-splits",
+        "same-image-in-two-splits",
+        "same-image-in-two-splits",
     ]
     texts = [str(finding) for finding in report.findings]
-    assert any("val0.png: (val) is nearly the same picture as" in text for text in texts)
+    assert any("val0.png: (val) is nearly the same image as" in text for text in texts)
     assert any("train0.png: (train) and 2 others are the same file: " in text for text in texts)
     (tmp_path / "val" / "images" / "val2.png").unlink()
     (tmp_path / "val" / "masks" / "val2.png").unlink()
-    twice = finding(check(tmp_path), "same-picture-twice")
+    twice = finding(check(tmp_path), "same-image-twice")
     assert "train1.png: (train) is the same file as" in str(twice)
     assert str(twice).endswith("train0.png (train). Remove one.")
 
@@ -432,7 +432,7 @@ def test_many_equal_files_are_one_finding(tmp_path: Path) -> None:
         (tmp_path / "images" / f"{i:02}.png").write_bytes(content)
     report = check(tmp_path)
     [double] = report.findings
-    assert double.kind == "same-picture-in-two-splits"
+    assert double.kind == "same-image-in-two-splits"
     assert len(double.files) == 10
     assert double.files[0] == double.file
     assert "and 9 others are the same file: " in double.what
@@ -531,8 +531,8 @@ def test_files_that_have_not_changed_are_not_opened_again(
         opened.append(path)
         return inspect_mask(path)
 
-    monkeypatch.setattr(look, "inspect_image", opened.append)
-    monkeypatch.setattr(look, "inspect_mask", inspect)
+    monkeypatch.setattr(pairs, "inspect_image", opened.append)
+    monkeypatch.setattr(pairs, "inspect_mask", inspect)
     assert check(tmp_path) == first
     assert opened == []
     write_png(tmp_path / "masks" / "b.png", ids(0, 1, 2, 3))

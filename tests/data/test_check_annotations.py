@@ -27,8 +27,8 @@ NAMES = ("0", "1", "2", "3")
 
 def write_images(root: Path) -> None:
     for index, name in enumerate(NAMES):
-        picture = np.random.default_rng(index).integers(0, 256, (40, 64, 3), np.uint8)
-        write_png(root / f"{name}.png", picture)
+        image = np.random.default_rng(index).integers(0, 256, (40, 64, 3), np.uint8)
+        write_png(root / f"{name}.png", image)
 
 
 def labelme() -> dict[str, Any]:
@@ -51,7 +51,7 @@ def coco() -> dict[str, Any]:
 
 
 @pytest.fixture
-def drawn(tmp_path: Path) -> Path:
+def polygons(tmp_path: Path) -> Path:
     """Four images with a LabelMe file each."""
     write_images(tmp_path)
     for name in NAMES:
@@ -76,9 +76,9 @@ def errors(report: CheckReport) -> list[tuple[str, str]]:
     return [(Path(finding.file).name, finding.what) for finding in found]
 
 
-def test_one_bad_labelme_file_does_not_make_the_others_fail(drawn: Path) -> None:
-    (drawn / "0.json").write_text("{")
-    report = check(drawn)
+def test_one_bad_labelme_file_does_not_make_the_others_fail(polygons: Path) -> None:
+    (polygons / "0.json").write_text("{")
+    report = check(polygons)
     [(file, what)] = errors(report)
     assert file == "0.json"
     assert what.startswith("is no readable JSON")
@@ -90,27 +90,27 @@ def test_one_bad_labelme_file_does_not_make_the_others_fail(drawn: Path) -> None
 
 
 @pytest.mark.parametrize("text", ["null", "{}", "[]", "[" * 100_000, "9" * 5000, '"\\ud800"'])
-def test_json_of_any_other_kind_is_named_once(drawn: Path, text: str) -> None:
-    (drawn / "2.json").write_text(text)
-    assert [file for file, _ in errors(check(drawn))] == ["2.json"]
+def test_json_of_any_other_kind_is_named_once(polygons: Path, text: str) -> None:
+    (polygons / "2.json").write_text(text)
+    assert [file for file, _ in errors(check(polygons))] == ["2.json"]
 
 
-def test_a_fifo_is_no_annotation(drawn: Path) -> None:
-    (drawn / "2.json").unlink()
-    os.mkfifo(drawn / "2.json")
-    assert ("2.png", "has no mask.") in errors(check(drawn))
+def test_a_fifo_is_no_annotation(polygons: Path) -> None:
+    (polygons / "2.json").unlink()
+    os.mkfifo(polygons / "2.json")
+    assert ("2.png", "has no mask.") in errors(check(polygons))
 
 
-def test_labels_beside_a_broken_class_list_are_not_blamed(drawn: Path) -> None:
-    (drawn / "classes.json").write_text("{")
-    assert [file for file, _ in errors(check(drawn))] == ["classes.json"]
+def test_labels_beside_a_broken_class_list_are_not_blamed(polygons: Path) -> None:
+    (polygons / "classes.json").write_text("{")
+    assert [file for file, _ in errors(check(polygons))] == ["classes.json"]
 
 
-def test_too_many_labels_are_one_finding(drawn: Path) -> None:
+def test_too_many_labels_are_one_finding(polygons: Path) -> None:
     many = labelme()
     many["shapes"] = [many["shapes"][0] | {"label": f"c{i}"} for i in range(400)]
-    (drawn / "0.json").write_text(json.dumps(many))
-    report = check(drawn)
+    (polygons / "0.json").write_text(json.dumps(many))
+    report = check(polygons)
     [(_, what)] = errors(report)
     assert what.startswith("the polygons have 402 classes; at most 255 are possible")
     assert report.suggestion.classes is None

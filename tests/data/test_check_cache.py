@@ -13,7 +13,7 @@ from PIL import Image
 
 from dcnseg.data.check.cache import FactsCache, cache_folder
 from dcnseg.data.check.inspection import ImageFacts, MaskFacts
-from dcnseg.data.check.look import look_at_pairs
+from dcnseg.data.check.pairs import inspect_pairs
 from dcnseg.data.pairing.samples import Sample, Splits
 from tests.data.json_garbage import changed_somewhere, json_text
 
@@ -126,10 +126,10 @@ def test_files_with_damaged_facts_are_looked_at_again(file: Path) -> None:
     Image.fromarray(np.eye(9, dtype=np.uint8)).save(file)
     sample = Sample(file, file, "a")
     cache = FactsCache(file.parent)
-    first = look_at_pairs(Splits((sample,)), cache, polygon_ids={})
+    first = inspect_pairs(Splits((sample,)), cache, polygon_ids={})
     for role in ("image", "mask"):
         cache.put(file, role, cache.stamp(file), {"size_hw": [9, 9], "thumbnail": "zz"})
     cache.save()
-    again = look_at_pairs(Splits((sample,)), FactsCache(file.parent), polygon_ids={})
+    again = inspect_pairs(Splits((sample,)), FactsCache(file.parent), polygon_ids={})
     assert again == first
     assert first[1] == []

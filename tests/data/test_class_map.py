@@ -26,7 +26,7 @@ VOID = ClassInfo(11, "void", (0, 0, 0))
 def class_maps(draw: st.DrawFn) -> ClassMap:
     ids = draw(st.lists(st.integers(0, 65535), min_size=1, max_size=20, unique=True))
     channel = st.integers(0, 255)
-    colours = draw(
+    colors = draw(
         st.lists(
             st.tuples(channel, channel, channel),
             min_size=len(ids),
@@ -34,23 +34,23 @@ def class_maps(draw: st.DrawFn) -> ClassMap:
             unique=True,
         )
     )
-    entries = [ClassInfo(i, f"c{i}", colour) for i, colour in zip(ids, colours, strict=True)]
+    entries = [ClassInfo(i, f"c{i}", color) for i, color in zip(ids, colors, strict=True)]
     num_ignored = draw(st.integers(0, len(ids) - 1))
     return ClassMap(tuple(entries[num_ignored:]), tuple(entries[:num_ignored]))
 
 
 @given(class_maps(), st.data())
-def test_round_trip_through_ids_and_colours(class_map: ClassMap, data: st.DataObject) -> None:
+def test_round_trip_through_ids_and_colors(class_map: ClassMap, data: st.DataObject) -> None:
     is_decodable = bool(class_map.ignored_ids)
     choices = [*range(class_map.num_classes), *([IGNORE_INDEX] if is_decodable else [])]
-    drawn = data.draw(st.lists(st.sampled_from(choices), min_size=1, max_size=30))
-    indices = np.array([drawn], np.uint8)
+    polygons = data.draw(st.lists(st.sampled_from(choices), min_size=1, max_size=30))
+    indices = np.array([polygons], np.uint8)
     ids = class_map.decode_indices(indices)
     assert ids.dtype == (np.uint16 if max(class_map.ids) > 255 or ids.max() > 255 else np.uint8)
     np.testing.assert_array_equal(class_map.encode_ids(ids), indices)
-    colours = class_map.index_colours()
+    colors = class_map.index_colors()
     known = np.where(indices == IGNORE_INDEX, 0, indices)
-    np.testing.assert_array_equal(class_map.encode_colours(colours[known]), known)
+    np.testing.assert_array_equal(class_map.encode_colors(colors[known]), known)
 
 
 @given(class_maps())
@@ -67,7 +67,7 @@ def test_ids_and_names_follow_the_order_of_the_list() -> None:
     assert class_map.names == ("road", "sky")
     assert class_map.ignored_ids == (11, 255)
     assert class_map.encode_ids(np.array([[7, 2, 11, 255]])).tolist() == [[0, 1, 255, 255]]
-    assert class_map.index_colours().tolist() == [[128, 64, 128], [0, 0, 200]]
+    assert class_map.index_colors().tolist() == [[128, 64, 128], [0, 0, 200]]
     assert class_map.palette()[[7, 2]].tolist() == [[128, 64, 128], [0, 0, 200]]
 
 
@@ -107,11 +107,11 @@ def test_many_unknown_values_are_called_smeared() -> None:
         ClassMap((ROAD, SKY), (VOID,)).encode_ids(np.arange(100, 156)[None])
 
 
-def test_unknown_colours_are_named_with_their_counts() -> None:
+def test_unknown_colors_are_named_with_their_counts() -> None:
     rgb = np.full((2, 3, 3), 60, np.uint8)
-    message = r"6 pixels have the colour \(60, 60, 60\); none of the 2 classes of the class list"
+    message = r"6 pixels have the color \(60, 60, 60\); none of the 2 classes of the class list"
     with pytest.raises(UnknownLabelsError, match=message) as caught:
-        ClassMap((ROAD, SKY)).encode_colours(rgb)
+        ClassMap((ROAD, SKY)).encode_colors(rgb)
     assert caught.value.counts == {(60, 60, 60): 6}
 
 
@@ -124,22 +124,22 @@ def test_ignoring_more_ids() -> None:
         class_map.with_ignored([7])
 
 
-def test_colours_are_generated_where_none_are_given() -> None:
+def test_colors_are_generated_where_none_are_given() -> None:
     content = {"classes": [{"id": 0, "name": "a"}, {"id": 1, "name": "b", "color": [1, 2, 3]}]}
     class_map = ClassMap.from_dict(content)
-    assert not class_map.has_colours
+    assert not class_map.has_colors
     assert class_map.classes[1].color == (1, 2, 3)
     assert class_map.to_dict() == {**content, "ignore": []}
-    with pytest.raises(ConfigError, match="gives no colours"):
-        class_map.encode_colours(np.zeros((1, 1, 3), np.uint8))
+    with pytest.raises(ConfigError, match="gives no colors"):
+        class_map.encode_colors(np.zeros((1, 1, 3), np.uint8))
 
 
 @pytest.mark.parametrize("ignored", [False, True])
-def test_a_colour_of_two_entries_cannot_be_decoded(ignored: bool) -> None:
+def test_a_color_of_two_entries_cannot_be_decoded(ignored: bool) -> None:
     twin = ClassInfo(3, "twin", ROAD.color)
     class_map = ClassMap((ROAD,), (twin,)) if ignored else ClassMap((ROAD, twin))
-    with pytest.raises(ConfigError, match=r"'road' and 'twin' have the same colour \(128, 64, 128"):
-        class_map.encode_colours(np.zeros((1, 1, 3), np.uint8))
+    with pytest.raises(ConfigError, match=r"'road' and 'twin' have the same color \(128, 64, 128"):
+        class_map.encode_colors(np.zeros((1, 1, 3), np.uint8))
     assert class_map.encode_ids(np.array([[7]])).tolist() == [[0]]
 
 
@@ -197,12 +197,12 @@ def test_class_files_are_read(tmp_path: Path) -> None:
     text.write_bytes(b"\xef\xbb\xbfsky\r\n\r\n  road side \r\n")
     assert ClassMap.from_file(text).names == ("sky", "road side")
     assert ClassMap.from_file(text).ids == (0, 1)
-    assert not ClassMap.from_file(text).has_colours
+    assert not ClassMap.from_file(text).has_colors
     listed = tmp_path / "classes.json"
     listed.write_text(json.dumps(ClassMap((ROAD, SKY), (VOID,)).to_dict()))
     assert ClassMap.from_file(listed) == ClassMap((ROAD, SKY), (VOID,))
     assert ClassMap.from_file(listed).source == "classes.json"
-    assert ClassMap.from_file(listed).has_colours
+    assert ClassMap.from_file(listed).has_colors
 
 
 @pytest.mark.parametrize("content", [b"{", b"\xff\xfe\x00", b"[" * 100_000])
@@ -229,7 +229,7 @@ def test_too_many_classes_are_refused_before_colors_are_made(
     tmp_path: Path, name: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     assert ClassMap.from_file(fill(tmp_path / name, 255)).num_classes == 255
-    monkeypatch.setattr(class_info, "distinct_colours", None)  # would be called too late
+    monkeypatch.setattr(class_info, "distinct_colors", None)  # would be called too late
     with pytest.raises(DataError, match=rf"{name} has 3000 classes .*; 1 to 255 are possible"):
         ClassMap.from_file(fill(tmp_path / name, 3000))
     ignore = [{"id": 1, "name": "x"}] * 70_000

@@ -1,4 +1,4 @@
-"""Damaged picture files of every format give an array or a DataError that names the file."""
+"""Damaged image files of every format give an array or a DataError that names the file."""
 
 from __future__ import annotations
 
@@ -18,13 +18,13 @@ CASES_PER_FILE = 110
 
 
 def files() -> dict[str, bytes]:
-    """Small pictures in every format and in the modes that are decoded in ways of their own."""
+    """Small images in every format and in the modes that are decoded in ways of their own."""
     rng = np.random.default_rng(3)
     rgb = Image.fromarray(rng.integers(0, 256, (23, 31, 3), np.uint8))
     deep = Image.fromarray(rng.integers(0, 65536, (23, 31)).astype(np.uint16))
     exif = Image.Exif()
     exif[0x0112] = 6
-    pictures: dict[str, tuple[Image.Image, dict[str, Any]]] = {
+    images: dict[str, tuple[Image.Image, dict[str, Any]]] = {
         "rgb.png": (rgb, {"exif": exif}),
         "palette.png": (rgb.quantize(9), {"transparency": 3}),
         "deep.png": (deep, {}),
@@ -46,9 +46,9 @@ def files() -> dict[str, bytes]:
         "rgb.jp2": (rgb, {}),
     }
     contents = {}
-    for name, (picture, options) in pictures.items():
+    for name, (image, options) in images.items():
         buffer = io.BytesIO()
-        picture.save(buffer, Image.registered_extensions()[Path(name).suffix], **options)
+        image.save(buffer, Image.registered_extensions()[Path(name).suffix], **options)
         contents[name] = buffer.getvalue()
     return contents
 

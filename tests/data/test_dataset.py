@@ -22,8 +22,8 @@ UInt8Array = npt.NDArray[np.uint8]
 
 def write_pairs(root: Path, masks: list[npt.NDArray[np.generic]]) -> None:
     for index, mask in enumerate(masks):
-        picture = np.full((*mask.shape[:2], 3), index, np.uint8)
-        write_png(root / "images" / f"{index}.png", picture)
+        photo = np.full((*mask.shape[:2], 3), index, np.uint8)
+        write_png(root / "images" / f"{index}.png", photo)
         write_png(root / "masks" / f"{index}.png", mask)
 
 
@@ -54,14 +54,14 @@ def test_ignored_ids_are_no_classes(tmp_path: Path) -> None:
     assert class_map.ignored_ids == (1, 255)
 
 
-def test_values_of_grey_masks_in_three_channels(tmp_path: Path) -> None:
+def test_values_of_gray_masks_in_three_channels(tmp_path: Path) -> None:
     write_pairs(tmp_path, [np.repeat(ids(3, 9)[..., None], 3, axis=2)])
     assert load_class_map(tmp_path).ids == (3, 9)
 
 
-def test_colours_need_a_class_list(tmp_path: Path) -> None:
+def test_colors_need_a_class_list(tmp_path: Path) -> None:
     write_pairs(tmp_path, [np.array([[[0, 0, 0], [1, 2, 3]]], np.uint8)])
-    with pytest.raises(DataError, match=r"0\.png: is in colours, .* Write classes\.json"):
+    with pytest.raises(DataError, match=r"0\.png: is in colors, .* Write classes\.json"):
         load_class_map(tmp_path)
 
 
@@ -102,7 +102,7 @@ def test_a_single_value_is_nothing_to_learn(tmp_path: Path) -> None:
 # Label maps
 
 
-def test_label_maps_from_ids_and_colours(tmp_path: Path) -> None:
+def test_label_maps_from_ids_and_colors(tmp_path: Path) -> None:
     path = tmp_path / "mask.png"
     write_png(path, ids(5, 0, 255), CLASSES.palette())
     assert load_label_map(path, CLASSES).tolist() == [[1, 0, 255]]
@@ -110,14 +110,14 @@ def test_label_maps_from_ids_and_colours(tmp_path: Path) -> None:
     assert load_label_map(path, CLASSES).tolist() == [[1, 0]]
 
 
-def test_equal_channels_are_ids_unless_all_are_class_colours() -> None:
-    grey = np.repeat(ids(5, 0)[..., None], 3, axis=2)
-    labels, encoding = decode_mask(grey, CLASSES)
+def test_equal_channels_are_ids_unless_all_are_class_colors() -> None:
+    gray = np.repeat(ids(5, 0)[..., None], 3, axis=2)
+    labels, encoding = decode_mask(gray, CLASSES)
     assert (labels.tolist(), encoding) == ([[1, 0]], "ids")
     labels, encoding = decode_mask(np.zeros((1, 2, 3), np.uint8), CLASSES)
-    assert (labels.tolist(), encoding) == ([[0, 0]], "colours")
-    uncoloured = ClassMap.from_values([0, 5])
-    labels, encoding = decode_mask(grey, uncoloured)
+    assert (labels.tolist(), encoding) == ([[0, 0]], "colors")
+    uncolored = ClassMap.from_values([0, 5])
+    labels, encoding = decode_mask(gray, uncolored)
     assert (labels.tolist(), encoding) == ([[1, 0]], "ids")
 
 
@@ -127,9 +127,9 @@ def test_wrong_label_maps_are_named(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"mask\.png: 2 pixels have the value 40; the 2 classes"):
         load_label_map(path, CLASSES)
     write_png(path, np.array([[[9, 8, 7]]], np.uint8))
-    with pytest.raises(DataError, match=r"mask\.png: 1 pixel has the colour \(9, 8, 7\)"):
+    with pytest.raises(DataError, match=r"mask\.png: 1 pixel has the color \(9, 8, 7\)"):
         load_label_map(path, CLASSES)
-    with pytest.raises(DataError, match=r"mask\.png: is in colours, but the masks' values gives"):
+    with pytest.raises(DataError, match=r"mask\.png: is in colors, but the masks' values gives"):
         load_label_map(path, ClassMap.from_values([0, 1]))
 
 
@@ -171,7 +171,7 @@ def test_a_mask_of_another_size_is_named(tmp_path: Path) -> None:
         data[0]
 
 
-def test_rotated_pictures_fit_upright_masks(tmp_path: Path) -> None:
+def test_rotated_images_fit_upright_masks(tmp_path: Path) -> None:
     write_png(tmp_path / "masks" / "a.png", np.zeros((4, 6), np.uint8))
     exif = Image.Exif()
     exif[ExifTags.Base.Orientation] = 6
@@ -187,9 +187,9 @@ def test_masks_that_fit_the_stored_pixels_are_turned(tmp_path: Path, orientation
     write_png(tmp_path / "masks" / "a.png", stored)
     exif = Image.Exif()
     exif[ExifTags.Base.Orientation] = orientation
-    picture = Image.fromarray(np.repeat(stored[..., None] * 50, 3, axis=2))
+    photo = Image.fromarray(np.repeat(stored[..., None] * 50, 3, axis=2))
     (tmp_path / "images").mkdir()
-    picture.save(tmp_path / "images" / "a.png", exif=exif)
+    photo.save(tmp_path / "images" / "a.png", exif=exif)
     image, labels = SegmentationDataset(pair_samples(tmp_path), CLASSES)[0]
     assert torch.equal(labels > 0, image[0] > 0)
     assert labels.shape == (4, 2)

@@ -17,7 +17,7 @@ from dcnseg.data.pairing.folders import (
     left_over,
     pair_samples,
 )
-from dcnseg.data.pairing.samples import Entry, Found, draw_val, join_entries
+from dcnseg.data.pairing.samples import Entry, Found, join_entries, split_off_validation
 from dcnseg.errors import ConfigError, DataError
 
 
@@ -171,7 +171,7 @@ def test_the_split_is_fixed_by_seed_and_names(tmp_path: Path) -> None:
 @given(st.integers(1, 40), st.floats(0, 0.999), st.integers(0, 5))
 def test_splits_share_nothing_and_lose_nothing(count: int, fraction: float, seed: int) -> None:
     samples = tuple(Sample(Path(f"{i}.jpg"), Path(f"{i}.png"), str(i)) for i in range(count))
-    train, val = draw_val(samples, fraction, seed)
+    train, val = split_off_validation(samples, fraction, seed)
     assert sorted(stems(train) + stems(val)) == sorted(stems(samples))
     assert len(train) >= 1
     if fraction > 0 and count > 1:

@@ -29,7 +29,7 @@ from dcnseg.data.image_io import (
 from dcnseg.errors import DataError, ShapeError
 
 IDS = np.array([[0, 1, 2], [3, 2, 1]], np.uint8)
-COLOURS = np.arange(18, dtype=np.uint8).reshape(2, 3, 3) * 10
+COLORS = np.arange(18, dtype=np.uint8).reshape(2, 3, 3) * 10
 
 
 def save(path: Path, array: npt.NDArray[np.generic]) -> Path:
@@ -38,12 +38,12 @@ def save(path: Path, array: npt.NDArray[np.generic]) -> Path:
 
 
 def mode(path: Path) -> str:
-    with Image.open(path) as picture:
-        return picture.mode
+    with Image.open(path) as image:
+        return image.mode
 
 
-def grey_png(rows: list[bytes], width: int, bit_depth: int) -> bytes:
-    """A grey PNG with fewer than 8 bits per pixel, which Pillow does not write."""
+def gray_png(rows: list[bytes], width: int, bit_depth: int) -> bytes:
+    """A gray PNG with fewer than 8 bits per pixel, which Pillow does not write."""
 
     def chunk(kind: bytes, content: bytes) -> bytes:
         checksum = zlib.crc32(kind + content)
@@ -80,13 +80,13 @@ def test_1_bit_mask(tmp_path: Path) -> None:
 
 def test_2_and_4_bit_masks_keep_their_ids(tmp_path: Path) -> None:
     path = tmp_path / "mask.png"
-    path.write_bytes(grey_png([bytes([0b00011011])], 4, 2))
+    path.write_bytes(gray_png([bytes([0b00011011])], 4, 2))
     assert read_mask(path).tolist() == [[0, 1, 2, 3]]
-    path.write_bytes(grey_png([bytes([0x0B, 0xF1])], 4, 4))
+    path.write_bytes(gray_png([bytes([0x0B, 0xF1])], 4, 4))
     assert read_mask(path).tolist() == [[0, 11, 15, 1]]
 
 
-def test_palette_mask_gives_indices_not_colours(tmp_path: Path) -> None:
+def test_palette_mask_gives_indices_not_colors(tmp_path: Path) -> None:
     path = tmp_path / "mask.png"
     palette = np.array([[200, 10, 10], [10, 200, 10], [0, 0, 0], [255, 255, 255]], np.uint8)
     write_png(path, IDS, palette)
@@ -95,14 +95,14 @@ def test_palette_mask_gives_indices_not_colours(tmp_path: Path) -> None:
     np.testing.assert_array_equal(read_image(path), palette[IDS])
 
 
-def test_colour_masks(tmp_path: Path) -> None:
-    rgb = read_mask(save(tmp_path / "rgb.png", COLOURS))
-    np.testing.assert_array_equal(rgb, COLOURS)
+def test_color_masks(tmp_path: Path) -> None:
+    rgb = read_mask(save(tmp_path / "rgb.png", COLORS))
+    np.testing.assert_array_equal(rgb, COLORS)
     assert rgb.dtype == np.uint8
-    rgba = np.dstack([COLOURS, np.full((2, 3), 7, np.uint8)])
-    np.testing.assert_array_equal(read_mask(save(tmp_path / "rgba.png", rgba)), COLOURS)
-    grey = np.repeat(IDS[..., None], 3, axis=2)
-    np.testing.assert_array_equal(read_mask(save(tmp_path / "kkk.png", grey)), grey)
+    rgba = np.dstack([COLORS, np.full((2, 3), 7, np.uint8)])
+    np.testing.assert_array_equal(read_mask(save(tmp_path / "rgba.png", rgba)), COLORS)
+    gray = np.repeat(IDS[..., None], 3, axis=2)
+    np.testing.assert_array_equal(read_mask(save(tmp_path / "kkk.png", gray)), gray)
     la = np.dstack([IDS, np.full((2, 3), 255, np.uint8)])
     np.testing.assert_array_equal(read_mask(save(tmp_path / "la.png", la)), IDS)
 
@@ -110,8 +110,8 @@ def test_colour_masks(tmp_path: Path) -> None:
 @pytest.mark.parametrize("channels", [1, 3])
 def test_a_mask_in_the_alpha_channel_alone_is_read_from_it(tmp_path: Path, channels: int) -> None:
     ground = np.full((2, 3, channels), 9, np.uint8)
-    drawn = np.dstack([ground, IDS * 80])
-    np.testing.assert_array_equal(read_mask(save(tmp_path / "m.png", drawn)), IDS * 80)
+    polygons = np.dstack([ground, IDS * 80])
+    np.testing.assert_array_equal(read_mask(save(tmp_path / "m.png", polygons)), IDS * 80)
     empty = np.dstack([ground, IDS * 0])  # nothing is drawn on this one
     np.testing.assert_array_equal(read_mask(save(tmp_path / "m.png", empty)), IDS * 0)
 
@@ -124,11 +124,11 @@ def test_16_bit_channels_of_masks_keep_their_ids(tmp_path: Path) -> None:
     alpha[..., 3] = ids
     cv2.imwrite(str(tmp_path / "alpha.png"), alpha)
     assert read_mask(tmp_path / "alpha.png").tolist() == [[0, 7, 300]]
-    deep = COLOURS.astype(np.uint16) * 257
+    deep = COLORS.astype(np.uint16) * 257
     cv2.imwrite(str(tmp_path / "rgb.png"), deep[..., ::-1])
-    np.testing.assert_array_equal(read_mask(tmp_path / "rgb.png"), COLOURS)
+    np.testing.assert_array_equal(read_mask(tmp_path / "rgb.png"), COLORS)
     cv2.imwrite(str(tmp_path / "rgb.png"), deep[..., ::-1] + 1)
-    with pytest.raises(DataError, match=r"rgb\.png: has 16-bit colours that no 8-bit"):
+    with pytest.raises(DataError, match=r"rgb\.png: has 16-bit colors that no 8-bit"):
         read_mask(tmp_path / "rgb.png")
 
 
@@ -141,26 +141,26 @@ def test_float_masks_need_whole_numbers(tmp_path: Path) -> None:
             read_mask(save(tmp_path / "part.tif", np.full((2, 2), value, np.float32)))
 
 
-# Pictures
+# Images
 
 
-def test_picture_modes_look_alike(tmp_path: Path) -> None:
-    grey = np.linspace(0, 255, 64).astype(np.uint8).reshape(8, 8)
-    expected = np.repeat(grey[..., None], 3, axis=2)
-    pictures = {
-        "l.png": Image.fromarray(grey),
-        "la.png": Image.fromarray(grey).convert("LA"),
+def test_image_modes_look_alike(tmp_path: Path) -> None:
+    gray = np.linspace(0, 255, 64).astype(np.uint8).reshape(8, 8)
+    expected = np.repeat(gray[..., None], 3, axis=2)
+    images = {
+        "l.png": Image.fromarray(gray),
+        "la.png": Image.fromarray(gray).convert("LA"),
         "rgba.png": Image.fromarray(expected).convert("RGBA"),
-        "deep.png": Image.fromarray(grey.astype(np.uint16) * 257),
-        "deep.tif": Image.fromarray(grey.astype(np.uint16) * 257),
-        "float.tif": Image.fromarray(grey.astype(np.float32) / 255),
-        "p.png": Image.fromarray(grey).convert("P"),
+        "deep.png": Image.fromarray(gray.astype(np.uint16) * 257),
+        "deep.tif": Image.fromarray(gray.astype(np.uint16) * 257),
+        "float.tif": Image.fromarray(gray.astype(np.float32) / 255),
+        "p.png": Image.fromarray(gray).convert("P"),
         "cmyk.tif": Image.fromarray(expected).convert("CMYK"),
         "rgb.bmp": Image.fromarray(expected),
         "rgb.ppm": Image.fromarray(expected),
     }
-    for name, picture in pictures.items():
-        picture.save(tmp_path / name)
+    for name, image in images.items():
+        image.save(tmp_path / name)
         rgb = read_image(tmp_path / name)
         assert rgb.dtype == np.uint8
         np.testing.assert_array_equal(rgb, expected, err_msg=name)
@@ -168,11 +168,11 @@ def test_picture_modes_look_alike(tmp_path: Path) -> None:
         assert read_size(tmp_path / name) == (8, 8)
     Image.fromarray(expected).save(tmp_path / "x.webp", lossless=True)
     np.testing.assert_array_equal(read_image(tmp_path / "x.webp"), expected)
-    assert read_image(save(tmp_path / "1.png", grey > 99)).max() == 255
+    assert read_image(save(tmp_path / "1.png", gray > 99)).max() == 255
 
 
 def test_channel_order_is_rgb(tmp_path: Path) -> None:
-    np.testing.assert_array_equal(read_image(save(tmp_path / "a.png", COLOURS)), COLOURS)
+    np.testing.assert_array_equal(read_image(save(tmp_path / "a.png", COLORS)), COLORS)
 
 
 def test_transparent_pixels_lie_on_white(tmp_path: Path) -> None:
@@ -202,15 +202,15 @@ def test_other_values_are_scaled_by_their_least_and_greatest(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("bits", [8, 10, 12, 14, 16])
-def test_16_bit_pictures_of_less_depth_are_not_dark(tmp_path: Path, bits: int) -> None:
+def test_16_bit_images_of_less_depth_are_not_dark(tmp_path: Path, bits: int) -> None:
     deep = (np.array([[0, 0.5, 1]]) * (2**bits - 1)).round().astype(np.uint16)
-    grey = read_image(save(tmp_path / "grey.png", deep))
-    np.testing.assert_allclose(grey[0, :, 0], [0, 128, 255], atol=1)
+    gray = read_image(save(tmp_path / "gray.png", deep))
+    np.testing.assert_allclose(gray[0, :, 0], [0, 128, 255], atol=1)
     cv2.imwrite(str(tmp_path / "rgb.png"), np.repeat(deep[..., None], 3, axis=2))
-    np.testing.assert_array_equal(read_image(tmp_path / "rgb.png"), grey)
+    np.testing.assert_array_equal(read_image(tmp_path / "rgb.png"), gray)
 
 
-def test_16_bit_colours_keep_channels_alpha_and_rotation(tmp_path: Path) -> None:
+def test_16_bit_colors_keep_channels_alpha_and_rotation(tmp_path: Path) -> None:
     rgba = np.array([[[255, 0, 0, 255]], [[0, 99, 0, 0]]], np.uint16) * 257
     cv2.imwrite(str(tmp_path / "a.png"), rgba[..., [2, 1, 0, 3]])
     assert read_image(tmp_path / "a.png").tolist() == [[[255, 0, 0]], [[255, 255, 255]]]
@@ -254,18 +254,18 @@ def jpeg_bytes() -> bytes:
 BROKEN = [
     ("empty.jpg", b"", "is empty"),
     ("cut.jpg", jpeg_bytes()[:2000], "damaged or cut off"),
-    ("cut.png", grey_png([bytes(range(60))] * 9, 60, 8)[:70], "damaged or cut off"),
+    ("cut.png", gray_png([bytes(range(60))] * 9, 60, 8)[:70], "damaged or cut off"),
     ("page.jpg", b"\n<!DOCTYPE html><html>404</html>", "HTML page"),
     ("lfs.png", b"version https://git-lfs.github.com/spec/v1\noid", "run `git lfs pull`"),
     ("text.png", b"hello", "not an image in a known format"),
-    ("bomb.png", grey_png([b""], 2_000_000_000, 8), "refused, Image size"),
+    ("bomb.png", gray_png([b""], 2_000_000_000, 8), "refused, Image size"),
 ]
 
 
 @pytest.mark.parametrize("file_format", ["PNG", "JPEG", "TIFF", "BMP", "GIF", "WEBP", "JPEG2000"])
 def test_files_cut_off_in_their_header_are_called_so(tmp_path: Path, file_format: str) -> None:
     whole = io.BytesIO()
-    Image.fromarray(COLOURS).save(whole, file_format)
+    Image.fromarray(COLORS).save(whole, file_format)
     for length in (12, 20, 30):
         path = tmp_path / f"cut{length}"
         path.write_bytes(whole.getvalue()[:length])
@@ -292,17 +292,17 @@ def test_missing_files_and_folders_are_named(tmp_path: Path) -> None:
 
 
 def test_the_content_decides_not_the_ending(tmp_path: Path) -> None:
-    Image.fromarray(COLOURS).save(tmp_path / "really_png.jpg", "PNG")
-    np.testing.assert_array_equal(read_image(tmp_path / "really_png.jpg"), COLOURS)
+    Image.fromarray(COLORS).save(tmp_path / "really_png.jpg", "PNG")
+    np.testing.assert_array_equal(read_image(tmp_path / "really_png.jpg"), COLORS)
 
 
 @settings(max_examples=150, deadline=None)
 @given(st.integers(0, 400), st.lists(st.tuples(st.integers(0, 399), st.integers(0, 255))))
-def test_damage_gives_a_picture_or_a_data_error(
+def test_damage_gives_a_image_or_a_data_error(
     tmp_path_factory: pytest.TempPathFactory, length: int, flips: list[tuple[int, int]]
 ) -> None:
     path = tmp_path_factory.getbasetemp() / "fuzzed"
-    for content in (jpeg_bytes(), grey_png([bytes(range(60))] * 9, 60, 8)):
+    for content in (jpeg_bytes(), gray_png([bytes(range(60))] * 9, 60, 8)):
         damaged = bytearray(content)
         for position, value in flips:
             damaged[position % len(damaged)] = value
@@ -362,13 +362,13 @@ def test_a_layout_that_is_not_read_is_described(tmp_path: Path) -> None:
 
 def test_raw_files_are_refused_by_name(tmp_path: Path) -> None:
     """A DNG is a TIFF file, of which the preview would be read."""
-    Image.fromarray(COLOURS).save(tmp_path / "a.DNG", "TIFF")
+    Image.fromarray(COLORS).save(tmp_path / "a.DNG", "TIFF")
     with pytest.raises(DataError, match=r"a\.DNG: is a raw file of a camera"):
         read_image(tmp_path / "a.DNG")
 
 
 def test_further_pages_are_seen_but_smaller_copies_are_none(tmp_path: Path) -> None:
-    pages = [Image.fromarray(COLOURS), Image.fromarray(COLOURS)]
+    pages = [Image.fromarray(COLORS), Image.fromarray(COLORS)]
     for name, kind, expected in (("a", 0, True), ("b", 1, False), ("c", 4, False)):
         info = TiffImagePlugin.ImageFileDirectory_v2()
         info[254] = kind
@@ -384,14 +384,14 @@ def test_further_pages_are_seen_but_smaller_copies_are_none(tmp_path: Path) -> N
 # Writing
 
 
-def test_label_maps_and_pictures_round_trip(tmp_path: Path) -> None:
+def test_label_maps_and_images_round_trip(tmp_path: Path) -> None:
     write_png(tmp_path / "sub" / "ids.png", IDS)
     np.testing.assert_array_equal(read_mask(tmp_path / "sub" / "ids.png"), IDS)
     deep = np.array([[0, 300, 65535]], np.uint16)
     write_png(tmp_path / "deep.png", deep)
     np.testing.assert_array_equal(read_mask(tmp_path / "deep.png"), deep)
-    write_png(tmp_path / "rgb.png", COLOURS[::-1])
-    np.testing.assert_array_equal(read_image(tmp_path / "rgb.png"), COLOURS[::-1])
+    write_png(tmp_path / "rgb.png", COLORS[::-1])
+    np.testing.assert_array_equal(read_image(tmp_path / "rgb.png"), COLORS[::-1])
     flat = np.full((16, 16, 3), (200, 100, 50), np.uint8)
     write_jpeg(tmp_path / "flat.jpg", flat)
     np.testing.assert_allclose(read_image(tmp_path / "flat.jpg").astype(int), flat, atol=4)

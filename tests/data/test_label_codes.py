@@ -4,11 +4,11 @@ import numpy as np
 import pytest
 
 from dcnseg.data.label_codes import (
-    distinct_colours,
-    encode_by_colour,
+    distinct_colors,
+    encode_by_color,
     encode_by_id,
-    pack_colour,
-    unpack_colour,
+    pack_color,
+    unpack_color,
 )
 
 
@@ -26,9 +26,9 @@ def test_unknown_values_are_counted_the_most_frequent_first() -> None:
     assert list(unknown.items()) == [(3, 3), (70000, 2), (-5, 1)]
 
 
-def test_colours_become_indices() -> None:
-    colours = np.array([[[0, 0, 0], [1, 2, 3], [255, 255, 255], [3, 2, 1]]], np.uint8)
-    indices, unknown = encode_by_colour(colours, ((1, 2, 3), (0, 0, 0)), ((255, 255, 255),))
+def test_colors_become_indices() -> None:
+    colors = np.array([[[0, 0, 0], [1, 2, 3], [255, 255, 255], [3, 2, 1]]], np.uint8)
+    indices, unknown = encode_by_color(colors, ((1, 2, 3), (0, 0, 0)), ((255, 255, 255),))
     assert indices.tolist() == [[1, 0, 255, 255]]
     assert unknown == {0x030201: 1}
 
@@ -41,23 +41,23 @@ def test_a_255th_class_is_no_ignored_pixel() -> None:
 
 
 def test_packing_round_trip() -> None:
-    assert pack_colour((1, 2, 255)) == 0x0102FF
-    assert unpack_colour(0x0102FF) == (1, 2, 255)
+    assert pack_color((1, 2, 255)) == 0x0102FF
+    assert unpack_color(0x0102FF) == (1, 2, 255)
 
 
-def test_generated_colours_differ_and_repeat() -> None:
-    colours = distinct_colours(255)
-    assert len(set(colours)) == 255
-    assert colours == distinct_colours(255)
-    assert colours[0] not in distinct_colours(10, taken=[colours[0]])
+def test_generated_colors_differ_and_repeat() -> None:
+    colors = distinct_colors(255)
+    assert len(set(colors)) == 255
+    assert colors == distinct_colors(255)
+    assert colors[0] not in distinct_colors(10, taken=[colors[0]])
 
 
 def test_any_number_of_colors_is_made_or_refused() -> None:
-    colours = distinct_colours(20_000)
-    assert len(set(colours)) == 20_000
-    assert colours[:2000] == distinct_colours(2000)
-    # Saved runs and their pictures have these.
-    assert colours[:255:127] == [(57, 147, 230), (242, 186, 145), (15, 103, 153)]
-    assert colours[2399] == (75, 166, 92)
+    colors = distinct_colors(20_000)
+    assert len(set(colors)) == 20_000
+    assert colors[:2000] == distinct_colors(2000)
+    # Saved runs and their images have these.
+    assert colors[:255:127] == [(57, 147, 230), (242, 186, 145), (15, 103, 153)]
+    assert colors[2399] == (75, 166, 92)
     with pytest.raises(ValueError, match="16777216 colors are wanted; 16777215 are left"):
-        distinct_colours(1 << 24, taken=[(0, 0, 0)])
+        distinct_colors(1 << 24, taken=[(0, 0, 0)])

@@ -113,7 +113,7 @@ def test_one_folder_with_two_endings_or_prefixes(tmp_path: Path) -> None:
     assert pairs(tmp_path / "3")["train"] == [("a", "images/a.png", "images/a_mask.png")]
 
 
-def test_one_folder_without_masks_names_every_picture(tmp_path: Path) -> None:
+def test_one_folder_without_masks_names_every_image(tmp_path: Path) -> None:
     touch(tmp_path, "a.jpg", "b.jpg")
     with pytest.raises(DataError, match=r"2 of 2 images have no mask \(a.jpg, b.jpg\).*--images"):
         find_splits(tmp_path)
@@ -133,19 +133,19 @@ def test_voc_goes_by_its_lists(tmp_path: Path) -> None:
         "train": ["2007_01", "2007_02"],
         "val": ["2007_03"],
     }
-    assert "1 test pictures without masks are passed over" in find_splits(tmp_path).layout
+    assert "1 test images without masks are passed over" in find_splits(tmp_path).layout
     (lists / "val.txt").write_text("2007_03\n2007_05\n")
     assert find_pairs(tmp_path).images_without_mask == (tmp_path / "JPEGImages/2007_05.jpg",)
     (lists / "val.txt").write_text("2007_03\ngone\n")
-    with pytest.raises(DataError, match=r"val.txt: names 1 pictures .* \(gone\)"):
+    with pytest.raises(DataError, match=r"val.txt: names 1 images .* \(gone\)"):
         find_pairs(tmp_path)
 
 
-def test_voc_without_lists_takes_the_pictures_with_masks(tmp_path: Path) -> None:
+def test_voc_without_lists_takes_the_images_with_masks(tmp_path: Path) -> None:
     touch(tmp_path, "JPEGImages/a.jpg", "JPEGImages/b.jpg", "SegmentationClass/a.png")
     splits = find_splits(tmp_path, val_fraction=0)
     assert [sample.stem for sample in splits.train] == ["a"]
-    assert "1 pictures without mask are passed over" in splits.layout
+    assert "1 images without mask are passed over" in splits.layout
     touch(tmp_path, "SegmentationClassAug/a.png")
     with pytest.raises(DataError, match=r"two ways.*SegmentationClass/.*SegmentationClassAug/"):
         find_splits(tmp_path)
@@ -182,7 +182,7 @@ def test_two_folders_of_masks_are_ambiguous(tmp_path: Path) -> None:
     touch(tmp_path, "masks/a.png")  # the plain name is meant
     assert pairs(tmp_path)["train"] == [("a", "images/a.jpg", "masks/a.png")]
     layout = find_pairs(tmp_path).layout
-    assert layout.endswith("3 other pictures are passed over")
+    assert layout.endswith("3 other images are passed over")
 
 
 def test_two_suffixes_are_ambiguous(tmp_path: Path) -> None:
@@ -193,11 +193,11 @@ def test_two_suffixes_are_ambiguous(tmp_path: Path) -> None:
         find_splits(tmp_path)
 
 
-def test_pictures_in_no_split_are_counted(tmp_path: Path) -> None:
+def test_images_in_no_split_are_counted(tmp_path: Path) -> None:
     touch(tmp_path, "train/images/a.jpg", "train/masks/a.png", "images/b.jpg", "masks/b.png")
     pairing = find_pairs(tmp_path, val_fraction=0)
     assert [sample.stem for sample in pairing.splits.all_samples()] == ["a"]
-    assert pairing.layout.endswith("1 pictures in no split are passed over")
+    assert pairing.layout.endswith("1 images in no split are passed over")
 
 
 def test_subfolders_named_like_a_role_belong_to_the_stem(tmp_path: Path) -> None:
@@ -221,16 +221,16 @@ def test_masks_may_lie_within_the_folder_of_images(tmp_path: Path) -> None:
     assert pairs(tmp_path)["train"][0] == ("a", "images/a.jpg", "images/masks/a.png")
 
 
-def test_coloured_views_are_passed_over(tmp_path: Path) -> None:
+def test_colored_views_are_passed_over(tmp_path: Path) -> None:
     touch(tmp_path / "1", *(f"{n}{k}.png" for n in "ab" for k in ("", "_mask", "_color")))
     assert len(pairs(tmp_path / "1")["train"]) == 2
-    layout = "one folder, with mask suffix _mask; 2 other pictures are passed over"
+    layout = "one folder, with mask suffix _mask; 2 other images are passed over"
     assert find_splits(tmp_path / "1").layout == layout
     touch(tmp_path / "2", *(f"{k}/a.png" for k in ("image_2", "semantic", "semantic_rgb")))
     assert pairs(tmp_path / "2")["train"] == [("a", "image_2/a.png", "semantic/a.png")]
 
 
-def test_labelme_files_pair_with_their_pictures(tmp_path: Path) -> None:
+def test_labelme_files_pair_with_their_images(tmp_path: Path) -> None:
     touch(tmp_path, "a.jpg", "b.jpg", "c.jpg")
     for name in ("a", "b"):
         (tmp_path / f"{name}.json").write_text('{"shapes": []}')

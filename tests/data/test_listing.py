@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from dcnseg.data.pairing.folders import find_pairs
-from dcnseg.data.pairing.listing import find_images, find_unread
+from dcnseg.data.pairing.listing import find_images, find_unsupported
 from dcnseg.errors import DataError
 from dcnseg.files import OUTPUT_MARKER, mark_output_folder
 from dcnseg.inference.inputs import find_inputs
@@ -39,7 +39,7 @@ def test_folders_that_dcnseg_wrote_are_read_only_if_named(tmp_path: Path) -> Non
     assert names(tmp_path / "out") == ["labels/a.png", "overlays/a.jpg"]
     assert names(tmp_path / "out" / "labels") == ["a.png"]
     assert names(tmp_path / "sub" / "deep" / "run") == ["preview.jpg"]
-    assert find_unread(tmp_path) == {
+    assert find_unsupported(tmp_path) == {
         tmp_path / "out": f"written by dcnseg, as {OUTPUT_MARKER} in it says",
         tmp_path / "sub" / "deep" / "run": "a run folder of dcnseg train",
     }
@@ -60,7 +60,7 @@ def test_only_regular_files_are_images(
     Path("images/link.png").symlink_to("x.png")
     Path("images/gone.png").symlink_to("nothing.png")
     assert names(Path("images")) == ["a.png", "gone.png"]  # that one is an error when it is read
-    assert find_unread(Path("images")) == {
+    assert find_unsupported(Path("images")) == {
         Path("images/link.png"): "not a regular file",
         Path("images/x.png"): "not a regular file",
     }
@@ -84,7 +84,7 @@ def test_folders_that_cannot_be_read_are_named(
     touch(tmp_path, "a.png", "sub/b.png")
     forbid(tmp_path / "sub", monkeypatch)
     assert names(tmp_path) == ["a.png"]
-    assert find_unread(tmp_path) == {
+    assert find_unsupported(tmp_path) == {
         tmp_path / "sub": "a folder that cannot be read (Permission denied)"
     }
     notes: list[str] = []
@@ -99,7 +99,9 @@ def test_folders_that_cannot_be_read_are_named(
 
 def test_files_of_other_formats_are_explained(tmp_path: Path) -> None:
     touch(tmp_path, "a.mp4", "sub/b.HEIC", "c.DNG", ".hidden/d.mov", "e.txt", "f.pdf")
-    assert {path.name: why.partition(";")[0] for path, why in find_unread(tmp_path).items()} == {
+    assert {
+        path.name: why.partition(";")[0] for path, why in find_unsupported(tmp_path).items()
+    } == {
         "a.mp4": "a video",
         "b.HEIC": "a HEIC or AVIF image",
         "c.DNG": "a raw image",

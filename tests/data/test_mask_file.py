@@ -26,27 +26,27 @@ CLASSES = ClassMap(
 )
 
 
-def as_colours(ids: UInt8Array) -> UInt8Array:
+def as_colors(ids: UInt8Array) -> UInt8Array:
     return CLASSES.palette()[ids]
 
 
 def as_palette(ids: UInt8Array) -> Image.Image:
-    picture = Image.fromarray(ids)
-    picture.putpalette(CLASSES.palette().tobytes())
-    return picture
+    image = Image.fromarray(ids)
+    image.putpalette(CLASSES.palette().tobytes())
+    return image
 
 
 ENCODINGS: dict[str, tuple[str, Callable[[UInt8Array], Any]]] = {
-    "grey": ("values", Image.fromarray),
+    "gray": ("values", Image.fromarray),
     "16 bit": ("values", lambda ids: Image.fromarray(ids.astype(np.uint16))),
     "palette": ("values", as_palette),
-    "grey and alpha": (
+    "gray and alpha": (
         "values",
         lambda ids: Image.fromarray(np.dstack([ids, np.full_like(ids, 9)])),
     ),
-    "colours": ("colours", lambda ids: Image.fromarray(as_colours(ids))),
-    "colours and alpha": ("colours", lambda ids: Image.fromarray(as_colours(ids)).convert("RGBA")),
-    "equal channels": ("colours", lambda ids: Image.fromarray(np.dstack([ids] * 3))),
+    "colors": ("colors", lambda ids: Image.fromarray(as_colors(ids))),
+    "colors and alpha": ("colors", lambda ids: Image.fromarray(as_colors(ids)).convert("RGBA")),
+    "equal channels": ("colors", lambda ids: Image.fromarray(np.dstack([ids] * 3))),
 }
 
 
@@ -60,7 +60,7 @@ def test_every_encoding_gives_the_same_label_map(
     tmp_path_factory: pytest.TempPathFactory, values: list[int], name: str, suffix: str
 ) -> None:
     path = tmp_path_factory.getbasetemp() / f"mask{suffix}"
-    ids = np.array([[0, 7, *values]], np.uint8)  # two values: one alone may be a class's colour
+    ids = np.array([[0, 7, *values]], np.uint8)  # two values: one alone may be a class's color
     encoding, make = ENCODINGS[name]
     make(ids).save(path)
     assert read_mask_file(path).encoding == encoding
@@ -84,13 +84,13 @@ def test_a_mask_in_alpha_alone_is_told(tmp_path: Path, bits: int) -> None:
 
 
 @given(st.integers(1, 65535), st.lists(st.integers(0, 65535), min_size=1))
-def test_a_threshold_splits_the_grey_values(threshold: int, values: list[int]) -> None:
+def test_a_threshold_splits_the_gray_values(threshold: int, values: list[int]) -> None:
     class_map = ClassMap.binary(255).with_threshold(threshold)
-    grey = np.array([values])
-    np.testing.assert_array_equal(class_map.encode_ids(grey), grey >= threshold)
+    gray = np.array([values])
+    np.testing.assert_array_equal(class_map.encode_ids(gray), gray >= threshold)
     assert ClassMap.from_dict(class_map.to_dict()) == class_map
     turned = ClassMap(class_map.classes[::-1], (), threshold=threshold)
-    np.testing.assert_array_equal(turned.encode_ids(grey), grey < threshold)
+    np.testing.assert_array_equal(turned.encode_ids(gray), gray < threshold)
 
 
 def test_a_threshold_leaves_values_out_that_are_ignored_by_name() -> None:

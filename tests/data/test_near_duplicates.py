@@ -6,67 +6,67 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
-from dcnseg.data.check.near_duplicates import Picture, find_near_duplicates
+from dcnseg.data.check.near_duplicates import ImageSignature, find_near_duplicates
 
 UInt8Array = npt.NDArray[np.uint8]
 RNG = np.random.default_rng(0)
 
 
-def picture(split: str, file: str, thumbnail: UInt8Array, digest: str = "") -> Picture:
-    return Picture(split, file, thumbnail.tobytes().hex(), digest or file)
+def image(split: str, file: str, thumbnail: UInt8Array, digest: str = "") -> ImageSignature:
+    return ImageSignature(split, file, thumbnail.tobytes().hex(), digest or file)
 
 
 def noise() -> UInt8Array:
     return RNG.integers(20, 230, (8, 9), np.uint8)
 
 
-def found(*pictures: Picture) -> list[tuple[str, bool]]:
-    groups = find_near_duplicates(pictures)
-    return [("".join(p.file for p in group.pictures), group.is_exact) for group in groups]
+def found(*images: ImageSignature) -> list[tuple[str, bool]]:
+    groups = find_near_duplicates(images)
+    return [("".join(p.file for p in group.images), group.is_exact) for group in groups]
 
 
-def test_nearly_equal_pictures_of_two_splits_are_found_whatever_their_brightness() -> None:
+def test_nearly_equal_images_of_two_splits_are_found_whatever_their_brightness() -> None:
     first, other = noise(), noise()
     brighter = (first + RNG.integers(9, 12, first.shape)).astype(np.uint8)
-    pictures = (
-        picture("train", "a", first),
-        picture("train", "b", brighter),
-        picture("train", "c", other),
-        picture("val", "d", brighter),
+    images = (
+        image("train", "a", first),
+        image("train", "b", brighter),
+        image("train", "c", other),
+        image("val", "d", brighter),
     )
-    assert found(*pictures) == [("abd", False)]
+    assert found(*images) == [("abd", False)]
 
 
 def test_equal_files_are_one_group_however_many() -> None:
     flat = np.full((8, 9), 7, np.uint8)
-    pictures = [picture("train", name, flat, "same") for name in "abc"]
-    assert found(*pictures) == [("abc", True)]
-    assert found(pictures[0]) == []
+    images = [image("train", name, flat, "same") for name in "abc"]
+    assert found(*images) == [("abc", True)]
+    assert found(images[0]) == []
     assert found() == []
-    [group] = find_near_duplicates(pictures)
+    [group] = find_near_duplicates(images)
     assert not group.is_across_splits
-    [group] = find_near_duplicates([*pictures, picture("val", "d", flat, "same")])
+    [group] = find_near_duplicates([*images, image("val", "d", flat, "same")])
     assert group.is_across_splits
 
 
 def test_equal_files_of_two_splits_are_one_group_and_not_two() -> None:
     thumbnail = noise()
-    same = [picture(split, split[0], thumbnail, "same") for split in ("train", "val")]
+    same = [image(split, split[0], thumbnail, "same") for split in ("train", "val")]
     assert found(*same) == [("tv", True)]
-    assert found(*same, picture("val", "x", thumbnail)) == [("tv", True), ("tvx", False)]
+    assert found(*same, image("val", "x", thumbnail)) == [("tv", True), ("tvx", False)]
 
 
-def test_pictures_without_contrast_are_not_taken_for_the_same() -> None:
+def test_images_without_contrast_are_not_taken_for_the_same() -> None:
     flat = np.full((8, 9), 7, np.uint8)
-    assert found(picture("train", "a", flat), picture("val", "b", flat)) == []
+    assert found(image("train", "a", flat), image("val", "b", flat)) == []
 
 
 def test_equal_signs_of_unequal_contrast_are_no_duplicates() -> None:
     steps = np.tile(np.arange(9, dtype=np.uint8), (8, 1))
-    assert found(picture("train", "a", steps), picture("val", "b", steps * 25)) == []
+    assert found(image("train", "a", steps), image("val", "b", steps * 25)) == []
 
 
-def are_near(first: Picture, second: Picture) -> bool:
+def are_near(first: ImageSignature, second: ImageSignature) -> bool:
     """What `find_near_duplicates` promises, for one pair."""
     pair = [bytes.fromhex(p.thumbnail) for p in (first, second)]
     levels = np.array([list(content) for content in pair], float).reshape(2, 8, 9)
@@ -80,42 +80,42 @@ def are_near(first: Picture, second: Picture) -> bool:
     )
 
 
-def by_brute_force(pictures: list[Picture]) -> set[tuple[frozenset[str], bool]]:
-    """Compare each picture with each other one."""
+def by_brute_force(images: list[ImageSignature]) -> set[tuple[frozenset[str], bool]]:
+    """Compare each image with each other one."""
     groups = set()
-    for digest in {p.digest for p in pictures}:
-        same = frozenset(p.file for p in pictures if p.digest == digest)
+    for digest in {p.digest for p in images}:
+        same = frozenset(p.file for p in images if p.digest == digest)
         groups |= {(same, True)} if len(same) > 1 else set()
-    group_of = {p.file: {p.file} for p in pictures}
-    for first, second in combinations(pictures, 2):
+    group_of = {p.file: {p.file} for p in images}
+    for first, second in combinations(images, 2):
         if are_near(first, second):
             group_of[first.file] |= group_of[second.file]
             for file in group_of[first.file]:
                 group_of[file] = group_of[first.file]
-    digest_of = {p.file: p.digest for p in pictures}
+    digest_of = {p.file: p.digest for p in images}
     for group in group_of.values():
         if len({digest_of[file] for file in group}) > 1:
             groups.add((frozenset(group), False))
     return groups
 
 
-def some_pictures(rng: np.random.Generator) -> list[Picture]:
+def some_images(rng: np.random.Generator) -> list[ImageSignature]:
     """Variants of a few scenes, from the same to too different, many with large even areas."""
     splits = ["train", "val", "test"][: rng.integers(1, 4)]
     even_rows = int(rng.integers(0, 8))
     top = int(rng.choice([3, 6, 12, 250]))  # contrast
-    pictures: list[Picture] = []
+    images: list[ImageSignature] = []
     for _ in range(rng.integers(1, 5)):
         scene = rng.integers(0, top, (8, 9))
         scene[:even_rows] = 5
         for _ in range(rng.integers(1, 9)):
             variant = scene + rng.integers(0, 1 + rng.choice([0, 2, 7, 60]), (8, 9))
             variant = scene if rng.random() < 0.2 else np.clip(variant + rng.integers(0, 9), 0, 255)
-            name = str(len(pictures))
+            name = str(len(images))
             digest = rng.choice(["x", "y", name]) if rng.random() < 0.2 else name
             split = str(rng.choice(splits))
-            pictures.append(picture(split, name, variant.astype(np.uint8), str(digest)))
-    return pictures
+            images.append(image(split, name, variant.astype(np.uint8), str(digest)))
+    return images
 
 
 @pytest.mark.parametrize("seed", range(20))
@@ -123,13 +123,13 @@ def test_the_same_groups_are_found_as_by_brute_force(seed: int) -> None:
     rng = np.random.default_rng(seed)
     num_near = 0
     for _ in range(10):
-        pictures = some_pictures(rng)
-        groups = find_near_duplicates(pictures)
-        expected = by_brute_force(pictures)
-        as_sets = [(frozenset(p.file for p in g.pictures), g.is_exact) for g in groups]
+        images = some_images(rng)
+        groups = find_near_duplicates(images)
+        expected = by_brute_force(images)
+        as_sets = [(frozenset(p.file for p in g.images), g.is_exact) for g in groups]
         assert set(as_sets) == expected
         assert len(as_sets) == len(expected)
-        firsts = [int(group.pictures[0].file) for group in groups]
+        firsts = [int(group.images[0].file) for group in groups]
         assert firsts == sorted(firsts)
         num_near += sum(not group.is_exact for group in groups)
     assert num_near
@@ -144,16 +144,15 @@ def test_up_to_four_signs_may_differ(num_changed: int) -> None:
         rows = np.random.default_rng(seed).permutation(8)[:num_changed]
         columns = np.random.default_rng(seed).integers(0, 2, num_changed) * 8
         second[rows, columns] = 61  # turns one sign of that row
-        pictures = [picture("train", "a", first), picture("val", "b", second)]
-        assert bool(find_near_duplicates(pictures)) == (num_changed == 4)
+        images = [image("train", "a", first), image("val", "b", second)]
+        assert bool(find_near_duplicates(images)) == (num_changed == 4)
 
 
-def test_many_pictures_that_are_all_alike_are_one_group() -> None:
+def test_many_images_that_are_all_alike_are_one_group() -> None:
     """Half a million pairs, which must not be compared one by one."""
     thumbnails = noise() + RNG.integers(0, 3, (1000, 8, 9), np.uint8)
-    pictures = [
-        picture(("train", "val")[i % 2], str(i), thumbnail)
-        for i, thumbnail in enumerate(thumbnails)
+    images = [
+        image(("train", "val")[i % 2], str(i), thumbnail) for i, thumbnail in enumerate(thumbnails)
     ]
-    [group] = find_near_duplicates(pictures)
-    assert group.pictures == tuple(pictures)
+    [group] = find_near_duplicates(images)
+    assert group.images == tuple(images)

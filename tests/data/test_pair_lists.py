@@ -67,7 +67,7 @@ def test_paths_are_relative_to_the_list_or_else_to_the_data(data: Path, tmp_path
     assert found == {"train": {"i/a": "1.png", "i/d": "3.png"}}
 
 
-def test_one_mask_may_serve_two_pictures(data: Path) -> None:
+def test_one_mask_may_serve_two_images(data: Path) -> None:
     assert len(read(data, "i/a.jpg,m/1.png\ni/d.jpg,m/1.png\n")["train"]) == 2
 
 

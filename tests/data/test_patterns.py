@@ -28,7 +28,7 @@ def stems(root: Path, images: str, masks: str) -> dict[str, list[str]]:
 
 def test_splits_and_stems_with_folders(tmp_path: Path) -> None:
     touch(tmp_path, "x/training/day/a.JPG", "y/train/day/a_idx.png", "x/training/day/a_depth.png")
-    touch(tmp_path, "x/Valid/b.jpg", "y/val/b_idx.png", "x/unlabelled/c.jpg")
+    touch(tmp_path, "x/Valid/b.jpg", "y/val/b_idx.png", "x/unlabeled/c.jpg")
     found = stems(tmp_path, "x/{split}/{stem}.jpg", "y/{split}/{stem}_idx.png")
     assert found == {"train": ["day/a"], "val": ["b"]}
 

@@ -23,7 +23,7 @@ from dcnseg.data.polygons.drawings import (
     classes_of_names,
     polygon_classes,
     polygon_names,
-    rasterise,
+    rasterize,
 )
 from dcnseg.data.polygons.rasters import decode_runs
 from dcnseg.errors import DataError
@@ -56,10 +56,10 @@ def labelme_mask(tmp_path: Path, *shapes: dict[str, Any], **changes: Any) -> Any
     sample = Sample(tmp_path / "a.jpg", tmp_path / "a.json", "a")
     write_image(sample.image)
     write_labelme(sample.mask, list(shapes), **changes)
-    return rasterise(sample, IDS)
+    return rasterize(sample, IDS)
 
 
-def drawn(*areas: tuple[slice, slice, int]) -> Any:
+def polygons(*areas: tuple[slice, slice, int]) -> Any:
     expected = np.zeros(SIZE_HW, np.int32)
     for rows, columns, value in areas:
         expected[rows, columns] = value
@@ -70,7 +70,7 @@ def test_later_polygons_lie_above(tmp_path: Path) -> None:
     mask = labelme_mask(tmp_path, shape("cat", CAT), shape("dog", DOG))
     assert mask.dtype == np.int32
     np.testing.assert_array_equal(
-        mask, drawn((slice(1, 4), slice(1, 5), 1), (slice(2, 6), slice(3, 8), 2))
+        mask, polygons((slice(1, 4), slice(1, 5), 1), (slice(2, 6), slice(3, 8), 2))
     )
     mask = labelme_mask(tmp_path, shape("dog", DOG), shape("cat", CAT), shape("background", CAT))
     np.testing.assert_array_equal(mask[1:4, 1:5], 0)
@@ -78,7 +78,7 @@ def test_later_polygons_lie_above(tmp_path: Path) -> None:
 
 def test_rectangles_circles_and_embedded_masks(tmp_path: Path) -> None:
     mask = labelme_mask(tmp_path, shape("cat", [[5, 4], [1, 1]], "rectangle"))
-    np.testing.assert_array_equal(mask, drawn((slice(1, 4), slice(1, 5), 1)))
+    np.testing.assert_array_equal(mask, polygons((slice(1, 4), slice(1, 5), 1)))
     mask = labelme_mask(tmp_path, shape("cat", [[4, 3], [4, 1.2]], "circle"))
     rows, columns = np.indices(SIZE_HW)
     inside = np.hypot(rows + 0.5 - 3, columns + 0.5 - 4) < 1.8
@@ -91,9 +91,9 @@ def test_rectangles_circles_and_embedded_masks(tmp_path: Path) -> None:
     assert mask.sum() == 4
 
 
-def test_shapes_may_reach_beyond_the_picture(tmp_path: Path) -> None:
+def test_shapes_may_reach_beyond_the_image(tmp_path: Path) -> None:
     mask = labelme_mask(tmp_path, shape("cat", [[-5, -5], [50, -5], [50, 2], [-5, 2]]))
-    np.testing.assert_array_equal(mask, drawn((slice(0, 2), slice(0, 8), 1)))
+    np.testing.assert_array_equal(mask, polygons((slice(0, 2), slice(0, 8), 1)))
     mask = labelme_mask(tmp_path, shape("cat", [[20, 20], [30, 20], [30, 30]]))
     assert mask.sum() == 0
 
@@ -118,18 +118,18 @@ def test_shapes_that_cannot_be_drawn_are_refused(
         labelme_mask(tmp_path, bad)
 
 
-def test_polygons_belong_to_the_picture_as_displayed(tmp_path: Path) -> None:
+def test_polygons_belong_to_the_image_as_displayed(tmp_path: Path) -> None:
     sample = Sample(tmp_path / "a.jpg", tmp_path / "a.json", "a")
     write_image(sample.image, orientation=6)
     write_labelme(sample.mask, [shape("cat", CAT)])
     with pytest.raises(DataError, match=r"for 8x6 pixels, but a.jpg is displayed as 6x8.*EXIF"):
-        rasterise(sample, IDS)
+        rasterize(sample, IDS)
     for height, width in ((8, 6), (None, None)):
         write_labelme(sample.mask, [shape("cat", CAT)], imageHeight=height, imageWidth=width)
-        assert rasterise(sample, IDS).shape == (8, 6)
+        assert rasterize(sample, IDS).shape == (8, 6)
     write_labelme(sample.mask, [], imageHeight=-1)
     with pytest.raises(DataError, match="the size 8 x -1, which is none"):
-        rasterise(sample, IDS)
+        rasterize(sample, IDS)
 
 
 def test_pixels_in_no_polygon_need_a_background(tmp_path: Path) -> None:
@@ -137,9 +137,9 @@ def test_pixels_in_no_polygon_need_a_background(tmp_path: Path) -> None:
     write_image(sample.image)
     write_labelme(sample.mask, [shape("cat", CAT)])
     with pytest.raises(DataError, match=r"36 pixels of a\.jpg are in no polygon, and no class"):
-        rasterise(sample, {"cat": 0, "dog": 1})
+        rasterize(sample, {"cat": 0, "dog": 1})
     write_labelme(sample.mask, [shape("cat", [[0, 0], [8, 0], [8, 6], [0, 6]])])
-    assert (rasterise(sample, {"cat": 3}) == 3).all()
+    assert (rasterize(sample, {"cat": 3}) == 3).all()
 
 
 def test_labelme_data_is_read_like_masks(tmp_path: Path) -> None:
@@ -201,8 +201,8 @@ def test_coco_data_is_read_like_masks(tmp_path: Path) -> None:
     assert (names, problems) == (["background", "zebra", "dog"], [])  # 17 before 18
     class_map = load_class_map(tmp_path, splits)
     labels = load_pair(splits.train[0], class_map)[1]
-    expected = drawn((slice(1, 4), slice(1, 5), 1), (slice(0, 6), slice(3, 7), 2))
-    np.testing.assert_array_equal(labels, expected)  # `tiny` holds no centre
+    expected = polygons((slice(1, 4), slice(1, 5), 1), (slice(0, 6), slice(3, 7), 2))
+    np.testing.assert_array_equal(labels, expected)  # `tiny` holds no center
     assert (load_pair(splits.train[1], class_map)[1] == 0).all()  # listed without annotations
 
 
@@ -218,10 +218,10 @@ def test_coco_files_of_splits(tmp_path: Path) -> None:
         Sample(tmp_path / "val2017/a.jpg", tmp_path / "annotations/instances_val2017.json", "a"),
     )
     assert len(splits.train) == 1
-    assert splits.layout.endswith("1 pictures in a split without such a file are passed over")
+    assert splits.layout.endswith("1 images in a split without such a file are passed over")
 
 
-def test_coco_beside_the_pictures_of_each_split(tmp_path: Path) -> None:
+def test_coco_beside_the_images_of_each_split(tmp_path: Path) -> None:
     for split in ("train", "valid"):
         content = coco_content()
         content["images"][1]["file_name"] = f"{split}.jpg"
@@ -235,7 +235,7 @@ def test_coco_beside_the_pictures_of_each_split(tmp_path: Path) -> None:
     ]
 
 
-def test_pictures_that_coco_does_not_list_and_the_reverse(tmp_path: Path) -> None:
+def test_images_that_coco_does_not_list_and_the_reverse(tmp_path: Path) -> None:
     write_image(tmp_path / "images/a.jpg")
     write_image(tmp_path / "images/new.jpg")
     write_coco(tmp_path / "annotations.json", coco_content())
@@ -269,7 +269,7 @@ def test_damaged_annotations_are_refused(
     write_coco(tmp_path / "c.json", content)
     ids = {"background": 0, "zebra": 1, "dog": 2}
     with pytest.raises(DataError, match=rf"c\.json.*{message}"):
-        rasterise(Sample(tmp_path / "a.jpg", tmp_path / "c.json", "a"), ids)
+        rasterize(Sample(tmp_path / "a.jpg", tmp_path / "c.json", "a"), ids)
 
 
 @pytest.mark.parametrize("text", ["", "[", "[" * 100_000, '{"images": 1}', "[1]", "\ud800"])
@@ -278,7 +278,7 @@ def test_other_json_is_refused(tmp_path: Path, text: str) -> None:
     path.write_bytes(text.encode("utf-8", "surrogatepass"))
     write_image(tmp_path / "a.jpg")
     with pytest.raises(DataError, match=r"a\.json: is (no readable JSON|neither a LabelMe)"):
-        rasterise(Sample(tmp_path / "a.jpg", path, "a"), IDS)
+        rasterize(Sample(tmp_path / "a.jpg", path, "a"), IDS)
 
 
 def test_incomplete_coco_entries_are_refused(tmp_path: Path) -> None:
@@ -287,7 +287,7 @@ def test_incomplete_coco_entries_are_refused(tmp_path: Path) -> None:
     write_image(tmp_path / "a.jpg")
     write_coco(tmp_path / "c.json", content)
     with pytest.raises(DataError, match=r"c\.json: .*image a\.jpg: it gives the size 8 x None"):
-        rasterise(Sample(tmp_path / "a.jpg", tmp_path / "c.json", "a"), IDS)
+        rasterize(Sample(tmp_path / "a.jpg", tmp_path / "c.json", "a"), IDS)
 
 
 def test_polygons_beside_masks_need_a_class_list(tmp_path: Path) -> None:
@@ -297,7 +297,7 @@ def test_polygons_beside_masks_need_a_class_list(tmp_path: Path) -> None:
         Sample(tmp_path / "a.jpg", tmp_path / "a.json", "a"),
         Sample(tmp_path / "b.jpg", tmp_path / "b.png", "b"),
     ]
-    with pytest.raises(DataError, match=r"b\.png: is a picture, but other masks are polygons"):
+    with pytest.raises(DataError, match=r"b\.png: is an image, but other masks are polygons"):
         polygon_classes(samples)
     assert polygon_classes(samples[:1]) == ClassMap.from_dict(
         {"classes": [{"id": 0, "name": "background"}, {"id": 1, "name": "cat"}]}
@@ -318,7 +318,7 @@ def test_whatever_a_file_holds_is_a_mask_or_an_error(tmp_path: Path, data: st.Da
     sample = Sample(tmp_path / "a.jpg", tmp_path / f"{uuid4()}.json", "a")
     sample.mask.write_bytes(json_text(content))
     ids = {"background": 0, "cat": 1, "dog": 2, "zebra": 3}
-    mask, message = result_or_message(lambda: rasterise(sample, ids))
+    mask, message = result_or_message(lambda: rasterize(sample, ids))
     if mask is None:
         assert message.startswith(str(sample.mask))
         assert len(message) < 1500
@@ -395,8 +395,8 @@ def test_entries_of_coco_that_cannot_be_used_are_named(
     class_map = classes_of_names(["background", "zebra", "dog"], [sample])
     with pytest.raises(DataError, match=rf"annotations\.json: .*{problem}"):
         load_pair(sample, class_map)
-    expected = drawn((slice(1, 4), slice(1, 5), 1), (slice(0, 6), slice(3, 7), 2))
-    np.testing.assert_array_equal(rasterise(sample, class_map.ids_by_name), expected)
+    expected = polygons((slice(1, 4), slice(1, 5), 1), (slice(0, 6), slice(3, 7), 2))
+    np.testing.assert_array_equal(rasterize(sample, class_map.ids_by_name), expected)
 
 
 def test_many_entries_with_one_problem_are_one_sentence(tmp_path: Path) -> None:
@@ -417,7 +417,7 @@ def test_ids_may_be_written_as_texts_or_floats(tmp_path: Path) -> None:
     content["categories"][2]["id"] = "17"
     write_image(tmp_path / "a.jpg")
     write_coco(tmp_path / "c.json", content)
-    mask = rasterise(
+    mask = rasterize(
         Sample(tmp_path / "a.jpg", tmp_path / "c.json", "a"), {"zebra": 1, "dog": 2, "bg": 0}
     )
     assert set(np.unique(mask)) == {0, 1, 2}

@@ -36,14 +36,14 @@ def pack_runs(counts: list[int]) -> str:
 
 @given(st.lists(CORNERS, min_size=3, max_size=6))
 @settings(max_examples=60)
-def test_pixels_whose_centres_are_inside(ring: list[tuple[float, float]]) -> None:
+def test_pixels_whose_centers_are_inside(ring: list[tuple[float, float]]) -> None:
     expected = [[contains(ring, x + 0.5, y + 0.5) for x in range(8)] for y in range(6)]
     np.testing.assert_array_equal(fill_ring((6, 8), np.array(ring)), expected)
 
 
 @given(st.lists(CORNERS, min_size=3, max_size=3), CORNERS)
 @settings(max_examples=60)
-def test_neighbours_share_no_pixel_and_leave_none_out(
+def test_neighbors_share_no_pixel_and_leave_none_out(
     corners: list[tuple[float, float]], point: tuple[float, float]
 ) -> None:
     triangle = np.array(corners)

@@ -11,21 +11,21 @@ from dcnseg.data.synthetic import SCENE_CLASSES, generate_scene, write_scenes
 
 
 def test_the_same_seed_gives_the_same_bits() -> None:
-    picture, labels = generate_scene(3)
+    image, labels = generate_scene(3)
     again, labels_again = generate_scene(3)
     other, _ = generate_scene(4)
-    assert picture.shape == (128, 160, 3)
+    assert image.shape == (128, 160, 3)
     assert labels.shape == (128, 160)
-    assert picture.dtype == labels.dtype == np.uint8
-    np.testing.assert_array_equal(picture, again)
+    assert image.dtype == labels.dtype == np.uint8
+    np.testing.assert_array_equal(image, again)
     np.testing.assert_array_equal(labels, labels_again)
-    assert (picture != other).mean() > 0.5
+    assert (image != other).mean() > 0.5
 
 
 def test_sizes_down_to_tiny_ones() -> None:
     for size_hw in ((1, 1), (7, 30), (65, 33)):
-        picture, labels = generate_scene(0, size_hw)
-        assert picture.shape == (*size_hw, 3)
+        image, labels = generate_scene(0, size_hw)
+        assert image.shape == (*size_hw, 3)
         assert labels.shape == size_hw
 
 
@@ -38,11 +38,11 @@ def test_every_class_occurs_and_background_is_most() -> None:
 
 
 def test_textures_tell_objects_from_clutter() -> None:
-    """Within objects neighbouring pixels differ more than in the background, clutter included."""
+    """Within objects neighboring pixels differ more than in the background, clutter included."""
     contrast: list[list[float]] = [[], []]
     for seed in range(10):
-        picture, labels = generate_scene(seed)
-        step = np.abs(np.diff(picture.astype(float).mean(axis=2), axis=1))
+        image, labels = generate_scene(seed)
+        step = np.abs(np.diff(image.astype(float).mean(axis=2), axis=1))
         is_inner = labels[:, 1:] == labels[:, :-1]
         for is_object in (False, True):
             where = is_inner & ((labels[:, 1:] > 0) == is_object)

@@ -14,9 +14,9 @@ from torchvision import tv_tensors
 from torchvision.transforms import v2
 
 from dcnseg.data.transforms import (
+    CustomAugmentation,
     JointTransform,
-    Normalise,
-    OwnAugmentation,
+    Normalize,
     RandomTilt,
     _place_axis,
     build_train_transform,
@@ -29,15 +29,15 @@ ZERO, ONE = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
 
 
 def pair_that_says_where(height: int, width: int) -> tuple[Tensor, Tensor]:
-    """A picture whose red channel equals the label map."""
+    """An image whose red channel equals the label map."""
     labels = torch.arange(height * width).reshape(height, width).remainder(200).to(torch.uint8)
     image = torch.stack([labels, torch.zeros_like(labels), torch.full_like(labels, 77)])
     return image, labels
 
 
-def test_normalising_keeps_the_size() -> None:
+def test_normalizing_keeps_the_size() -> None:
     image, labels = pair_that_says_where(5, 7)
-    values, indices = JointTransform(Normalise(MEAN, STD))(image, labels)
+    values, indices = JointTransform(Normalize(MEAN, STD))(image, labels)
     expected = (image.float() / 255 - torch.tensor(MEAN)[:, None, None]) / torch.tensor(STD)[
         :, None, None
     ]
@@ -53,7 +53,7 @@ def test_normalising_keeps_the_size() -> None:
 @given(
     st.integers(1, 40), st.integers(1, 40), st.integers(1, 40), st.integers(1, 40), st.booleans()
 )
-def test_picture_and_labels_stay_together(
+def test_image_and_labels_stay_together(
     height: int, width: int, crop_h: int, crop_w: int, flip: bool
 ) -> None:
     transform = build_train_transform(
@@ -62,23 +62,23 @@ def test_picture_and_labels_stay_together(
     image, labels = transform(*pair_that_says_where(height, width))
     assert image.shape == (3, crop_h, crop_w)
     assert labels.shape == (crop_h, crop_w)
-    is_picture = labels != 255
-    assert int(is_picture.sum()) == min(height, crop_h) * min(width, crop_w)
-    torch.testing.assert_close((image[0] * 255)[is_picture], labels[is_picture].float())
-    assert not image[:, ~is_picture].any()  # the mean colour, here black
+    is_image = labels != 255
+    assert int(is_image.sum()) == min(height, crop_h) * min(width, crop_w)
+    torch.testing.assert_close((image[0] * 255)[is_image], labels[is_image].float())
+    assert not image[:, ~is_image].any()  # the mean color, here black
 
 
-def test_padding_is_the_mean_colour_and_ignored() -> None:
+def test_padding_is_the_mean_color_and_ignored() -> None:
     transform = build_train_transform(crop_hw=(8, 8), scale_range=(1, 1), mean=MEAN, std=STD)
     image, labels = transform(torch.zeros(3, 2, 2, dtype=torch.uint8), torch.zeros(2, 2).byte())
     assert int((labels == 255).sum()) == 60
-    assert image[:, labels == 255].abs().max() < 0.01  # normalised: 0, up to rounding to uint8
+    assert image[:, labels == 255].abs().max() < 0.01  # normalized: 0, up to rounding to uint8
 
 
 @given(
     st.integers(1, 300), st.integers(1, 300), st.floats(0.1, 4), st.floats(0, 1, exclude_max=True)
 )
-def test_the_crop_lies_in_the_picture(size: int, crop: int, scale: float, place: float) -> None:
+def test_the_crop_lies_in_the_image(size: int, crop: int, scale: float, place: float) -> None:
     start, length, target, before, after = _place_axis(size, crop, scale, place)
     assert start >= 0
     assert length >= 1
@@ -118,11 +118,11 @@ def test_every_place_and_both_directions_occur() -> None:
     assert seen == {*rows, *((b, a) for a, b in rows)}
 
 
-def test_colour_jitter_changes_the_picture_only() -> None:
+def test_color_jitter_changes_the_image_only() -> None:
     image = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (3, 8, 8), np.uint8))
     labels = image[0] % 3
     transform = build_train_transform(
-        crop_hw=(8, 8), scale_range=(1, 1), flip=False, colour_jitter=0.5, mean=ZERO, std=ONE
+        crop_hw=(8, 8), scale_range=(1, 1), flip=False, color_jitter=0.5, mean=ZERO, std=ONE
     )
     torch.manual_seed(0)
     values, indices = transform(image, labels)
@@ -136,7 +136,7 @@ def test_colour_jitter_changes_the_picture_only() -> None:
         ({"crop_hw": (0, 8)}, r"`crop_hw` is \(0, 8\)"),
         ({"scale_range": (2.0, 0.5)}, r"`scale_range` is \(2\.0, 0\.5\)"),
         ({"scale_range": (0.0, 1.0)}, r"`scale_range` is \(0\.0, 1\.0\)"),
-        ({"colour_jitter": 1.5}, r"`colour_jitter` is 1\.5"),
+        ({"color_jitter": 1.5}, r"`color_jitter` is 1\.5"),
         ({"rotate": 181}, r"`rotate` is 181; it must be in 0\.\.180 degrees"),
         ({"blur": -1}, r"`blur` is -1"),
         ({"blur": float("nan")}, r"`blur` is nan"),
@@ -267,7 +267,7 @@ def test_steps_that_are_off_draw_nothing() -> None:
         torch.manual_seed(0)
         transform = build_train_transform(
             crop_hw=(8, 8),
-            colour_jitter=0.3,
+            color_jitter=0.3,
             mean=ZERO,
             std=ONE,
             **options,  # type: ignore[arg-type]
@@ -334,4 +334,4 @@ def test_transforms_of_torchvision_serve_as_they_are() -> None:
 )
 def test_what_an_augmentation_may_not_return(result: Any, text: str) -> None:
     with pytest.raises(ConfigError, match=f"augmentation .*{text}"):
-        OwnAugmentation(lambda _image, _labels: result)(torch.zeros(3, 4, 4), torch.zeros(4, 4))
+        CustomAugmentation(lambda _image, _labels: result)(torch.zeros(3, 4, 4), torch.zeros(4, 4))

@@ -7,7 +7,7 @@ from dcnseg.engine.batches import EpochBatches, epoch_batches
 
 
 @given(st.integers(2, 200), st.integers(2, 17), st.integers(0, 5), st.integers(1, 5))
-def test_every_picture_once_and_never_one_alone(
+def test_every_image_once_and_never_one_alone(
     num_samples: int, batch_size: int, seed: int, epoch: int
 ) -> None:
     batches = epoch_batches(num_samples, batch_size, seed=seed, epoch=epoch)

@@ -41,7 +41,7 @@ def test_a_class_only_predicted_counts_as_zero() -> None:
     assert Scores(count_confusion(labels, predicted, 2), ("a", "b")).mean_iou == 0.25
 
 
-def test_nothing_labelled_has_no_score() -> None:
+def test_nothing_labeled_has_no_score() -> None:
     scores = Scores(np.zeros((2, 2), np.int64), ("a", "b"))
     assert scores.to_dict()["mean_iou"] is None
     assert scores.to_dict()["pixel_accuracy"] is None
@@ -67,7 +67,7 @@ def test_missing_split_is_named(run: Path, scenes: Path, tmp_path: Path) -> None
         evaluate_run(run, scenes, "dev")
     without_test = tmp_path / "scenes"
     shutil.copytree(scenes, without_test, ignore=shutil.ignore_patterns("test"))
-    with pytest.raises(ConfigError, match="no such pictures; it has train, val"):
+    with pytest.raises(ConfigError, match="no such images; it has train, val"):
         evaluate_run(run, without_test, "test")
 
 
@@ -98,7 +98,7 @@ def test_a_weights_file_in_a_run_means_the_runs_own_split(scenes: Path, tmp_path
     np.testing.assert_array_equal(by_folder, by_file)
 
 
-def test_pictures_added_later_do_not_move_the_split(scenes: Path, tmp_path: Path) -> None:
+def test_images_added_later_do_not_move_the_split(scenes: Path, tmp_path: Path) -> None:
     data = tmp_path / "flat"
     for kind in ("images", "masks"):
         shutil.copytree(scenes / "train" / kind, data / kind)
@@ -112,7 +112,7 @@ def test_pictures_added_later_do_not_move_the_split(scenes: Path, tmp_path: Path
     np.testing.assert_array_equal(before, after)
 
 
-def test_a_run_knows_its_pictures_in_a_moved_folder(scenes: Path, tmp_path: Path) -> None:
+def test_a_run_knows_its_images_in_a_moved_folder(scenes: Path, tmp_path: Path) -> None:
     data, moved = tmp_path / "flat", tmp_path / "moved"
     for kind in ("images", "masks"):
         shutil.copytree(scenes / "train" / kind, data / kind)
@@ -150,7 +150,7 @@ def test_a_mask_of_another_size_is_named(run: Path, scenes: Path, tmp_path: Path
         evaluate_run(run, data, "val", device="cpu")
 
 
-def test_a_run_remembers_how_its_pictures_are_paired(scenes: Path, tmp_path: Path) -> None:
+def test_a_run_remembers_how_its_images_are_paired(scenes: Path, tmp_path: Path) -> None:
     data, run = tmp_path / "odd", tmp_path / "run"
     shutil.copytree(scenes / "train" / "images", data / "a")
     shutil.copytree(scenes / "train" / "masks", data / "b")

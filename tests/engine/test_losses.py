@@ -23,7 +23,7 @@ def test_ignored_pixels_do_not_count(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", LOSSES)
-def test_nothing_labelled_gives_zero_and_no_gradient(name: str) -> None:
+def test_nothing_labeled_gives_zero_and_no_gradient(name: str) -> None:
     logits, labels = random_case()
     value = build_loss(name, None)(logits, torch.full_like(labels, 255))
     value.backward()

@@ -8,7 +8,7 @@ from dcnseg.engine.preview import CELL_WIDTH, GAP, write_preview
 from dcnseg.inference.predictor import Predictor
 
 
-def test_rows_of_picture_mask_and_prediction(
+def test_rows_of_image_mask_and_prediction(
     predictor: Predictor, scenes: Path, tmp_path: Path
 ) -> None:
     samples = find_splits(scenes).val

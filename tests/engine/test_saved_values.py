@@ -19,7 +19,7 @@ from dcnseg.config import Preprocessing
 from dcnseg.data.class_map import ClassInfo, ClassMap
 from dcnseg.engine.fingerprint import FILES, check_files_are_unchanged
 from dcnseg.engine.optim import build_optimizer, build_schedule
-from dcnseg.engine.progress import EpochSoFar
+from dcnseg.engine.progress import PartialEpoch
 from dcnseg.engine.run_folder import (
     CLASSES,
     CONFIG,
@@ -57,7 +57,7 @@ def tiny_state(optimizer: str) -> TrainingState:
         schedule=schedule,
         scaler=torch.amp.GradScaler("cpu"),
         preprocessing=Preprocessing(),
-        so_far=EpochSoFar(lr=0.1, step=1),
+        so_far=PartialEpoch(lr=0.1, step=1),
         best_scores={"mean_iou": 0.5},
     )
     step(state)

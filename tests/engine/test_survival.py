@@ -35,7 +35,7 @@ from dcnseg.engine.fingerprint import check_files_are_unchanged, write_fingerpri
 from dcnseg.engine.listener import TrainingListener
 from dcnseg.engine.loading import TrainingLoader
 from dcnseg.engine.not_finite import first_not_finite
-from dcnseg.engine.out_of_memory import says_what_to_try
+from dcnseg.engine.out_of_memory import explain_out_of_memory
 from dcnseg.engine.run_folder import CONFIG, METRICS, PREVIEW, read_metrics
 from dcnseg.engine.trainer import Trainer
 from dcnseg.engine.training import resume, train
@@ -168,7 +168,7 @@ def test_stopped_in_every_place_a_run_goes_on_as_if_it_had_not(
         train(config, stopped, listener=StopIn(1))  # after the second step
     assert load_resume_state(stopped / RESUME_STATE)["so_far"]["step"] == 2
     with pytest.raises(TrainingStoppedError):
-        resume(stopped, listener=StopIn(2 + 1))  # after the second of three validation pictures
+        resume(stopped, listener=StopIn(2 + 1))  # after the second of three validation images
     with pytest.raises(TrainingStoppedError):
         resume(stopped, listener=StopIn(3))  # after the epoch
     assert load_resume_state(stopped / RESUME_STATE)["so_far"] is None
@@ -279,7 +279,7 @@ def test_the_first_layer_that_is_not_finite_is_named(scenes: Path, tmp_path: Pat
 
     layer = model.get_submodule("encoder.layer2.0.conv1")
     images[1, 2, 3, 4] = math.nan
-    assert find() == "a pixel of the pictures"
+    assert find() == "a pixel of the images"
     images[1, 2, 3, 4] = 0
     weight = next(layer.parameters())
     with torch.no_grad():
@@ -390,7 +390,7 @@ def test_a_state_that_cannot_be_written_wholly_says_why(
     assert load_resume_state(path)["epoch"] == 1
 
 
-def test_a_folder_that_cannot_be_written_is_told_before_the_pictures_are_read(
+def test_a_folder_that_cannot_be_written_is_told_before_the_images_are_read(
     scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     """By a stand-in for the question to the system, which lets root write everywhere."""
@@ -422,7 +422,7 @@ def test_offsets_that_run_away_are_warned_about_once(
     trainer.run_epochs()
     (text,) = listener.warnings
     assert text.startswith(f"{name}: the 95th percentile of its offsets is 42 px, and its map is")
-    assert "6 px long" in text  # of pictures of 64x96
+    assert "6 px long" in text  # of images of 64x96
 
 
 def test_a_missing_memory_is_told_with_its_size() -> None:
@@ -437,20 +437,20 @@ def test_a_missing_memory_is_told_with_its_size() -> None:
     ):
         with (
             pytest.raises(TrainingError, match=text),
-            says_what_to_try((64, 96), 8, torch.device("cpu")),
+            explain_out_of_memory((64, 96), 8, torch.device("cpu")),
         ):
             raise error
     with (
         pytest.raises(RuntimeError, match="another"),
-        says_what_to_try((64, 96), 8, torch.device("cpu")),
+        explain_out_of_memory((64, 96), 8, torch.device("cpu")),
     ):
         raise RuntimeError("another")
 
 
 @pytest.mark.parametrize(("limit", "size"), [(1, None), (2, 2), (5, 3), (12, 8), (1000, 64)])
 def test_the_largest_batch_is_found_by_trying(limit: int, size: int | None) -> None:
-    def try_batch(pictures: int) -> None:
-        if pictures > limit:
+    def try_batch(images: int) -> None:
+        if images > limit:
             raise torch.OutOfMemoryError
 
     if size is None:
@@ -466,17 +466,17 @@ def test_the_batch_of_a_cpu_follows_its_memory(
     sizes = []
     for free in (0.0, 6e7, 1e18):
         monkeypatch.setattr(batch_size, "free_memory", lambda free=free: free)
-        sizes.append(fitting_batch(small_config(scenes), num_classes=3, num_pictures=40))
+        sizes.append(fitting_batch(small_config(scenes), num_classes=3, num_images=40))
     assert sizes[0] == 2
     assert 2 < sizes[1] < 16
     assert sizes[2] == 16
-    assert fitting_batch(small_config(scenes), num_classes=3, num_pictures=5) == 5
+    assert fitting_batch(small_config(scenes), num_classes=3, num_images=5) == 5
     monkeypatch.undo()
     assert free_memory() > 1e6
 
 
 class Deadly(SegmentationDataset):
-    """Kills its process, or fails, on one picture."""
+    """Kills its process, or fails, on one image."""
 
     index = 3
 
@@ -491,7 +491,7 @@ class Deadly(SegmentationDataset):
 
 class Failing(Deadly):
     def fail(self) -> None:
-        raise DataError("picture.png: is broken.")
+        raise DataError("image.png: is broken.")
 
 
 def allow_open_files(count: int) -> None:
@@ -526,19 +526,22 @@ def test_a_worker_that_dies_names_its_file(scenes: Path) -> None:
     deadly = loader(scenes, Deadly)
     sample = find_training_splits(small_config(scenes)).train[Deadly.index]
     text = rf"died: .*It was reading .*{sample.image.name} with .*{sample.mask.name}\. Killed"
-    with pytest.raises(TrainingError, match=text), deadly.names_what_kills():
+    with pytest.raises(TrainingError, match=text), deadly.explain_worker_death():
         list(deadly.batches(1))
     deadly.close()
 
 
 def test_what_a_worker_finds_wrong_is_said_in_its_own_words(scenes: Path) -> None:
     failing = loader(scenes, Failing)
-    with pytest.raises(DataError, match=r"^picture\.png: is broken\.$"), failing.names_what_kills():
+    with (
+        pytest.raises(DataError, match=r"^image\.png: is broken\.$"),
+        failing.explain_worker_death(),
+    ):
         list(failing.batches(1))
     failing.close()
 
 
-def test_pictures_that_were_seen_are_not_loaded_again(scenes: Path) -> None:
+def test_images_that_were_seen_are_not_loaded_again(scenes: Path) -> None:
     order = epoch_batches(8, 2, seed=0, epoch=1)
     start = next(i for i, batch in enumerate(order) if Deadly.index in batch) + 1
     failing = loader(scenes, Failing)
@@ -552,7 +555,7 @@ OUT_OF_FILES = "Too many files are open for the processes that load images. Use 
 @contextmanager
 def closed_afterwards(loader: TrainingLoader) -> Iterator[TrainingLoader]:
     try:
-        with loader.names_what_kills():
+        with loader.explain_worker_death():
             yield loader
     finally:
         loader.close()

@@ -28,7 +28,7 @@ from dcnseg.engine.run_folder import (
     CONFIG,
     METRICS,
     PREVIEW,
-    check_run_is_apart,
+    check_out_is_separate,
     read_metrics,
     read_run,
     restore_metrics,
@@ -110,7 +110,7 @@ def test_run_folder_tells_everything(run: Path, scenes: Path) -> None:
 
 
 @pytest.mark.slow
-def test_four_pictures_are_learned_by_heart(scenes: Path, tmp_path: Path) -> None:
+def test_four_images_are_learned_by_heart(scenes: Path, tmp_path: Path) -> None:
     data = tmp_path / "four"
     for kind in ("images", "masks"):
         for split in ("train", "val"):
@@ -126,7 +126,7 @@ def test_four_pictures_are_learned_by_heart(scenes: Path, tmp_path: Path) -> Non
             crop_size=SCENE_HW,
             scale_range=(1.0, 1.0),
             flip=False,
-            colour_jitter=0.0,
+            color_jitter=0.0,
         ),
     )
     result = train(config, tmp_path / "run")
@@ -313,13 +313,13 @@ def test_wrong_masks_stop_before_training(scenes: Path, tmp_path: Path) -> None:
     assert not (tmp_path / "run").exists()
 
 
-def test_too_few_pictures_are_counted(scenes: Path, tmp_path: Path) -> None:
+def test_too_few_images_are_counted(scenes: Path, tmp_path: Path) -> None:
     data = tmp_path / "data"
     shutil.copytree(scenes, data)
     for kind in ("images", "masks"):
         for path in sorted((data / "train" / kind).iterdir())[1:]:
             path.unlink()
-    with pytest.raises(DataError, match="1 pictures to train on and 3 to validate"):
+    with pytest.raises(DataError, match="1 images to train on and 3 to validate"):
         train(small_config(data), tmp_path / "run")
 
 
@@ -330,7 +330,7 @@ def test_changed_data_is_refused_at_resume(scenes: Path, tmp_path: Path) -> None
     gone = sorted((data / "train" / "images").iterdir())[0]
     gone.unlink()
     (data / "train" / "masks" / f"{gone.stem}.png").unlink()
-    with pytest.raises(DataError, match=rf"train pictures have changed.*1 gone \({gone.stem}\)"):
+    with pytest.raises(DataError, match=rf"train images have changed.*1 gone \({gone.stem}\)"):
         resume(tmp_path / "run", epochs=2)
 
 
@@ -477,11 +477,11 @@ def test_a_run_within_the_data_is_refused(
 def test_folders_below_the_data_that_hold_none_of_it_are_fine(scenes: Path) -> None:
     splits = find_training_splits(small_config(scenes))
     for out in (scenes / "runs" / "a", scenes.parent / "scenes2", scenes / "train" / "images2"):
-        check_run_is_apart(out, scenes, splits)
+        check_out_is_separate(out, scenes, splits)
 
 
 def test_images_in_deeper_folders_protect_the_folder_that_holds_these(tmp_path: Path) -> None:
     sample = Sample(tmp_path / "images/a/b/1.png", tmp_path / "masks/a/b/1_m.png", "a/b/1")
     for out in ("images/run", "images/a/run", "masks/c"):
         with pytest.raises(ConfigError, match="a folder of the data's images or masks"):
-            check_run_is_apart(tmp_path / out, tmp_path, Splits(train=(sample,)))
+            check_out_is_separate(tmp_path / out, tmp_path, Splits(train=(sample,)))

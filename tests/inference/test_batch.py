@@ -16,9 +16,9 @@ from dcnseg.errors import ConfigError
 from dcnseg.files import OUTPUT_MARKER, is_output_folder
 from dcnseg.inference import batch, memory
 from dcnseg.inference.batch import predict_files
-from dcnseg.inference.doubts import find_doubts
 from dcnseg.inference.inputs import InputImage, find_inputs
 from dcnseg.inference.predictor import Prediction, Predictor
+from dcnseg.inference.result_warnings import find_warnings
 from dcnseg.inference.writers import check_output_kinds, draw_overlay, write_prediction
 
 KINDS = ("labels", "overlay", "confidence", "probabilities")
@@ -36,8 +36,8 @@ def test_every_kind_of_output(predictor: Predictor, scenes: Path, tmp_path: Path
         np.testing.assert_array_equal(ids, np.array(predictor.class_map.ids)[expected.labels])
         with Image.open(result.outputs["labels"]) as file:
             assert file.mode == "P"
-            colours = np.array(file.convert("RGB"))
-        np.testing.assert_array_equal(colours, predictor.class_map.index_colours()[expected.labels])
+            colors = np.array(file.convert("RGB"))
+        np.testing.assert_array_equal(colors, predictor.class_map.index_colors()[expected.labels])
         assert read_image(result.outputs["overlay"]).shape == image.shape
         with Image.open(result.outputs["confidence"]) as file:
             assert file.mode == "L"
@@ -50,7 +50,7 @@ def test_every_kind_of_output(predictor: Predictor, scenes: Path, tmp_path: Path
         assert sum(result.class_shares.values()) == pytest.approx(1, abs=1e-4)
 
 
-def test_a_broken_picture_does_not_stop_the_others(
+def test_a_broken_image_does_not_stop_the_others(
     predictor: Predictor, scenes: Path, tmp_path: Path
 ) -> None:
     good = sorted((scenes / "val" / "images").iterdir())
@@ -73,13 +73,13 @@ def test_a_broken_picture_does_not_stop_the_others(
     assert written == {path.with_suffix(".png").name for path in good} | {OUTPUT_MARKER}
 
 
-def test_overlay_lays_the_classes_colours_over_the_picture(predictor: Predictor) -> None:
+def test_overlay_lays_the_classes_colors_over_the_image(predictor: Predictor) -> None:
     image = np.full((1, 3, 3), 100, np.uint8)
     labels = np.array([[0, 1, 255]], np.uint8)
     overlay = draw_overlay(image, labels, predictor.class_map)
-    colours = predictor.class_map.index_colours()
-    np.testing.assert_allclose(overlay[0, 0], 45 + 0.55 * colours[0], atol=1)
-    np.testing.assert_allclose(overlay[0, 1], 45 + 0.55 * colours[1], atol=1)
+    colors = predictor.class_map.index_colors()
+    np.testing.assert_allclose(overlay[0, 0], 45 + 0.55 * colors[0], atol=1)
+    np.testing.assert_allclose(overlay[0, 1], 45 + 0.55 * colors[1], atol=1)
     np.testing.assert_array_equal(overlay[0, 2], 100)
 
 
@@ -254,9 +254,9 @@ def test_no_pixel_above_the_minimum_confidence_is_said(run: Path, tmp_path: Path
     results = predict_files(predictor, inputs, tmp_path / "out", ("labels",))
     assert (results[0].class_shares, results[0].share_below) == ({}, 1)
     partly = replace(results[0], class_shares={"star": 0.01}, share_below=0.99)
-    assert find_doubts([partly, partly], None, predictor.class_map.num_classes) == []
-    (doubt,) = find_doubts(results, None, predictor.class_map.num_classes)
-    assert "no pixel reaches --min-confidence" in doubt
+    assert find_warnings([partly, partly], None, predictor.class_map.num_classes) == []
+    (warning,) = find_warnings(results, None, predictor.class_map.num_classes)
+    assert "no pixel reaches --min-confidence" in warning
 
 
 def test_outputs_are_not_taken_for_input(predictor: Predictor, tmp_path: Path) -> None:
@@ -325,8 +325,8 @@ def test_the_first_of_several_pages_is_read_with_a_warning(
     small(tmp_path / "e.gif")
     results = predict_files(predictor, find_inputs([str(tmp_path)]), tmp_path / "o", ("labels",))
     assert [result.has_more_frames for result in results] == [True] * 4 + [False]
-    doubts = find_doubts(results, None, 1)
-    assert doubts == [
+    result_warnings = find_warnings(results, None, 1)
+    assert result_warnings == [
         f"4 of 5 images have several pages or frames, {tmp_path / 'a.gif'} for one; only the first "
         "is read."
     ]

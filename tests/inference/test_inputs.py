@@ -11,39 +11,39 @@ from dcnseg.inference.inputs import find_inputs
 
 
 @pytest.fixture
-def pictures(tmp_path: Path) -> Path:
+def photos(tmp_path: Path) -> Path:
     for name in ("a.png", "sub/b.jpg", "sub/deep/c ü.PNG"):
-        path = tmp_path / "pictures" / name
+        path = tmp_path / "images" / name
         path.parent.mkdir(parents=True, exist_ok=True)
         Image.new("RGB", (4, 3)).save(path)
-    (tmp_path / "pictures" / "notes.txt").write_text("no picture")
-    return tmp_path / "pictures"
+    (tmp_path / "images" / "notes.txt").write_text("no image")
+    return tmp_path / "images"
 
 
 def names(arguments: list[str], stdin: list[str] | None = None) -> list[str]:
     return sorted(str(image.name) for image in find_inputs(arguments, stdin or []))
 
 
-def test_a_folder_keeps_its_structure(pictures: Path) -> None:
-    assert names([str(pictures)]) == ["a", "sub/b", "sub/deep/c ü"]
+def test_a_folder_keeps_its_structure(photos: Path) -> None:
+    assert names([str(photos)]) == ["a", "sub/b", "sub/deep/c ü"]
 
 
-def test_files_and_patterns(pictures: Path) -> None:
-    assert names([str(pictures / "a.png")]) == ["a"]
-    assert names([f"{pictures}/**/*.jpg"]) == ["sub/b"]
-    assert names([f"{pictures}/sub/*.jpg"]) == ["b"]
+def test_files_and_patterns(photos: Path) -> None:
+    assert names([str(photos / "a.png")]) == ["a"]
+    assert names([f"{photos}/**/*.jpg"]) == ["sub/b"]
+    assert names([f"{photos}/sub/*.jpg"]) == ["b"]
 
 
-def test_a_list_on_stdin(pictures: Path) -> None:
-    assert names(["-"], [f"{pictures}/a.png\n", "\n", f"{pictures}/sub/b.jpg\n"]) == ["a", "b"]
-    assert names(["-"], [f"{pictures}/a.png\0{pictures}/sub/b.jpg\0"]) == ["a", "b"]
-    assert names(["-"], [f"\ufeff{pictures}/a.png\r\n"]) == ["a"]  # as Windows writes lists
-    with pytest.raises(DataError, match="no pictures were listed on stdin"):
+def test_a_list_on_stdin(photos: Path) -> None:
+    assert names(["-"], [f"{photos}/a.png\n", "\n", f"{photos}/sub/b.jpg\n"]) == ["a", "b"]
+    assert names(["-"], [f"{photos}/a.png\0{photos}/sub/b.jpg\0"]) == ["a", "b"]
+    assert names(["-"], [f"\ufeff{photos}/a.png\r\n"]) == ["a"]  # as Windows writes lists
+    with pytest.raises(DataError, match="no images were listed on stdin"):
         names(["-"], ["\n"])
 
 
-def test_the_same_picture_twice_is_one(pictures: Path) -> None:
-    assert names([f"{pictures}/a.png", f"{pictures}/*.png"]) == ["a"]
+def test_the_same_image_twice_is_one(photos: Path) -> None:
+    assert names([f"{photos}/a.png", f"{photos}/*.png"]) == ["a"]
 
 
 def test_a_missing_file_is_kept_to_be_reported() -> None:
@@ -51,27 +51,27 @@ def test_a_missing_file_is_kept_to_be_reported() -> None:
     assert (image.path, image.name) == (Path("no/such.jpg"), PurePath("such"))
 
 
-def test_pictures_that_differ_in_the_suffix_alone_keep_it(pictures: Path) -> None:
-    Image.new("RGB", (4, 3)).save(pictures / "a.jpg")
-    assert names([str(pictures)]) == ["a.jpg", "a.png", "sub/b", "sub/deep/c ü"]
+def test_images_that_differ_in_the_suffix_alone_keep_it(photos: Path) -> None:
+    Image.new("RGB", (4, 3)).save(photos / "a.jpg")
+    assert names([str(photos)]) == ["a.jpg", "a.png", "sub/b", "sub/deep/c ü"]
 
 
-def test_files_of_one_name_are_told_apart_by_their_folders(pictures: Path) -> None:
-    Image.new("RGB", (4, 3)).save(pictures / "sub" / "a.png")
-    files = [f"{pictures}/a.png", f"{pictures}/sub/a.png", f"{pictures}/sub/b.jpg"]
+def test_files_of_one_name_are_told_apart_by_their_folders(photos: Path) -> None:
+    Image.new("RGB", (4, 3)).save(photos / "sub" / "a.png")
+    files = [f"{photos}/a.png", f"{photos}/sub/a.png", f"{photos}/sub/b.jpg"]
     assert names(files) == ["a", "sub/a", "sub/b"]
 
 
-def test_folders_of_one_structure_are_told_apart(pictures: Path, tmp_path: Path) -> None:
+def test_folders_of_one_structure_are_told_apart(photos: Path, tmp_path: Path) -> None:
     other = tmp_path / "other" / "sub"
     other.mkdir(parents=True)
     Image.new("RGB", (4, 3)).save(other / "b.png")  # would be sub/b, as sub/b.jpg is
     Image.new("RGB", (4, 3)).save(other / "b.jpg")
-    images = find_inputs([str(pictures), str(other.parent)])
+    images = find_inputs([str(photos), str(other.parent)])
     assert len({image.name for image in images}) == len(images)
 
 
-def test_two_pictures_for_one_output_are_refused(tmp_path: Path) -> None:
+def test_two_images_for_one_output_are_refused(tmp_path: Path) -> None:
     for name in ("x.jpg", "x.png", "x.jpg.png"):
         Image.new("RGB", (4, 3)).save(tmp_path / name)
     with pytest.raises(ConfigError, match=r"would both be written as x\.jpg\. Rename"):
@@ -79,18 +79,18 @@ def test_two_pictures_for_one_output_are_refused(tmp_path: Path) -> None:
 
 
 def test_nothing_found_is_said(tmp_path: Path) -> None:
-    with pytest.raises(DataError, match="no pictures in this folder"):
+    with pytest.raises(DataError, match="no images in this folder"):
         find_inputs([str(tmp_path)])
     with pytest.raises(DataError, match=r"\*\.jpg: no file matches"):
         find_inputs([f"{tmp_path}/*.jpg"])
 
 
-def test_of_several_arguments_one_may_be_without_images(pictures: Path, tmp_path: Path) -> None:
+def test_of_several_arguments_one_may_be_without_images(photos: Path, tmp_path: Path) -> None:
     empty = tmp_path / "folder.png"
     empty.mkdir()
-    images = find_inputs([str(empty), str(pictures / "a.png"), f"{empty}/*.jpg"])
-    assert [image.path for image in images] == [empty, pictures / "a.png", empty / "*.jpg"]
-    with pytest.raises(DataError, match=r"folder\.png: no pictures in this folder"):
+    images = find_inputs([str(empty), str(photos / "a.png"), f"{empty}/*.jpg"])
+    assert [image.path for image in images] == [empty, photos / "a.png", empty / "*.jpg"]
+    with pytest.raises(DataError, match=r"folder\.png: no images in this folder"):
         images[0].read()
     with pytest.raises(DataError, match=r"\*\.jpg: no file matches"):
         images[2].read()
@@ -103,7 +103,7 @@ def test_masks_of_a_data_folder_are_left_out(tmp_path: Path) -> None:
         Image.new("RGB", (4, 3)).save(path)
     notes: list[str] = []
     inputs = find_inputs([str(tmp_path)], on_note=notes.append)
-    # masks/ without images/ beside it may be any folder of pictures.
+    # masks/ without images/ beside it may be any folder of images.
     assert [str(image.name) for image in inputs] == ["masks/c", "train/images/a", "val/images/b"]
     (note,) = notes
     assert note.startswith(f"{tmp_path} is a data folder: its 3 images are taken, and the 2 masks ")
@@ -112,10 +112,10 @@ def test_masks_of_a_data_folder_are_left_out(tmp_path: Path) -> None:
     assert names([str(tmp_path / "train" / "masks")]) == ["a"]
 
 
-def test_urls_are_kept_as_given_and_not_read(pictures: Path) -> None:
+def test_urls_are_kept_as_given_and_not_read(photos: Path) -> None:
     url = "https://example.org//a/b.jpg"
-    images = find_inputs([str(pictures / "a.png"), url])
-    assert [image.path for image in images] == [pictures / "a.png", Path(url)]
+    images = find_inputs([str(photos / "a.png"), url])
+    assert [image.path for image in images] == [photos / "a.png", Path(url)]
     with pytest.raises(
         DataError, match=r"^https://example\.org//a/b\.jpg: URLs are not read; down"
     ):
@@ -127,7 +127,7 @@ def test_files_that_are_not_read_are_listed(tmp_path: Path) -> None:
         (tmp_path / name).parent.mkdir(exist_ok=True)
         (tmp_path / name).touch()
     unread = "1 .dng, 2 .heic and 1 .mp4 files, which are not read"
-    with pytest.raises(DataError, match=f"no pictures in this folder; it has {unread}"):
+    with pytest.raises(DataError, match=f"no images in this folder; it has {unread}"):
         find_inputs([str(tmp_path)])
     Image.new("RGB", (4, 3)).save(tmp_path / "e.png")
     notes: list[str] = []
@@ -157,19 +157,19 @@ def test_names_of_any_bytes_in_a_list(tmp_path: Path) -> None:
 
 
 def test_a_list_of_a_closed_stdin() -> None:
-    with pytest.raises(DataError, match="no pictures were listed on stdin"):
+    with pytest.raises(DataError, match="no images were listed on stdin"):
         find_inputs(["-"], None)
 
 
-def test_files_below_the_outputs_are_left_out_however_they_are_named(pictures: Path) -> None:
-    out = pictures / "sub"
-    arguments = [str(pictures / "a.png"), f"{pictures}/sub/*.jpg", f"{pictures}/sub/deep/c ü.PNG"]
+def test_files_below_the_outputs_are_left_out_however_they_are_named(photos: Path) -> None:
+    out = photos / "sub"
+    arguments = [str(photos / "a.png"), f"{photos}/sub/*.jpg", f"{photos}/sub/deep/c ü.PNG"]
     notes: list[str] = []
     images = find_inputs(arguments, outputs=[out], on_note=notes.append)
     assert [str(image.name) for image in images] == ["a"]
-    first = pictures / "sub" / "b.jpg"
+    first = photos / "sub" / "b.jpg"
     assert notes == [f"2 files in the output folder are not taken as input, {first} for one."]
     with pytest.raises(DataError, match="no images but those in the output folder"):
         find_inputs(arguments[1:], outputs=[out])
-    with pytest.raises(DataError, match="no pictures in this folder but those in the output fold"):
+    with pytest.raises(DataError, match="no images in this folder but those in the output fold"):
         find_inputs([str(out)], outputs=[out])

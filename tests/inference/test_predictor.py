@@ -23,20 +23,20 @@ from dcnseg.inference.sliding_window import blending_profile, predict_strips, wi
 from dcnseg.models.segmenter import Segmenter
 
 
-def picture(height: int, width: int) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
+def photo(height: int, width: int) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
     return np.random.default_rng(0).integers(0, 256, (height, width, 3), dtype=np.uint8)
 
 
 @pytest.mark.parametrize("size", [(1, 1), (64, 96), (130, 75)])
-def test_labels_have_the_pictures_size(predictor: Predictor, size: tuple[int, int]) -> None:
-    prediction = predictor.predict(picture(*size))
+def test_labels_have_the_images_size(predictor: Predictor, size: tuple[int, int]) -> None:
+    prediction = predictor.predict(photo(*size))
     assert prediction.labels.shape == size
     assert prediction.labels.max() < predictor.class_map.num_classes
     assert prediction.probabilities is None
 
 
 def test_probabilities_agree_with_labels(predictor: Predictor) -> None:
-    prediction = predictor.predict(picture(64, 96), with_probabilities=True)
+    prediction = predictor.predict(photo(64, 96), with_probabilities=True)
     assert prediction.probabilities is not None
     np.testing.assert_allclose(prediction.probabilities.sum(0, dtype=np.float32), 1, atol=5e-3)
     top = prediction.probabilities.max(0)
@@ -44,9 +44,9 @@ def test_probabilities_agree_with_labels(predictor: Predictor) -> None:
     np.testing.assert_array_equal(chosen[0], top)
 
 
-def test_windows_give_what_the_whole_picture_gives(predictor: Predictor) -> None:
+def test_windows_give_what_the_whole_image_gives(predictor: Predictor) -> None:
     """With a network that looks at single pixels, where a window ends must not matter."""
-    image = picture(160, 224)
+    image = photo(160, 224)
     pointwise = torch.nn.Conv2d(3, predictor.class_map.num_classes, 1)
     results = [
         Predictor(
@@ -62,7 +62,7 @@ def test_windows_give_what_the_whole_picture_gives(predictor: Predictor) -> None
         np.testing.assert_allclose(tiled, whole, atol=1e-3)
 
 
-def test_normalisation_and_scale_come_from_the_weights(predictor: Predictor) -> None:
+def test_normalization_and_scale_come_from_the_weights(predictor: Predictor) -> None:
     image = np.full((8, 8, 3), 51, np.uint8)
     halved = Predictor(
         predictor.model,
@@ -77,7 +77,7 @@ def test_normalisation_and_scale_come_from_the_weights(predictor: Predictor) -> 
 
 
 def test_bfloat16_agrees_with_float32(run: Path) -> None:
-    image = picture(64, 96)
+    image = photo(64, 96)
     labels = [
         Predictor.from_checkpoint(run, device="cpu", amp=amp).predict(image).labels
         for amp in ("off", "bf16")
@@ -89,7 +89,7 @@ def test_bfloat16_agrees_with_float32(run: Path) -> None:
     "image",
     [np.zeros((4, 4), np.uint8), np.zeros((4, 4, 3), np.float32), np.zeros((0, 4, 3), np.uint8)],
 )
-def test_what_is_no_picture_is_refused(
+def test_what_is_no_image_is_refused(
     predictor: Predictor, image: np.ndarray[tuple[int, ...], np.dtype[np.uint8]]
 ) -> None:
     with pytest.raises(ShapeError, match=r"`image` is .*expected uint8 \[H, W, 3\]"):
@@ -176,7 +176,7 @@ def test_strips_give_what_whole_windows_give(
 ) -> None:
     config = PredictConfig(window=64, overlap=overlap, flip=flip, scales=scales)
     predictor = tiny_predictor(num_classes, config, input_scale, upsampling)
-    image = picture(height, width)
+    image = photo(height, width)
     with pytest.MonkeyPatch.context() as patch:
         patch.setitem(predictor_module.STRIP_VALUES, "cpu", 1 << strip_values)
         prediction = predictor.predict(image, with_confidence=True, with_probabilities=True)
@@ -199,7 +199,7 @@ def test_no_more_than_a_strip_is_held_at_full_resolution(monkeypatch: pytest.Mon
 
     monkeypatch.setattr(predictor_module, "predict_strips", noting)
     monkeypatch.setitem(predictor_module.STRIP_VALUES, "cpu", 11 * 100 * 5)
-    tiny_predictor(11, PredictConfig(window=64)).predict(picture(300, 100))
+    tiny_predictor(11, PredictConfig(window=64)).predict(photo(300, 100))
     assert max(heights) == 5
     assert sum(heights) == 300
 
@@ -212,7 +212,7 @@ def test_output_that_is_not_finite_is_an_error(value: float) -> None:
         predictor.model.segmentation_head[0].weight.fill_(value)  # type: ignore[index]
         predictor.model.segmentation_head[0].bias.fill_(value)  # type: ignore[index]
     with pytest.raises(NotFiniteError, match=r"not finite \(NaN or infinity\)\. The weights are"):
-        predictor.predict(picture(100, 80))
+        predictor.predict(photo(100, 80))
     predictor.amp_dtype = torch.float16
     with pytest.raises(NotFiniteError, match="With --amp fp16, try --amp bf16 or off"):
         predictor._check_finite(torch.tensor(float("inf")))

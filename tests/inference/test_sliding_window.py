@@ -16,7 +16,7 @@ overlaps = st.sampled_from([0.0, 0.25, 0.5, 0.75])
 
 
 def stitch(values: Tensor, window: tuple[int, int], overlap: float, max_rows: int = 7) -> Tensor:
-    """Predict a picture with a network that returns its input, and put the bands together."""
+    """Predict an image with a network that returns its input, and put the bands together."""
     height, width = values.shape[-2:]
     bands = list(
         predict_strips(
@@ -36,7 +36,7 @@ def stitch(values: Tensor, window: tuple[int, int], overlap: float, max_rows: in
 
 @given(sizes, sizes, windows, windows, overlaps, st.integers(1, 80))
 @settings(max_examples=60, deadline=None)
-def test_identity_gives_the_picture_back(
+def test_identity_gives_the_image_back(
     height: int, width: int, window_h: int, window_w: int, overlap: float, max_rows: int
 ) -> None:
     values = torch.randn(2, height, width)
@@ -67,7 +67,7 @@ def test_windows_cover_all_and_overlap_enough(length: int, window: int, overlap:
 def test_every_pixel_is_seen_with_a_positive_weight(
     height: int, width: int, window_h: int, window_w: int, overlap: float
 ) -> None:
-    """Whatever the sizes: windows lie within the picture, and none leaves a pixel out."""
+    """Whatever the sizes: windows lie within the image, and none leaves a pixel out."""
     assume(max(height / window_h, width / window_w) * (1 - overlap) < 40)
     seen = torch.zeros(height, width)
 

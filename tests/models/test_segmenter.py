@@ -49,7 +49,7 @@ def test_any_size_gives_logits_of_that_size(size: tuple[int, int]) -> None:
         assert build().eval()(torch.randn(1, 3, *size)).shape == (1, 5, *size)
 
 
-def test_padding_does_not_move_the_picture() -> None:
+def test_padding_does_not_move_the_image() -> None:
     model = build().eval()
     x = torch.randn(1, 3, 64, 64)
     padded = torch.zeros(1, 3, 80, 80)
@@ -60,8 +60,8 @@ def test_padding_does_not_move_the_picture() -> None:
     torch.testing.assert_close(actual, expected)
 
 
-def test_one_picture_in_training_is_refused() -> None:
-    with pytest.raises(ShapeError, match="`x` holds one picture; training needs at least 2"):
+def test_one_image_in_training_is_refused() -> None:
+    with pytest.raises(ShapeError, match="`x` holds one image; training needs at least 2"):
         build().train()(torch.zeros(1, 3, 32, 32))
 
 

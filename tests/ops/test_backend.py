@@ -22,7 +22,7 @@ def test_gpu_is_tested_once_and_refused_where_it_cannot_serve(
         return "failed its self-test"
 
     def serves(code: str) -> bool:
-        return backend.takes_native("op", code, (tensor,), self_test)
+        return backend.use_native("op", code, (tensor,), self_test)
 
     monkeypatch.setattr(backend, "missing_reason", lambda _device_type: None)
     monkeypatch.setattr(backend, "_tested_gpus", {})

@@ -125,7 +125,7 @@ def test_border_of_a_layer_is_used_and_shown() -> None:
     layer = DeformConv2d.from_conv(nn.Conv2d(1, 1, 1, bias=False), border="dcnv1")
     nn.init.ones_(layer.weight)
     assert layer.conv_offset.bias is not None
-    nn.init.constant_(layer.conv_offset.bias, 0.75)  # behind the only pixel's centre
+    nn.init.constant_(layer.conv_offset.bias, 0.75)  # behind the only pixel's center
     assert layer(torch.ones(1, 1, 1, 1)).item() == 1
     layer.border = "zero"
     assert layer(torch.ones(1, 1, 1, 1)).item() == 0.0625

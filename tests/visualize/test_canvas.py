@@ -10,8 +10,8 @@ from dcnseg.visualize.canvas import (
     MISSING,
     Panel,
     Rgb,
-    colour_bar,
-    colourise,
+    color_bar,
+    colorize,
     compose,
     dim,
     engrave,
@@ -32,7 +32,7 @@ def centroid(weights: npt.NDArray[np.float64]) -> tuple[float, float]:
 
 @pytest.mark.parametrize("size_hw", [(48, 64), (33, 50), (900, 1300), (2000, 3001)])
 @pytest.mark.parametrize("margins", [(0, 0, 0, 0), (5, 9, 2, 3)])
-def test_a_dot_is_where_the_picture_has_the_point(
+def test_a_dot_is_where_the_image_has_the_point(
     size_hw: tuple[int, int], margins: tuple[int, int, int, int]
 ) -> None:
     image = blank(*size_hw)
@@ -45,13 +45,13 @@ def test_a_dot_is_where_the_picture_has_the_point(
     inner[:top], inner[:, :left] = 0, 0
     inner[top + round(size_hw[0] * panel.scale_xy[1]) :] = 0
     inner[:, left + round(size_hw[1] * panel.scale_xy[0]) :] = 0
-    in_picture = centroid(inner[..., 1].astype(np.float64))
+    in_image = centroid(inner[..., 1].astype(np.float64))
 
     marked = Panel(np.zeros_like(panel.canvas), panel.scale_xy, panel.margins)
     marked.dots(np.array([[x, y]], np.float64), 4.0, (255, 0, 0))
 
     dot = centroid(marked.canvas[..., 0].astype(np.float64))
-    assert dot == pytest.approx(in_picture, abs=0.15)
+    assert dot == pytest.approx(in_image, abs=0.15)
 
 
 def test_lines_dots_and_squares_agree_to_a_fraction_of_a_pixel() -> None:
@@ -72,7 +72,7 @@ def test_panels_have_a_readable_size() -> None:
     assert Panel.from_image(blank(1, 900)).canvas.shape == (1, 900, 3)
 
 
-def test_the_margin_differs_from_any_grey_picture_and_has_an_edge() -> None:
+def test_the_margin_differs_from_any_gray_image_and_has_an_edge() -> None:
     panel = Panel.from_image(blank(640, 640, 255), (10, 20, 30, 40))
     assert panel.canvas.shape == (700, 680, 3)
     assert (panel.canvas[20:660, 10:650] == 255).all()
@@ -101,16 +101,16 @@ def test_points_that_are_far_away_or_nan_are_passed_over() -> None:
     ]
 
 
-def test_colours_follow_the_map_and_nan_stands_out() -> None:
-    found = colourise(np.array([[0.0, 5.0, 10.0, 99.0, np.nan]]), 0, 10, cv2.COLORMAP_VIRIDIS)
+def test_colors_follow_the_map_and_nan_stands_out() -> None:
+    found = colorize(np.array([[0.0, 5.0, 10.0, 99.0, np.nan]]), 0, 10, cv2.COLORMAP_VIRIDIS)
     assert tuple(found[0, 4]) == MISSING
     assert (found[0, 2] == found[0, 3]).all()
     assert found[0, 0].tolist() == [68, 1, 84]  # both ends of viridis
     assert found[0, 2].tolist() == [253, 231, 37]
 
 
-def test_colour_bar_runs_from_low_below_to_high_above() -> None:
-    bar = colour_bar(300, 10, 60, cv2.COLORMAP_VIRIDIS, "px", None)
+def test_color_bar_runs_from_low_below_to_high_above() -> None:
+    bar = color_bar(300, 10, 60, cv2.COLORMAP_VIRIDIS, "px", None)
     column = bar[:, 10]
     rows = [
         int(np.abs(column.astype(int) - end).sum(1).argmin())
@@ -148,7 +148,7 @@ def test_compose_widens_the_page_for_long_text() -> None:
     assert (page[:, -8:] == 255).all()
 
 
-def test_dim_keeps_the_outlines_of_a_dark_picture() -> None:
+def test_dim_keeps_the_outlines_of_a_dark_image() -> None:
     image = blank(20, 20, 5)
     image[:, 10:] = 40
     found = dim(image).astype(int)
@@ -156,6 +156,6 @@ def test_dim_keeps_the_outlines_of_a_dark_picture() -> None:
     assert found.max() <= 150
 
 
-def test_engraving_changes_no_colour_where_the_picture_is_even() -> None:
-    colours = colourise(np.linspace(0, 1, 80)[None].repeat(60, 0), 0, 1, cv2.COLORMAP_INFERNO)
-    assert (engrave(colours, blank(60, 80, 90)) == colours).all()
+def test_engraving_changes_no_color_where_the_image_is_even() -> None:
+    colors = colorize(np.linspace(0, 1, 80)[None].repeat(60, 0), 0, 1, cv2.COLORMAP_INFERNO)
+    assert (engrave(colors, blank(60, 80, 90)) == colors).all()

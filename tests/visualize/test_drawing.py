@@ -8,7 +8,7 @@ import torch
 
 from dcnseg.ops.offset_stats import OffsetStatistics, TapGrid
 from dcnseg.visualize import drawing
-from dcnseg.visualize.canvas import Rgb, colourise
+from dcnseg.visualize.canvas import Rgb, colorize
 from dcnseg.visualize.drawing import (
     draw_effective_dilation,
     draw_offset_field,
@@ -44,8 +44,8 @@ def draw_points(image: Rgb, layer: LayerOffsets, point: tuple[float, float]) -> 
     )
 
 
-def pixels_of(rgb: Rgb, colour: tuple[int, int, int]) -> tuple[Indices, Indices]:
-    rows, columns = np.nonzero((rgb == colour).all(-1))
+def pixels_of(rgb: Rgb, color: tuple[int, int, int]) -> tuple[Indices, Indices]:
+    rows, columns = np.nonzero((rgb == color).all(-1))
     return rows, columns
 
 
@@ -57,7 +57,7 @@ def test_red_dots_are_at_the_sampling_positions() -> None:
     green_rows, green_columns = pixels_of(page, drawing.GREEN)
     half_height, half_width = page.shape[0] / 2, page.shape[1] / 2
 
-    def centre(is_right: bool, is_below: bool, ys: Indices, xs: Indices) -> list[float]:
+    def center(is_right: bool, is_below: bool, ys: Indices, xs: Indices) -> list[float]:
         chosen = ((xs > half_width) == is_right) & ((ys > half_height) == is_below)
         return [
             (xs[chosen].min() + xs[chosen].max()) / 2,
@@ -66,12 +66,12 @@ def test_red_dots_are_at_the_sampling_positions() -> None:
 
     for is_below, shift in ((False, 80), (True, 160)):
         for is_right in (False, True):
-            red = np.array(centre(is_right, is_below, rows, columns))
-            green = np.array(centre(is_right, is_below, green_rows, green_columns))
+            red = np.array(center(is_right, is_below, rows, columns))
+            green = np.array(center(is_right, is_below, green_rows, green_columns))
             assert red - green == pytest.approx([shift if is_right else 0, 0], abs=1)
 
 
-def test_samples_outside_the_picture_are_drawn_in_the_margin() -> None:
+def test_samples_outside_the_image_are_drawn_in_the_margin() -> None:
     offset = torch.zeros(1, 9, 2, 40, 40)
     offset[0, 0] = -20.0  # one tap goes 320 px beyond the upper left corner of its grid
     page = draw_points(make_image(), make_layer(offset), (0, 0))
@@ -85,7 +85,7 @@ def test_samples_outside_the_picture_are_drawn_in_the_margin() -> None:
     )
 
 
-def test_heat_map_shows_each_location_in_the_colour_of_its_value() -> None:
+def test_heat_map_shows_each_location_in_the_color_of_its_value() -> None:
     offset = torch.zeros(1, 9, 2, 40, 40)
     # Expansion to twice the dilation on the right half only.
     steps = torch.tensor([[-2.0, 0.0, 2.0]])
@@ -95,13 +95,13 @@ def test_heat_map_shows_each_location_in_the_colour_of_its_value() -> None:
     dilation = effective_dilation(layer).numpy()
     assert np.unique(dilation).tolist() == [32.0, 64.0]
     page = draw_effective_dilation(make_image(), layer)
-    colours = [
+    colors = [
         tuple(int(v) for v in c)
-        for c in colourise(np.array([[32.0, 64.0]]), 32, 64, cv2.COLORMAP_VIRIDIS)[0]
+        for c in colorize(np.array([[32.0, 64.0]]), 32, 64, cv2.COLORMAP_VIRIDIS)[0]
     ]
-    left, right = (pixels_of(page[:, : 2 * 640 + 3 * 16], colour) for colour in colours)  # type: ignore[arg-type]
+    left, right = (pixels_of(page[:, : 2 * 640 + 3 * 16], color) for color in colors)  # type: ignore[arg-type]
     start = 16 + 640 + 16  # the second panel
-    # Location 19 lies at pixel 304 and location 20 at 320; in between the colours are mixed.
+    # Location 19 lies at pixel 304 and location 20 at 320; in between the colors are mixed.
     assert left[1].min() == start
     assert left[1].max() == pytest.approx(start + 304, abs=1)
     assert right[1].min() == pytest.approx(start + 320, abs=1)
@@ -122,7 +122,7 @@ def test_arrows_point_along_the_mean_displacement() -> None:
 
 
 @pytest.mark.parametrize("size_hw", [(8, 12), (300, 40), (64, 1000)])
-def test_pictures_of_any_shape_are_drawn(size_hw: tuple[int, int]) -> None:
+def test_images_of_any_shape_are_drawn(size_hw: tuple[int, int]) -> None:
     height, width = (max(-(-side // 16), 1) for side in size_hw)
     layer = make_layer(torch.randn(2, 9, 2, height, width), mask=torch.rand(2, 9, height, width))
     image = make_image(*size_hw)

@@ -52,7 +52,7 @@ NETWORKS = {
 
 @pytest.mark.parametrize("name", list(NETWORKS))
 @pytest.mark.parametrize("size_hw", [(160, 224), (150, 201)])
-def test_geometry_is_the_centre_of_the_receptive_field(name: str, size_hw: tuple[int, int]) -> None:
+def test_geometry_is_the_center_of_the_receptive_field(name: str, size_hw: tuple[int, int]) -> None:
     model = Padded(NETWORKS[name]()).double()
     for parameter in model.parameters():
         nn.init.ones_(parameter)
@@ -64,9 +64,9 @@ def test_geometry_is_the_centre_of_the_receptive_field(name: str, size_hw: tuple
     (gradient,) = torch.autograd.grad(output[0, 0, row, column], x)
     for axis, index in enumerate((row, column)):
         profile = gradient[0, 0].sum(1 - axis)
-        centre = (profile * torch.arange(len(profile))).sum() / profile.sum()
+        center = (profile * torch.arange(len(profile))).sum() / profile.sum()
         found = geometry.origin_px[axis] + index * geometry.stride_px[axis]
-        assert found == pytest.approx(float(centre), abs=1e-9)
+        assert found == pytest.approx(float(center), abs=1e-9)
 
 
 def test_resnet_maps_start_at_the_first_pixel() -> None:
@@ -95,9 +95,9 @@ def test_hooks_are_gone_after_an_error() -> None:
 
 
 def test_scaling_keeps_the_outer_edges_together() -> None:
-    found = MapGeometry((16, 16), (0, 0)).in_picture((180, 240), (360, 480))
+    found = MapGeometry((16, 16), (0, 0)).in_image((180, 240), (360, 480))
     assert found == MapGeometry((32, 32), (0.5, 0.5))
     # Not quite the same factor on both axes: 333/166 and 480/240.
-    found = MapGeometry((8, 8), (3.5, 3.5)).in_picture((166, 240), (333, 480))
+    found = MapGeometry((8, 8), (3.5, 3.5)).in_image((166, 240), (333, 480))
     assert found.stride_px == pytest.approx((8 * 333 / 166, 16))
     assert found.origin_px == pytest.approx((4 * 333 / 166 - 0.5, 7.5))

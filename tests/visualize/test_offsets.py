@@ -23,7 +23,7 @@ class Network(nn.Module):
 
     def __init__(self, *layers: DeformConv2d) -> None:
         super().__init__()
-        # 1x1 kernels, so that every deformable layer samples single pixels of the picture.
+        # 1x1 kernels, so that every deformable layer samples single pixels of the image.
         self.stem = nn.Conv2d(1, 2, 1, stride=4, bias=False)
         self.layers = nn.ModuleList(layers)
         self.between = nn.Conv2d(2, 2, 1, bias=False)
@@ -69,7 +69,7 @@ def capture_one(layer: DeformConv2d, size_hw: tuple[int, int] = (64, 96)) -> Lay
 def touched_pixels(
     model: Network, size_hw: tuple[int, int], location: tuple[int, int]
 ) -> set[tuple[int, int]]:
-    """Pixels (x, y) of the picture that an output location depends on, by the gradient."""
+    """Pixels (x, y) of the image that an output location depends on, by the gradient."""
     x = torch.rand(1, 1, *size_hw, dtype=torch.float64, requires_grad=True)
     output = model(x)
     (gradient,) = torch.autograd.grad(output[0, 0, location[0], location[1]], x)
@@ -100,7 +100,7 @@ def test_cascade_is_where_the_gradient_is(num_layers: int, location: tuple[int, 
 def _paths_on_the_maps(
     layers: Sequence[LayerOffsets], location: tuple[int, int]
 ) -> list[tuple[float, float]]:
-    """Loop oracle: positions (x, y) in the picture of the paths that never leave a map."""
+    """Loop oracle: positions (x, y) in the image of the paths that never leave a map."""
     positions = [location]
     for layer in reversed(layers):
         height, width = layer.input_hw
@@ -137,7 +137,7 @@ def test_sampling_positions_agree_with_a_cascade_of_one_layer() -> None:
     assert plain.tolist() == [[20.0 + y, 40.0 + x] for y in (-8, 0, 8) for x in (-8, 0, 8)]
 
 
-def test_a_tap_outside_the_picture_keeps_its_own_offset() -> None:
+def test_a_tap_outside_the_image_keeps_its_own_offset() -> None:
     """Each tap has its own shift; dropping the taps outside would hand it to another tap."""
     shifts = [0.25 * tap for tap in range(9) for _ in range(2)]
     layer = capture_one(make_layer(shifts))
@@ -164,7 +164,7 @@ def test_effective_dilation_of_a_plain_grid_is_exact() -> None:
     layer = capture_one(make_layer(dilation=2, padding=2))
     assert torch.equal(effective_dilation(layer), torch.full((16, 24), 8.0).double())
     assert torch.equal(
-        effective_dilation(layer, in_picture=False), torch.full((16, 24), 2.0).double()
+        effective_dilation(layer, in_image=False), torch.full((16, 24), 2.0).double()
     )
     assert layer.plain_dilation_px == 8
 
@@ -204,7 +204,7 @@ def test_modulation_and_groups_are_captured() -> None:
     assert (cascade_positions([found], (8.0, 8.0), is_plain=True).weights == 1).all()
 
 
-def test_input_scale_moves_positions_by_half_pixel_centres() -> None:
+def test_input_scale_moves_positions_by_half_pixel_centers() -> None:
     model = Network(make_layer())
     (layer,) = capture_offsets(model, torch.rand(1, 1, 32, 48).double(), (64, 96))
     assert layer.input_geometry.stride_px == (8, 8)

@@ -63,7 +63,7 @@ def test_files_are_named_after_layers_and_points(tmp_path: Path) -> None:
         assert read_image(path).shape[1] >= 640
 
 
-def test_json_holds_the_numbers_of_the_pictures(tmp_path: Path) -> None:
+def test_json_holds_the_numbers_of_the_images(tmp_path: Path) -> None:
     numbers = json.loads(visualize(tmp_path)[-1].read_text())
     assert numbers["image"] == {"height": 48, "width": 64}
     assert [layer["name"] for layer in numbers["layers"]] == [f"layers.{i}" for i in range(4)]
@@ -109,11 +109,11 @@ def test_wrong_settings_write_nothing(tmp_path: Path) -> None:
 
 @pytest.mark.parametrize("point", [(-0.5, 0), (0, -1), (64, 0), (0, 48), (math.nan, 0)])
 def test_points_outside_are_refused(point: tuple[float, float]) -> None:
-    with pytest.raises(ConfigError, match="outside the picture of 64x48"):
+    with pytest.raises(ConfigError, match="outside the image of 64x48"):
         check_points([point], (48, 64))
 
 
-def test_default_points_are_spread_over_the_picture() -> None:
+def test_default_points_are_spread_over_the_image() -> None:
     assert default_points((48, 64), columns=2, rows=2) == [(16, 12), (48, 12), (16, 36), (48, 36)]
     assert len(default_points((360, 480))) == 9
     for size_hw in ((1, 1), (2, 7), (360, 480)):

@@ -9,7 +9,7 @@ from typing import Final
 
 from dcnseg.data.check.findings import ERROR, WARNING, Finding, from_error
 from dcnseg.data.check.inspection import MaskFacts
-from dcnseg.data.check.look import Looked
+from dcnseg.data.check.pairs import InspectedPair
 from dcnseg.data.class_map import IGNORE_INDEX, ClassMap, describe_ids
 from dcnseg.data.dataset import classes_of_values, find_class_list
 from dcnseg.data.label_codes import MAX_ID
@@ -21,11 +21,11 @@ _SMEARED_VALUES: Final = 64  # more than that are no classes
 _RARE: Final = 0.02  # share of pixels below which a value between two extremes is an edge's
 
 
-def values_of(looked: Iterable[Looked]) -> Counter[int]:
-    """Return the pixels per value of all masks that are not in colours."""
+def values_of(pairs: Iterable[InspectedPair]) -> Counter[int]:
+    """Return the pixels per value of all masks that are not in colors."""
     total: Counter[int] = Counter()
-    for pair in looked:
-        if pair.mask is not None and not pair.mask.is_coloured:
+    for pair in pairs:
+        if pair.mask is not None and not pair.mask.is_colored:
             total.update(pair.mask.counts)
     return total
 
@@ -44,8 +44,8 @@ def is_smeared(values: Counter[int]) -> bool:
 
 def find_classes(
     root: Path,
-    looked: Sequence[Looked],
-    drawn: ClassMap | None,
+    pairs: Sequence[InspectedPair],
+    polygons: ClassMap | None,
     ignore: Iterable[int],
     mask_threshold: int,
 ) -> tuple[ClassMap | None, list[Finding]]:
@@ -53,8 +53,8 @@ def find_classes(
 
     Args:
         root: The data folder, with or without a class list.
-        looked: Every pair.
-        drawn: The classes of polygons, if masks are polygons and there is no class list.
+        pairs: Every pair.
+        polygons: The classes of polygons, if masks are polygons and there is no class list.
         ignore: Ids to ignore besides those that the list ignores.
         mask_threshold: As `load_class_map`.
     """
@@ -63,42 +63,42 @@ def find_classes(
         findings: list[Finding] = []
         if class_list is not None:
             class_map = ClassMap.from_file(class_list)
-        elif drawn is not None:
-            class_map = drawn
-        elif any(is_polygon_file(pair.sample.mask) for pair in looked):
+        elif polygons is not None:
+            class_map = polygons
+        elif any(is_polygon_file(pair.sample.mask) for pair in pairs):
             return None, []  # why was found where the names were read
         elif mask_threshold:
             class_map = ClassMap.binary(IGNORE_INDEX)
         else:
-            findings = _why_no_classes(looked)
-            if findings or not any(pair.mask for pair in looked):
+            findings = _why_no_classes(pairs)
+            if findings or not any(pair.mask for pair in pairs):
                 return None, findings
-            class_map = classes_of_values(root, values_of(looked))
-            findings = _doubtful_classes(root, class_map, looked)
+            class_map = classes_of_values(root, values_of(pairs))
+            findings = _doubtful_classes(root, class_map, pairs)
         return class_map.with_ignored(ignore).with_threshold(mask_threshold), findings
     except (ConfigError, DataError) as error:
         place = find_class_list(root) or root
         return None, [from_error("classes", place, error)]
 
 
-def _why_no_classes(looked: Sequence[Looked]) -> list[Finding]:
+def _why_no_classes(pairs: Sequence[InspectedPair]) -> list[Finding]:
     """Masks without a class list whose values cannot be classes."""
-    coloured = [pair for pair in looked if pair.mask and pair.mask.is_coloured]
-    if coloured:
-        first = coloured[0]
-        colours = {code for pair in coloured if pair.mask for code in pair.mask.counts}
-        what = f"is in colours ({len(coloured)} masks, {len(colours)} colours)"
-        if len(colours) > _SMEARED_VALUES:
+    colored = [pair for pair in pairs if pair.mask and pair.mask.is_colored]
+    if colored:
+        first = colored[0]
+        colors = {code for pair in colored if pair.mask for code in pair.mask.counts}
+        what = f"is in colors ({len(colored)} masks, {len(colors)} colors)"
+        if len(colors) > _SMEARED_VALUES:
             what += ", far too many for classes: JPEG or smooth edges have smeared them."
             advice = "Make the masks again as PNG without smooth edges."
         else:
             what += ", and there is no class list."
             advice = 'Write classes.json with the "id", "name" and "color" of each class.'
-        return [Finding(ERROR, "colours-without-classes", str(first.sample.mask), what, advice)]
-    values = values_of(looked)
+        return [Finding(ERROR, "colors-without-classes", str(first.sample.mask), what, advice)]
+    values = values_of(pairs)
     if not is_smeared(values):
         return []
-    smeared = [pair for pair in looked if pair.mask and _has_between(pair.mask)]
+    smeared = [pair for pair in pairs if pair.mask and _has_between(pair.mask)]
     between = sum(count for value, count in values.items() if 0 < value < 255) / values.total()
     what = (
         f"has values between 0 and 255, as {len(smeared)} of the masks have ({len(values)} values, "
@@ -112,7 +112,9 @@ def _has_between(mask: MaskFacts) -> bool:
     return any(0 < value < 255 for value in mask.counts)
 
 
-def _doubtful_classes(root: Path, class_map: ClassMap, looked: Sequence[Looked]) -> list[Finding]:
+def _doubtful_classes(
+    root: Path, class_map: ClassMap, pairs: Sequence[InspectedPair]
+) -> list[Finding]:
     ids = sorted(class_map.ids)
     where = str(root)
     if ids in ([0, IGNORE_INDEX], [0, MAX_ID]):

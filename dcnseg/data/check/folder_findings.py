@@ -1,4 +1,4 @@
-"""What is wrong with a data folder before a file is opened; entry `judge_folder`."""
+"""What is wrong with a data folder before a file is opened; entry `check_folder`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from dcnseg.files import OUTPUT_MARKER
 _ADVICE: Final = "An image and its mask must have the same name but for the ending."
 
 
-def judge_folder(root: Path, pairing: Pairing) -> list[Finding]:
+def check_folder(root: Path, pairing: Pairing) -> list[Finding]:
     """Find files without a partner or with two, too few pairs, a class list or masks out of place.
 
     Args:
@@ -25,7 +25,7 @@ def judge_folder(root: Path, pairing: Pairing) -> list[Finding]:
     if _has_no_masks(pairing):
         return [_no_masks(root, pairing)]
     return (
-        _left_over(pairing)
+        _unpaired(pairing)
         + _too_few(root, pairing)
         + _class_list_above(root)
         + _unmarked_outputs(pairing)
@@ -47,7 +47,7 @@ def _no_masks(root: Path, pairing: Pairing) -> Finding:
     return Finding(ERROR, "no-masks", str(root), what, advice)
 
 
-def _left_over(pairing: Pairing) -> list[Finding]:
+def _unpaired(pairing: Pairing) -> list[Finding]:
     groups = (
         ("image-without-mask", pairing.images_without_mask, "has no mask."),
         ("mask-without-image", pairing.masks_without_image, "has no image."),
@@ -65,7 +65,7 @@ def _too_few(root: Path, pairing: Pairing) -> list[Finding]:
     if len(splits.train) >= 2 and splits.val:
         return []
     what = (
-        f"{len(splits.train)} pictures to train on and {len(splits.val)} to validate with, "
+        f"{len(splits.train)} images to train on and {len(splits.val)} to validate with, "
         "each with its mask; expected at least 2 and 1."
     )
     return [Finding(ERROR, "too-few", str(root), what)]

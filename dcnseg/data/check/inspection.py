@@ -11,21 +11,21 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from dcnseg.data.dataset import is_grey_mask
-from dcnseg.data.image_io import read_picture_info
-from dcnseg.data.label_codes import pack_colour, unpack_colour
+from dcnseg.data.dataset import is_gray_mask
+from dcnseg.data.image_io import read_image_info
+from dcnseg.data.label_codes import pack_color, unpack_color
 from dcnseg.data.mask_file import MaskFile, read_mask_file
 from dcnseg.data.pairing.samples import Sample
-from dcnseg.data.polygons.drawings import rasterise
+from dcnseg.data.polygons.drawings import rasterize
 from dcnseg.files import open_regular_file
 
 _THUMBNAIL_BYTES: Final = 8 * 9
-MAX_COUNTED: Final = 4096  # distinct colours of one mask; a smeared one has a hundred thousand
+MAX_COUNTED: Final = 4096  # distinct colors of one mask; a smeared one has a hundred thousand
 
 
 @dataclass(frozen=True)
 class ImageFacts:
-    """A picture as displayed; `thumbnail` and `digest` (of the file) are hexadecimal."""
+    """An image as displayed; `thumbnail` and `digest` (of the file) are hexadecimal."""
 
     size_hw: tuple[int, int]
     file_format: str
@@ -63,10 +63,10 @@ class MaskFacts:
         mode: Name of the channels.
         bits: Bits per channel in the file.
         orientation: EXIF orientation of the mask file itself.
-        encoding: "values", "alpha", "equal channels" or "colours".
-        counts: Pixels per value, or per colour 0xRRGGBB; of many the 4096 most frequent.
+        encoding: "values", "alpha", "equal channels" or "colors".
+        counts: Pixels per value, or per color 0xRRGGBB; of many the 4096 most frequent.
         num_values: How many different ones there are.
-        palette: Of a palette file, the colour 0xRRGGBB of each value that occurs.
+        palette: Of a palette file, the color 0xRRGGBB of each value that occurs.
     """
 
     size_hw: tuple[int, int]
@@ -80,14 +80,14 @@ class MaskFacts:
     palette: dict[int, int]
 
     @property
-    def is_coloured(self) -> bool:
-        """Whether the channels differ, so that only colours can tell the classes."""
-        return self.encoding == "colours"
+    def is_colored(self) -> bool:
+        """Whether the channels differ, so that only colors can tell the classes."""
+        return self.encoding == "colors"
 
     def distinct(self) -> npt.NDArray[Any]:
         """Return the counted values as a mask of one row, [1, N] or [1, N, 3]."""
-        if self.is_coloured:
-            return np.array([[unpack_colour(code) for code in self.counts]], np.uint8)
+        if self.is_colored:
+            return np.array([[unpack_color(code) for code in self.counts]], np.uint8)
         values = np.array([list(self.counts)], np.int32)
         if self.encoding == "equal channels":
             return np.repeat(values[..., None], 3, axis=2).astype(np.uint8)
@@ -137,12 +137,12 @@ def _pair(values: Any) -> tuple[int, int]:
 
 
 def inspect_image(path: Path) -> ImageFacts:
-    """Look at a picture.
+    """Look at an image.
 
     Raises:
         DataError: It cannot be read.
     """
-    info = read_picture_info(path)
+    info = read_image_info(path)
     with open_regular_file(path) as file:
         digest = hashlib.blake2b(file.read(), digest_size=16).hexdigest()
     return ImageFacts(
@@ -158,12 +158,12 @@ def inspect_image(path: Path) -> ImageFacts:
 
 
 def inspect_polygons(sample: Sample, ids: Mapping[str, int]) -> MaskFacts:
-    """Draw the polygons of a picture and count their ids.
+    """Draw the polygons of an image and count their ids.
 
     Raises:
         DataError: They cannot be drawn.
     """
-    values = rasterise(sample, ids)
+    values = rasterize(sample, ids)
     found, counts = _count(values)
     return MaskFacts(
         size_hw=(values.shape[0], values.shape[1]),
@@ -191,7 +191,7 @@ def inspect_mask(path: Path) -> MaskFacts:
     palette: dict[int, int] = {}
     if mask.palette is not None:
         used = found[found < len(mask.palette)]
-        palette = {int(value): pack_colour(mask.palette[value].tolist()) for value in used}
+        palette = {int(value): pack_color(mask.palette[value].tolist()) for value in used}
     return MaskFacts(
         (mask.values.shape[0], mask.values.shape[1]),
         mask.file_format,
@@ -206,14 +206,14 @@ def inspect_mask(path: Path) -> MaskFacts:
 
 
 def _plain_values(mask: MaskFile) -> tuple[str, npt.NDArray[Any]]:
-    """Return the encoding, and the values or colours as one number each."""
+    """Return the encoding, and the values or colors as one number each."""
     values = mask.values
     if values.ndim == 2:
         return mask.encoding, values
-    if is_grey_mask(values):
+    if is_gray_mask(values):
         return "equal channels", values[..., 0].astype(np.int32)
     red, green, blue = (values[..., channel].astype(np.int32) for channel in range(3))
-    return "colours", (red << 16) | (green << 8) | blue
+    return "colors", (red << 16) | (green << 8) | blue
 
 
 def _count(values: npt.NDArray[Any]) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:

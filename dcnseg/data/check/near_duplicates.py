@@ -1,4 +1,4 @@
-"""The same or nearly the same picture several times; the entry point is `find_near_duplicates`."""
+"""The same or nearly the same image several times; the entry point is `find_near_duplicates`."""
 
 from __future__ import annotations
 
@@ -12,8 +12,8 @@ import numpy as np
 import numpy.typing as npt
 
 _CELLS: Final = 8 * 9  # of a thumbnail
-_MAX_BITS: Final = 4  # of 64 that may differ in the hashes of nearly equal pictures
-_MAX_DIFFERENCE: Final = 3  # mean difference of nearly equal thumbnails, in grey levels
+_MAX_BITS: Final = 4  # of 64 that may differ in the hashes of nearly equal images
+_MAX_DIFFERENCE: Final = 3  # mean difference of nearly equal thumbnails, in gray levels
 _MIN_CONTRAST: Final = 2.0  # standard deviation below which all thumbnails look alike
 _FEW_CELLS: Final = 8  # by which most thumbnails that differ can be told apart
 # Hashes that differ in at most 4 bits are equal in at least one of these 5 bands of bits.
@@ -25,8 +25,8 @@ IntArray = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
-class Picture:
-    """A picture of a split, with its thumbnail uint8 [8, 9] and the digest of its file, as hex."""
+class ImageSignature:
+    """An image of a split, with its thumbnail uint8 [8, 9] and the digest of its file, as hex."""
 
     split: str
     file: str
@@ -36,36 +36,36 @@ class Picture:
 
 @dataclass(frozen=True)
 class DuplicateGroup:
-    """Two pictures or more, in their order; `is_exact` if their files are equal byte by byte."""
+    """Two images or more, in their order; `is_exact` if their files are equal byte by byte."""
 
-    pictures: tuple[Picture, ...]
+    images: tuple[ImageSignature, ...]
     is_exact: bool
 
     @property
     def is_across_splits(self) -> bool:
         """Whether they are in more than one split."""
-        return len({picture.split for picture in self.pictures}) > 1
+        return len({image.split for image in self.images}) > 1
 
 
-def find_near_duplicates(pictures: Sequence[Picture]) -> list[DuplicateGroup]:
-    """Find equal files anywhere, and pictures of different splits that look nearly the same.
+def find_near_duplicates(images: Sequence[ImageSignature]) -> list[DuplicateGroup]:
+    """Find equal files anywhere, and images of different splits that look nearly the same.
 
-    Two pictures look the same if of the 64 signs of the horizontal differences in their thumbnails
-    at most 4 differ, and the thumbnails by at most 3 grey levels in the mean after levelling their
-    brightness. Pictures almost without contrast are left out, unless the files are equal. A group
-    of pictures that look the same are those that such pairs connect.
+    Two images look the same if of the 64 signs of the horizontal differences in their thumbnails
+    at most 4 differ, and the thumbnails by at most 3 gray levels in the mean after levelling their
+    brightness. Images almost without contrast are left out, unless the files are equal. A group
+    of images that look the same are those that such pairs connect.
 
     Returns:
-        The groups in the order of their first pictures.
+        The groups in the order of their first images.
     """
-    groups = [(group, True) for group in _grouped([picture.digest for picture in pictures])]
+    groups = [(group, True) for group in _grouped([image.digest for image in images])]
     groups += [
         (group, False)
-        for group in _near_groups(pictures)
-        if len({pictures[index].digest for index in group}) > 1  # else it is one of those
+        for group in _near_groups(images)
+        if len({images[index].digest for index in group}) > 1  # else it is one of those
     ]
     return [
-        DuplicateGroup(tuple(pictures[index] for index in group), is_exact)
+        DuplicateGroup(tuple(images[index] for index in group), is_exact)
         for group, is_exact in sorted(groups)
     ]
 
@@ -78,11 +78,11 @@ def _grouped(keys: Iterable[Hashable]) -> list[list[int]]:
     return [group for group in positions.values() if len(group) > 1]
 
 
-def _near_groups(pictures: Sequence[Picture]) -> list[list[int]]:
-    """Return the positions of pictures that look nearly the same, by groups."""
+def _near_groups(images: Sequence[ImageSignature]) -> list[list[int]]:
+    """Return the positions of images that look nearly the same, by groups."""
     members: dict[tuple[str, str], list[int]] = defaultdict(list)
-    for index, picture in enumerate(pictures):
-        members[picture.thumbnail, picture.split].append(index)
+    for index, image in enumerate(images):
+        members[image.thumbnail, image.split].append(index)
     keys = list(members)
     if len({split for _, split in keys}) < 2:
         return []
@@ -97,7 +97,7 @@ class _Nodes:
     Attributes:
         splits: Number of the split of each.
         hashes: 64 signs of differences, uint64.
-        levelled: Grey levels less their mean, times 72 so that they are whole numbers, [N, 72]; the
+        levelled: Gray levels less their mean, times 72 so that they are whole numbers, [N, 72]; the
             cells in which thumbnails differ the most come first.
         has_contrast: Whether it is compared at all.
     """

@@ -6,25 +6,25 @@ from collections.abc import Sequence
 from typing import Final
 
 from dcnseg.data.check.findings import ERROR, WARNING, Finding
-from dcnseg.data.check.look import Looked
-from dcnseg.data.check.near_duplicates import DuplicateGroup, Picture, find_near_duplicates
+from dcnseg.data.check.near_duplicates import DuplicateGroup, ImageSignature, find_near_duplicates
+from dcnseg.data.check.pairs import InspectedPair
 from dcnseg.data.dataset import size_mismatch
 
-_SHOWN: Final = 3  # pictures of a group that are named
-_TINY: Final = 32  # pixels; the network halves a picture four times before it looks around
+_SHOWN: Final = 3  # images of a group that are named
+_TINY: Final = 32  # pixels; the network halves an image four times before it looks around
 
 
-def judge_pairs(looked: Sequence[Looked]) -> list[Finding]:
-    """Find masks of another size, doubtful rotations, tiny pictures, and pictures that occur twice.
+def check_pairs(pairs: Sequence[InspectedPair]) -> list[Finding]:
+    """Find masks of another size, doubtful rotations, tiny images, and images that occur twice.
 
     Args:
-        looked: Every pair of the data.
+        pairs: Every pair of the data.
     """
     findings: list[Finding] = []
-    is_turned: list[Looked] = []
-    is_upright: list[Looked] = []
-    is_doubtful: list[Looked] = []
-    for pair in looked:
+    is_turned: list[InspectedPair] = []
+    is_upright: list[InspectedPair] = []
+    is_doubtful: list[InspectedPair] = []
+    for pair in pairs:
         if pair.image is None or pair.mask is None:
             continue
         fit = _fit(pair)
@@ -37,20 +37,20 @@ def judge_pairs(looked: Sequence[Looked]) -> list[Finding]:
             (is_upright if is_known else is_doubtful).append(pair)
     return (
         findings
-        + _judge_rotations(is_turned, is_upright, is_doubtful)
-        + _find_tiny(looked)
-        + _find_several_frames(looked)
-        + _find_doubles(looked)
+        + _check_rotations(is_turned, is_upright, is_doubtful)
+        + _find_tiny(pairs)
+        + _find_several_frames(pairs)
+        + _find_duplicates(pairs)
     )
 
 
-def _is_on_its_side(pair: Looked) -> bool:
+def _is_on_its_side(pair: InspectedPair) -> bool:
     assert pair.image is not None
     return pair.image.orientation >= 5 and pair.image.size_hw[0] != pair.image.size_hw[1]
 
 
-def _fit(pair: Looked) -> str:
-    """Whether the mask fits the picture as "shown", only as "stored", or "none"."""
+def _fit(pair: InspectedPair) -> str:
+    """Whether the mask fits the image as "shown", only as "stored", or "none"."""
     assert pair.image is not None
     assert pair.mask is not None
     if pair.mask.size_hw == pair.image.size_hw:
@@ -61,7 +61,7 @@ def _fit(pair: Looked) -> str:
     return "none"
 
 
-def _mismatch(pair: Looked) -> Finding:
+def _mismatch(pair: InspectedPair) -> Finding:
     assert pair.image is not None
     assert pair.mask is not None
     text = size_mismatch(pair.sample, pair.image.size_hw, pair.mask.size_hw)
@@ -70,8 +70,10 @@ def _mismatch(pair: Looked) -> Finding:
     return Finding(ERROR, "size-mismatch", str(pair.sample.mask), what, advice)
 
 
-def _judge_rotations(
-    turned: Sequence[Looked], upright: Sequence[Looked], doubtful: Sequence[Looked]
+def _check_rotations(
+    turned: Sequence[InspectedPair],
+    upright: Sequence[InspectedPair],
+    doubtful: Sequence[InspectedPair],
 ) -> list[Finding]:
     findings = []
     if turned:
@@ -86,9 +88,9 @@ def _judge_rotations(
             )
         )
     if doubtful and turned:
-        findings += [_refuse_doubtful(pair) for pair in doubtful]
+        findings += [_ambiguous_rotation(pair) for pair in doubtful]
     elif doubtful:
-        known = f" (the masks of {len(upright)} pictures on their side do)" if upright else ""
+        known = f" (the masks of {len(upright)} images on their side do)" if upright else ""
         first = doubtful[0]
         assert first.image is not None
         findings.append(
@@ -98,14 +100,14 @@ def _judge_rotations(
                 str(first.sample.image),
                 f"has the EXIF orientation {first.image.orientation}, and {len(doubtful)} of the "
                 "images are turned or mirrored in a way that their masks' sizes do not tell; the "
-                f"masks are taken to fit the pictures as displayed{known}.",
+                f"masks are taken to fit the images as displayed{known}.",
                 "If they fit the pixels as stored, remove the EXIF orientation of the images.",
             )
         )
     return findings
 
 
-def _refuse_doubtful(pair: Looked) -> Finding:
+def _ambiguous_rotation(pair: InspectedPair) -> Finding:
     assert pair.image is not None
     return Finding(
         ERROR,
@@ -117,9 +119,9 @@ def _refuse_doubtful(pair: Looked) -> Finding:
     )
 
 
-def _find_tiny(looked: Sequence[Looked]) -> list[Finding]:
+def _find_tiny(pairs: Sequence[InspectedPair]) -> list[Finding]:
     found = []
-    for pair in looked:
+    for pair in pairs:
         if pair.image is not None and min(pair.image.size_hw) < _TINY:
             height, width = pair.image.size_hw
             what = f"is {width}x{height} pixels, smaller than {_TINY}; it is padded to the crop"
@@ -128,45 +130,45 @@ def _find_tiny(looked: Sequence[Looked]) -> list[Finding]:
     return found
 
 
-def _find_several_frames(looked: Sequence[Looked]) -> list[Finding]:
+def _find_several_frames(pairs: Sequence[InspectedPair]) -> list[Finding]:
     what = "has several pages or frames; only the first is read."
     return [
         Finding(WARNING, "several-frames", str(pair.sample.image), what)
-        for pair in looked
+        for pair in pairs
         if pair.image is not None and pair.image.has_more_frames
     ]
 
 
-def _find_doubles(looked: Sequence[Looked]) -> list[Finding]:
-    pictures = [
-        Picture(pair.split, str(pair.sample.image), pair.image.thumbnail, pair.image.digest)
-        for pair in looked
+def _find_duplicates(pairs: Sequence[InspectedPair]) -> list[Finding]:
+    images = [
+        ImageSignature(pair.split, str(pair.sample.image), pair.image.thumbnail, pair.image.digest)
+        for pair in pairs
         if pair.image is not None
     ]
-    return [_double(group) for group in find_near_duplicates(pictures)]
+    return [_duplicate(group) for group in find_near_duplicates(images)]
 
 
-def _double(group: DuplicateGroup) -> Finding:
-    """Write of two pictures what the second is, and of more what the first is."""
-    *others, last = group.pictures
+def _duplicate(group: DuplicateGroup) -> Finding:
+    """Write of two images what the second is, and of more what the first is."""
+    *others, last = group.images
     first, rest = (last, others) if len(others) == 1 else (others[0], [*others[1:], last])
     if len(rest) == 1:
-        how = "is the same file as" if group.is_exact else "is nearly the same picture as"
+        how = "is the same file as" if group.is_exact else "is nearly the same image as"
     elif group.is_exact:
         how = f"and {len(rest)} others are the same file:"
     else:
         how = f"and {len(rest)} others look nearly the same, each as another one of them:"
-    names = ", ".join(f"{picture.file} ({picture.split})" for picture in rest[:_SHOWN])
+    names = ", ".join(f"{image.file} ({image.split})" for image in rest[:_SHOWN])
     more = f", ... and {len(rest) - _SHOWN} more" if len(rest) > _SHOWN else ""
     is_across = group.is_across_splits
     keep = "it" if len(rest) == 1 else "them all"
     return Finding(
         WARNING,
-        "same-picture-in-two-splits" if is_across else "same-picture-twice",
+        "same-image-in-two-splits" if is_across else "same-image-twice",
         first.file,
         f"({first.split}) {how} {names}{more}.",
         f"Keep {keep} in one split, or the scores will flatter."
         if is_across
         else f"Remove {'one' if len(rest) == 1 else 'all but one'}.",
-        tuple(picture.file for picture in group.pictures),
+        tuple(image.file for image in group.images),
     )

@@ -15,21 +15,21 @@ import numpy as np
 from dcnseg.data.check.cache import FactsCache
 from dcnseg.data.check.class_findings import find_classes
 from dcnseg.data.check.findings import ERROR, WARNING, Finding, by_severity
-from dcnseg.data.check.folder_findings import judge_folder
-from dcnseg.data.check.look import Looked, look_at_pairs
-from dcnseg.data.check.pair_findings import judge_pairs
+from dcnseg.data.check.folder_findings import check_folder
+from dcnseg.data.check.pair_findings import check_pairs
+from dcnseg.data.check.pairs import InspectedPair, inspect_pairs
 from dcnseg.data.check.suggest import Suggestion, suggest
-from dcnseg.data.check.value_findings import Judged, judge_values
+from dcnseg.data.check.value_findings import LabelStats, check_values
 from dcnseg.data.class_map import IGNORE_INDEX, ClassMap
 from dcnseg.data.dataset import find_class_list
-from dcnseg.data.label_codes import unpack_colour
-from dcnseg.data.pairing.listing import find_unread
+from dcnseg.data.label_codes import unpack_color
+from dcnseg.data.pairing.listing import find_unsupported
 from dcnseg.data.pairing.samples import SPLIT_NAMES, Pairing
 from dcnseg.data.polygons.drawings import classes_of_names, is_polygon_file, polygon_names
 from dcnseg.errors import DataError
 
 _MAX_LISTED_VALUES: Final = 256
-_MAX_PASSED_OVER: Final = 100
+_MAX_OTHER_FILES: Final = 100
 
 
 @dataclass(frozen=True)
@@ -44,7 +44,7 @@ class ClassCount:
 
 @dataclass(frozen=True)
 class ValueCount:
-    """A value of the masks, or a colour (red, green, blue), its pixels and images."""
+    """A value of the masks, or a color (red, green, blue), its pixels and images."""
 
     value: int | tuple[int, int, int]
     pixels: int
@@ -57,7 +57,7 @@ class CheckReport:
 
     Attributes:
         root: The data folder.
-        layout: How pictures and masks were found.
+        layout: How images and masks were found.
         splits: Pairs per split.
         images_without_mask: Files.
         masks_without_image: Files.
@@ -152,33 +152,33 @@ def check_data(
 
     Args:
         root: The data folder; a class list is sought in it.
-        pairing: Its pictures and masks.
+        pairing: Its images and masks.
         ignore: Ids to ignore besides those that the list ignores.
-        mask_threshold: Grey value from which masks mean the class of the greater id; 0: ids.
+        mask_threshold: Gray value from which masks mean the class of the greater id; 0: ids.
         workers: Threads; 0 means one per processor.
         on_progress: Called with (done, total) after each pair, from the calling thread.
-        layout_options: Options by which the pictures were found, for the command to go on with.
+        layout_options: Options by which the images were found, for the command to go on with.
     """
     cache = FactsCache(root)
-    skipped = find_unread(root)
-    drawn = _find_drawn(root, pairing)
-    looked, unreadable = look_at_pairs(
+    skipped = find_unsupported(root)
+    polygons = _read_polygon_classes(root, pairing)
+    pairs, unreadable = inspect_pairs(
         pairing.splits,
         cache,
-        polygon_ids=drawn.ids,
+        polygon_ids=polygons.ids,
         workers=workers,
         on_progress=on_progress,
     )
     cache.save()
-    class_map, class_findings = find_classes(root, looked, drawn.classes, ignore, mask_threshold)
-    findings = _without_repeats(drawn.findings, unreadable)
-    findings += judge_folder(root, pairing) + judge_pairs(looked) + class_findings
-    judged = Judged([], [], [])
+    class_map, class_findings = find_classes(root, pairs, polygons.classes, ignore, mask_threshold)
+    findings = _without_repeats(polygons.findings, unreadable)
+    findings += check_folder(root, pairing) + check_pairs(pairs) + class_findings
+    label_stats = LabelStats([], [], [])
     if class_map is not None:
-        judged = judge_values(root, looked, class_map, ignore)
-        findings += judged.findings
+        label_stats = check_values(root, pairs, class_map, ignore)
+        findings += label_stats.findings
     num_classes = class_map.num_classes if class_map else 0
-    train_pixels = tuple(judged.histogram("train")[:num_classes].tolist())
+    train_pixels = tuple(label_stats.histogram("train")[:num_classes].tolist())
     return CheckReport(
         root=root,
         layout=pairing.layout,
@@ -186,19 +186,19 @@ def check_data(
         images_without_mask=tuple(map(str, pairing.images_without_mask)),
         masks_without_image=tuple(map(str, pairing.masks_without_image)),
         passed_over=_other_files(root, pairing, skipped),
-        skipped={str(path): reason for path, reason in islice(skipped.items(), _MAX_PASSED_OVER)},
-        sizes=_sizes(looked),
-        image_modes=_modes(looked, of_masks=False),
-        mask_modes=_modes(looked, of_masks=True),
-        values=_values(looked),
-        classes=_classes(judged, class_map),
-        ignored_pixels=int(judged.histogram()[IGNORE_INDEX]),
+        skipped={str(path): reason for path, reason in islice(skipped.items(), _MAX_OTHER_FILES)},
+        sizes=_sizes(pairs),
+        image_modes=_modes(pairs, of_masks=False),
+        mask_modes=_modes(pairs, of_masks=True),
+        values=_values(pairs),
+        classes=_classes(label_stats, class_map),
+        ignored_pixels=int(label_stats.histogram()[IGNORE_INDEX]),
         train_pixels=train_pixels,
         findings=by_severity(findings, ERROR) + by_severity(findings, WARNING),
         class_map=class_map,
         suggestion=suggest(
             root,
-            looked,
+            pairs,
             class_map,
             train_pixels,
             ignore=ignore,
@@ -209,7 +209,7 @@ def check_data(
 
 
 @dataclass(frozen=True)
-class _Drawn:
+class _Polygons:
     """What the names in files of polygons mean: ids for counting, and classes if there are any."""
 
     ids: Mapping[str, int]
@@ -217,7 +217,7 @@ class _Drawn:
     findings: list[Finding]
 
 
-def _find_drawn(root: Path, pairing: Pairing) -> _Drawn:
+def _read_polygon_classes(root: Path, pairing: Pairing) -> _Polygons:
     samples = pairing.splits.all_samples()
     names, problems = polygon_names(sample.mask for sample in samples)
     findings = [
@@ -226,18 +226,18 @@ def _find_drawn(root: Path, pairing: Pairing) -> _Drawn:
     ]
     ids = {name: index for index, name in enumerate(names)}
     if not any(is_polygon_file(sample.mask) for sample in samples):
-        return _Drawn({}, None, findings)
+        return _Polygons({}, None, findings)
     class_list = find_class_list(root)
     try:
         if class_list is not None:
             class_map = ClassMap.from_file(class_list)
-            return _Drawn(class_map.ids_by_name, class_map, findings)
-        return _Drawn(ids, classes_of_names(names, samples), findings)
+            return _Polygons(class_map.ids_by_name, class_map, findings)
+        return _Polygons(ids, classes_of_names(names, samples), findings)
     except DataError as error:
         if class_list is None and not findings:  # else the reason has been, or will be, given
             path, _, text = str(error).partition(": ")
             findings = [Finding(ERROR, "polygons", path, text)]
-        return _Drawn(ids, None, findings)
+        return _Polygons(ids, None, findings)
 
 
 def _without_repeats(files: Sequence[Finding], images: Sequence[Finding]) -> list[Finding]:
@@ -248,7 +248,7 @@ def _without_repeats(files: Sequence[Finding], images: Sequence[Finding]) -> lis
 
 
 def _other_files(root: Path, pairing: Pairing, skipped: Mapping[Path, str]) -> tuple[str, ...]:
-    """Return the files below `root` that are no picture, mask or class list of the pairs."""
+    """Return the files below `root` that are no image, mask or class list of the pairs."""
     samples = pairing.splits.all_samples()
     known = {path for sample in samples for path in (sample.image, sample.mask)}
     known |= {*pairing.images_without_mask, *pairing.masks_without_image, *pairing.doubles}
@@ -260,21 +260,21 @@ def _other_files(root: Path, pairing: Pairing, skipped: Mapping[Path, str]) -> t
         folders[:] = sorted(n for n in folders if os.path.normpath(Path(parent, n)) not in left_out)
         paths = (os.path.normpath(Path(parent, name)) for name in sorted(files))
         found += [path for path in paths if path not in names]
-        if len(found) >= _MAX_PASSED_OVER:
+        if len(found) >= _MAX_OTHER_FILES:
             break
-    return tuple(found[:_MAX_PASSED_OVER])
+    return tuple(found[:_MAX_OTHER_FILES])
 
 
-def _sizes(looked: Sequence[Looked]) -> dict[str, int]:
+def _sizes(pairs: Sequence[InspectedPair]) -> dict[str, int]:
     sizes = Counter(
-        f"{pair.image.size_hw[1]}x{pair.image.size_hw[0]}" for pair in looked if pair.image
+        f"{pair.image.size_hw[1]}x{pair.image.size_hw[0]}" for pair in pairs if pair.image
     )
     return dict(sizes.most_common())
 
 
-def _modes(looked: Sequence[Looked], *, of_masks: bool) -> dict[str, int]:
+def _modes(pairs: Sequence[InspectedPair], *, of_masks: bool) -> dict[str, int]:
     modes: Counter[str] = Counter()
-    for pair in looked:
+    for pair in pairs:
         facts = pair.mask if of_masks else pair.image
         if facts is not None:
             how = f", {pair.mask.encoding}" if of_masks and pair.mask else ""
@@ -282,25 +282,29 @@ def _modes(looked: Sequence[Looked], *, of_masks: bool) -> dict[str, int]:
     return dict(modes.most_common())
 
 
-def _values(looked: Sequence[Looked]) -> list[ValueCount]:
+def _values(pairs: Sequence[InspectedPair]) -> list[ValueCount]:
     pixels: Counter[tuple[bool, int]] = Counter()
     images: Counter[tuple[bool, int]] = Counter()
-    for pair in looked:
+    for pair in pairs:
         if pair.mask is not None:
-            keys = [(pair.mask.is_coloured, value) for value in pair.mask.counts]
+            keys = [(pair.mask.is_colored, value) for value in pair.mask.counts]
             pixels.update(dict(zip(keys, pair.mask.counts.values(), strict=True)))
             images.update(keys)
     return [
-        ValueCount(unpack_colour(value) if is_colour else value, count, images[is_colour, value])
-        for (is_colour, value), count in pixels.most_common(_MAX_LISTED_VALUES)
+        ValueCount(unpack_color(value) if is_color else value, count, images[is_color, value])
+        for (is_color, value), count in pixels.most_common(_MAX_LISTED_VALUES)
     ]
 
 
-def _classes(judged: Judged, class_map: ClassMap | None) -> list[ClassCount]:
+def _classes(label_stats: LabelStats, class_map: ClassMap | None) -> list[ClassCount]:
     if class_map is None:
         return []
-    pixels = judged.histogram()
-    images = np.sum([h > 0 for h in judged.histograms], axis=0) if judged.histograms else pixels
+    pixels = label_stats.histogram()
+    images = (
+        np.sum([h > 0 for h in label_stats.histograms], axis=0)
+        if label_stats.histograms
+        else pixels
+    )
     return [
         ClassCount(entry.id, entry.name, int(pixels[index]), int(images[index]))
         for index, entry in enumerate(class_map.classes)

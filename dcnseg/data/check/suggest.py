@@ -17,12 +17,12 @@ from dcnseg.data.check.class_findings import (
     values_of,
     void_value,
 )
-from dcnseg.data.check.look import Looked
+from dcnseg.data.check.pairs import InspectedPair
 from dcnseg.data.class_map import ClassMap
 from dcnseg.data.dataset import find_class_list
-from dcnseg.data.label_codes import IGNORE_INDEX, MAX_ID, unpack_colour
+from dcnseg.data.label_codes import IGNORE_INDEX, MAX_ID, unpack_color
 
-_MAX_COLOURS: Final = 64
+_MAX_COLORS: Final = 64
 _MAX_CROP: Final = 512
 _MIN_CROP: Final = 64
 _CROP_STEP: Final = 32
@@ -38,10 +38,10 @@ class Suggestion:
     Attributes:
         classes: Content for classes.json, or None where the present list will do.
         ignore_index: Mask values to ignore.
-        mask_threshold: Grey value from which masks mean the foreground; 0: they hold ids.
+        mask_threshold: Gray value from which masks mean the foreground; 0: they hold ids.
         class_weights: "none", "sqrt" or "balanced".
         crop_size: Height and width of the crops.
-        batch_size: Pictures per batch.
+        batch_size: Images per batch.
         command: The command line to go on with.
     """
 
@@ -56,7 +56,7 @@ class Suggestion:
 
 def suggest(
     root: Path,
-    looked: Sequence[Looked],
+    pairs: Sequence[InspectedPair],
     class_map: ClassMap | None,
     pixel_counts: Sequence[int],
     *,
@@ -64,26 +64,26 @@ def suggest(
     mask_threshold: int = 0,
     layout_options: Sequence[str] = (),
 ) -> Suggestion:
-    """Choose settings for these pictures.
+    """Choose settings for these images.
 
     Args:
         root: The data folder.
-        looked: Every pair.
+        pairs: Every pair.
         class_map: The classes, if they could be found.
         pixel_counts: Training pixels of each class.
         ignore: Ids to ignore that were given already.
         mask_threshold: A threshold that was given already.
-        layout_options: Options by which the pictures were found, for the command.
+        layout_options: Options by which the images were found, for the command.
     """
-    values = values_of(looked)
+    values = values_of(pairs)
     has_list = find_class_list(root) is not None
     if not mask_threshold and is_smeared(values) and _can_be_two_classes(class_map, has_list):
         mask_threshold = THRESHOLD
     void = None if has_list or mask_threshold else void_value(sorted(values))
     ignore_index = tuple(dict.fromkeys((*ignore, *([] if void is None else [void]))))
-    weights = _class_weights(pixel_counts or _pixels_by_value(looked, mask_threshold))
-    crop = _crop_size(looked)
-    batch = _batch_size(sum(pair.split == "train" for pair in looked))
+    weights = _class_weights(pixel_counts or _pixels_by_value(pairs, mask_threshold))
+    crop = _crop_size(pairs)
+    batch = _batch_size(sum(pair.split == "train" for pair in pairs))
     words = ["dcnseg", "train", str(root), "--out", f"runs/{root.resolve().name or 'run'}"]
     words += layout_options
     words += ["--crop-size", f"{crop[0]},{crop[1]}", "--batch-size", str(batch)]
@@ -91,7 +91,7 @@ def suggest(
     words += ["--ignore-index", ",".join(map(str, ignore_index))] if ignore_index else []
     words += ["--mask-threshold", str(mask_threshold)] if mask_threshold else []
     return Suggestion(
-        None if has_list and not _is_shifted(class_map, looked) else _classes(looked, class_map),
+        None if has_list and not _is_shifted(class_map, pairs) else _classes(pairs, class_map),
         ignore_index,
         mask_threshold,
         weights,
@@ -117,21 +117,21 @@ def _class_weights(pixel_counts: Sequence[int]) -> str:
     return "sqrt" if share < _RARE else "none"
 
 
-def _pixels_by_value(looked: Sequence[Looked], mask_threshold: int) -> list[int]:
+def _pixels_by_value(pairs: Sequence[InspectedPair], mask_threshold: int) -> list[int]:
     """Stand in for the pixels of classes that are not known yet."""
     totals: Counter[int] = Counter()
-    for pair in looked:
+    for pair in pairs:
         if pair.mask is not None:
             totals.update(pair.mask.counts)
     if mask_threshold:
         above = sum(count for value, count in totals.items() if value >= mask_threshold)
         return [above, totals.total() - above]
-    return list(totals.values()) if len(totals) <= _MAX_COLOURS else []
+    return list(totals.values()) if len(totals) <= _MAX_COLORS else []
 
 
-def _crop_size(looked: Sequence[Looked]) -> tuple[int, int]:
-    """Choose the middle size of the pictures, in steps of 32 and at most 512 a side."""
-    sizes = np.array([pair.image.size_hw for pair in looked if pair.image is not None])
+def _crop_size(pairs: Sequence[InspectedPair]) -> tuple[int, int]:
+    """Choose the middle size of the images, in steps of 32 and at most 512 a side."""
+    sizes = np.array([pair.image.size_hw for pair in pairs if pair.image is not None])
     if not len(sizes):
         return _MAX_CROP, _MAX_CROP
     height, width = np.median(sizes, axis=0)
@@ -146,26 +146,26 @@ def _batch_size(num_train: int) -> int:
     return min(_MAX_BATCH, max(2, num_train))
 
 
-def _is_shifted(class_map: ClassMap | None, looked: Sequence[Looked]) -> bool:
+def _is_shifted(class_map: ClassMap | None, pairs: Sequence[InspectedPair]) -> bool:
     if class_map is None:
         return False
-    values = set(values_of(looked)) - set(class_map.ignored_ids)
+    values = set(values_of(pairs)) - set(class_map.ignored_ids)
     ids = sorted(class_map.ids)
     return bool(values) and min(values) == ids[0] + 1 and max(values) == ids[-1] + 1
 
 
-def _classes(looked: Sequence[Looked], class_map: ClassMap | None) -> dict[str, Any] | None:
+def _classes(pairs: Sequence[InspectedPair], class_map: ClassMap | None) -> dict[str, Any] | None:
     """Return the content of a class list that fits the masks, or None if they have no classes."""
-    if class_map is not None and _is_shifted(class_map, looked):
+    if class_map is not None and _is_shifted(class_map, pairs):
         content = class_map.to_dict()
         return content | {"classes": [c | {"id": c["id"] + 1} for c in content["classes"]]}
-    if any(pair.mask is not None and pair.mask.is_coloured for pair in looked):
-        return _classes_of_colours(looked)
-    is_drawn = any(pair.mask is not None and pair.mask.mode == "polygons" for pair in looked)
+    if any(pair.mask is not None and pair.mask.is_colored for pair in pairs):
+        return _classes_of_colors(pairs)
+    is_drawn = any(pair.mask is not None and pair.mask.mode == "polygons" for pair in pairs)
     if is_drawn or (class_map is not None and class_map.threshold):  # names count, not values
         return class_map.to_dict() if class_map else None
-    values = sorted(values_of(looked))
-    if not 2 <= len(values) <= _MAX_COLOURS or is_smeared(values_of(looked)):
+    values = sorted(values_of(pairs))
+    if not 2 <= len(values) <= _MAX_COLORS or is_smeared(values_of(pairs)):
         return None
     if values in ([0, IGNORE_INDEX], [0, MAX_ID]):
         return ClassMap.binary(values[1]).to_dict()
@@ -176,24 +176,24 @@ def _classes(looked: Sequence[Looked], class_map: ClassMap | None) -> dict[str, 
     return content
 
 
-def _classes_of_colours(looked: Sequence[Looked]) -> dict[str, Any] | None:
-    """Number the colours of all masks, black first, the others by their pixels."""
+def _classes_of_colors(pairs: Sequence[InspectedPair]) -> dict[str, Any] | None:
+    """Number the colors of all masks, black first, the others by their pixels."""
     totals: dict[int, int] = {}
-    for pair in looked:
+    for pair in pairs:
         if pair.mask is None:
             continue
-        is_grey = not pair.mask.is_coloured
+        is_gray = not pair.mask.is_colored
         for value, count in pair.mask.counts.items():
-            code = value * 0x010101 if is_grey and value < 256 else value
+            code = value * 0x010101 if is_gray and value < 256 else value
             totals[code] = totals.get(code, 0) + count
-    if not 2 <= len(totals) <= _MAX_COLOURS:
+    if not 2 <= len(totals) <= _MAX_COLORS:
         return None
     ordered = sorted(totals, key=lambda code: (code != _BLACK, -totals[code], code))
     entries = [
         {
             "id": index,
             "name": "black" if code == _BLACK else f"class_{index}",
-            "color": list(unpack_colour(code)),
+            "color": list(unpack_color(code)),
         }
         for index, code in enumerate(ordered)
     ]

@@ -1,6 +1,6 @@
 """What the values of masks mean for given classes, and what does not belong to them.
 
-The entry point is `judge_values`.
+The entry point is `check_values`.
 """
 
 from __future__ import annotations
@@ -17,7 +17,7 @@ import numpy.typing as npt
 from dcnseg.data.check.class_findings import THRESHOLD, values_of
 from dcnseg.data.check.findings import ERROR, WARNING, Finding, from_error
 from dcnseg.data.check.inspection import MaskFacts
-from dcnseg.data.check.look import Looked
+from dcnseg.data.check.pairs import InspectedPair
 from dcnseg.data.class_map import (
     IGNORE_INDEX,
     ClassMap,
@@ -26,7 +26,7 @@ from dcnseg.data.class_map import (
     labels_advice,
 )
 from dcnseg.data.dataset import decode_mask
-from dcnseg.data.label_codes import MAX_ID, unpack_colour
+from dcnseg.data.label_codes import MAX_ID, unpack_color
 from dcnseg.errors import ConfigError
 
 _LOSSY: Final = ("JPEG", "JPEG2000")
@@ -36,10 +36,10 @@ Histogram = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
-class Judged:
+class LabelStats:
     """The masks that could be decoded, with their pixels per training index (256 entries)."""
 
-    pairs: list[Looked]
+    pairs: list[InspectedPair]
     histograms: list[Histogram]
     findings: list[Finding]
 
@@ -54,21 +54,21 @@ class Judged:
         return total
 
 
-def judge_values(
-    root: Path, looked: Sequence[Looked], class_map: ClassMap, ignore: Sequence[int] = ()
-) -> Judged:
+def check_values(
+    root: Path, pairs: Sequence[InspectedPair], class_map: ClassMap, ignore: Sequence[int] = ()
+) -> LabelStats:
     """Decode the counted values of every mask, and find what does not belong to the classes.
 
     Args:
         root: The data folder.
-        looked: Every pair.
+        pairs: Every pair.
         class_map: The classes.
         ignore: Ids that were given by option to be ignored; advice names them too.
     """
-    judged = Judged([], [], [])
-    encodings: dict[str, list[Looked]] = defaultdict(list)
-    unknown: list[tuple[Looked, UnknownLabelsError]] = []
-    for pair in looked:
+    label_stats = LabelStats([], [], [])
+    encodings: dict[str, list[InspectedPair]] = defaultdict(list)
+    unknown: list[tuple[InspectedPair, UnknownLabelsError]] = []
+    for pair in pairs:
         if pair.mask is None:
             continue
         path = pair.sample.mask
@@ -78,20 +78,20 @@ def judge_values(
             unknown.append((pair, error))
             continue
         except ConfigError as error:
-            judged.findings.append(from_error("colours-without-classes", path, error))
+            label_stats.findings.append(from_error("colors-without-classes", path, error))
             continue
-        judged.pairs.append(pair)
-        judged.histograms.append(histogram)
+        label_stats.pairs.append(pair)
+        label_stats.histograms.append(histogram)
         encodings[_family(pair.mask, encoding)].append(pair)
-        judged.findings.extend(_judge_one(pair, histogram, class_map))
-    judged.findings.extend(_shifted(root, looked, class_map, unknown))
-    judged.findings.extend(_unknown_values(unknown, ignore))
-    judged.findings.extend(_mixed(encodings))
+        label_stats.findings.extend(_check_mask(pair, histogram, class_map))
+    label_stats.findings.extend(_shifted(root, pairs, class_map, unknown))
+    label_stats.findings.extend(_unknown_values(unknown, ignore))
+    label_stats.findings.extend(_mixed(encodings))
     if not class_map.threshold:
-        judged.findings.extend(_foregrounds(root, looked, class_map))
-    judged.findings.extend(_palettes(looked))
-    judged.findings.extend(_without_pixels(root, judged, class_map))
-    return judged
+        label_stats.findings.extend(_foregrounds(root, pairs, class_map))
+    label_stats.findings.extend(_palettes(pairs))
+    label_stats.findings.extend(_without_pixels(root, label_stats, class_map))
+    return label_stats
 
 
 def _decode(mask: MaskFacts, class_map: ClassMap) -> tuple[Histogram, str]:
@@ -114,7 +114,7 @@ def _family(mask: MaskFacts, encoding: str) -> str:
     return "alpha" if mask.encoding == "alpha" else encoding
 
 
-def _judge_one(pair: Looked, histogram: Histogram, class_map: ClassMap) -> list[Finding]:
+def _check_mask(pair: InspectedPair, histogram: Histogram, class_map: ClassMap) -> list[Finding]:
     assert pair.mask is not None
     path = str(pair.sample.mask)
     findings = []
@@ -126,7 +126,7 @@ def _judge_one(pair: Looked, histogram: Histogram, class_map: ClassMap) -> list[
     elif len(present) == 1 and not histogram[IGNORE_INDEX]:
         name = class_map.names[present[0]]
         what = f"holds one class only, {name!r} (id {class_map.ids[present[0]]})."
-        advice = "Fine if the picture shows nothing else."
+        advice = "Fine if the image shows nothing else."
         findings.append(Finding(WARNING, "one-class", path, what, advice))
     if pair.mask.file_format in _LOSSY and not class_map.threshold:
         is_certain = pair.mask.num_values <= 2
@@ -140,17 +140,17 @@ def _judge_one(pair: Looked, histogram: Histogram, class_map: ClassMap) -> list[
 
 
 def _shown(mask: MaskFacts, value: int) -> str:
-    return str(unpack_colour(value) if mask.is_coloured else value)
+    return str(unpack_color(value) if mask.is_colored else value)
 
 
 def _shifted(
     root: Path,
-    looked: Sequence[Looked],
+    pairs: Sequence[InspectedPair],
     class_map: ClassMap,
-    unknown: Sequence[tuple[Looked, UnknownLabelsError]],
+    unknown: Sequence[tuple[InspectedPair, UnknownLabelsError]],
 ) -> list[Finding]:
     ids = sorted(class_map.ids)
-    values = set(values_of(looked)) - set(class_map.ignored_ids)
+    values = set(values_of(pairs)) - set(class_map.ignored_ids)
     if not unknown or min(values, default=0) != ids[0] + 1 or max(values) != ids[-1] + 1:
         return []
     what = (
@@ -162,7 +162,7 @@ def _shifted(
 
 
 def _unknown_values(
-    unknown: Sequence[tuple[Looked, UnknownLabelsError]], ignore: Sequence[int]
+    unknown: Sequence[tuple[InspectedPair, UnknownLabelsError]], ignore: Sequence[int]
 ) -> list[Finding]:
     """Advise for all masks together: who gives an option at all must give one for all of them."""
     values = {value for _, error in unknown for value in error.counts if isinstance(value, int)}
@@ -176,8 +176,8 @@ def _unknown_values(
     return findings
 
 
-def _mixed(encodings: dict[str, list[Looked]]) -> list[Finding]:
-    """Some masks as ids, some as colours: one of the two was probably not meant."""
+def _mixed(encodings: dict[str, list[InspectedPair]]) -> list[Finding]:
+    """Some masks as ids, some as colors: one of the two was probably not meant."""
     if len(encodings) < 2:
         return []
     ordered = sorted(encodings.items(), key=lambda item: -len(item[1]))
@@ -189,12 +189,12 @@ def _mixed(encodings: dict[str, list[Looked]]) -> list[Finding]:
     ]
 
 
-def _foregrounds(root: Path, looked: Sequence[Looked], class_map: ClassMap) -> list[Finding]:
+def _foregrounds(root: Path, pairs: Sequence[InspectedPair], class_map: ClassMap) -> list[Finding]:
     """Two classes whose foreground is 1 here and 255 there, or 255 everywhere but in the list."""
     given = {entry.id for entry in class_map.ignored}
-    by_top: dict[int, list[Looked]] = defaultdict(list)
-    for pair in looked:
-        values = set(pair.mask.counts) if pair.mask and not pair.mask.is_coloured else {0}
+    by_top: dict[int, list[InspectedPair]] = defaultdict(list)
+    for pair in pairs:
+        values = set(pair.mask.counts) if pair.mask and not pair.mask.is_colored else {0}
         top = max(values)
         if top and (top not in _TOPS or not values <= {0, top}):
             return []
@@ -218,36 +218,36 @@ def _foregrounds(root: Path, looked: Sequence[Looked], class_map: ClassMap) -> l
     return []
 
 
-def _palettes(looked: Sequence[Looked]) -> list[Finding]:
-    """Palette files in which one index has different colours: their order was drawn per file."""
-    first: dict[int, tuple[int, Looked]] = {}
-    for pair in looked:
-        for value, colour in (pair.mask.palette if pair.mask else {}).items():
-            known, owner = first.setdefault(value, (colour, pair))
-            if known != colour:
+def _palettes(pairs: Sequence[InspectedPair]) -> list[Finding]:
+    """Palette files in which one index has different colors: their order was drawn per file."""
+    first: dict[int, tuple[int, InspectedPair]] = {}
+    for pair in pairs:
+        for value, color in (pair.mask.palette if pair.mask else {}).items():
+            known, owner = first.setdefault(value, (color, pair))
+            if known != color:
                 what = (
-                    f"its palette gives the index {value} the colour {unpack_colour(colour)}, that "
-                    f"of {owner.sample.mask.name} {unpack_colour(known)}; the indices are taken as "
-                    "ids, whatever their colours."
+                    f"its palette gives the index {value} the color {unpack_color(color)}, that "
+                    f"of {owner.sample.mask.name} {unpack_color(known)}; the indices are taken as "
+                    "ids, whatever their colors."
                 )
-                advice = "If the colours count, save the masks as RGB and give classes colours."
+                advice = "If the colors count, save the masks as RGB and give classes colors."
                 path = str(pair.sample.mask)
                 return [Finding(WARNING, "palettes-differ", path, what, advice)]
     return []
 
 
-def _without_pixels(root: Path, judged: Judged, class_map: ClassMap) -> list[Finding]:
+def _without_pixels(root: Path, label_stats: LabelStats, class_map: ClassMap) -> list[Finding]:
     findings = []
     count = class_map.num_classes
     for split in ("train", "val"):
-        masks = [pair.sample.mask for pair in judged.pairs if pair.split == split]
-        if masks and not judged.histogram(split)[:count].any():
+        masks = [pair.sample.mask for pair in label_stats.pairs if pair.split == split]
+        if masks and not label_stats.histogram(split)[:count].any():
             what = (
                 f"every pixel of all {len(masks)} masks is ignored; there is nothing to learn from."
             )
             advice = "Check `ignore` in the class list and --ignore-index."
             findings.append(Finding(ERROR, "nothing-to-learn", str(masks[0].parent), what, advice))
-    histogram = judged.histogram("train")[:count]
+    histogram = label_stats.histogram("train")[:count]
     if histogram.any():
         for index in np.flatnonzero(histogram == 0):
             what = f"the class {class_map.names[index]!r} (id {class_map.ids[index]}) occurs in no"

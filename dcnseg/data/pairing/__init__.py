@@ -1,1 +1,1 @@
-"""Which picture belongs to which mask, and to which split."""
+"""Which image belongs to which mask, and to which split."""

@@ -1,4 +1,4 @@
-"""What the folders above a file say of it: its split, and whether it is a picture or a mask.
+"""What the folders above a file say of it: its split, and whether it is an image or a mask.
 
 The entry point is `place_files`.
 """
@@ -12,7 +12,7 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Literal
 
-from dcnseg.data.pairing.listing import composed
+from dcnseg.data.pairing.listing import to_nfc
 from dcnseg.data.pairing.role_words import (
     FILLER_WORDS,
     IMAGE_FOLDER_WORDS,
@@ -44,7 +44,7 @@ class PlacedFile:
 
     Attributes:
         entry: Path, split and stem without the folders that were understood.
-        role: Whether the folders are for pictures or for masks; empty: they do not say.
+        role: Whether the folders are for images or for masks; empty: they do not say.
         source: The folder that says so, "masks".
         variant: What else that folder's name says, "upright" of "masks_upright".
         template: The path as a pattern with {split} and {stem}, and * for other folders.
@@ -89,7 +89,7 @@ def _place(path: Path, relative: Path, parted: set[tuple[str, ...]], last_role: 
     split_at = next((i for i, word in enumerate(words) if word.split), -1)
     understood = {role_at, split_at}
     rest = [part for i, part in enumerate(parts) if i not in understood]
-    stem = composed("/".join([*rest, relative.stem]))
+    stem = to_nfc("/".join([*rest, relative.stem]))
     word = words[role_at] if role_at >= 0 else FolderWord()
     entry = Entry(path, words[split_at].split if split_at >= 0 else "", stem)
     template = _template(parts, words, role_at, split_at, relative.suffix)

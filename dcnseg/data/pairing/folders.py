@@ -1,4 +1,4 @@
-"""Data folders -> pairs of pictures and masks, in splits; entry points `find_splits`, `find_pairs`.
+"""Data folders -> pairs of images and masks, in splits; entry points `find_splits`, `find_pairs`.
 
 How the pairs are found is decided in `layouts`, `patterns` and `pair_lists`.
 """
@@ -9,7 +9,7 @@ import os
 from pathlib import Path
 
 from dcnseg.config import check_pair_source
-from dcnseg.data.pairing.layouts import recognise
+from dcnseg.data.pairing.layouts import recognize
 from dcnseg.data.pairing.listing import find_images, first_names
 from dcnseg.data.pairing.pair_lists import read_pair_list
 from dcnseg.data.pairing.patterns import match_patterns
@@ -37,19 +37,19 @@ def find_splits(
     masks: str = "",
     pairs: Path | None = None,
 ) -> Splits:
-    """Find pictures and masks below `root`, as `find_pairs` does, and let nothing be left over.
+    """Find images and masks below `root`, as `find_pairs` does, and let nothing be left over.
 
     Args:
         root: The data folder.
-        val_fraction: Share of the pictures that goes to val where the data names no val split, in
+        val_fraction: Share of the images that goes to val where the data names no val split, in
             [0, 1); at least one goes, and at least one stays in train.
         seed: Chooses which.
-        images: Pattern of the pictures' paths, with {stem} and maybe {split}; empty: recognised.
+        images: Pattern of the images' paths, with {stem} and maybe {split}; empty: recognized.
         masks: Pattern of the masks' paths.
         pairs: List of pairs, instead of patterns.
 
     Raises:
-        DataError: A picture has no mask, a mask no picture, or two files stand for the same one;
+        DataError: An image has no mask, a mask no image, or two files stand for the same one;
             says how many and which. Also as `find_pairs`.
         ConfigError: As `find_pairs`.
     """
@@ -71,13 +71,13 @@ def find_pairs(
     masks: str = "",
     pairs: Path | None = None,
 ) -> Pairing:
-    """Find pictures and masks below `root`; say what has no partner instead of refusing it.
+    """Find images and masks below `root`; say what has no partner instead of refusing it.
 
     The same names give the same split on every machine. Subfolders are searched; hidden files and
-    files that are no pictures are passed over. The arguments are those of `find_splits`.
+    files that are no images are passed over. The arguments are those of `find_splits`.
 
     Raises:
-        DataError: There are no pictures, the layout can be read in two ways, a pattern matches
+        DataError: There are no images, the layout can be read in two ways, a pattern matches
             nothing, or a list is wrong.
         ConfigError: `val_fraction` is out of its range, a pattern is missing or has no {stem}, or
             patterns and a list are given.
@@ -99,7 +99,7 @@ def _find(root: Path, images: str, masks: str, pairs: Path | None) -> Found:
         return read_pair_list(root, pairs)
     if images:
         return match_patterns(root, images, masks)
-    return recognise(root)
+    return recognize(root)
 
 
 def pair_samples(folder: Path) -> tuple[Sample, ...]:

@@ -1,4 +1,4 @@
-"""How the pictures and masks of a data folder are laid out; the entry point is `recognise`."""
+"""How the images and masks of a data folder are laid out; the entry point is `recognize`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from dcnseg.data.pairing.folder_names import PlacedFile, place_files
 from dcnseg.data.pairing.listing import (
     find_files,
     find_images,
-    find_unread,
+    find_unsupported,
     is_data_folder,
 )
 from dcnseg.data.pairing.name_rules import NameRule, RuleChoice, find_name_rules
@@ -50,20 +50,20 @@ class _Reading:
         )
 
 
-def recognise(root: Path) -> Found:
-    """Find the pictures and masks of a data folder by the names of folders and files.
+def recognize(root: Path) -> Found:
+    """Find the images and masks of a data folder by the names of folders and files.
 
     In this order: PASCAL VOC, Cityscapes, folders named for images and for masks (in split folders,
     above them, or without), a COCO file, one folder with suffixes, LabelMe files.
 
     Raises:
-        DataError: There are no pictures, or the names can be read in two ways; names both.
+        DataError: There are no images, or the names can be read in two ways; names both.
     """
     special = find_voc(root) or _find_cityscapes(root)
     if special:
         return special
-    pictures = place_files(root, find_images(root))
-    if not pictures:
+    image_files = place_files(root, find_images(root))
+    if not image_files:
         raise DataError(
             f"{root}: holds no images; their names end in .png, .jpg, .tif or so.{_skipped(root)} "
             "Expected the folders images and masks, or train, val and test folders that hold "
@@ -71,28 +71,28 @@ def recognise(root: Path) -> Found:
         )
     _refuse_wrapped(root)
     json_files = place_files(root, find_files(root, {".json"}))
-    reading = _best_reading(root, _readings(pictures)) or _nested_reading(root, pictures)
+    reading = _best_reading(root, _readings(image_files)) or _nested_reading(root, image_files)
     if reading and (reading.choice.pairs or not json_files):
-        return _found(reading, pictures)
+        return _found(reading, image_files)
     coco_files, problems = read_coco_files([file.entry.path for file in json_files])
     if coco_files:
-        return replace(find_coco(root, pictures, coco_files), problems=tuple(problems))
-    alone = _one_folder(root, pictures) if reading is None else None
+        return replace(find_coco(root, image_files, coco_files), problems=tuple(problems))
+    alone = _one_folder(root, image_files) if reading is None else None
     if alone and (alone.pairs_up or not json_files):
         return alone.found
-    labelme = _find_labelme(pictures, json_files)
+    labelme = _find_labelme(image_files, json_files)
     if labelme:
         return labelme
     if reading:
-        found = _found(reading, pictures)
+        found = _found(reading, image_files)
     else:
-        found = alone.found if alone else _without_masks(pictures)
+        found = alone.found if alone else _without_masks(image_files)
     return replace(found, problems=tuple(problems))
 
 
 def _skipped(root: Path) -> str:
     """Say what there is instead of images."""
-    unread = find_unread(root)
+    unread = find_unsupported(root)
     if not unread:
         return ""
     path, reason = next(iter(unread.items()))
@@ -127,10 +127,10 @@ def _refuse_wrapped(root: Path) -> None:
                 )
 
 
-def _readings(pictures: Sequence[PlacedFile]) -> list[_Reading]:
+def _readings(image_files: Sequence[PlacedFile]) -> list[_Reading]:
     """Return each way to combine a folder of images with one of masks."""
     by_role: dict[str, list[PlacedFile]] = defaultdict(list)
-    for file in pictures:
+    for file in image_files:
         by_role[file.role].append(file)
     if not by_role["mask"]:
         return []
@@ -142,9 +142,9 @@ def _readings(pictures: Sequence[PlacedFile]) -> list[_Reading]:
     ]
 
 
-def _nested_reading(root: Path, pictures: Sequence[PlacedFile]) -> _Reading | None:
+def _nested_reading(root: Path, image_files: Sequence[PlacedFile]) -> _Reading | None:
     """Take folders of masks within those of images, if these hold any masks."""
-    paths = [file.entry.path for file in pictures]
+    paths = [file.entry.path for file in image_files]
     reading = _best_reading(root, _readings(place_files(root, paths, last_role=True)))
     return reading if reading and reading.choice.pairs else None
 
@@ -181,7 +181,7 @@ def _without_common_folder(files: Sequence[PlacedFile]) -> list[PlacedFile]:
 
 
 def _by_source(files: Sequence[PlacedFile]) -> list[list[PlacedFile]]:
-    """Group files by the folder that gave the role; "masks" goes before "masks_colour"."""
+    """Group files by the folder that gave the role; "masks" goes before "masks_color"."""
     groups: dict[str, list[PlacedFile]] = defaultdict(list)
     for file in files:
         groups[file.source].append(file)
@@ -197,7 +197,7 @@ def _best_reading(root: Path, readings: Sequence[_Reading]) -> _Reading | None:
     possible = [reading for reading in readings if reading.choice.pairs]
     ways = [(reading, rule) for reading in possible for rule in reading.choice.rules]
     if len(ways) > 1:
-        told = [_told(reading, rule) for reading, rule in ways[:2]]
+        told = [_described(reading, rule) for reading, rule in ways[:2]]
         raise DataError(
             f"{root}: can be read in {'two' if len(ways) == 2 else len(ways)} ways, as {told[0]} "
             f"or as {told[1]}. Say which by these options, or move the other files away."
@@ -205,12 +205,12 @@ def _best_reading(root: Path, readings: Sequence[_Reading]) -> _Reading | None:
     return next(iter(possible or readings), None)
 
 
-def _told(reading: _Reading, rule: NameRule) -> str:
+def _described(reading: _Reading, rule: NameRule) -> str:
     images, masks = reading.templates(rule)
     return f"{reading.choice.pairs} pairs of --images '{images}' --masks '{masks}'"
 
 
-def _found(reading: _Reading, pictures: Sequence[PlacedFile]) -> Found:
+def _found(reading: _Reading, image_files: Sequence[PlacedFile]) -> Found:
     rule = reading.choice.rules[0]
     images, masks = reading.templates(rule)
     is_left_out = reading.choice.is_beside
@@ -220,9 +220,9 @@ def _found(reading: _Reading, pictures: Sequence[PlacedFile]) -> Found:
         if rule.mask_key(file.entry.key) or not is_left_out(file.entry.key)
     ]
     what = f"{_folder(images)} + {_folder(masks)} {rule.describe()}"
-    elsewhere = len(pictures) - len(reading.images) - len(reading.masks)
+    elsewhere = len(image_files) - len(reading.images) - len(reading.masks)
     if elsewhere:
-        what += f"; {elsewhere} other pictures are passed over"
+        what += f"; {elsewhere} other images are passed over"
     return Found(
         images=[_renamed(file.entry, rule.image_key(file.entry.key)) for file in reading.images],
         masks=[_renamed(entry, rule.mask_key(entry.key)) for entry in kept],
@@ -259,44 +259,46 @@ class _OneFolder:
     pairs_up: bool
 
 
-def _one_folder(root: Path, pictures: Sequence[PlacedFile]) -> _OneFolder | None:
-    """Tell masks from pictures by their names, where no folder does."""
-    parted = part_one_folder([file.entry for file in pictures])
+def _one_folder(root: Path, image_files: Sequence[PlacedFile]) -> _OneFolder | None:
+    """Tell masks from images by their names, where no folder does."""
+    parted = part_one_folder([file.entry for file in image_files])
     if not parted:
         return None
     is_image = {entry.path for entry in parted.images}
     is_mask = {entry.path for entry in parted.masks}
     reading = _Reading(
-        [file for file in pictures if file.entry.path in is_image],
-        [file for file in pictures if file.entry.path in is_mask],
+        [file for file in image_files if file.entry.path in is_image],
+        [file for file in image_files if file.entry.path in is_mask],
         RuleChoice((parted.rules[0],), parted.pairs),
     )
     if len(parted.rules) > 1:
         raise DataError(
             f"{root}: can be read in two ways, {parted.rules[0].describe()} or "
-            f"{parted.rules[1].describe()}. Say which: {_told(reading, parted.rules[0])}."
+            f"{parted.rules[1].describe()}. Say which: {_described(reading, parted.rules[0])}."
         )
-    found = _found(reading, pictures)
+    found = _found(reading, image_files)
     kind = parted.rules[0].describe() if parted.rules[0].length else "by name, .jpg + .png"
     layout = found.layout.replace(found.layout.partition(";")[0], f"one folder, {kind}", 1)
     return _OneFolder(replace(found, layout=layout), parted.pairs > 0)
 
 
-def _find_labelme(pictures: Sequence[PlacedFile], json_files: Sequence[PlacedFile]) -> Found | None:
-    """Pair pictures with JSON files of the same stem, beside them or in a folder of masks."""
-    images = [file.entry for file in pictures if file.role != "mask"]
+def _find_labelme(
+    image_files: Sequence[PlacedFile], json_files: Sequence[PlacedFile]
+) -> Found | None:
+    """Pair images with JSON files of the same stem, beside them or in a folder of masks."""
+    images = [file.entry for file in image_files if file.role != "mask"]
     keys = {entry.key for entry in images}
     masks = [f.entry for f in json_files if f.entry.key in keys or is_labelme(f.entry.path)]
     if not keys & {entry.key for entry in masks}:
         return None
-    advice = "Each picture needs a LabelMe file of the same name apart from the ending."
+    advice = "Each image needs a LabelMe file of the same name apart from the ending."
     return Found(images, masks, "LabelMe JSON by name", advice)
 
 
-def _without_masks(pictures: Sequence[PlacedFile]) -> Found:
-    template = _common_template(pictures)
+def _without_masks(image_files: Sequence[PlacedFile]) -> Found:
+    template = _common_template(image_files)
     return Found(
-        [file.entry for file in pictures],
+        [file.entry for file in image_files],
         [],
         "no masks found",
         "There is no folder named masks, labels, annotations, gt or so, and no file named with a "

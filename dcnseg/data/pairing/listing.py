@@ -9,7 +9,7 @@ from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Final
 
-from dcnseg.data.picture_file import IMAGE_SUFFIXES, UNREAD_KINDS
+from dcnseg.data.image_file import IMAGE_SUFFIXES, UNSUPPORTED_KINDS
 from dcnseg.errors import DataError
 from dcnseg.files import OUTPUT_MARKER, is_output_folder
 
@@ -32,15 +32,15 @@ def find_files(folder: Path, suffixes: Collection[str]) -> list[Path]:
 
 
 def find_images(folder: Path) -> list[Path]:
-    """Return the picture files in `folder` and its subfolders, sorted, without hidden ones."""
+    """Return the image files in `folder` and its subfolders, sorted, without hidden ones."""
     return find_files(folder, IMAGE_SUFFIXES)
 
 
-def find_unread(folder: Path) -> dict[Path, str]:
+def find_unsupported(folder: Path) -> dict[Path, str]:
     """Return what `find_images` skips although somebody may expect it to be read, and why."""
     found: dict[Path, str] = {}
     for path in _walk(folder, found):
-        kind = UNREAD_KINDS.get(path.suffix.lower())
+        kind = UNSUPPORTED_KINDS.get(path.suffix.lower())
         if kind:
             found[path] = f"{kind}; convert it to PNG or JPEG to have it read"
         elif path.suffix.lower() in IMAGE_SUFFIXES | {".json"} and _is_special(path):
@@ -106,7 +106,7 @@ def _is_special(path: Path) -> bool:
     return not stat.S_ISREG(mode)
 
 
-def composed(text: str) -> str:
+def to_nfc(text: str) -> str:
     """Return `text` in NFC: one file system writes "ü" as one character, the next as two."""
     return unicodedata.normalize("NFC", text)
 

@@ -62,7 +62,7 @@ class NameRule:
 class RuleChoice:
     """The rules that pair the most, one unless the names are ambiguous, and the pairs of each.
 
-    `beside` are rules for files that stand beside the masks, such as coloured views of them.
+    `beside` are rules for files that stand beside the masks, such as colored views of them.
     """
 
     rules: tuple[NameRule, ...]

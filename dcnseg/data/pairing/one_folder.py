@@ -1,4 +1,4 @@
-"""Pictures and masks in one folder, told apart by suffix or ending; entry `part_one_folder`."""
+"""Images and masks in one folder, told apart by suffix or ending; entry `part_one_folder`."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ class Parted:
 
 
 def part_one_folder(entries: Sequence[Entry]) -> Parted | None:
-    """Tell masks from pictures: by a suffix or prefix such as _mask or _L, or .png beside .jpg.
+    """Tell masks from images: by a suffix or prefix such as _mask or _L, or .png beside .jpg.
 
     Returns:
         None where nothing in the names says mask.
@@ -95,7 +95,7 @@ def _part(entries: Sequence[Entry], mask_rule: NameRule) -> Parted | None:
 
 
 def _is_beside(entry: Entry, names: set[Key]) -> bool:
-    """Whether a file is a coloured view or the like of another one: "a_color" of "a"."""
+    """Whether a file is a colored view or the like of another one: "a_color" of "a"."""
     match = re.search(r"[_\-. ][A-Za-z]+$", entry.stem)
     if not match or match.group()[1:].lower() not in BESIDE_WORDS:
         return False
@@ -103,7 +103,7 @@ def _is_beside(entry: Entry, names: set[Key]) -> bool:
 
 
 def _part_by_ending(entries: Sequence[Entry]) -> Parted | None:
-    """Take a.jpg as the picture of which a.png is the mask, if every file has such a partner."""
+    """Take a.jpg as the image of which a.png is the mask, if every file has such a partner."""
     images = [entry for entry in entries if entry.path.suffix.lower() in _LOSSY]
     masks = [entry for entry in entries if entry.path.suffix.lower() not in _LOSSY]
     keys = [sorted(entry.key for entry in some) for some in (images, masks)]

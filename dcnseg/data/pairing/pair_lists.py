@@ -1,4 +1,4 @@
-"""Pictures and masks by a list of pairs, CSV or text; the entry point is `read_pair_list`."""
+"""Images and masks by a list of pairs, CSV or text; the entry point is `read_pair_list`."""
 
 from __future__ import annotations
 
@@ -11,7 +11,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from dcnseg.data.pairing.listing import composed
+from dcnseg.data.pairing.listing import to_nfc
 from dcnseg.data.pairing.role_words import IMAGE_WORDS, MASK_WORDS
 from dcnseg.data.pairing.samples import SPLIT_WORDS, Entry, Found
 from dcnseg.errors import DataError, short_repr
@@ -41,7 +41,7 @@ def read_pair_list(root: Path, path: Path) -> Found:
 
     Raises:
         DataError: The list cannot be read, a line has fewer than two columns, a split is none, a
-            file is missing or a picture stands there twice; says the lines.
+            file is missing or an image stands there twice; says the lines.
     """
     lines = _parse(path)
     if not lines:
@@ -169,18 +169,18 @@ def _refuse_repeated(path: Path, lines: Sequence[_Line], images: Sequence[Path])
         before = first.setdefault(image.resolve(), line.number)
         if before != line.number:
             raise DataError(
-                f"{path}: lines {before} and {line.number} both name {image}; each picture may "
+                f"{path}: lines {before} and {line.number} both name {image}; each image may "
                 "stand there once."
             )
 
 
 def _stems(root: Path, path: Path, images: Sequence[Path]) -> list[str]:
-    """Return the pictures' paths without ending, or with it where two differ in it alone."""
+    """Return the images' paths without ending, or with it where two differ in it alone."""
     names = [_relative(root, path, image) for image in images]
-    stems = [composed(name.with_suffix("").as_posix()) for name in names]
+    stems = [to_nfc(name.with_suffix("").as_posix()) for name in names]
     counts = Counter(stems)
     return [
-        stem if counts[stem] == 1 else composed(name.as_posix())
+        stem if counts[stem] == 1 else to_nfc(name.as_posix())
         for stem, name in zip(stems, names, strict=True)
     ]
 

@@ -1,4 +1,4 @@
-"""Pictures and masks by patterns with {split} and {stem}; the entry point is `match_patterns`."""
+"""Images and masks by patterns with {split} and {stem}; the entry point is `match_patterns`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path, PurePosixPath
 from typing import Final
 
 from dcnseg.data.image_io import IMAGE_SUFFIXES
-from dcnseg.data.pairing.listing import composed, find_files
+from dcnseg.data.pairing.listing import find_files, to_nfc
 from dcnseg.data.pairing.samples import SPLIT_WORDS, Entry, Found
 from dcnseg.errors import ConfigError, DataError, short_repr
 
@@ -27,7 +27,7 @@ def match_patterns(root: Path, images: str, masks: str) -> Found:
 
     Args:
         root: What relative patterns start from.
-        images: Where the pictures are, such as "{split}/images/{stem}.jpg".
+        images: Where the images are, such as "{split}/images/{stem}.jpg".
         masks: Where the masks or LabelMe files are, such as "{split}/labels/{stem}_L.png".
 
     Raises:
@@ -36,7 +36,7 @@ def match_patterns(root: Path, images: str, masks: str) -> Found:
     """
     image_entries = _matches(root, images, IMAGE_SUFFIXES)
     mask_entries = _matches(root, masks, IMAGE_SUFFIXES | {".json"})
-    if composed(images) != composed(masks):
+    if to_nfc(images) != to_nfc(masks):
         # In one folder, {stem}.jpg also fits a_mask.jpg, which the other pattern calls a mask.
         image_entries, mask_entries = _without_common(images, image_entries, masks, mask_entries)
     for option, pattern, entries in (
@@ -71,7 +71,7 @@ def _matches(root: Path, pattern: str, suffixes: frozenset[str]) -> list[Entry]:
         ) from error
     found = []
     for path in find_files(start, suffixes) if start.is_dir() else []:
-        match = expression.fullmatch(composed(path.relative_to(start).as_posix()))
+        match = expression.fullmatch(to_nfc(path.relative_to(start).as_posix()))
         if match:
             groups = match.groupdict()
             split = SPLIT_WORDS[groups["split"].lower()] if groups.get("split") else ""
@@ -119,7 +119,7 @@ def _rest(pattern: str) -> str:
 
 def _expression(pattern: str) -> str:
     """Return the regular expression of a pattern; names are composed (NFC)."""
-    pattern = composed(pattern)
+    pattern = to_nfc(pattern)
     ending = PurePosixPath(pattern).suffix
     has_ending = bool(ending) and not re.search(r"[{/]", ending)
     body = pattern.removesuffix(ending) if has_ending else pattern

@@ -24,7 +24,7 @@ SPLIT_WORDS: Final = {
 
 @dataclass(frozen=True)
 class Sample:
-    """A picture and its mask (or the JSON file of its polygons).
+    """An image and its mask (or the JSON file of its polygons).
 
     `stem` is their common relative path without ending, "sub/a".
     """
@@ -42,7 +42,7 @@ class Splits:
         train: To learn from.
         val: To choose the best weights by.
         test: For the final score.
-        layout: How pictures and masks were found, in words; does not take part in comparisons.
+        layout: How images and masks were found, in words; does not take part in comparisons.
         is_val_drawn: Whether the data names no val split, so that a seed has drawn it from train.
     """
 
@@ -71,11 +71,11 @@ class Pairing:
 
     Attributes:
         splits: The pairs.
-        images_without_mask: Pictures that have none.
-        masks_without_image: Masks that have none; for a picture that a COCO file lists and that is
-            not there, the path of that file and the picture's name.
+        images_without_mask: Images that have none.
+        masks_without_image: Masks that have none; for an image that a COCO file lists and that is
+            not there, the path of that file and the image's name.
         doubles: Files that share role, split and stem with another one; no pair holds them.
-        layout: How pictures and masks were found, in words.
+        layout: How images and masks were found, in words.
         advice: What to do when something is left over, with the exact patterns to try.
         problems: What is wrong with the files of annotations.
     """
@@ -97,7 +97,7 @@ class Pairing:
 
 @dataclass(frozen=True)
 class Entry:
-    """A picture or a mask before pairing; `split` is empty where none is said."""
+    """An image or a mask before pairing; `split` is empty where none is said."""
 
     path: Path
     split: str
@@ -111,7 +111,7 @@ class Entry:
 
 @dataclass(frozen=True)
 class Found:
-    """The pictures and masks that a layout gave, by the names that pair them."""
+    """The images and masks that a layout gave, by the names that pair them."""
 
     images: Sequence[Entry]
     masks: Sequence[Entry]
@@ -134,7 +134,7 @@ def join_entries(found: Found, *, val_fraction: float, seed: int) -> Pairing:
         images = [entry for entry in images if entry.split]
         masks = [entry for entry in masks if entry.split]
         if left_out:
-            layout += f"; {left_out} pictures in no split are passed over"
+            layout += f"; {left_out} images in no split are passed over"
     image_of, image_doubles = _by_key(images)
     mask_of, mask_doubles = _by_key(masks)
     doubled = {entry.key for entry in (*image_doubles, *mask_doubles)}
@@ -173,11 +173,11 @@ def _with_val(
     train, val, test = (tuple(by_split.get(name, ())) for name in SPLIT_NAMES)
     is_drawn = bool(train) and not val
     if is_drawn:
-        train, val = draw_val(train, val_fraction, seed)
+        train, val = split_off_validation(train, val_fraction, seed)
     return Splits(train, val, test, layout, is_drawn)
 
 
-def draw_val(
+def split_off_validation(
     samples: tuple[Sample, ...], val_fraction: float, seed: int
 ) -> tuple[tuple[Sample, ...], tuple[Sample, ...]]:
     """Choose val by a hash of seed and stem, which no file order or library version changes."""

@@ -7,7 +7,7 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from dcnseg.data.image_io import IMAGE_SUFFIXES
-from dcnseg.data.pairing.listing import composed, find_images, is_data_folder
+from dcnseg.data.pairing.listing import find_images, is_data_folder, to_nfc
 from dcnseg.data.pairing.samples import SPLIT_NAMES, Entry, Found
 from dcnseg.errors import DataError
 from dcnseg.files import read_text
@@ -16,11 +16,11 @@ _LISTS = Path("ImageSets", "Segmentation")
 
 
 def find_voc(root: Path) -> Found | None:
-    """Find the pictures of `ImageSets/Segmentation/{train,val,test}.txt`, if that layout is there.
+    """Find the images of `ImageSets/Segmentation/{train,val,test}.txt`, if that layout is there.
 
-    Pictures that no list names are passed over. Without lists, and with trainval.txt alone, the
-    pictures are in no split; without lists those without mask are passed over. A test list of which
-    no picture has a mask is passed over too: those masks were never published.
+    Images that no list names are passed over. Without lists, and with trainval.txt alone, the
+    images are in no split; without lists those without mask are passed over. A test list of which
+    no image has a mask is passed over too: those masks were never published.
 
     Raises:
         DataError: There are two folders of masks, or a list cannot be read or names a missing file.
@@ -43,7 +43,7 @@ def find_voc(root: Path) -> Found | None:
     if not lists:
         names = images.keys() & masks.keys()
         left_out = len(images) - len(names)
-        layout += f", {left_out} pictures without mask are passed over" if left_out else ""
+        layout += f", {left_out} images without mask are passed over" if left_out else ""
         return Found(
             [Entry(images[name], "", name) for name in names],
             [Entry(path, "", name) for name, path in masks.items()],
@@ -51,12 +51,12 @@ def find_voc(root: Path) -> Found | None:
         )
     if not any(name in masks for name in lists.get("test", ())):
         passed = lists.pop("test", [])
-        layout += f", {len(passed)} test pictures without masks are passed over" if passed else ""
+        layout += f", {len(passed)} test images without masks are passed over" if passed else ""
     return Found(
         list(_listed(root, images, lists, "JPEGImages")),
         [e for split, names in lists.items() for e in _present(masks, split, names)],
         f"{layout}, splits by {_LISTS.as_posix()}",
-        f"Each name in {_LISTS.as_posix()} needs a picture and a mask.",
+        f"Each name in {_LISTS.as_posix()} needs an image and a mask.",
     )
 
 
@@ -65,8 +65,8 @@ def _by_name(folder: Path) -> dict[str, Path]:
 
 
 def _stem(path: Path) -> str:
-    is_picture = path.suffix.lower() in IMAGE_SUFFIXES  # "frame.01" has no ending
-    return composed((path.with_suffix("") if is_picture else path).as_posix())
+    is_image = path.suffix.lower() in IMAGE_SUFFIXES  # "frame.01" has no ending
+    return to_nfc((path.with_suffix("") if is_image else path).as_posix())
 
 
 def _read_lists(folder: Path) -> dict[str, list[str]]:
@@ -100,7 +100,7 @@ def _listed(
         missing = [name for name in names if name not in images]
         if missing:
             raise DataError(
-                f"{root / _LISTS / (split or 'trainval')}.txt: names {len(missing)} pictures that "
+                f"{root / _LISTS / (split or 'trainval')}.txt: names {len(missing)} images that "
                 f"are not in {folder} ({', '.join(missing[:5])}). Put them there, or take the "
                 "lines out."
             )

@@ -1,4 +1,4 @@
-"""The pictures that COCO files list, one file for many; the entry point is `find_coco`."""
+"""The images that COCO files list, one file for many; the entry point is `find_coco`."""
 
 from __future__ import annotations
 
@@ -9,9 +9,9 @@ from pathlib import Path, PurePosixPath
 from typing import Final
 
 from dcnseg.data.pairing.folder_names import PlacedFile, place_files
-from dcnseg.data.pairing.listing import composed
+from dcnseg.data.pairing.listing import to_nfc
 from dcnseg.data.pairing.samples import SPLIT_WORDS, Entry, FileProblem, Found
-from dcnseg.data.polygons.coco_file import CocoFile, CocoPicture, is_name_of, read_coco
+from dcnseg.data.polygons.coco_file import CocoFile, CocoImage, is_name_of, read_coco
 from dcnseg.errors import DataError
 
 _NAMES: Final = re.compile(r"instances.*|_?annotations?|.*coco.*|train|val|valid|test", re.I)
@@ -35,46 +35,50 @@ def read_coco_files(json_files: Sequence[Path]) -> tuple[list[CocoFile], list[Fi
     return files, problems
 
 
-def find_coco(root: Path, pictures: Sequence[PlacedFile], files: Sequence[CocoFile]) -> Found:
-    """Pair pictures with the COCO files that list them.
+def find_coco(root: Path, image_files: Sequence[PlacedFile], files: Sequence[CocoFile]) -> Found:
+    """Pair images with the COCO files that list them.
 
-    The split is in the file's folder or name ("instances_val2017.json"), else in the picture's
-    folder. Pictures in a split of which no file tells are passed over.
+    The split is in the file's folder or name ("instances_val2017.json"), else in the image's
+    folder. Images in a split of which no file tells are passed over.
 
     Raises:
-        DataError: A name that a file lists fits several pictures.
+        DataError: A name that a file lists fits several images.
     """
     by_name: dict[str, list[PlacedFile]] = defaultdict(list)
-    for picture in pictures:
-        by_name[composed(picture.entry.path.name)].append(picture)
+    for file in image_files:
+        by_name[to_nfc(file.entry.path.name)].append(file)
     images: list[Entry] = []
     masks: list[Entry] = []
     for coco in files:
         split = _split_of(root, coco.path)
-        for listed in (picture for group in coco.pictures.values() for picture in group):
-            file = _picture_of(listed, split, by_name, coco.path)
-            if file is None:
+        for listed in (file for group in coco.coco_images.values() for file in group):
+            found = _image_of(listed, split, by_name, coco.path)
+            if found is None:
                 masks.append(Entry(coco.path / listed.file_name, split, f"{listed.file_name}\0"))
                 continue
-            entry = Entry(file.entry.path, split or file.entry.split, file.entry.stem)
+            entry = Entry(found.entry.path, split or found.entry.split, found.entry.stem)
             images.append(entry)
             masks.append(Entry(coco.path, entry.split, entry.stem))
     shown = ", ".join(coco.path.relative_to(root).as_posix() for coco in files[:3])
-    rest, left_out = _unlisted(pictures, images)
-    passed = f"; {left_out} pictures in a split without such a file are passed over"
+    rest, left_out = _unlisted(image_files, images)
+    passed = f"; {left_out} images in a split without such a file are passed over"
     return Found(
         [*images, *rest],
         masks,
         f"COCO JSON {shown}{passed if left_out else ''}",
-        "A COCO file must list each picture by its file_name.",
+        "A COCO file must list each image by its file_name.",
     )
 
 
-def _unlisted(pictures: Sequence[PlacedFile], images: Sequence[Entry]) -> tuple[list[Entry], int]:
-    """Return the pictures that no file lists, and the number of those that none would."""
+def _unlisted(
+    image_files: Sequence[PlacedFile], images: Sequence[Entry]
+) -> tuple[list[Entry], int]:
+    """Return the images that no file lists, and the number of those that none would."""
     known = {entry.path for entry in images}
     splits = {entry.split for entry in images}
-    rest = [file.entry for file in pictures if file.entry.path not in known and file.role != "mask"]
+    rest = [
+        file.entry for file in image_files if file.entry.path not in known and file.role != "mask"
+    ]
     missed = [entry for entry in rest if not entry.split or entry.split in splits]
     return missed, len(rest) - len(missed)
 
@@ -85,10 +89,10 @@ def _split_of(root: Path, path: Path) -> str:
     return in_folder or next((SPLIT_WORDS[word] for word in words if word in SPLIT_WORDS), "")
 
 
-def _picture_of(
-    listed: CocoPicture, split: str, by_name: Mapping[str, Sequence[PlacedFile]], path: Path
+def _image_of(
+    listed: CocoImage, split: str, by_name: Mapping[str, Sequence[PlacedFile]], path: Path
 ) -> PlacedFile | None:
-    found = list(by_name.get(PurePosixPath(composed(listed.file_name)).name, ()))
+    found = list(by_name.get(PurePosixPath(to_nfc(listed.file_name)).name, ()))
     for narrower in (
         [file for file in found if is_name_of(listed.file_name, file.entry.path)],
         [file for file in found if split and file.entry.split == split],
@@ -98,5 +102,5 @@ def _picture_of(
             found = [file for file in found if file in narrower] or found
     if len(found) > 1:
         first, second = (file.entry.path for file in found[:2])
-        raise DataError(f"{path}: the picture {listed.file_name} may be {first} or {second}.")
+        raise DataError(f"{path}: the image {listed.file_name} may be {first} or {second}.")
     return found[0] if found else None

@@ -13,7 +13,7 @@ import numpy as np
 import numpy.typing as npt
 
 from dcnseg.data.class_info import is_class_name
-from dcnseg.data.pairing.listing import composed
+from dcnseg.data.pairing.listing import to_nfc
 from dcnseg.data.polygons.rasters import decode_runs
 from dcnseg.data.polygons.shapes import (
     Annotation,
@@ -33,8 +33,8 @@ Entry = Mapping[str, Any]
 
 
 @dataclass(frozen=True)
-class CocoPicture:
-    """A picture of a COCO file; its annotations are read when they are asked for."""
+class CocoImage:
+    """An image of a COCO file; its annotations are read when they are asked for."""
 
     file_name: str
     size_hw: tuple[int, int]
@@ -43,43 +43,43 @@ class CocoPicture:
 
 @dataclass(frozen=True)
 class CocoFile:
-    """A COCO file: its pictures by the last part of their name, and its classes in their order.
+    """A COCO file: its images by the last part of their name, and its classes in their order.
 
     `problems` says which entries were skipped and why, each in one sentence.
     """
 
     path: Path
-    pictures: Mapping[str, Sequence[CocoPicture]]
+    coco_images: Mapping[str, Sequence[CocoImage]]
     names: Mapping[int, str]
     problems: tuple[str, ...] = ()
 
     def annotation_of(self, image: Path) -> Annotation:
-        """Return the shapes of a picture.
+        """Return the shapes of an image.
 
         Raises:
             DataError: The file does not list it, or an annotation is damaged or has no area.
         """
-        listed = self.pictures.get(composed(image.name), ())
-        fitting = [picture for picture in listed if is_name_of(picture.file_name, image)]
+        listed = self.coco_images.get(to_nfc(image.name), ())
+        fitting = [coco_image for coco_image in listed if is_name_of(coco_image.file_name, image)]
         if len(fitting) != 1 and len(listed) != 1:
             reason = f" {self.problems[0]}" if self.problems and not listed else ""
             raise DataError(
                 f"{self.path}: lists {image.name} {len(listed)} times; expected once.{reason}"
             )
-        picture = (fitting or listed)[0]
-        shapes = read_shapes(picture.annotations, lambda entry: self._shape(entry, picture))
-        return Annotation(picture.size_hw, shapes)
+        coco_image = (fitting or listed)[0]
+        shapes = read_shapes(coco_image.annotations, lambda entry: self._shape(entry, coco_image))
+        return Annotation(coco_image.size_hw, shapes)
 
-    def _shape(self, entry: Entry, picture: CocoPicture) -> Shape:
+    def _shape(self, entry: Entry, coco_image: CocoImage) -> Shape:
         number = short_repr(entry.get("id"))
-        what = f"{self.path}: the annotation {number} of {picture.file_name}"
+        what = f"{self.path}: the annotation {number} of {coco_image.file_name}"
         category = entry.get("category_id")
         name = self.names.get(_whole(category, -1))
         if name is None:
             raise DataError(f"{what} has the category {short_repr(category)}, not listed.")
         outline = entry.get("segmentation")
         if isinstance(outline, dict):
-            return Shape(name, (), _decode(outline, picture.size_hw, what))
+            return Shape(name, (), _decode(outline, coco_image.size_hw, what))
         if not isinstance(outline, list) or not outline:
             raise DataError(f"{what} has no segmentation, as a mere box has none; take it out.")
         return Shape(name, tuple(_ring(flat, what) for flat in outline))
@@ -87,8 +87,8 @@ class CocoFile:
 
 def is_name_of(file_name: str, path: Path) -> bool:
     """Whether a path ends with a name that a COCO file gives."""
-    parts = PurePosixPath(composed(file_name)).parts
-    return tuple(map(composed, path.parts))[-len(parts) :] == parts
+    parts = PurePosixPath(to_nfc(file_name)).parts
+    return tuple(map(to_nfc, path.parts))[-len(parts) :] == parts
 
 
 class _OtherJsonError(Exception):
@@ -144,7 +144,7 @@ def _sentence(what: str, entries: Sequence[str]) -> str:
 
 
 def parse_coco(content: Mapping[str, Sequence[Any]], path: Path) -> CocoFile:
-    """Sort the annotations of a COCO file by picture; entries that cannot be used are problems.
+    """Sort the annotations of a COCO file by image; entries that cannot be used are problems.
 
     Args:
         content: What the file holds, with the three lists in it.
@@ -162,17 +162,17 @@ def parse_coco(content: Mapping[str, Sequence[Any]], path: Path) -> CocoFile:
             problems.add(name, "the file lists no such image. Add it, or remove the annotation.")
         else:
             by_image[key].append(entry)
-    pictures: dict[str, list[CocoPicture]] = defaultdict(list)
+    coco_images: dict[str, list[CocoImage]] = defaultdict(list)
     for key, (name, entry) in images.items():
         try:
             size_hw = read_size_hw(entry.get("height"), entry.get("width"), "")
         except DataError as error:
             problems.add(f"image {name}", f"it{error}")
             continue
-        picture = CocoPicture(name, size_hw, by_image[key])
-        pictures[PurePosixPath(composed(name)).name].append(picture)
+        coco_image = CocoImage(name, size_hw, by_image[key])
+        coco_images[PurePosixPath(to_nfc(name)).name].append(coco_image)
     names = _category_names(content["categories"], by_image, problems)
-    return CocoFile(path, pictures, names, problems.sentences())
+    return CocoFile(path, coco_images, names, problems.sentences())
 
 
 def _images_by_id(entries: Sequence[Any], problems: _Problems) -> dict[Key, tuple[str, Entry]]:

@@ -1,6 +1,6 @@
 """Masks that are given as polygons, in LabelMe or COCO files.
 
-The entry points are `rasterise`, `load_polygons` and `polygon_classes`.
+The entry points are `rasterize`, `load_polygons` and `polygon_classes`.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from dcnseg.data.class_info import with_colours
+from dcnseg.data.class_info import with_colors
 from dcnseg.data.class_map import MAX_CLASSES, ClassMap, UnknownLabelsError
 from dcnseg.data.image_io import read_size
 from dcnseg.data.label_codes import UInt8Array
@@ -32,10 +32,10 @@ def is_polygon_file(path: Path) -> bool:
 
 
 def load_polygons(sample: Sample, class_map: ClassMap) -> UInt8Array:
-    """Return the training indices of a picture whose annotation is polygons, uint8 [H, W].
+    """Return the training indices of an image whose annotation is polygons, uint8 [H, W].
 
     Raises:
-        DataError: As `rasterise`; or the file has entries that cannot be used, of any image.
+        DataError: As `rasterize`; or the file has entries that cannot be used, of any image.
     """
     try:
         content = _read_file(sample.mask)
@@ -49,7 +49,7 @@ def polygon_classes(samples: Sequence[Sample]) -> ClassMap:
     """Make classes of the names in files of polygons, with the ids 0, 1, 2, ...
 
     Raises:
-        DataError: A file is damaged, some of the masks are pictures, or there are no names or more
+        DataError: A file is damaged, some of the masks are images, or there are no names or more
             than 255.
     """
     names, problems = polygon_names(sample.mask for sample in samples)
@@ -62,12 +62,12 @@ def classes_of_names(names: Sequence[str], samples: Sequence[Sample]) -> ClassMa
     """Make classes of the names that `polygon_names` found in the masks of these samples.
 
     Raises:
-        DataError: Some of the masks are pictures, or there are no names or more than 255.
+        DataError: Some of the masks are images, or there are no names or more than 255.
     """
-    picture = next((sample.mask for sample in samples if not is_polygon_file(sample.mask)), None)
-    if picture:
+    image = next((sample.mask for sample in samples if not is_polygon_file(sample.mask)), None)
+    if image:
         raise DataError(
-            f"{picture}: is a picture, but other masks are polygons. Write classes.json, so that "
+            f"{image}: is an image, but other masks are polygons. Write classes.json, so that "
             "ids and names mean the same."
         )
     if len(names) < 2:
@@ -78,21 +78,21 @@ def classes_of_names(names: Sequence[str], samples: Sequence[Sample]) -> ClassMa
             "possible. Remove classes, or write classes.json with `ignore` entries."
         )
     entries = [(number, name, None) for number, name in enumerate(names)]
-    return ClassMap(with_colours(entries), (), "the polygons' labels")
+    return ClassMap(with_colors(entries), (), "the polygons' labels")
 
 
-def rasterise(sample: Sample, ids: Mapping[str, int]) -> npt.NDArray[np.int32]:
-    """Return the mask of a picture whose annotation is polygons, ids int32 [H, W].
+def rasterize(sample: Sample, ids: Mapping[str, int]) -> npt.NDArray[np.int32]:
+    """Return the mask of an image whose annotation is polygons, ids int32 [H, W].
 
-    A pixel belongs to the last shape that its centre lies in. The size is the one that the file
-    gives for the picture as displayed, else the picture's own.
+    A pixel belongs to the last shape that its center lies in. The size is the one that the file
+    gives for the image as displayed, else the image's own.
 
     Args:
-        sample: A picture, and the LabelMe or COCO file that tells of it.
+        sample: An image, and the LabelMe or COCO file that tells of it.
         ids: Id of each class by its name. Pixels in no shape get that of "background".
 
     Raises:
-        DataError: The file is damaged or gives another size than the picture's, a label is no
+        DataError: The file is damaged or gives another size than the image's, a label is no
             class, or pixels are in no shape and no class is called background.
     """
     return _draw(_read_file(sample.mask), sample, ids)
@@ -107,11 +107,11 @@ def _draw(
     if content.size_hw not in (None, size_hw):
         assert content.size_hw is not None
         height, width = content.size_hw
-        hint = " The picture is turned by EXIF." if (width, height) == size_hw else ""
+        hint = " The image is turned by EXIF." if (width, height) == size_hw else ""
         raise DataError(
             f"{sample.mask}: its polygons are for {width}x{height} pixels, but "
             f"{sample.image.name} is displayed as {size_hw[1]}x{size_hw[0]}.{hint} Annotate the "
-            "picture as displayed."
+            "image as displayed."
         )
     canvas = np.full(size_hw, -1, np.int32)
     for shape in content.shapes:

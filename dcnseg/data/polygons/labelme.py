@@ -1,4 +1,4 @@
-"""LabelMe files, one per picture; the entry point is `parse_labelme`."""
+"""LabelMe files, one per image; the entry point is `parse_labelme`."""
 
 from __future__ import annotations
 
@@ -87,11 +87,11 @@ def _rectangle(corners: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
 
 
 def _circle(corners: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """Return a polygon about a centre; the second point lies on the edge."""
-    centre, edge = corners
+    """Return a polygon about a center; the second point lies on the edge."""
+    center, edge = corners
     angles = np.linspace(0, 2 * np.pi, _CIRCLE_CORNERS, endpoint=False)
-    radius = float(np.linalg.norm(edge - centre))
-    return np.asarray(centre + radius * np.stack([np.cos(angles), np.sin(angles)], axis=1))
+    radius = float(np.linalg.norm(edge - center))
+    return np.asarray(center + radius * np.stack([np.cos(angles), np.sin(angles)], axis=1))
 
 
 def _embedded_mask(text: Any, box_hw: tuple[int, int], what: str) -> npt.NDArray[np.bool_]:
@@ -102,16 +102,16 @@ def _embedded_mask(text: Any, box_hw: tuple[int, int], what: str) -> npt.NDArray
     height, width = box_hw
     try:
         data = base64.b64decode(text, validate=True)
-        with Image.open(io.BytesIO(data), formats=("PNG",)) as picture:
-            if picture.width not in (width, width - 1) or picture.height not in (
+        with Image.open(io.BytesIO(data), formats=("PNG",)) as image:
+            if image.width not in (width, width - 1) or image.height not in (
                 height,
                 height - 1,
             ):
                 raise DataError(
-                    f"{what} holds a mask of {picture.width}x{picture.height} pixels, but its box "
+                    f"{what} holds a mask of {image.width}x{image.height} pixels, but its box "
                     f"has {width}x{height}."
                 )
-            return np.asarray(picture.convert("L")) > 0
+            return np.asarray(image.convert("L")) > 0
     except DataError:
         raise
     # Pillow's decoders raise nearly anything at broken files.

@@ -11,7 +11,7 @@ BoolArray = npt.NDArray[np.bool_]
 
 
 def fill_ring(size_hw: tuple[int, int], ring: npt.NDArray[np.float64]) -> BoolArray:
-    """Return the pixels whose centre lies in a closed outline, bool [H, W].
+    """Return the pixels whose center lies in a closed outline, bool [H, W].
 
     Polygons that share an edge share no pixel and leave none out. Where an outline crosses itself,
     what it goes round twice is outside.
@@ -19,11 +19,11 @@ def fill_ring(size_hw: tuple[int, int], ring: npt.NDArray[np.float64]) -> BoolAr
     Args:
         size_hw: Height and width of the result.
         ring: Corners (x, y), [N, 2]; (0, 0) is the upper left corner of the first pixel, and
-            (0.5, 0.5) its centre.
+            (0.5, 0.5) its center.
     """
     height, width = size_hw
-    # Every crossing of a row's centre line turns the rest of the row from outside to inside or
-    # back; a column more than the picture has takes those beyond its right edge.
+    # Every crossing of a row's center line turns the rest of the row from outside to inside or
+    # back; a column more than the image has takes those beyond its right edge.
     turns = np.zeros((height, width + 1), np.int32)
     for (x0, y0), (x1, y1) in zip(ring, np.roll(ring, -1, axis=0), strict=True):
         if y0 == y1:
@@ -41,7 +41,7 @@ def decode_runs(size_hw: tuple[int, int], counts: Sequence[int] | str) -> BoolAr
     """Return the pixels of COCO's run lengths, bool [H, W].
 
     Args:
-        size_hw: Height and width of the picture.
+        size_hw: Height and width of the image.
         counts: Lengths of alternating runs outside and inside, down the columns from the left one;
             or the text that packs them.
 

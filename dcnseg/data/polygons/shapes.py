@@ -1,4 +1,4 @@
-"""The annotated shapes of one picture, as LabelMe and COCO files give them."""
+"""The annotated shapes of one image, as LabelMe and COCO files give them."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from dcnseg import files
 from dcnseg.data.polygons.rasters import BoolArray, fill_ring
 from dcnseg.errors import DataError, short_repr
 
-_MAX_PIXELS: Final = 178_956_970  # where Pillow refuses a picture, too
+_MAX_PIXELS: Final = 178_956_970  # where Pillow refuses an image, too
 _MAX_COORDINATE: Final = 1e9
 
 Raw = TypeVar("Raw")
@@ -39,7 +39,7 @@ class Shape:
 
 @dataclass(frozen=True)
 class Annotation:
-    """The shapes of a picture, the later ones above; the size is None where the file gives none."""
+    """The shapes of an image, the later ones above; the size is None where the file gives none."""
 
     size_hw: tuple[int, int] | None
     shapes: tuple[Shape, ...]
@@ -115,7 +115,7 @@ def read_ring(points: Any, what: str) -> npt.NDArray[np.float64]:
 
 
 def read_size_hw(height: Any, width: Any, what: str) -> tuple[int, int]:
-    """Return a picture's size; DataError that begins with `what` if it is none."""
+    """Return an image's size; DataError that begins with `what` if it is none."""
     for value in (height, width):
         is_number = isinstance(value, int | float) and not isinstance(value, bool)
         if not is_number or not 1 <= value < _MAX_COORDINATE or value != int(value):

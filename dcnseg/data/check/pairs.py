@@ -1,4 +1,4 @@
-"""Looks at all pairs in parallel; the entry point is `look_at_pairs`."""
+"""Looks at all pairs in parallel; the entry point is `inspect_pairs`."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _REMOVE_MASK = "Make the mask again, or take it and its image out of the data."
 
 
 @dataclass(frozen=True)
-class Looked:
+class InspectedPair:
     """A pair of a split; a file that cannot be read has no facts."""
 
     split: str
@@ -37,14 +37,14 @@ class Looked:
     mask: MaskFacts | None
 
 
-def look_at_pairs(
+def inspect_pairs(
     splits: Splits,
     cache: FactsCache,
     *,
     polygon_ids: Mapping[str, int],
     workers: int = 0,
     on_progress: Callable[[int, int], None] | None = None,
-) -> tuple[list[Looked], list[Finding]]:
+) -> tuple[list[InspectedPair], list[Finding]]:
     """Return what was seen of each pair, and the files that cannot be read.
 
     Args:
@@ -56,7 +56,9 @@ def look_at_pairs(
     """
     pairs = [(name, sample) for name in SPLIT_NAMES for sample in getattr(splits, name)]
     with ThreadPoolExecutor(workers or os.cpu_count()) as pool:
-        futures = [pool.submit(_look, split, sample, cache, polygon_ids) for split, sample in pairs]
+        futures = [
+            pool.submit(_inspect, split, sample, cache, polygon_ids) for split, sample in pairs
+        ]
         try:
             for done, future in enumerate(as_completed(futures), 1):
                 future.result()  # raises what was raised in it
@@ -66,16 +68,16 @@ def look_at_pairs(
             pool.shutdown(wait=False, cancel_futures=True)  # Ctrl-C: do not decode the rest
             raise
     results = [future.result() for future in futures]
-    return [looked for looked, _ in results], _concat([findings for _, findings in results])
+    return [inspected for inspected, _ in results], _concat([findings for _, findings in results])
 
 
 def _concat(groups: Sequence[Sequence[Finding]]) -> list[Finding]:
     return [finding for group in groups for finding in group]
 
 
-def _look(
+def _inspect(
     split: str, sample: Sample, cache: FactsCache, polygon_ids: Mapping[str, int]
-) -> tuple[Looked, list[Finding]]:
+) -> tuple[InspectedPair, list[Finding]]:
     findings: list[Finding] = []
     image: ImageFacts | None = None
     mask: MaskFacts | None = None
@@ -90,7 +92,7 @@ def _look(
             mask = _facts(sample.mask, "mask", cache, MaskFacts, inspect_mask)
     except DataError as error:
         findings.append(from_error("unreadable-mask", sample.mask, error, _REMOVE_MASK))
-    return Looked(split, sample, image, mask), findings
+    return InspectedPair(split, sample, image, mask), findings
 
 
 Facts = TypeVar("Facts", ImageFacts, MaskFacts)

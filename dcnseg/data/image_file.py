@@ -1,4 +1,4 @@
-"""Opening a picture file safely: `opened_picture` turns whatever goes wrong into a named DataError.
+"""Opening an image file safely: `open_image` turns whatever goes wrong into a named DataError.
 
 Which file formats are read, and what the header says of bit depth and orientation, is known here.
 """
@@ -34,7 +34,7 @@ _MAGIC: Final = (b"\x89png", b"\xff\xd8\xff", b"bm", b"ii*\0", b"mm\0*", b"gif8"
 _FORMATS_TEXT: Final = "PNG, JPEG, BMP, TIFF, WebP, GIF, PNM and JPEG 2000"
 _RAW: Final = "a raw image"
 # What cameras, phones and programs save beside the images that can be read.
-UNREAD_KINDS: Final = {
+UNSUPPORTED_KINDS: Final = {
     suffix: kind
     for kind, suffixes in {
         "a video": ".mp4 .mov .avi .mkv .webm .m4v .mpg .mpeg .wmv .3gp .mts",
@@ -57,25 +57,25 @@ _PNM_HEADER: Final = re.compile(
 _MOST_BANDS: Final = 4
 _NEW_SUBFILE_TYPE: Final = 254  # tag of a TIFF page
 _COPY_OR_MASK: Final = 1 | 4  # bits of its value
-_PNG_GREY: Final = 0  # colour type in a PNG header
+_PNG_GRAY: Final = 0  # color type in a PNG header
 _BITS_OF_MODE: Final = {"1": 1, "F": 32}
 
 
 @contextmanager
-def opened_picture(path: Path) -> Iterator[Image.Image]:
+def open_image(path: Path) -> Iterator[Image.Image]:
     """Open `path` for decoding; whatever goes wrong inside becomes a DataError with its name."""
     # Many are TIFF files of a kind, of which Pillow would read the small preview.
-    if UNREAD_KINDS.get(path.suffix.lower()) == _RAW:
+    if UNSUPPORTED_KINDS.get(path.suffix.lower()) == _RAW:
         raise DataError(
             f"{path}: is a raw file of a camera, which is not read; export it as JPEG, PNG or TIFF."
         )
     try:
         # Not by name: Pillow would map uncompressed TIFF files, and garbles those that lie on their
         # side (seen in Pillow 13.0).
-        with _opened_file(path) as file, _identified(file, path) as picture:
-            if isinstance(picture, TiffImagePlugin.TiffImageFile):
-                _check_bands(path, picture.tag_v2)
-            yield picture
+        with _opened_file(path) as file, _identified(file, path) as image:
+            if isinstance(image, TiffImagePlugin.TiffImageFile):
+                _check_bands(path, image.tag_v2)
+            yield image
     except DataError:
         raise
     except MemoryError as error:
@@ -130,16 +130,16 @@ def _diagnose(path: Path, error: Exception) -> str:
     if not head:
         return "is empty."
     if head.startswith((b"<!doctype html", b"<html")):
-        return "holds an HTML page, not a picture; the download went wrong."
+        return "holds an HTML page, not an image; the download went wrong."
     if head.startswith(b"version https://git-lfs"):
-        return "is a Git LFS pointer, not a picture; run `git lfs pull`."
+        return "is a Git LFS pointer, not an image; run `git lfs pull`."
     if isinstance(error, UnidentifiedImageError):
         if not head.startswith(_MAGIC) and head[8:12] != b"webp":
             return f"is not an image in a known format ({_FORMATS_TEXT} are read)."
         return _diagnose_tiff(path) or "cannot be decoded, the file is damaged or cut off."
     reason = " ".join(str(error).split()) or type(error).__name__
     if isinstance(error, ValueError) and "conversion" in reason:
-        return f"has a colour space that cannot be read ({reason}); save it as RGB."
+        return f"has a color space that cannot be read ({reason}); save it as RGB."
     return f"cannot be decoded, the file is damaged or cut off ({reason})."
 
 
@@ -163,9 +163,9 @@ def _diagnose_tiff(path: Path) -> str:
     return ""
 
 
-def exif_orientation(picture: Image.Image) -> int:
+def exif_orientation(image: Image.Image) -> int:
     """Return the EXIF orientation 1..8, 1 when there is none."""
-    value = picture.getexif().get(ExifTags.Base.Orientation, 1)
+    value = image.getexif().get(ExifTags.Base.Orientation, 1)
     return value if isinstance(value, int) and 1 <= value <= 8 else 1
 
 
@@ -180,54 +180,54 @@ def apply_orientation(array: npt.NDArray[Any], orientation: int) -> npt.NDArray[
     return np.ascontiguousarray(array)
 
 
-def png_header(picture: Image.Image, path: Path) -> tuple[int, int] | None:
-    """Return bit depth and colour type of a PNG file, None for another format."""
-    if picture.format != "PNG":
+def png_header(image: Image.Image, path: Path) -> tuple[int, int] | None:
+    """Return bit depth and color type of a PNG file, None for another format."""
+    if image.format != "PNG":
         return None
     with open_regular_file(path) as file:
         header = file.read(26)
     return header[24], header[25]
 
 
-def bit_depth(picture: Image.Image, path: Path) -> int:
+def bit_depth(image: Image.Image, path: Path) -> int:
     """Return the bits per channel that the file holds."""
-    header = png_header(picture, path)
+    header = png_header(image, path)
     if header is not None:
         return header[0]
-    if picture.mode.startswith("I"):
-        return 16 if picture.mode.startswith("I;16") else 32
-    return _BITS_OF_MODE.get(picture.mode, 8)
+    if image.mode.startswith("I"):
+        return 16 if image.mode.startswith("I;16") else 32
+    return _BITS_OF_MODE.get(image.mode, 8)
 
 
-def read_deep_colours(picture: Image.Image, path: Path) -> npt.NDArray[np.uint16] | None:
-    """Return a 16-bit PNG with colours or alpha as uint16 [H, W, 3 or 4], RGB; else None.
+def read_16_bit_colors(image: Image.Image, path: Path) -> npt.NDArray[np.uint16] | None:
+    """Return a 16-bit PNG with colors or alpha as uint16 [H, W, 3 or 4], RGB; else None.
 
-    Pillow keeps the high byte of such files only, in which class ids and 12-bit pictures vanish.
+    Pillow keeps the high byte of such files only, in which class ids and 12-bit images vanish.
     """
-    header = png_header(picture, path)
-    if header is None or header[0] != 16 or header[1] == _PNG_GREY:
+    header = png_header(image, path)
+    if header is None or header[0] != 16 or header[1] == _PNG_GRAY:
         return None
-    picture.load()  # its checks of sizes and checksums come first
+    image.load()  # its checks of sizes and checksums come first
     with open_regular_file(path) as file:
         data = np.frombuffer(file.read(), np.uint8)
     content = cv2.imdecode(data, cv2.IMREAD_UNCHANGED)
     if content is None or content.dtype != np.uint16 or content.ndim != 3:
-        raise OSError("the 16-bit colours cannot be decoded")
+        raise OSError("the 16-bit colors cannot be decoded")
     return content[..., [2, 1, 0, 3][: content.shape[2]]].astype(np.uint16)
 
 
-def has_more_frames(picture: Image.Image) -> bool:
+def has_more_frames(image: Image.Image) -> bool:
     """Whether the file holds further frames of an animation, or further pages, after the first.
 
     The second image of a phone's JPEG, and a TIFF file's smaller copies and masks, are none.
     """
-    if not isinstance(picture, TiffImagePlugin.TiffImageFile):
-        return picture.format != "MPO" and bool(getattr(picture, "is_animated", False))
+    if not isinstance(image, TiffImagePlugin.TiffImageFile):
+        return image.format != "MPO" and bool(getattr(image, "is_animated", False))
     page = 0
     with suppress(EOFError):
         while True:
             page += 1
-            picture.seek(page)
-            if not int(picture.tag_v2.get(_NEW_SUBFILE_TYPE, 0)) & _COPY_OR_MASK:
+            image.seek(page)
+            if not int(image.tag_v2.get(_NEW_SUBFILE_TYPE, 0)) & _COPY_OR_MASK:
                 return True
     return False

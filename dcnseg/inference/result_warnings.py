@@ -1,4 +1,4 @@
-"""What makes the predictions of a whole call doubtful, in words; entry point `find_doubts`."""
+"""What makes the predictions of a whole call doubtful, in words; entry point `find_warnings`."""
 
 from __future__ import annotations
 
@@ -6,25 +6,25 @@ from collections.abc import Sequence
 from math import prod
 from typing import Final
 
-from dcnseg.checkpoint import SeenPictures
-from dcnseg.inference.familiarity import COLOURED, GREY, LARGER, SMALLER
+from dcnseg.checkpoint import TrainingDataStats
+from dcnseg.inference.image_stats import COLORED, GRAY, LARGER, SMALLER
 from dcnseg.inference.results import FileResult
 
-LARGE_PIXELS: Final = 256 * 256  # a picture of so many pixels can be expected to show two classes
+LARGE_PIXELS: Final = 256 * 256  # an image of so many pixels can be expected to show two classes
 
 
-def find_doubts(
-    results: Sequence[FileResult], seen: SeenPictures | None, num_classes: int
+def find_warnings(
+    results: Sequence[FileResult], seen: TrainingDataStats | None, num_classes: int
 ) -> list[str]:
-    """One line per kind of doubt, with the number of pictures and the first of them.
+    """One line per kind of doubt, with the number of images and the first of them.
 
     Args:
-        results: What became of each picture.
+        results: What became of each image.
         seen: What the network was trained on, if that is known.
         num_classes: K.
     """
     predicted = [result for result in results if result.is_predicted]
-    lines = [] if seen is None else _unlike(predicted, seen)
+    lines = [] if seen is None else _unlike_training(predicted, seen)
     lines += _several_frames(predicted)
     if predicted and all(result.share_below == 1 for result in predicted):
         lines.append(
@@ -35,7 +35,7 @@ def find_doubts(
     names = {name for result in predicted for name in result.class_shares}
     is_enough = len(predicted) > 1 or any(prod(one.size_hw) >= LARGE_PIXELS for one in predicted)
     if len(names) == 1 and is_enough and is_whole and num_classes > 1:
-        what = f"all {len(predicted)} pictures" if len(predicted) > 1 else "the picture"
+        what = f"all {len(predicted)} images" if len(predicted) > 1 else "the image"
         lines.append(
             f"every pixel of {what} is {names.pop()!r}, one of {num_classes} classes. The network "
             "may not have learned the others: `dcnseg evaluate` tells the score of each."
@@ -43,15 +43,15 @@ def find_doubts(
     return lines
 
 
-def _unlike(results: Sequence[FileResult], seen: SeenPictures) -> list[str]:
+def _unlike_training(results: Sequence[FileResult], seen: TrainingDataStats) -> list[str]:
     low, high = _size(seen.min_size_hw), _size(seen.max_size_hw)
     sizes = low if low == high else f"{low} to {high}"
     scale_advice = "If what they show appears at another scale, too, resize them first."
     texts = {
         LARGER: f"much larger than the training's ({sizes}). {scale_advice}",
         SMALLER: f"much smaller than the training's ({sizes}). {scale_advice}",
-        GREY: "without colours, unlike all that the training saw.",
-        COLOURED: "in colour, unlike all that the training saw.",
+        GRAY: "without colors, unlike all that the training saw.",
+        COLORED: "in color, unlike all that the training saw.",
     }
     lines = []
     for kind, text in texts.items():
@@ -59,7 +59,7 @@ def _unlike(results: Sequence[FileResult], seen: SeenPictures) -> list[str]:
         if found:
             first, count = found[0], len(found)
             lines.append(
-                f"{count} of {len(results)} pictures {'is' if count == 1 else 'are'} {text} "
+                f"{count} of {len(results)} images {'is' if count == 1 else 'are'} {text} "
                 f"{'It' if count == 1 else 'The first'} is {first.image}"
                 f" ({_size(first.size_hw)})."
             )
