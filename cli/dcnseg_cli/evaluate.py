@@ -84,5 +84,5 @@ def print_scores(scores: Scores, split: str) -> None:
     from dcnseg_cli.score_table import score_table
 
     summary = scores.to_dict()
-    title = f"{split}: {summary['labeled_pixels']:,} labeled pixels"
+    title = f"{split}: {summary['labelled_pixels']:,} labeled pixels"
     open_console().print(score_table(summary, title))

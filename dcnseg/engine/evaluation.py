@@ -69,7 +69,7 @@ class Scores:
             "class_iou": {
                 name: number(iou) for name, iou in zip(self.names, self.class_iou, strict=True)
             },
-            "labeled_pixels": int(self.confusion.sum()),
+            "labelled_pixels": int(self.confusion.sum()),
         }
 
 
