@@ -7,7 +7,7 @@ takes numbers. Defaults stand here and nowhere else.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, fields
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
@@ -322,6 +322,38 @@ class TrainConfig:
         _require(
             0 <= self.ema < 1, f"--ema is {short_repr(self.ema)}; expected from 0 (off) to below 1."
         )
+
+
+def setting_paths() -> dict[str, str]:
+    """Map the name of every setting to its path in TrainConfig: "crop_size" to "data.crop_size"."""
+    parts = {"data": DataConfig, "model": ModelConfig}
+    nested = {f.name: f"{part}.{f.name}" for part, kind in parts.items() for f in fields(kind)}
+    return {f.name: f.name for f in fields(TrainConfig) if f.name not in parts} | nested
+
+
+def make_train_config(settings: Mapping[str, Any], preset: str = "default") -> TrainConfig:
+    """Build a TrainConfig from settings by name, such as `{"root": "photos", "crop_size": 256}`.
+
+    Lists stand for tuples, text for paths, and a number for a tuple of one.
+
+    Args:
+        settings: The settings that differ from those of the preset.
+        preset: A name in PRESETS.
+
+    Raises:
+        ConfigError: A setting or the preset is unknown, or a value has a wrong type or range.
+    """
+    _require_choice("--preset", preset, tuple(PRESETS))
+    paths = setting_paths()
+    for name in settings:
+        hint = did_you_mean(name, paths)
+        _require(name in paths, f"{short_repr(name)} is not a setting of training.{hint}")
+    given = {paths[name]: value for name, value in settings.items()}
+    values: dict[str, Any] = {"data": {}, "model": {}}
+    for path, value in {**PRESETS[preset], **given}.items():
+        part, _, name = path.rpartition(".")
+        (values[part] if part else values)[name] = value
+    return parse_fields(TrainConfig, values)
 
 
 def to_dict(config: Any) -> dict[str, Any]:

@@ -169,5 +169,7 @@ def _parse(hint: Any, value: Any) -> Any:
         return parse_fields(hint, value)
     if get_origin(hint) is tuple and isinstance(value, list):
         return tuple(value)
+    if get_origin(hint) is tuple and isinstance(value, int | float):
+        return (value,)
     is_path = hint is Path or Path in get_args(hint)
     return Path(value) if is_path and isinstance(value, str) else value

@@ -11,8 +11,8 @@ import sys
 from pathlib import Path
 
 from dcnseg.data.image_io import read_image, write_jpeg
+from dcnseg.inference.prediction import draw_overlay
 from dcnseg.inference.predictor import Predictor
-from dcnseg.inference.writers import draw_overlay
 from dcnseg.visualize.canvas import Panel, compose
 from dcnseg.visualize.offsets import capture_offsets, cascade_positions
 

@@ -6,6 +6,7 @@ only. The entry points are `read_image`, `read_mask`, `write_png` and `write_jpe
 
 from __future__ import annotations
 
+import os
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -30,8 +31,10 @@ from dcnseg.files import atomic_path
 
 __all__ = [
     "IMAGE_SUFFIXES",
+    "AnyImage",
     "ImageHeader",
     "ImageInfo",
+    "as_rgb_array",
     "read_header",
     "read_image",
     "read_image_info",
@@ -47,10 +50,14 @@ _BACKGROUND: Final = (255, 255, 255)  # behind transparent pixels, as viewers an
 _SENSOR_BITS: Final = (8, 10, 12, 14, 16)  # depths of cameras and scanners, stored in 16 bits
 _MAX_JPEG_SIDE: Final = 65500  # libjpeg's
 _STRIP_ROWS: Final = 512
+_IN_MEMORY: Final = Path("`image`")  # in messages, instead of a file's name
+_COLOR_TYPES: Final = (np.uint8, np.uint16)
+_GRAY_TYPES: Final = (*_COLOR_TYPES, np.bool_, np.int32, np.float32, np.float64)
 _THUMB_HW: Final = (8, 9)
 _THUMB_CELL: Final = 4
 
 UInt8Array = npt.NDArray[np.uint8]
+AnyImage = str | os.PathLike[str] | Image.Image | npt.NDArray[Any]
 
 
 @dataclass(frozen=True)
@@ -119,6 +126,38 @@ def read_image(path: Path) -> UInt8Array:
             return apply_orientation(_deep_as_rgb(deep, path), orientation)
         image.load()
         return _as_rgb(image, path)
+
+
+def as_rgb_array(image: AnyImage) -> UInt8Array:
+    """Return an image as `read_image` would return it from a file, RGB, uint8 [H, W, 3].
+
+    Args:
+        image: A file, a PIL image of any mode, or an array: gray [H, W] or [H, W, 1], RGB
+            [H, W, 3] or RGBA [H, W, 4], of type uint8 or uint16; gray also bool, int32,
+            float32 or float64.
+
+    Raises:
+        DataError: The file cannot be read, or values are not finite.
+        ShapeError: The array has another shape or type.
+    """
+    if isinstance(image, Image.Image):
+        return _as_rgb(image.copy(), _IN_MEMORY)
+    if not isinstance(image, np.ndarray):
+        return read_image(Path(image))
+    gray = image[..., 0] if image.ndim == 3 and image.shape[2] == 1 else image
+    types = _GRAY_TYPES if gray.ndim == 2 else _COLOR_TYPES
+    is_image = gray.ndim == 2 or (gray.ndim == 3 and gray.shape[2] in (3, 4))
+    if not is_image or image.dtype not in types or not image.size:
+        raise ShapeError(
+            f"`image` is {image.dtype} {list(image.shape)}; expected [H, W], [H, W, 3] or "
+            "[H, W, 4] of type uint8 or uint16."
+        )
+    if gray.ndim == 3 and gray.dtype == np.uint16:
+        return _deep_as_rgb(gray, _IN_MEMORY)
+    if gray.ndim == 3 and gray.shape[2] == 3:
+        return np.require(gray, requirements=["C", "W"])  # PyTorch takes no other
+    values = gray.astype(np.float32) if gray.dtype == np.float64 else gray
+    return _as_rgb(Image.fromarray(np.ascontiguousarray(values)), _IN_MEMORY)
 
 
 def read_mask(path: Path) -> npt.NDArray[Any]:

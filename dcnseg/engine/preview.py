@@ -12,8 +12,8 @@ import numpy.typing as npt
 from dcnseg.data.dataset import load_pair
 from dcnseg.data.image_io import write_jpeg
 from dcnseg.data.pairing.folders import Sample
+from dcnseg.inference.prediction import draw_overlay
 from dcnseg.inference.predictor import Predictor
-from dcnseg.inference.writers import draw_overlay
 
 PREVIEW_ROWS = 4
 CELL_WIDTH = 420  # pixels

@@ -41,11 +41,26 @@ from dcnseg.inference.predictor import Predictor
 
 @dataclass(frozen=True)
 class TrainResult:
-    """How a run ended: its folder, the best epoch, and that epoch's validation scores."""
+    """The result of a training run.
+
+    Attributes:
+        run: The run folder.
+        best_epoch: The epoch whose weights were kept as the best.
+        scores: Validation scores of that epoch: "mean_iou", "pixel_accuracy", "class_iou".
+    """
 
     run: Path
     best_epoch: int
     scores: Mapping[str, Any]
+
+    @property
+    def class_iou(self) -> Mapping[str, float | None]:
+        """IoU of each class by name; None for a class that does not occur."""
+        return dict(self.scores.get("class_iou", {}))
+
+    def predictor(self, **options: Any) -> Predictor:
+        """Load the best weights; the options are those of `Predictor.from_checkpoint`."""
+        return Predictor.from_checkpoint(self.run, **options)
 
 
 class Trainer:

@@ -23,7 +23,8 @@ from dcnseg.files import holds_foreign_files, mark_output_folder
 from dcnseg.inference.image_stats import differences_from_training
 from dcnseg.inference.inputs import InputImage
 from dcnseg.inference.memory import check_probabilities_fit, explain_out_of_memory
-from dcnseg.inference.predictor import Prediction, Predictor
+from dcnseg.inference.prediction import Prediction
+from dcnseg.inference.predictor import Predictor
 from dcnseg.inference.results import FileResult, count_shares, failed_result
 from dcnseg.inference.writers import OUTPUT_FOLDERS, output_paths, write_prediction
 

@@ -2,11 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
-from dataclasses import dataclass
-from functools import cached_property
+from collections.abc import Callable, Iterable
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
@@ -18,8 +16,10 @@ from dcnseg.checkpoint import TrainingDataStats, find_weights, load_segmenter
 from dcnseg.config import PredictConfig, Preprocessing
 from dcnseg.data.class_map import IGNORE_INDEX, ClassMap
 from dcnseg.data.dataset import scaled_size_hw
+from dcnseg.data.image_io import AnyImage, as_rgb_array
 from dcnseg.device import select_amp_dtype, select_device
 from dcnseg.errors import ConfigError, NotFiniteError, ShapeError
+from dcnseg.inference.prediction import Prediction
 from dcnseg.inference.sliding_window import predict_strips
 from dcnseg.inference.strips import StripMap, cropped, resized, softmaxed, stored
 from dcnseg.inference.tta import augmented
@@ -27,39 +27,6 @@ from dcnseg.models.segmenter import Segmenter
 
 # Probabilities of one strip. On a CPU they should stay in its caches; a GPU wants large kernels.
 STRIP_VALUES: Final = {"cpu": 1 << 21, "cuda": 1 << 26}
-
-
-@dataclass(frozen=True)
-class Prediction:
-    """What the network says about one image.
-
-    Attributes:
-        labels: Training index of the most probable class of each pixel, uint8 [H, W]; 255 where it
-            is less probable than `PredictConfig.min_confidence`. Use `label_map` for the class ids.
-        class_map: Names, ids and colors of the classes.
-        confidence: Probability of the most probable class, float16 [H, W]; None unless asked for.
-        probabilities: Probability of each class, float16 [K, H, W]; None unless asked for.
-    """
-
-    labels: npt.NDArray[np.uint8]
-    class_map: ClassMap
-    confidence: npt.NDArray[np.float16] | None = None
-    probabilities: npt.NDArray[np.float16] | None = None
-
-    @cached_property
-    def label_map(self) -> npt.NDArray[Any]:
-        """Class ids as in the masks, [H, W], uint8 or, where an id is above 255, uint16.
-
-        Pixels below the minimum confidence have the id 255, or the first ignored id if 255 is a
-        class.
-        """
-        num_classes = self.class_map.num_classes
-        ignored = [IGNORE_INDEX] if self.class_map.ignored_ids else []
-        indices = np.array([*range(num_classes), *ignored])
-        ids = self.class_map.decode_indices(indices)
-        table = np.zeros(256, ids.dtype)
-        table[indices] = ids
-        return table[self.labels]  # not decode_indices, which takes nine times the memory
 
 
 class Predictor:
@@ -157,23 +124,24 @@ class Predictor:
     @torch.inference_mode()
     def predict(
         self,
-        image: npt.NDArray[np.uint8],
+        image: AnyImage,
         *,
         with_confidence: bool = False,
         with_probabilities: bool = False,
     ) -> Prediction:
-        """Label every pixel of an image, whatever its size.
+        """Label every pixel of an image of any size.
 
         Args:
-            image: RGB, uint8 [H, W, 3].
+            image: A file, a PIL image, or an array as `as_rgb_array` takes it.
             with_confidence: Whether to keep the probability of the chosen class, H * W * 2 bytes.
             with_probabilities: Whether to keep all probabilities, K * H * W * 2 bytes.
 
         Raises:
-            ShapeError: the image is not uint8 [H, W, 3] with at least one pixel.
-            NotFiniteError: the network's output has NaN or infinity.
+            DataError: The file cannot be read.
+            ShapeError: The array has another shape or dtype than images have.
+            NotFiniteError: The network's output has NaN or infinity.
         """
-        _check_image(image)
+        image = as_rgb_array(image)
         height, width = image.shape[:2]
         num_classes = self.class_map.num_classes
         labels = np.empty((height, width), np.uint8)
@@ -198,7 +166,22 @@ class Predictor:
                 confidence[rows] = highest.half().cpu().numpy()
             if probabilities is not None:
                 probabilities[:, rows] = strip.half().cpu().numpy()
-        return Prediction(labels, self.class_map, confidence, probabilities)
+        return Prediction(labels, self.class_map, confidence, probabilities, image)
+
+    def predict_batch(
+        self,
+        images: Iterable[AnyImage],
+        *,
+        with_confidence: bool = False,
+        with_probabilities: bool = False,
+    ) -> list[Prediction]:
+        """Label several images, which may differ in size; the arguments are those of `predict`."""
+        return [
+            self.predict(
+                image, with_confidence=with_confidence, with_probabilities=with_probabilities
+            )
+            for image in images
+        ]
 
     def _window_predictor(self, image: npt.NDArray[np.uint8]) -> Callable[[slice, slice], StripMap]:
         """A function from the rows and columns of a window to the probabilities of its pixels."""

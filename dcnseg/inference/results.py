@@ -9,7 +9,7 @@ import numpy as np
 
 from dcnseg.errors import DataError, DcnsegError
 from dcnseg.inference.inputs import InputImage
-from dcnseg.inference.predictor import Prediction
+from dcnseg.inference.prediction import Prediction
 
 
 @dataclass(frozen=True)

@@ -6,7 +6,6 @@ from collections.abc import Collection, Iterator
 from pathlib import Path, PurePath
 from typing import Final
 
-import cv2
 import numpy as np
 import numpy.typing as npt
 
@@ -14,7 +13,7 @@ from dcnseg.data.class_map import ClassMap
 from dcnseg.data.image_io import write_jpeg_strips, write_png
 from dcnseg.errors import ConfigError
 from dcnseg.files import atomic_path
-from dcnseg.inference.predictor import Prediction
+from dcnseg.inference.prediction import Prediction, draw_overlay
 
 OUTPUT_FOLDERS: Final = {
     "labels": "labels",
@@ -24,7 +23,6 @@ OUTPUT_FOLDERS: Final = {
 }
 OUTPUT_KINDS: Final = tuple(OUTPUT_FOLDERS)
 _SUFFIXES: Final = {"labels": ".png", "overlay": ".jpg", "confidence": ".png"}
-OVERLAY_OPACITY = 0.55
 _ROWS: Final = 256  # of large images at a time, so that temporary arrays stay small
 
 
@@ -71,19 +69,6 @@ def write_prediction(
         _write_probabilities(paths["probabilities"], prediction.probabilities, class_map)
     if "labels" in paths:  # last: a label map that is there says that the image is done
         write_png(paths["labels"], prediction.label_map, palette=class_map.palette())
-
-
-def draw_overlay(
-    image: npt.NDArray[np.uint8], labels: npt.NDArray[np.uint8], class_map: ClassMap
-) -> npt.NDArray[np.uint8]:
-    """The image with the classes' colors over it, uint8 [H, W, 3]; ignored pixels stay bare."""
-    colors = np.zeros((256, 1, 3), np.uint8)
-    colors[: class_map.num_classes, 0] = class_map.index_colors()
-    tint = cv2.applyColorMap(np.ascontiguousarray(labels), colors)
-    overlay = cv2.addWeighted(image, 1 - OVERLAY_OPACITY, tint, OVERLAY_OPACITY, 0)
-    is_bare = labels >= class_map.num_classes
-    overlay[is_bare] = image[is_bare]
-    return np.asarray(overlay, np.uint8)
 
 
 def confidence_to_gray(confidence: npt.NDArray[np.float16]) -> npt.NDArray[np.uint8]:

@@ -17,9 +17,10 @@ from dcnseg.files import OUTPUT_MARKER, is_output_folder
 from dcnseg.inference import batch, memory
 from dcnseg.inference.batch import predict_files
 from dcnseg.inference.inputs import InputImage, find_inputs
-from dcnseg.inference.predictor import Prediction, Predictor
+from dcnseg.inference.prediction import Prediction, draw_overlay
+from dcnseg.inference.predictor import Predictor
 from dcnseg.inference.result_warnings import find_warnings
-from dcnseg.inference.writers import check_output_kinds, draw_overlay, write_prediction
+from dcnseg.inference.writers import check_output_kinds, write_prediction
 
 KINDS = ("labels", "overlay", "confidence", "probabilities")
 

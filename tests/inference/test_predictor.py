@@ -18,7 +18,8 @@ from dcnseg.data.class_map import ClassInfo, ClassMap
 from dcnseg.data.dataset import scaled_size_hw
 from dcnseg.errors import CheckpointError, ConfigError, NotFiniteError, ShapeError
 from dcnseg.inference import predictor as predictor_module
-from dcnseg.inference.predictor import Prediction, Predictor
+from dcnseg.inference.prediction import Prediction
+from dcnseg.inference.predictor import Predictor
 from dcnseg.inference.sliding_window import blending_profile, predict_strips, window_starts
 from dcnseg.models.segmenter import Segmenter
 
@@ -93,7 +94,7 @@ def test_what_is_no_image_is_refused(
     predictor: Predictor, image: np.ndarray[tuple[int, ...], np.dtype[np.uint8]]
 ) -> None:
     with pytest.raises(ShapeError, match=r"`image` is .*expected uint8 \[H, W, 3\]"):
-        predictor.predict(image)
+        predictor.prepare(image)
 
 
 def test_missing_weights_are_never_made_up(tmp_path: Path) -> None:

@@ -8,7 +8,7 @@ from PIL import Image
 
 from dcnseg.data.class_map import ClassInfo, ClassMap
 from dcnseg.data.image_io import read_mask
-from dcnseg.inference.predictor import Prediction
+from dcnseg.inference.prediction import Prediction
 from dcnseg.inference.writers import output_paths, write_prediction
 
 LABELS = np.array([[0, 1], [1, 1]], np.uint8)

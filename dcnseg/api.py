@@ -1,0 +1,127 @@
+"""The functions of the public API: `train`, `resume` and `evaluate`."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+from dcnseg.config import PredictConfig, TrainConfig, make_train_config, setting_paths
+from dcnseg.data.transforms import Augmentation
+from dcnseg.engine import training
+from dcnseg.engine.evaluation import Scores, evaluate_run
+from dcnseg.engine.listener import TrainingListener
+from dcnseg.engine.trainer import TrainResult
+from dcnseg.errors import ConfigError
+
+PathLike = str | Path
+AUTO_BATCH_SIZE = "auto"
+
+
+def train(
+    data: PathLike | TrainConfig,
+    out: PathLike,
+    *,
+    preset: str = "default",
+    overwrite: bool = False,
+    augment: Augmentation | None = None,
+    listener: TrainingListener | None = None,
+    **settings: Any,
+) -> TrainResult:
+    """Train a network on a folder of images and masks, as `dcnseg train` does.
+
+    Args:
+        data: The data folder, or a TrainConfig with all settings.
+        out: The run folder to write.
+        preset: Settings for a size of machine: "small", "default" or "large".
+        overwrite: Whether a run that is in the folder may be replaced.
+        augment: Called with every training image and its label map before the random crop.
+        listener: Notified of epochs, warnings and progress; nothing is printed.
+        **settings: The options of the command line by their names: `epochs=20`,
+            `encoder="resnet18"`, `crop_size=256`, `batch_size="auto"`.
+
+    Returns:
+        The run folder, the best epoch, and its validation scores.
+
+    Raises:
+        ConfigError: A setting is unknown or cannot be met, or the folder is not empty.
+        DataError: An image or mask is wrong; the message names the file.
+        TrainingError: The loss stays not finite, memory runs out, or a worker process dies.
+    """
+    has_auto_batch = settings.get("batch_size") == AUTO_BATCH_SIZE
+    if has_auto_batch:
+        del settings["batch_size"]
+    if isinstance(data, TrainConfig):
+        if settings or preset != "default":
+            raise ConfigError("`data` is a TrainConfig, which has all settings; pass no others.")
+        config = data
+    else:
+        config = make_train_config(settings | {"root": Path(data)}, preset)
+    paths = setting_paths()
+    return training.train(
+        config,
+        Path(out),
+        sources={paths[name]: "Python" for name in settings},
+        overwrite=overwrite,
+        has_auto_batch=has_auto_batch,
+        augment=augment,
+        listener=listener,
+    )
+
+
+def resume(
+    run: PathLike,
+    *,
+    augment: Augmentation | None = None,
+    listener: TrainingListener | None = None,
+    **changes: Any,
+) -> TrainResult:
+    """Resume a run from its last checkpoint, as `dcnseg train --resume` does.
+
+    Args:
+        run: The run folder.
+        augment: The augmentation that the run was started with.
+        listener: As for `train`.
+        **changes: Settings that may change, such as `epochs`, `patience`, `device` or `workers`.
+
+    Returns:
+        As `train`.
+
+    Raises:
+        ConfigError: All epochs are done, or a setting cannot be changed.
+        CheckpointError: There is nothing to resume, or the checkpoint is damaged.
+        DataError: The data has changed since the run began.
+    """
+    paths = setting_paths()
+    return training.resume(
+        Path(run),
+        changes={paths.get(name, name): value for name, value in changes.items()},
+        augment=augment,
+        listener=listener,
+    )
+
+
+def evaluate(
+    run: PathLike,
+    data: PathLike,
+    *,
+    split: str = "val",
+    device: str = "auto",
+    amp: str = "off",
+    config: PredictConfig | None = None,
+) -> Scores:
+    """Score a run on a split of a data folder, as `dcnseg evaluate` does.
+
+    Args:
+        run: Run folder or weights file.
+        data: The data folder.
+        split: "train", "val", "test" or "all".
+        device: "auto", "cpu", "cuda", "cuda:1" or "mps".
+        amp: "off", "auto", "bf16" or "fp16".
+        config: Windows and test-time augmentation.
+
+    Raises:
+        ConfigError: There is no such split or device.
+        CheckpointError: The run has no weights, or they are damaged.
+        DataError: The classes of the data are not those of the run, or a file is wrong.
+    """
+    return evaluate_run(Path(run), Path(data), split, device=device, amp=amp, config=config)

@@ -1,0 +1,96 @@
+"""The result of predicting one image: `Prediction`, and its overlay."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import cached_property
+from typing import Any, Final
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+from dcnseg.data.class_map import IGNORE_INDEX, ClassMap
+from dcnseg.errors import ConfigError
+
+OVERLAY_OPACITY: Final = 0.55
+
+UInt8Array = npt.NDArray[np.uint8]
+
+
+@dataclass(frozen=True)
+class Prediction:
+    """The predicted classes of one image.
+
+    Attributes:
+        labels: Training index of the most probable class of each pixel, uint8 [H, W]; 255 where it
+            is less probable than `PredictConfig.min_confidence`. Use `label_map` for class ids.
+        class_map: Names, ids and colors of the classes.
+        confidence: Probability of the most probable class, float16 [H, W]; None unless requested.
+        probabilities: Probability of each class, float16 [K, H, W]; None unless requested.
+        image: The image itself, RGB, uint8 [H, W, 3].
+    """
+
+    labels: UInt8Array
+    class_map: ClassMap
+    confidence: npt.NDArray[np.float16] | None = None
+    probabilities: npt.NDArray[np.float16] | None = None
+    image: UInt8Array | None = None
+
+    @cached_property
+    def label_map(self) -> npt.NDArray[Any]:
+        """Class ids as in the masks, [H, W], uint8 or, where an id is above 255, uint16.
+
+        Pixels below the minimum confidence have the id 255, or the first ignored id if 255 is a
+        class.
+        """
+        num_classes = self.class_map.num_classes
+        ignored = [IGNORE_INDEX] if self.class_map.ignored_ids else []
+        indices = np.array([*range(num_classes), *ignored])
+        ids = self.class_map.decode_indices(indices)
+        table = np.zeros(256, ids.dtype)
+        table[indices] = ids
+        return table[self.labels]  # not decode_indices, which takes nine times the memory
+
+    @property
+    def class_names(self) -> dict[int, str]:
+        """The name of every class by its id."""
+        return {entry.id: entry.name for entry in self.class_map.classes}
+
+    @property
+    def colors(self) -> dict[int, tuple[int, int, int]]:
+        """The color (red, green, blue) of every class by its id."""
+        colors = self.class_map.index_colors().tolist()
+        return {id_: tuple(color) for id_, color in zip(self.class_map.ids, colors, strict=True)}
+
+    @property
+    def color_mask(self) -> UInt8Array:
+        """The label map in the classes' colors, RGB, uint8 [H, W, 3]; ignored pixels are black."""
+        return _color_table(self.class_map)[self.labels]
+
+    def overlay(self) -> UInt8Array:
+        """Draw the classes' colors over the image, RGB, uint8 [H, W, 3].
+
+        Raises:
+            ConfigError: The prediction was made without its image.
+        """
+        if self.image is None:
+            raise ConfigError("This prediction has no image; pass `image` to Prediction.")
+        return draw_overlay(self.image, self.labels, self.class_map)
+
+
+def draw_overlay(image: UInt8Array, labels: UInt8Array, class_map: ClassMap) -> UInt8Array:
+    """Draw the classes' colors over an image, uint8 [H, W, 3]; ignored pixels stay as they are."""
+    colors = _color_table(class_map)[:, None]  # [256, 1, 3]
+    tint = cv2.applyColorMap(np.ascontiguousarray(labels), colors)
+    overlay = cv2.addWeighted(image, 1 - OVERLAY_OPACITY, tint, OVERLAY_OPACITY, 0)
+    is_ignored = labels >= class_map.num_classes
+    overlay[is_ignored] = image[is_ignored]
+    return np.asarray(overlay, np.uint8)
+
+
+def _color_table(class_map: ClassMap) -> UInt8Array:
+    """The color of every training index, uint8 [256, 3]; black where there is no class."""
+    colors = np.zeros((256, 3), np.uint8)
+    colors[: class_map.num_classes] = class_map.index_colors()
+    return colors
