@@ -5,7 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from dcnseg.config import PredictConfig, TrainConfig, make_train_config, setting_paths
+from dcnseg.config import PredictConfig, TrainConfig, dotted_names, make_train_config
 from dcnseg.data.transforms import Augmentation
 from dcnseg.engine import training
 from dcnseg.engine.evaluation import Scores, evaluate_run
@@ -56,11 +56,11 @@ def train(
         config = data
     else:
         config = make_train_config(settings | {"root": Path(data)}, preset)
-    paths = setting_paths()
+    dotted = dotted_names()
     return training.train(
         config,
         Path(out),
-        sources={paths[name]: "Python" for name in settings},
+        sources={dotted[name]: "Python" for name in settings},
         overwrite=overwrite,
         has_auto_batch=has_auto_batch,
         augment=augment,
@@ -91,10 +91,10 @@ def resume(
         CheckpointError: There is nothing to resume, or the checkpoint is damaged.
         DataError: The data has changed since the run began.
     """
-    paths = setting_paths()
+    dotted = dotted_names()
     return training.resume(
         Path(run),
-        changes={paths.get(name, name): value for name, value in changes.items()},
+        changes={dotted.get(name, name): value for name, value in changes.items()},
         augment=augment,
         listener=listener,
     )

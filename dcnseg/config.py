@@ -7,7 +7,7 @@ takes numbers. Defaults stand here and nowhere else.
 from __future__ import annotations
 
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields
+from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
@@ -57,6 +57,27 @@ PRESETS: Mapping[str, Mapping[str, Any]] = {
         "ema": 0.999,
     },
 }
+
+# Settings that may change when a run is resumed, by the same dotted names.
+RESUMABLE_SETTINGS: Final = (
+    "epochs",
+    "patience",
+    "nan_patience",
+    "checkpoint_minutes",
+    "checkpoint_epochs",
+    "device",
+    "data.workers",
+)
+# Settings that a resume does not compare with the saved run: they do not affect the result, or the
+# data and the weights are compared instead.
+UNCOMPARED_SETTINGS: Final = (
+    "data.root",
+    "data.pairs",
+    "data.cache",
+    "init",
+    "encoder_weights",
+    "tensorboard",
+)
 
 # Chen et al. 2017, "Rethinking Atrous Convolution": the rates double when the stride halves.
 ATROUS_RATES_BY_STRIDE = {16: (6, 12, 18), 8: (12, 24, 36)}
@@ -324,8 +345,8 @@ class TrainConfig:
         )
 
 
-def setting_paths() -> dict[str, str]:
-    """Map the name of every setting to its path in TrainConfig: "crop_size" to "data.crop_size"."""
+def dotted_names() -> dict[str, str]:
+    """The dotted name of every setting by its own: "data.crop_size" by "crop_size"."""
     parts = {"data": DataConfig, "model": ModelConfig}
     nested = {f.name: f"{part}.{f.name}" for part, kind in parts.items() for f in fields(kind)}
     return {f.name: f.name for f in fields(TrainConfig) if f.name not in parts} | nested
@@ -344,16 +365,12 @@ def make_train_config(settings: Mapping[str, Any], preset: str = "default") -> T
         ConfigError: A setting or the preset is unknown, or a value has a wrong type or range.
     """
     _require_choice("--preset", preset, tuple(PRESETS))
-    paths = setting_paths()
+    dotted = dotted_names()
     for name in settings:
-        hint = did_you_mean(name, paths)
-        _require(name in paths, f"{short_repr(name)} is not a setting of training.{hint}")
-    given = {paths[name]: value for name, value in settings.items()}
-    values: dict[str, Any] = {"data": {}, "model": {}}
-    for path, value in {**PRESETS[preset], **given}.items():
-        part, _, name = path.rpartition(".")
-        (values[part] if part else values)[name] = value
-    return parse_fields(TrainConfig, values)
+        hint = did_you_mean(name, dotted)
+        _require(name in dotted, f"{short_repr(name)} is not a setting of training.{hint}")
+    given = {dotted[name]: value for name, value in settings.items()}
+    return unflatten_settings({**PRESETS[preset], **given})
 
 
 def to_dict(config: Any) -> dict[str, Any]:
@@ -378,3 +395,28 @@ def from_dict(kind: type[Config], values: Any) -> Config:
         ConfigError: a setting is unknown, missing, of a wrong type, or out of its range.
     """
     return parse_fields(kind, values)
+
+
+def flatten_settings(config: Any) -> dict[str, Any]:
+    """Each setting of a config by its dotted name, such as "lr" or "model.encoder"."""
+    flat: dict[str, Any] = {}
+    for name in (item.name for item in fields(config)):
+        value = getattr(config, name)
+        if is_dataclass(value):
+            flat |= {f"{name}.{key}": item for key, item in flatten_settings(value).items()}
+        else:
+            flat[name] = value
+    return flat
+
+
+def unflatten_settings(settings: Mapping[str, Any]) -> TrainConfig:
+    """Build the TrainConfig that `flatten_settings` took apart; missing settings get defaults.
+
+    Raises:
+        ConfigError: as `from_dict`.
+    """
+    nested: dict[str, Any] = {}
+    for name, value in settings.items():
+        part, _, key = name.rpartition(".")
+        (nested.setdefault(part, {}) if part else nested)[key] = value
+    return from_dict(TrainConfig, nested)

@@ -10,13 +10,17 @@ from typing import Any
 import pytest
 
 from dcnseg.config import (
+    RESUMABLE_SETTINGS,
+    UNCOMPARED_SETTINGS,
     DataConfig,
     ModelConfig,
     PredictConfig,
     Preprocessing,
     TrainConfig,
+    flatten_settings,
     from_dict,
     to_dict,
+    unflatten_settings,
 )
 from dcnseg.errors import ConfigError
 from tests.garbage import JSON_GARBAGE, garbled
@@ -34,6 +38,22 @@ from tests.garbage import JSON_GARBAGE, garbled
 )
 def test_round_trip(config: Any) -> None:
     assert from_dict(type(config), to_dict(config)) == config
+
+
+def test_dotted_names_round_trip() -> None:
+    config = TrainConfig(
+        DataConfig(Path("photos"), crop_size=(64, 96), pairs=Path("pairs.csv")),
+        ModelConfig(encoder="resnet18", atrous_rates=(2, 4, 6)),
+        lr=0.5,
+    )
+    flat = flatten_settings(config)
+    assert flat["model.encoder"] == "resnet18"
+    assert flat["data.crop_size"] == (64, 96)
+    assert {*RESUMABLE_SETTINGS, *UNCOMPARED_SETTINGS} < set(flat)
+    assert unflatten_settings(flat) == config
+    assert unflatten_settings({"data.root": Path("a"), "lr": 1.0}).model == ModelConfig()
+    with pytest.raises(ConfigError, match="does not know nonsense"):
+        unflatten_settings(flat | {"data.nonsense": 1})
 
 
 def test_rates_follow_the_output_stride() -> None:

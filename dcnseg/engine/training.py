@@ -8,7 +8,14 @@ from pathlib import Path
 from typing import Any
 
 from dcnseg.checkpoint import RESUME_STATE, load_resume_state
-from dcnseg.config import TrainConfig, from_dict, to_dict
+from dcnseg.config import (
+    RESUMABLE_SETTINGS,
+    UNCOMPARED_SETTINGS,
+    TrainConfig,
+    flatten_settings,
+    from_dict,
+    unflatten_settings,
+)
 from dcnseg.data.transforms import Augmentation, name_of
 from dcnseg.device import select_amp_dtype, select_device
 from dcnseg.engine.batch_size import fitting_batch
@@ -37,19 +44,6 @@ from dcnseg.errors import ConfigError
 from dcnseg.files import mark_output_folder
 from dcnseg.models.pretrained import NO_WEIGHTS, require_encoder_weights
 from dcnseg.models.segmenter import build_segmenter
-
-# Settings that a run may be gone on with anew; all others would make it another run.
-CHANGEABLE = (
-    "epochs",
-    "patience",
-    "nan_patience",
-    "checkpoint_minutes",
-    "checkpoint_epochs",
-    "device",
-    "data.workers",
-)
-# Settings whose change in config.json makes no difference, or is seen elsewhere.
-UNCHECKED = ("data.root", "data.pairs", "data.cache", "init", "encoder_weights", "tensorboard")
 
 
 def train(
@@ -138,7 +132,7 @@ def resume(
 
     Args:
         run: A run folder.
-        changes: Settings to change, by the names of `CHANGEABLE` ("data.workers").
+        changes: Settings to change, named as in `RESUMABLE_SETTINGS` ("data.workers").
         epochs: The same as "epochs" in `changes`; the learning rate follows the new schedule.
         augment: What `train` was given.
         listener: Told what happens.
@@ -219,40 +213,28 @@ def _check_augmentation(run: Path, before: str, augment: Augmentation | None) ->
 
 
 def _with_changes(config: TrainConfig, changes: Mapping[str, Any]) -> TrainConfig:
-    refused = sorted(set(changes) - set(CHANGEABLE))
+    refused = sorted(set(changes) - set(RESUMABLE_SETTINGS))
     if refused:
         raise ConfigError(
-            f"{', '.join(refused)} cannot be changed when a run goes on; "
-            f"expected of {', '.join(CHANGEABLE)}."
+            f"{', '.join(refused)} cannot be changed when a run is resumed; only "
+            f"{', '.join(RESUMABLE_SETTINGS)} can."
         )
-    own = {name: value for name, value in changes.items() if "." not in name}
-    of_data = {name.split(".")[1]: value for name, value in changes.items() if "." in name}
-    return replace(config, data=replace(config.data, **of_data), **own)
+    return unflatten_settings({**flatten_settings(config), **changes})
 
 
 def _check_settings_are_unchanged(run: Path, config: TrainConfig, saved: Mapping[str, Any]) -> None:
-    """Raise a ConfigError if config.json says something else than the saved state was made with."""
+    """Raise a ConfigError if config.json differs from the settings in the checkpoint."""
     if not saved.get("settings"):
         return
-    now = _flat(to_dict(config))
-    before = _flat(to_dict(from_dict(TrainConfig, saved["settings"])))
+    now = flatten_settings(config)
+    before = flatten_settings(from_dict(TrainConfig, saved["settings"]))
     different = [
         f"{name} is {now[name]}, was {before[name]}"
         for name in before
-        if now[name] != before[name] and name not in (*CHANGEABLE, *UNCHECKED)
+        if now[name] != before[name] and name not in (*RESUMABLE_SETTINGS, *UNCOMPARED_SETTINGS)
     ]
     if different:
         raise ConfigError(
             f"{run}: the settings in config.json have changed since the run was stopped: "
-            f"{'; '.join(different)}. Put them back, or start a new run."
+            f"{'; '.join(different)}. Restore them, or start a new run."
         )
-
-
-def _flat(settings: Mapping[str, Any], prefix: str = "") -> dict[str, Any]:
-    flat: dict[str, Any] = {}
-    for name, value in settings.items():
-        if isinstance(value, Mapping):
-            flat |= _flat(value, f"{prefix}{name}.")
-        else:
-            flat[prefix + name] = value
-    return flat

@@ -335,7 +335,7 @@ def test_settings_edited_in_the_run_folder_are_refused(run: Path, tmp_path: Path
     text = r"model.modulated is True, was False; .*lr is 0.5, was 0.02"
     with pytest.raises(ConfigError, match=text):
         resume(other)
-    with pytest.raises(ConfigError, match="lr cannot be changed when a run goes on"):
+    with pytest.raises(ConfigError, match="lr cannot be changed when a run is resumed"):
         resume(run, changes={"lr": 1.0})
 
 
