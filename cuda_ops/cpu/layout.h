@@ -3,10 +3,10 @@
 #include <algorithm>
 #include <mutex>
 #include <string>
-#include "scratch.h"
-#include "simd.h"
+#include "cpu/scratch.h"
+#include "cpu/simd.h"
+#include "cpu/transpose.h"
 #include "torch_c_abi.h"
-#include "transpose.h"
 namespace dcnseg_ops {
 
 struct Strides4 {

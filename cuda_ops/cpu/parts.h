@@ -7,7 +7,7 @@
 #include <algorithm>
 #include <cmath>
 #include <vector>
-#include "tap_plans.h"
+#include "cpu/conv/tap_plans.h"
 namespace dcnseg_ops {
 
 #if defined(DCN_LITTLE_MEMORY)  // a test's build, in which small cases meet the limits

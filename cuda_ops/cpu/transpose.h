@@ -1,7 +1,7 @@
 // Transposes of row-major matrices, 16 x 16 numbers at a time in vector registers.
 #pragma once
 #include <algorithm>
-#include "simd.h"
+#include "cpu/simd.h"
 namespace dcnseg_ops {
 
 // 16 numbers of 4 bytes, or of 2 bytes widened to 4.

@@ -3,9 +3,9 @@
 #pragma once
 #include <cstdint>
 #ifdef DCN_EMULATE
-#include "../emu/cuda_emu.h"
-#include "../emu/half_emu.h"
-#include "../emu/runtime_emu.h"
+#include "emulator/cuda_emu.h"
+#include "emulator/half_emu.h"
+#include "emulator/runtime_emu.h"
 #else
 #include <cuda_bf16.h>
 #include <cuda_fp16.h>

@@ -2,10 +2,12 @@
 //
 // Kernels run on torch's current stream of the tensors' device; memory comes from torch's allocator, which knows that
 // stream; nothing waits for the device: all can be captured in a CUDA graph.
-#include "deform_conv2d.h"
+#include "cuda/conv/deform_conv2d.h"
+#include "cuda/torch_cuda.h"
 #include "deform_conv_checks.h"
-#include "ops_roi.h"
-#include "torch_cuda.h"
+namespace dcnseg_ops {
+void register_roi_operators(TorchLibraryHandle cuda);  // of roi/ops_roi.cu
+}
 using namespace dcnseg_ops;
 
 namespace {

@@ -3,7 +3,7 @@
 #pragma once
 #include <string>
 #include <type_traits>
-#include "kernel_common.cuh"
+#include "cuda/kernel_common.cuh"
 #include "torch_c_abi.h"
 namespace dcnseg_ops {
 

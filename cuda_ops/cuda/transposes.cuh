@@ -1,7 +1,7 @@
 // Between planes, [images][channels][pixels], and rows, [positions][channels]: tiles of 32 x 32 numbers go through
 // shared memory, so that both sides are read and written side by side. No torch (see kernel_common.cuh).
 #pragma once
-#include "spots.cuh"
+#include "cuda/conv/taps.cuh"
 namespace dcnseg_ops {
 
 constexpr int kSide = 32;

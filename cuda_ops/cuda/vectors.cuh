@@ -1,6 +1,6 @@
 // Several neighboring numbers that are read, written or added to at once. No torch (see kernel_common.cuh).
 #pragma once
-#include "kernel_common.cuh"
+#include "cuda/kernel_common.cuh"
 namespace dcnseg_ops {
 
 template <typename T, int N>

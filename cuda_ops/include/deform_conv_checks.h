@@ -1,5 +1,5 @@
 // All that the native convolutions rely on, where a wrong size would be a read outside of memory. As a rule nothing is
-// checked before: dcnseg/ops/deform_conv_checks.py, which refuses the same, says afterwards what is wrong.
+// checked before: dcnseg/ops/deform_conv/checks.py, which refuses the same, says afterwards what is wrong.
 #pragma once
 #include <algorithm>
 #include <cstdint>

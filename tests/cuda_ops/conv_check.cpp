@@ -1,9 +1,9 @@
 // Runs the CPU convolution, whole, on generated cases beside plain loops in double, under the sanitizers: every
 // dtype and memory order, several threads. Prints what differs; returns 1 if anything does.
 #include <cstdlib>
-#include "cpu/deform_conv2d.h"
-#include "cpu/microkernel.h"
-#include "cpu/sampling.h"
+#include "cpu/conv/deform_conv2d.h"
+#include "cpu/conv/sampling.h"
+#include "cpu/gemm/microkernel.h"
 #include "fake_torch.h"
 #include "oracle.h"
 

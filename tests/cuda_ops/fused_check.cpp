@@ -3,7 +3,7 @@
 // differs; returns 1 if anything does.
 #define DCN_EMULATE
 #include <cstdlib>
-#include "cuda/fused_forward.cuh"
+#include "cuda/conv/fused_forward.cuh"
 #include "oracle.h"
 
 // Channels in vectors of `unit` numbers; most often more or less than whole steps or tiles. Groups of both kinds cut

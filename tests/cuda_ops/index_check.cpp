@@ -7,9 +7,9 @@
 #include <sys/resource.h>
 #include <cstdio>
 #include <cstdlib>
-#include "cuda/column_grads.cuh"
-#include "cuda/deform_roi_pool.cuh"
-#include "cuda/roi_pool.cuh"
+#include "cuda/conv/column_grads.cuh"
+#include "cuda/roi/deform_roi_pool.cuh"
+#include "cuda/roi/roi_pool.cuh"
 #include "cuda/transposes.cuh"
 using namespace dcnseg_ops;
 

@@ -3,8 +3,8 @@
 // order. The tensor cores' kernel is played by plain loops (fused_check runs the real one). Prints what differs;
 // returns 1 if anything does.
 #define DCN_EMULATE
-#include "cuda/deform_conv2d.cu"
-#include "cuda/deform_conv2d_backward.cu"
+#include "cuda/conv/deform_conv2d.cu"
+#include "cuda/conv/deform_conv2d_backward.cu"
 #include "cuda/ops_cuda.cu"
 #include "fake_cuda.h"
 #include "oracle.h"

@@ -1,6 +1,6 @@
 // Every microkernel that this machine can run, with every number of rows, beside plain loops: edges of panels,
 // odd depths, sums that go on. Buffers have exactly their size.
-#include "cpu/microkernel.cpp"
+#include "cpu/gemm/microkernel.cpp"
 #include "random_case.h"
 
 using namespace dcnseg_ops;

@@ -2,11 +2,11 @@
 // For ThreadSanitizer, to show that it sees through the emulation.
 #define DCN_EMULATE
 #include <string>
-#include "emu/cuda_emu.h"
+#include "emulator/cuda_emu.h"
 #ifdef RACY
 #define atomicAdd(address, value) (*(address) += (value))
 #endif
-#include "cuda/roi_pool.cuh"
+#include "cuda/roi/roi_pool.cuh"
 using namespace dcnseg_ops;
 
 // Of five boxes the first and the last are the same pixel; the others are empty.

@@ -1,8 +1,8 @@
 // Runs the loops of the RoI operators of the CPU on generated boxes, beside plain loops in double, under
 // the sanitizers. Every buffer has exactly its size, so that a read or a write outside of it is an error.
 // Prints what differs; returns 1 if anything does.
-#include "cpu/roi_average_loops.h"
-#include "cpu/roi_max_loops.h"
+#include "cpu/roi/roi_average_loops.h"
+#include "cpu/roi/roi_max_loops.h"
 #include "roi_oracle.h"
 
 template <typename T>

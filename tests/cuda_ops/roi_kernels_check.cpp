@@ -2,8 +2,8 @@
 // beside plain loops in double, under the sanitizers. Every buffer has exactly its size. Prints what
 // differs; returns 1 if anything does.
 #define DCN_EMULATE
-#include "cuda/deform_roi_pool.cuh"
-#include "cuda/roi_pool.cuh"
+#include "cuda/roi/deform_roi_pool.cuh"
+#include "cuda/roi/roi_pool.cuh"
 #include "half_type.h"
 #include "roi_oracle.h"
 

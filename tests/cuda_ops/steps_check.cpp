@@ -1,6 +1,6 @@
 // How the depth of generated convolutions is cut into steps: each tap of each channel is in one step, steps and chunks
 // stay within their limits, and the steps of all convolution groups are alike. Prints what is wrong; returns 1 then.
-#include "cpu/depth_steps.h"
+#include "cpu/conv/depth_steps.h"
 #include "oracle.h"
 
 using Steps = std::vector<DepthStep>;

@@ -18,7 +18,9 @@ SANITIZERS = {
     "threads": ["-fsanitize=thread"],
 }  # fmt: skip
 EMULATED_PAIRS = ["-include", str(HERE / "emulated_pairs.h")]
-CONVOLUTION_SOURCES = ("deform_conv2d.cpp", "deform_conv2d_backward.cpp", "microkernel.cpp")
+CONVOLUTION_SOURCES = (
+    *("conv/deform_conv2d.cpp", "conv/deform_conv2d_backward.cpp", "gemm/microkernel.cpp"),
+)
 CONVOLUTION = [
     "-O0",  # the last one counts: -O1 takes the compiler most of a minute
     "-DDCN_CLONES=",
@@ -65,13 +67,14 @@ STEP_FAULTS = [  # too many plans at once, and groups that are cut in another wa
 ]
 
 
-def with_fault(file: str, right: str, wrong: str, folder: Path) -> Path:
-    """A copy of the sources in which one thing is done wrong."""
+def with_fault(files: str, right: str, wrong: str, folder: Path) -> Path:
+    """A copy of the sources in which one thing is done wrong; `files` is a pattern."""
     sources = folder / "cuda_ops"
     shutil.copytree(SOURCES, sources)
-    text = (sources / file).read_text()
+    (file,) = (file for file in sources.glob(files) if right in file.read_text())
+    text = file.read_text()
     assert text.count(right) == 1
-    (sources / file).write_text(text.replace(right, wrong))
+    file.write_text(text.replace(right, wrong))
     return sources
 
 
@@ -80,7 +83,7 @@ def compile_program(
 ) -> subprocess.CompletedProcess[str]:
     return subprocess.run(
         ["g++", "-std=c++17", "-O1", "-g", "-Wno-psabi", "-pthread", *flags,
-         f"-I{sources}", f"-I{sources / 'include'}", str(source), "-o", str(program)],
+         f"-I{sources}", f"-I{sources / 'include'}", f"-I{HERE}", str(source), "-o", str(program)],
         capture_output=True, text=True, check=False,
     )  # fmt: skip
 
@@ -139,7 +142,7 @@ def test_equals_plain_loops_and_stays_inside_memory(
 def test_a_fault_of_the_steps_is_seen(
     right: str, wrong: str, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    sources = with_fault("cpu/depth_steps.h", right, wrong, tmp_path)
+    sources = with_fault("cpu/conv/depth_steps.h", right, wrong, tmp_path)
     result = run_program(build("steps_check", "memory", [], tmp_path_factory, sources))
     assert result.returncode != 0
 
@@ -162,7 +165,7 @@ def test_a_fault_of_the_fused_forward_is_seen(
     tmp_path: Path,
     tmp_path_factory: pytest.TempPathFactory,
 ) -> None:
-    sources = with_fault("cuda/fused_forward.cuh", right, wrong, tmp_path)
+    sources = with_fault("cuda/conv/fused_*.cuh", right, wrong, tmp_path)
     result = run_program(
         build("fused_check", sanitizer, ["-O0", "-DDCN_FEW_KINDS"], tmp_path_factory, sources)
     )
@@ -180,10 +183,10 @@ def test_more_than_2_to_the_31_numbers(tmp_path_factory: pytest.TempPathFactory)
 @pytest.mark.parametrize(
     "file",
     [
-        "cuda/spots.cuh",
+        "cuda/conv/taps.cuh",
         "cuda/transposes.cuh",
-        "cuda/roi_common.cuh",
-        "cuda/deform_roi_pool.cuh",
+        "cuda/roi/roi_common.cuh",
+        "cuda/roi/deform_roi_pool.cuh",
     ],
 )
 def test_an_index_of_32_bits_is_seen(

@@ -29,7 +29,7 @@ def fused_ptx(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
         architecture = f"arch=compute_{target},code=compute_{target}"
         subprocess.run(
             [nvcc, "-std=c++17", "-ptx", f"-gencode={architecture}", f"-I{SOURCES / 'include'}",
-             str(SOURCES / "cuda" / "fused_forward.cu"), "-o", str(ptx)],
+             str(SOURCES / "cuda" / "conv" / "fused_forward.cu"), "-o", str(ptx)],
             check=True,
         )  # fmt: skip
         code[target] = kernels(ptx.read_text())

@@ -1,0 +1,83 @@
+// How the backward of a deformable convolution is cut into chunks of channels, parts and blocks of positions.
+#pragma once
+#include "cpu/layout.h"
+#include "cpu/parts.h"
+namespace dcnseg_ops {
+
+constexpr int64_t kMostDepth = 320;         // of a step
+constexpr int64_t kCacheBytes = 640 << 10;  // of a block's gradient rows, columns and column gradients
+constexpr int64_t kLine = 16;               // channels: a cache line of float
+
+// Channels [begin, end) of one convolution group, what a thread works on at a time.
+struct Chunk {
+  int64_t begin, end, group;
+  size_t first_step, last_step;
+  int64_t first_plane, last_plane;  // pairs of offset groups and taps that its channels take part in
+
+  int64_t channels() const { return end - begin; }
+  int64_t planes() const { return last_plane - first_plane; }
+};
+
+// How the work is cut: into chunks of channels, parts and blocks of positions.
+struct Division {
+  std::vector<Chunk> chunks;
+  std::vector<DepthStep> steps;  // of all chunks
+  Parts parts;
+  int64_t workers, block, stretch;                             // stretch: positions whose sums a worker keeps
+  int64_t most_channels = 0, most_depth = 0, most_planes = 0;  // of a chunk or step
+
+  int64_t rounds() const { return (static_cast<int64_t>(chunks.size()) + workers - 1) / workers; }
+};
+
+// Threads, channels of a chunk, and parts, so that copies fit kMostCopies, or a megabyte per thread. `copied_bytes`:
+// what is copied and summed apart, per pixel and channel.
+template <typename A>
+int64_t divide_channels(const DeformConvParams& p, const Planes<A>& offset, int64_t copied_bytes, Division& d) {
+  const int64_t threads = thread_count(), all_pixels = p.batch * p.height * p.width;
+  const int64_t most = std::min(p.group_channels(), round_up((p.channels + threads - 1) / threads, kLine));
+  d.parts.parts = {{0, p.positions(), 0, all_pixels}};
+  d.workers = threads;
+  if (copied_bytes == 0) return most;
+  const int64_t fit = std::max(kMostCopies / threads, kLeastCopies) / copied_bytes;  // pixels times channels
+  if (all_pixels * most <= fit) return most;
+  for (int64_t channels = std::min(most, 4 * kLine); channels >= std::min(most, kLine); channels /= 2) {
+    d.parts = parts_of(p, offset, fit / channels);
+    if (!d.parts.parts.empty()) return channels;
+  }
+  // The offsets reach far: whole images, of few channels, by few threads.
+  const int64_t pixels = p.height * p.width;
+  d.parts = parts_of(p, offset, pixels);
+  const int64_t channels = std::max<int64_t>(1, std::min(most, kMostCopies / (pixels * copied_bytes * threads)));
+  d.workers = std::max<int64_t>(1, std::min(threads, kMostCopies / (pixels * copied_bytes * channels)));
+  return channels;
+}
+
+// `sum_planes`: position sums per plane, 2 for the offset and 1 for the mask.
+template <typename A>
+Division divide(const DeformConvParams& p, const Planes<A>& offset, int64_t copied_bytes, int64_t sum_planes) {
+  Division d;
+  const int64_t channels = divide_channels(p, offset, copied_bytes, d);
+  for (int64_t group = 0; group < p.groups; ++group)
+    for (int64_t c = group * p.group_channels(); c < (group + 1) * p.group_channels(); c += channels) {
+      const int64_t end = std::min((group + 1) * p.group_channels(), c + channels);
+      const size_t first = d.steps.size();
+      for (DepthStep& step : depth_steps(p, c, end, kMostDepth)) {
+        d.most_depth = std::max(d.most_depth, step.size());
+        d.steps.push_back(std::move(step));
+      }
+      const int64_t first_group = c / p.offset_group_channels(), last_group = (end - 1) / p.offset_group_channels();
+      d.chunks.push_back({c, end, group, first, d.steps.size(), first_group * p.taps(), (last_group + 1) * p.taps()});
+      d.most_channels = std::max(d.most_channels, end - c);
+      d.most_planes = std::max(d.most_planes, d.chunks.back().planes());
+    }
+  d.workers = std::min<int64_t>(d.workers, static_cast<int64_t>(d.chunks.size()));
+  const int64_t row_bytes = 2 * (p.group_outputs() + d.most_depth) * static_cast<int64_t>(sizeof(A));
+  const int64_t sum_bytes = d.workers * d.most_planes * sum_planes * static_cast<int64_t>(sizeof(A));
+  const int64_t sums = sum_bytes ? kMostSums / sum_bytes : INT64_MAX;                 // positions
+  d.block = std::max<int64_t>(2, std::min(kCacheBytes / row_bytes, sums) / 28) * 28;  // even, and whole tiles of 14
+  d.block = std::min(d.block, round_up(p.positions(), 2));
+  d.stretch = std::max<int64_t>(1, std::min(sums, p.positions()) / d.block) * d.block;
+  return d;
+}
+
+}  // namespace dcnseg_ops
