@@ -26,7 +26,9 @@ from benchmarks.gpu.operator_cases import (
     make_cases,
     one_case_per_operator,
 )
-from dcnseg.ops import deform_conv_native, native_status, roi_native
+from dcnseg.ops import native_status
+from dcnseg.ops.deform_conv import native as deform_conv_native
+from dcnseg.ops.roi import native as roi_native
 
 TF32 = "tf32"
 DTYPES = ("float64", "float32", TF32, "bfloat16", "float16")

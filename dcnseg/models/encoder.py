@@ -15,7 +15,7 @@ import torch
 from torch import nn
 
 from dcnseg.errors import ConfigError, short_repr
-from dcnseg.ops.deform_conv import DeformConv2d
+from dcnseg.ops.deform_conv.module import DeformConv2d
 from dcnseg.validation import did_you_mean
 
 LATE_LAYERS = 3

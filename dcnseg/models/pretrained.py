@@ -15,7 +15,7 @@ from torch import Tensor, nn
 
 from dcnseg.config import Preprocessing
 from dcnseg.errors import CheckpointError, ConfigError, short_repr
-from dcnseg.ops.deform_conv import OFFSET_BRANCH
+from dcnseg.ops.deform_conv.module import OFFSET_BRANCH
 from dcnseg.safe_load import check_finite, load_tensors
 from dcnseg.validation import did_you_mean
 

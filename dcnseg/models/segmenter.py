@@ -12,7 +12,7 @@ from dcnseg.config import ModelConfig
 from dcnseg.errors import ShapeError
 from dcnseg.models.deeplab import build_decoder
 from dcnseg.models.encoder import build_encoder, dilate_late, make_deformable
-from dcnseg.ops.deform_conv import DeformConv2d
+from dcnseg.ops.deform_conv.module import DeformConv2d
 
 
 class Segmenter(nn.Module):

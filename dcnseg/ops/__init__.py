@@ -3,11 +3,12 @@
 from typing import Final
 
 from dcnseg.ops._native import native_status
-from dcnseg.ops.deform_conv import OFFSET_BRANCH, DeformConv2d, deform_conv2d
-from dcnseg.ops.deform_roi_modules import ROI_OFFSET_BRANCH, DeformPSRoIPool, DeformRoIPool
-from dcnseg.ops.deform_roi_pool import deform_ps_roi_pool, deform_roi_pool
-from dcnseg.ops.roi_modules import PSRoIPool, RoIAvgPool, RoIPool
-from dcnseg.ops.roi_pool import ps_roi_pool, roi_avg_pool, roi_pool
+from dcnseg.ops.deform_conv.functional import deform_conv2d
+from dcnseg.ops.deform_conv.module import OFFSET_BRANCH, DeformConv2d
+from dcnseg.ops.roi.deformable_modules import ROI_OFFSET_BRANCH, DeformPSRoIPool, DeformRoIPool
+from dcnseg.ops.roi.deformable_pooling import deform_ps_roi_pool, deform_roi_pool
+from dcnseg.ops.roi.modules import PSRoIPool, RoIAvgPool, RoIPool
+from dcnseg.ops.roi.pooling import ps_roi_pool, roi_avg_pool, roi_pool
 
 OFFSET_BRANCHES: Final = (OFFSET_BRANCH, ROI_OFFSET_BRANCH)
 """What a dot and the name of a parameter contain where it predicts offsets."""

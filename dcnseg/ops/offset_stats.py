@@ -15,7 +15,7 @@ from dcnseg.ops.checks import Pair, make_pair
 if TYPE_CHECKING:
     from torch import nn
 
-    from dcnseg.ops.deform_conv import DeformConv2d
+    from dcnseg.ops.deform_conv.module import DeformConv2d
 
 MAX_QUANTILE_VALUES = 1_000_000
 """The 95th percentile is taken of at most this many lengths, evenly spaced; 17 ms."""

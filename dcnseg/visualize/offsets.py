@@ -15,7 +15,7 @@ import torch
 from torch import Tensor, nn
 
 from dcnseg.errors import ConfigError, ShapeError
-from dcnseg.ops.deform_conv import DeformConv2d
+from dcnseg.ops.deform_conv.module import DeformConv2d
 from dcnseg.ops.offset_stats import OffsetStatistics, TapGrid, offset_statistics, split_offset
 from dcnseg.visualize.geometry import MapGeometry, trace_map_geometry
 

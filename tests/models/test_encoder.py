@@ -11,7 +11,7 @@ from torch import nn
 from dcnseg.errors import ConfigError
 from dcnseg.models import encoder as encoder_module
 from dcnseg.models.encoder import build_encoder, dilate_late, make_deformable
-from dcnseg.ops.deform_conv import DeformConv2d
+from dcnseg.ops.deform_conv.module import DeformConv2d
 
 
 @pytest.mark.parametrize("output_stride", [8, 16])

@@ -15,7 +15,7 @@ from dcnseg.errors import ConfigError, NativeOpsError
 from dcnseg.ops import deform_conv2d
 from dcnseg.ops._native import missing_reason
 from dcnseg.ops.backend import Backend
-from dcnseg.ops.deform_conv_checks import Border
+from dcnseg.ops.deform_conv.checks import Border
 from tests.ops.marks import NEEDS_NATIVE
 
 

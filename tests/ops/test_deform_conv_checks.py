@@ -12,8 +12,8 @@ from hypothesis import strategies as st
 
 from dcnseg.errors import ShapeError
 from dcnseg.ops import deform_conv2d
-from dcnseg.ops.deform_conv_checks import Window, check_arguments
-from dcnseg.ops.deform_conv_native import deform_conv2d_native
+from dcnseg.ops.deform_conv.checks import Window, check_arguments
+from dcnseg.ops.deform_conv.native import deform_conv2d_native
 from tests.ops.marks import NEEDS_NATIVE
 
 GOOD: dict[str, Any] = {

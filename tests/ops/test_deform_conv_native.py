@@ -11,7 +11,8 @@ from torch import Tensor
 from torch.autograd import forward_ad
 
 from dcnseg.errors import NativeOpsError
-from dcnseg.ops import DeformConv2d, deform_conv2d, deform_conv_native
+from dcnseg.ops import DeformConv2d, deform_conv2d
+from dcnseg.ops.deform_conv import native as deform_conv_native
 from tests.ops.marks import NEEDS_NATIVE
 
 pytestmark = NEEDS_NATIVE

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from dcnseg.ops import deform_ps_roi_pool, deform_roi_pool, ps_roi_pool, roi_avg_pool
 from dcnseg.ops.backend import Backend
-from dcnseg.ops.roi_checks import Mode
+from dcnseg.ops.roi.checks import Mode
 from tests.ops.roi_cases import BAD_BOXES, FINITE_BOXES, half_away, random_boxes_within, random_map
 
 NAN, INF = math.nan, math.inf

@@ -7,7 +7,7 @@ import torch
 
 from dcnseg.errors import ShapeError
 from dcnseg.ops import offset_stats
-from dcnseg.ops.deform_conv import DeformConv2d
+from dcnseg.ops.deform_conv.module import DeformConv2d
 from dcnseg.ops.offset_stats import TapGrid, offset_statistics
 
 

@@ -4,7 +4,8 @@ import pytest
 import torch
 from torch import Tensor
 
-from dcnseg.ops import deform_conv2d, reference
+from dcnseg.ops import deform_conv2d
+from dcnseg.ops.deform_conv import reference
 
 
 def make_leaves() -> list[Tensor]:

@@ -19,7 +19,7 @@ from dcnseg.ops import (
     roi_avg_pool,
     roi_pool,
 )
-from dcnseg.ops.roi_checks import Mode
+from dcnseg.ops.roi.checks import Mode
 
 # Where the native code was not built, "auto" says so once per process.
 pytestmark = pytest.mark.filterwarnings("ignore:dcnseg takes the slower:RuntimeWarning")

@@ -11,8 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from dcnseg.ops.roi_checks import Corners, Mode
-from dcnseg.ops.roi_geometry import (
+from dcnseg.ops.roi.checks import Corners, Mode
+from dcnseg.ops.roi.geometry import (
     Regions,
     locate_regions,
     make_bins,

@@ -15,11 +15,11 @@ from dcnseg.ops import (
     deform_roi_pool,
     ps_roi_pool,
     roi_avg_pool,
-    roi_native,
     roi_pool,
 )
 from dcnseg.ops.backend import Backend
-from dcnseg.ops.roi_geometry import locate_regions, make_bins, make_samples
+from dcnseg.ops.roi import native as roi_native
+from dcnseg.ops.roi.geometry import locate_regions, make_bins, make_samples
 from tests.ops.marks import NEEDS_NATIVE
 
 pytestmark = NEEDS_NATIVE

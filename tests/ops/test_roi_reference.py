@@ -8,11 +8,11 @@ from dcnseg.ops import (
     deform_ps_roi_pool,
     deform_roi_pool,
     roi_avg_pool,
-    roi_gather,
     roi_pool,
-    roi_reference,
 )
-from dcnseg.ops.roi_checks import Mode
+from dcnseg.ops.roi import gather as roi_gather
+from dcnseg.ops.roi import reference as roi_reference
+from dcnseg.ops.roi.checks import Mode
 
 BOXES = torch.tensor(
     [[0, -2.0, 1, 9, 12], [1, 0, 0, 4, 5], [1, 30, 30, 40, 40], [0, 3, 2, 3, 2], [1, 0, 3, 8, 6]],

@@ -8,7 +8,7 @@ from torch import Tensor, nn
 from torch.nn import functional as F
 
 from dcnseg.errors import ConfigError, ShapeError
-from dcnseg.ops.deform_conv import DeformConv2d
+from dcnseg.ops.deform_conv.module import DeformConv2d
 from dcnseg.visualize.offsets import (
     LayerOffsets,
     capture_offsets,

@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from dcnseg.data.image_io import read_image
 from dcnseg.errors import ConfigError
-from dcnseg.ops.deform_conv import DeformConv2d
+from dcnseg.ops.deform_conv.module import DeformConv2d
 from dcnseg.visualize.report import check_points, default_points, to_json, visualize_image
 
 

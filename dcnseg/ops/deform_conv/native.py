@@ -16,9 +16,9 @@ from torch import Tensor
 
 from dcnseg.errors import NativeOpsError
 from dcnseg.ops._native import missing_reason
-from dcnseg.ops.deform_conv_checks import Border, Window, check_arguments
+from dcnseg.ops.deform_conv.checks import Border, Window, check_arguments
+from dcnseg.ops.deform_conv.reference import deform_conv2d_reference
 from dcnseg.ops.layout import dense, is_channels_last, memory_format
-from dcnseg.ops.reference import deform_conv2d_reference
 from dcnseg.ops.self_test import SmallCase, run_self_test
 
 _BORDERS: dict[Border, int] = {"zero": 0, "dcnv1": 3}  # `Border` in cuda_ops/include/bilinear.h

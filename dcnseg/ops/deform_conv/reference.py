@@ -12,7 +12,7 @@ import torch
 from torch import Tensor
 from torch.utils.checkpoint import checkpoint
 
-from dcnseg.ops.deform_conv_checks import Border, Window
+from dcnseg.ops.deform_conv.checks import Border, Window
 
 # Sampled values (B * rows * W_out * C * T) that one tile of output rows may hold: 64 MB in float32.
 _TILE_ELEMENTS = 1 << 24

@@ -12,8 +12,7 @@ from torch import Tensor, nn
 from dcnseg.errors import ConfigError, ShapeError
 from dcnseg.ops.backend import Backend
 from dcnseg.ops.checks import Pair, make_pair, make_pair_or
-from dcnseg.ops.deform_roi_pool import deform_ps_roi_pool, deform_roi_pool
-from dcnseg.ops.roi_checks import (
+from dcnseg.ops.roi.checks import (
     MODES,
     PS_MODES,
     SAMPLES_PER_PART,
@@ -24,6 +23,7 @@ from dcnseg.ops.roi_checks import (
     check_product,
     ratio_of_parts,
 )
+from dcnseg.ops.roi.deformable_pooling import deform_ps_roi_pool, deform_roi_pool
 
 ROI_OFFSET_BRANCH = ".offset_branch."  # in the names of the parameters that predict offsets
 

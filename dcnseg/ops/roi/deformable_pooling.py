@@ -15,8 +15,7 @@ from torch import Tensor
 from dcnseg.errors import ShapeError
 from dcnseg.ops.backend import Backend, use_native
 from dcnseg.ops.checks import Pair, make_pair, make_pair_or
-from dcnseg.ops.deform_roi_reference import deform_roi_pool_reference
-from dcnseg.ops.roi_checks import (
+from dcnseg.ops.roi.checks import (
     MODES,
     PS_MODES,
     SAMPLES_PER_PART,
@@ -30,8 +29,9 @@ from dcnseg.ops.roi_checks import (
     check_regions,
     ratio_of_parts,
 )
-from dcnseg.ops.roi_geometry import locate_regions, make_samples, make_shift
-from dcnseg.ops.roi_native import deform_roi_pool_native, deform_roi_pool_self_test
+from dcnseg.ops.roi.deformable_reference import deform_roi_pool_reference
+from dcnseg.ops.roi.geometry import locate_regions, make_samples, make_shift
+from dcnseg.ops.roi.native import deform_roi_pool_native, deform_roi_pool_self_test
 
 
 def deform_roi_pool(

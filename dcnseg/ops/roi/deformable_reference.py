@@ -1,7 +1,7 @@
 """Deformable RoI pooling in plain PyTorch: its definition, the fallback, an oracle of the tests.
 
-It takes bilinear samples of the bins that `dcnseg.ops.roi_geometry` lays out. torch.compile and
-CUDA graphs as in `dcnseg.ops.roi_reference`; shape letters as in `dcnseg.ops.roi_gather`.
+It takes bilinear samples of the bins that `dcnseg.ops.roi.geometry` lays out. torch.compile and
+CUDA graphs as in `dcnseg.ops.roi.reference`; shape letters as in `dcnseg.ops.roi.gather`.
 """
 
 from __future__ import annotations
@@ -12,8 +12,8 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from dcnseg.ops.roi_checks import Mode
-from dcnseg.ops.roi_gather import Groups, as_input, gather, in_chunks, nan_for_bad, pixel_table
+from dcnseg.ops.roi.checks import Mode
+from dcnseg.ops.roi.gather import Groups, as_input, gather, in_chunks, nan_for_bad, pixel_table
 
 _MOST_SAMPLES = 2**53  # of a bin along an axis; as in cuda_ops/include/roi_samples.h
 
@@ -26,7 +26,7 @@ def deform_roi_pool_reference(
     group_size: tuple[int, int],
     mode: Mode,
 ) -> Tensor:
-    """Mean of displaced bilinear samples; see `dcnseg.ops.deform_roi_pool`.
+    """Mean of displaced bilinear samples; see `dcnseg.ops.roi.deformable_pooling`.
 
     Args:
         input: [B, C_out*gh*gw, H, W].

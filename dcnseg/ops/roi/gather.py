@@ -17,7 +17,7 @@ from torch.utils.checkpoint import checkpoint
 
 from dcnseg.ops.checks import check_memory
 from dcnseg.ops.layout import is_channels_last, memory_format
-from dcnseg.ops.roi_geometry import position_dtype
+from dcnseg.ops.roi.geometry import position_dtype
 
 # Gathered values that one chunk of RoIs may hold: 64 MB in float32.
 _CHUNK_ELEMENTS = 1 << 24

@@ -15,7 +15,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from dcnseg.ops.roi_checks import Corners, Mode
+from dcnseg.ops.roi.checks import Corners, Mode
 
 # Coordinates go no further than this, so that no sum or product of a few of them overflows float32.
 _FAR = 2.0**100

@@ -8,8 +8,8 @@ from torch import Tensor, nn
 
 from dcnseg.ops.backend import Backend
 from dcnseg.ops.checks import Pair, check_choice, make_pair
-from dcnseg.ops.roi_checks import CORNERS, Corners, check_numbers, check_product
-from dcnseg.ops.roi_pool import ps_roi_pool, roi_avg_pool, roi_pool
+from dcnseg.ops.roi.checks import CORNERS, Corners, check_numbers, check_product
+from dcnseg.ops.roi.pooling import ps_roi_pool, roi_avg_pool, roi_pool
 
 
 class RoIPool(nn.Module):

@@ -14,11 +14,11 @@ from torch import Tensor
 
 from dcnseg.errors import NativeOpsError
 from dcnseg.ops._native import missing_reason
-from dcnseg.ops.deform_roi_reference import deform_roi_pool_reference
 from dcnseg.ops.layout import dense, is_channels_last, memory_format
-from dcnseg.ops.roi_checks import Mode
-from dcnseg.ops.roi_geometry import locate_regions, make_bins, make_samples, make_shift
-from dcnseg.ops.roi_reference import roi_avg_pool_reference, roi_pool_reference
+from dcnseg.ops.roi.checks import Mode
+from dcnseg.ops.roi.deformable_reference import deform_roi_pool_reference
+from dcnseg.ops.roi.geometry import locate_regions, make_bins, make_samples, make_shift
+from dcnseg.ops.roi.reference import roi_avg_pool_reference, roi_pool_reference
 from dcnseg.ops.self_test import SmallCase, run_self_test
 
 _BORDERS = {"paper": 0, "mmcv": 1, "mxnet": 2}  # `Border` in cuda_ops/include/bilinear.h

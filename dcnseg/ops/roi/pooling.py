@@ -12,7 +12,7 @@ from torch import Tensor
 
 from dcnseg.ops.backend import Backend, use_native
 from dcnseg.ops.checks import Pair, check_choice, make_pair
-from dcnseg.ops.roi_checks import (
+from dcnseg.ops.roi.checks import (
     CORNERS,
     Corners,
     check_batch_indices,
@@ -21,14 +21,14 @@ from dcnseg.ops.roi_checks import (
     check_output,
     check_regions,
 )
-from dcnseg.ops.roi_geometry import locate_regions, make_bins
-from dcnseg.ops.roi_native import (
+from dcnseg.ops.roi.geometry import locate_regions, make_bins
+from dcnseg.ops.roi.native import (
     roi_avg_pool_native,
     roi_avg_pool_self_test,
     roi_pool_native,
     roi_pool_self_test,
 )
-from dcnseg.ops.roi_reference import roi_avg_pool_reference, roi_pool_reference
+from dcnseg.ops.roi.reference import roi_avg_pool_reference, roi_pool_reference
 
 
 def roi_pool(

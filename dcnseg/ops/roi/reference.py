@@ -1,9 +1,9 @@
 """The poolings of whole pixels in plain PyTorch: definition, fallback, an oracle of the tests.
 
-They pool the bins that `dcnseg.ops.roi_geometry` lays out. How many pixels the largest bin has is
+They pool the bins that `dcnseg.ops.roi.geometry` lays out. How many pixels the largest bin has is
 read from the tensors: torch.compile breaks its graph there, and a CUDA graph cannot be captured.
 
-Shape letters as in `dcnseg.ops.roi_gather`.
+Shape letters as in `dcnseg.ops.roi.gather`.
 """
 
 from __future__ import annotations
@@ -13,12 +13,12 @@ import math
 import torch
 from torch import Tensor
 
-from dcnseg.ops.roi_gather import Groups, as_input, gather, in_chunks, nan_for_bad, pixel_table
-from dcnseg.ops.roi_geometry import position_dtype
+from dcnseg.ops.roi.gather import Groups, as_input, gather, in_chunks, nan_for_bad, pixel_table
+from dcnseg.ops.roi.geometry import position_dtype
 
 
 def roi_pool_reference(input: Tensor, bins: Tensor, output_size: tuple[int, int]) -> Tensor:
-    """Largest value of every bin; see `dcnseg.ops.roi_pool`.
+    """Largest value of every bin; see `dcnseg.ops.roi.pooling`.
 
     Args:
         input: [B, C, H, W].

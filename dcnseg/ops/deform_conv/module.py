@@ -1,0 +1,189 @@
+"""The deformable convolution as a module: `DeformConv2d`."""
+
+from __future__ import annotations
+
+from typing import Literal, Self
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from dcnseg.errors import ShapeError
+from dcnseg.ops.backend import Backend
+from dcnseg.ops.checks import Pair
+from dcnseg.ops.deform_conv.checks import Border, make_window
+from dcnseg.ops.deform_conv.functional import deform_conv2d
+
+OFFSET_BRANCH = ".conv_offset."  # in the names of the parameters that predict offsets
+
+
+class DeformConv2d(nn.Conv2d):
+    """A drop-in for `nn.Conv2d` whose taps are displaced by offsets predicted from its input.
+
+    `weight`, `bias` and every argument keep their names and meaning, so the weights of a plain
+    convolution load and only `conv_offset` is missing. `conv_offset` starts at zero: the layer
+    then equals the plain convolution. With a `padding_mode` other than "zeros" the padded map is
+    what is sampled, and samples outside of it are zero. torch.compile and torch.export take the
+    layer; torch.jit.script does not, as TorchScript lacks what chooses between native and PyTorch
+    code.
+
+    Args:
+        in_channels: Channels C of the input.
+        out_channels: Channels of the output.
+        kernel_size: Taps (kh, kw), or one number for both.
+        stride: As in `nn.Conv2d`.
+        padding: As in `nn.Conv2d`, "same" and "valid" too.
+        dilation: As in `nn.Conv2d`.
+        groups: As in `nn.Conv2d`.
+        bias: As in `nn.Conv2d`.
+        padding_mode: As in `nn.Conv2d`.
+        device: As in `nn.Conv2d`.
+        dtype: As in `nn.Conv2d`.
+        offset_groups: G; each of G equal groups of input channels has its own offsets.
+        modulated: Also predict a factor 2*sigmoid(.) for every sample (DCNv2).
+        border: As in `deform_conv2d`.
+    """
+
+    def __init__(
+        self,
+        in_channels: int,
+        out_channels: int,
+        kernel_size: int | Pair,
+        stride: int | Pair = 1,
+        padding: str | int | Pair = 0,
+        dilation: int | Pair = 1,
+        groups: int = 1,
+        bias: bool = True,
+        padding_mode: Literal["zeros", "reflect", "replicate", "circular"] = "zeros",
+        device: torch.device | str | None = None,
+        dtype: torch.dtype | None = None,
+        *,
+        offset_groups: int = 1,
+        modulated: bool = False,
+        border: Border = "zero",
+    ) -> None:
+        if offset_groups < 1 or in_channels % offset_groups:
+            raise ShapeError(
+                f"`in_channels`={in_channels} must be divisible by `offset_groups`={offset_groups}."
+            )
+        super().__init__(
+            in_channels,
+            out_channels,
+            kernel_size,
+            stride,
+            padding,
+            dilation,
+            groups,
+            bias,
+            padding_mode,
+            device,
+            dtype,
+        )
+        self.offset_groups = offset_groups
+        self.modulated = modulated
+        self.border: Border = border
+        self.backend: Backend = "auto"
+        padding_hw: tuple[int, ...] = (0, 0) if isinstance(self.padding, str) else self.padding
+        make_window(self.stride, padding_hw, self.dilation, border)
+        taps = self.kernel_size[0] * self.kernel_size[1]
+        # skip_init: a seeded DeformConv2d draws the same `weight` as a seeded Conv2d.
+        self.conv_offset = nn.utils.skip_init(
+            nn.Conv2d,
+            in_channels,
+            (3 if modulated else 2) * offset_groups * taps,
+            self.kernel_size,
+            stride=self.stride,
+            padding=padding,
+            dilation=self.dilation,
+            padding_mode=padding_mode,
+            device=self.weight.device,
+            dtype=self.weight.dtype,
+        )
+        self._zero_offsets()
+
+    @classmethod
+    def from_conv(
+        cls,
+        conv: nn.Conv2d,
+        *,
+        offset_groups: int = 1,
+        modulated: bool = False,
+        border: Border = "zero",
+    ) -> Self:
+        """Make a deformable convolution of `conv`; the parameters are shared, not copied."""
+        layer: Self = nn.utils.skip_init(
+            cls,
+            conv.in_channels,
+            conv.out_channels,
+            conv.kernel_size,
+            stride=conv.stride,
+            padding=conv.padding,
+            dilation=conv.dilation,
+            groups=conv.groups,
+            bias=conv.bias is not None,
+            padding_mode=conv.padding_mode,
+            device=conv.weight.device,
+            dtype=conv.weight.dtype,
+            offset_groups=offset_groups,
+            modulated=modulated,
+            border=border,
+        )
+        layer._zero_offsets()
+        layer.weight = conv.weight
+        layer.bias = conv.bias
+        return layer.train(conv.training)
+
+    def reset_parameters(self) -> None:
+        """Draw new weights as `nn.Conv2d` does, and set the offsets to zero again."""
+        super().reset_parameters()
+        if hasattr(self, "conv_offset"):
+            self._zero_offsets()
+
+    def predict_offset(self, input: Tensor) -> tuple[Tensor, Tensor | None]:
+        """Offsets [B, 2*G*T, H_out, W_out] in pixels, and the mask [B, G*T, ...] if modulated."""
+        prediction = self.conv_offset(input)
+        if not self.modulated:
+            return prediction, None
+        offset_channels = prediction.shape[1] // 3 * 2
+        offset, logits = prediction[:, :offset_channels], prediction[:, offset_channels:]
+        return offset, 2 * torch.sigmoid(logits)
+
+    def forward(self, input: Tensor) -> Tensor:
+        """Convolve [B, C, H, W] with the offsets that `conv_offset` predicts from it."""
+        offset, mask = self.predict_offset(input)
+        padding: str | tuple[int, ...] = self.padding
+        if self.padding_mode != "zeros":
+            input = F.pad(input, self._reversed_padding_repeated_twice, mode=self.padding_mode)
+            padding = (0, 0)
+        elif isinstance(padding, str):
+            input, padding = self._pad_for_string(input)
+        return deform_conv2d(
+            input,
+            offset,
+            self.weight,
+            self.bias,
+            self.stride,  # type: ignore[arg-type]  # torch declares tuple[int, ...]
+            padding,  # type: ignore[arg-type]
+            self.dilation,  # type: ignore[arg-type]
+            mask,
+            border=self.border,
+            backend=self.backend,
+        )
+
+    def extra_repr(self) -> str:
+        """Arguments as `nn.Conv2d` shows them, and those of the offsets."""
+        text = f"{super().extra_repr()}, offset_groups={self.offset_groups}"  # type: ignore[no-untyped-call]
+        text += ", modulated=True" if self.modulated else ""
+        return text + (f", border={self.border}" if self.border != "zero" else "")
+
+    def _zero_offsets(self) -> None:
+        nn.init.zeros_(self.conv_offset.weight)
+        assert self.conv_offset.bias is not None
+        nn.init.zeros_(self.conv_offset.bias)
+
+    def _pad_for_string(self, input: Tensor) -> tuple[Tensor, Pair]:
+        """Padding "same" or "valid" as numbers; an odd total gets its last row or column here."""
+        left, right, top, bottom = self._reversed_padding_repeated_twice
+        if bottom > top or right > left:
+            input = F.pad(input, (0, right - left, 0, bottom - top))
+        return input, (top, left)
