@@ -37,7 +37,7 @@ def module_of(path: Path) -> str:
 
 
 def unit_of(module: str) -> str:
-    """The row entry that a module belongs to: dcnseg.ops.reference -> dcnseg.ops."""
+    """The row entry that a module belongs to: dcnseg.ops.deform_conv.reference -> dcnseg.ops."""
     parts = module.split(".")
     return parts[0] if parts[0] == "dcnseg_cli" else ".".join(parts[:2])
 

@@ -31,7 +31,7 @@ Examples:
 
   dcnseg check photos --mask-threshold 128 --write-classes --json
 
-The exit code is 0 when training would take the data (warnings allowed), and 3 when not.
+The exit code is 0 if the data can be trained on (warnings are allowed), and 3 if not.
 """
 
 
@@ -44,7 +44,7 @@ def check(
     val_fraction: Annotated[
         float,
         typer.Option(
-            help="Share kept for validation where DATA has no val folder, 0..1.",
+            help="Fraction used for validation if DATA has no val split, between 0 and 1.",
             rich_help_panel=DATA_PANEL,
         ),
     ] = DataConfig.val_fraction,
@@ -52,13 +52,13 @@ def check(
     mask_threshold: Annotated[
         int,
         typer.Option(
-            help="Gray mask values from here on are the foreground of two classes; 0: ids.",
+            help="Treat mask values from this threshold on as foreground; 0: masks hold class ids.",
             rich_help_panel=DATA_PANEL,
         ),
     ] = DataConfig.mask_threshold,
     workers: Annotated[
         int,
-        typer.Option(help="Threads; 0: one per processor.", rich_help_panel="Machine"),
+        typer.Option(help="Threads; 0: one per CPU.", rich_help_panel="Machine"),
     ] = 0,
     write_classes: Annotated[
         bool,
@@ -70,7 +70,7 @@ def check(
     ] = False,
     json: JsonOption = False,
 ) -> None:
-    """Look at every image and mask, say what is wrong, and how to go on."""
+    """Check every image and mask, report all problems, and suggest how to train."""
     config = DataConfig(
         data,
         images=images,
@@ -113,7 +113,7 @@ def _inspect(config: DataConfig) -> CheckReport:
         masks=config.masks,
         pairs=config.pairs,
     )
-    with progress_bar("looking at the files") as on_progress:
+    with progress_bar("Checking files") as on_progress:
         return check_data(
             config.root,
             pairing,
@@ -126,7 +126,7 @@ def _inspect(config: DataConfig) -> CheckReport:
 
 
 def _layout_options(config: DataConfig) -> list[str]:
-    """Return the options by which the images were found, to be given to train as well."""
+    """Return the options that describe the layout, which train needs too."""
     options = ["--images", config.images, "--masks", config.masks] if config.images else []
     options += ["--pairs", str(config.pairs)] if config.pairs else []
     if config.val_fraction != DataConfig.val_fraction:
@@ -135,7 +135,7 @@ def _layout_options(config: DataConfig) -> list[str]:
 
 
 def _write_classes(report: CheckReport) -> bool:
-    """Write the suggested class list if there is one and none is there; return whether."""
+    """Write the suggested class list if the data has none; return whether it was written."""
     from dcnseg.data.dataset import find_class_list
     from dcnseg.files import atomic_path
 

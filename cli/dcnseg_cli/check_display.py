@@ -1,4 +1,4 @@
-"""A check's report as tables for people, on stdout."""
+"""Prints the report of a check as tables on stdout."""
 
 from __future__ import annotations
 
@@ -19,7 +19,7 @@ _MAX_VALUES = 30
 
 
 def print_report(report: CheckReport) -> None:
-    """Print what there is, the classes, the findings, and what to go on with."""
+    """Print the contents of the data folder, its classes, the findings and the next command."""
     console = open_console()
     console.print(_overview(report))
     if report.classes:
@@ -40,7 +40,7 @@ def _overview(report: CheckReport) -> Table:
     table = Table(title=escape(str(report.root)), show_header=False, title_justify="left")
     table.add_column()
     table.add_column(overflow="fold")
-    table.add_row("found", escape(report.layout))
+    table.add_row("layout", escape(report.layout))
     splits = ", ".join(f"{count} {name}" for name, count in report.splits.items() if count)
     table.add_row("pairs", splits or "none")
     for name, files in (
@@ -93,7 +93,7 @@ def _value_table(report: CheckReport) -> Table:
     for entry in report.values[:_MAX_VALUES]:
         table.add_row(str(entry.value), _share(entry.pixels, pixels), _share(entry.images, images))
     if len(report.values) > _MAX_VALUES:
-        table.add_row(f"{len(report.values) - _MAX_VALUES} or more others", "", "")
+        table.add_row(f"and at least {len(report.values) - _MAX_VALUES} others", "", "")
     return table
 
 
@@ -101,7 +101,7 @@ def _counting_table(*names: str) -> Table:
     table = Table()
     for name in names:
         table.add_column(name)
-    for name in ("pixel share", "image share"):
+    for name in ("fraction of pixels", "fraction of images"):
         table.add_column(name, justify="right")
     return table
 
@@ -112,16 +112,16 @@ def _share(part: int, whole: int) -> str:
 
 
 def escape(text: str) -> str:
-    """Let neither rich nor the terminal take a part of the text for a command."""
+    """Escape what rich or the terminal would interpret."""
     return escape_markup(escape_line(text))
 
 
 def _print_suggestion(console: Console, report: CheckReport) -> None:
     suggestion = report.suggestion
     if suggestion.classes is not None:
-        console.print("\nA classes.json for these masks (--write-classes writes it):")
+        console.print("\nSuggested classes.json (write it with --write-classes):")
         text = json.dumps(suggestion.classes, ensure_ascii=False)
         console.print(escape(text), highlight=False, soft_wrap=True)
-    verb = "Go on with" if report.is_clean else "Once the errors are fixed, go on with"
+    verb = "Next step" if report.is_clean else "Next step, once the errors are fixed"
     console.print(f"\n{verb}:")
     console.print(escape(suggestion.command), highlight=False, soft_wrap=True)

@@ -1,4 +1,4 @@
-"""Consoles for tables and progress that escape what they are given; the entry is `open_console`."""
+"""A rich console that escapes control characters; entry point `open_console`."""
 
 from __future__ import annotations
 
@@ -13,18 +13,18 @@ from dcnseg_cli.terminal_text import escape_controls
 
 
 class EscapingConsole(Console):
-    """Escapes control characters where rich turns a string into styled text."""
+    """Escapes control characters in every string that it prints."""
 
     def print(self, *objects: Any, **style: Any) -> None:
-        """Print; stdout that cannot take it is named, stderr that cannot is left alone."""
+        """Print; write errors of stdout are reported, those of stderr are ignored."""
         with suppress(OSError) if self.stderr else mark_stdout_errors():
             super().print(*objects, **style)
 
     def render_str(self, text: str, **style: Any) -> Text:
-        """Every string of a line, table or title comes through here."""
+        """Escape a string; rich calls this for every line, cell and title."""
         return super().render_str(escape_controls(text), **style)
 
 
 def open_console(*, stderr: bool = False) -> Console:
-    """A console on stdout or stderr; names such as `:x:` stay what they are."""
+    """Open a console on stdout or stderr that does not replace emoji codes such as `:x:`."""
     return EscapingConsole(stderr=stderr, emoji=False)

@@ -21,25 +21,25 @@ Examples:
 
 @report_errors
 def demo(
-    folder: Annotated[Path, typer.Argument(metavar="[DIR]", help="Folder to write.")] = Path(
+    folder: Annotated[Path, typer.Argument(metavar="[DIR]", help="Output folder.")] = Path(
         "dcnseg-demo"
     ),
-    seed: Annotated[int, typer.Option(help="Of the scenes and of training.")] = 0,
+    seed: Annotated[int, typer.Option(help="Random seed.")] = 0,
     overwrite: OverwriteOption = False,
     device: DeviceOption = "auto",
 ) -> None:
-    """Try everything on generated scenes: train, evaluate, predict and visualize; 3 minutes."""
+    """Train, evaluate, predict and visualize offsets on generated scenes; takes about 3 minutes."""
     check_out_folder(folder, overwrite=overwrite)
     from dcnseg_cli.demo_steps import run_demo
 
     run_demo(folder, seed=seed, device=device)
     echo("")
-    echo("Open these:")
+    echo("Results:")
     for what, path in (
         ("scenes with their masks", "scenes/train"),
         ("validation images, masks and predictions", "run/preview.jpg"),
         ("scores and offsets of every epoch", "run/metrics.jsonl"),
         ("predictions", "predictions/overlays"),
-        ("what the offsets do", "offsets"),
+        ("offset figures", "offsets"),
     ):
         echo(f"  {what + ':':<45}{folder / path}")

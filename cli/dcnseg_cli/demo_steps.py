@@ -69,7 +69,7 @@ def run_demo(folder: Path, *, seed: int, device: str) -> None:
         mark_output_folder(folder / name)
     predictor = Predictor.from_checkpoint(run, device=device)
     predict_files(predictor, images, folder / "predictions", ("labels", "overlay"))
-    message("5/5  Draw what the offsets do")
+    message("5/5  Visualize the offsets")
     drawn = images[:DRAWN_SCENES]
     height, width = SCENE_SIZE
     center = (float(width // 2), float(height // 2))

@@ -54,12 +54,12 @@ def evaluate(
     amp: AmpOption = "off",
     json: JsonOption = False,
 ) -> None:
-    """Score a run on a split: mIoU, IoU per class and pixel accuracy at the original resolution."""
+    """Compute mIoU, class IoU and pixel accuracy of a run on a split, at full resolution."""
     config = PredictConfig(window, overlap, flip, parse_numbers(scales, "--scales"))
     from dcnseg.engine.evaluation import evaluate_run
     from dcnseg_cli.progress_bar import progress_bar
 
-    with progress_bar("evaluating") as on_progress:
+    with progress_bar("Evaluating") as on_progress:
         scores = evaluate_run(
             run,
             data,

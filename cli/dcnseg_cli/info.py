@@ -27,7 +27,7 @@ def info(
     ] = None,
     json: JsonOption = False,
 ) -> None:
-    """Say which versions, devices and native operators are in use, or what a run holds."""
+    """Show versions, devices and native operators, or describe a run."""
     content = _describe_installation() if run is None else _describe_run(run)
     if json:
         print_json({_snake_case(name): value for name, value in content.items()})

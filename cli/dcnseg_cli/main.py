@@ -23,9 +23,9 @@ from dcnseg_cli.reporting import (
 )
 
 EXIT_CODES = """
-Exit codes: 0 all well; 1 failure; 2 wrong usage; 3 data wrong, or some images failed;
-129 terminal closed; 130 interrupted; 143 terminated. Results go to stdout, progress and messages
-to stderr. Set DCNSEG_DEBUG=1 for the traceback of an unexpected error.
+Exit codes: 0 success; 1 failure; 2 usage error; 3 bad data, or some images failed; 129 terminal
+closed; 130 interrupted; 143 terminated. Results go to stdout, progress and messages to stderr. Set
+DCNSEG_DEBUG=1 to see the traceback of an unexpected error.
 """
 
 app = typer.Typer(
@@ -38,7 +38,7 @@ app = typer.Typer(
     context_settings={"help_option_names": ["-h", "--help"]},
 )
 app.command("check", epilog=check.EPILOG)(check.check)
-app.command("train", epilog=train.EPILOG)(train.train)
+app.command("train", cls=train.TrainCommand, epilog=train.EPILOG)(train.train)
 app.command("evaluate", epilog=evaluate.EPILOG)(evaluate.evaluate)
 app.command("predict", epilog=predict.EPILOG)(predict.predict)
 app.command("visualize-offsets", epilog=visualize_offsets.EPILOG)(
@@ -57,7 +57,10 @@ def _print_version(value: bool) -> None:
 @app.callback()
 def root(
     version: Annotated[
-        bool, typer.Option("--version", callback=_print_version, is_eager=True, help="Version.")
+        bool,
+        typer.Option(
+            "--version", callback=_print_version, is_eager=True, help="Print the version."
+        ),
     ] = False,
 ) -> None:
     """Semantic segmentation with deformable convolutions, for a folder of images and masks."""
@@ -65,7 +68,7 @@ def root(
 
 def main() -> None:
     """Run the command line."""
-    # What Pillow grumbles about damaged files is said by the errors that name them.
+    # Errors about damaged files name the file; Pillow's warnings do not.
     warnings.filterwarnings("ignore", module=r"PIL\.")
     show_warnings_as_messages()
     escape_unencodable_text()

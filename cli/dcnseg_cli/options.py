@@ -20,12 +20,12 @@ def choice_option(
 ) -> Any:
     """An option whose help shows the choices, and whose value the shell completes.
 
-    The config checks the value, so that a wrong one gets the same message from Python.
+    The config validates the value, so Python and the command line report the same message.
 
     Args:
         help_text: What the option does.
-        choices: What the shell proposes.
-        panel: Its part of the help; None: the first one.
+        choices: Values that the shell completes.
+        panel: Panel of the help; None: the first one.
         metavar: Shown instead of the choices.
     """
 
@@ -41,9 +41,9 @@ def choice_option(
 
 
 def device_option(panel: str | None) -> Any:
-    """The option --device in a part of the help."""
+    """The option --device in a panel of the help."""
     return choice_option(
-        "Where to compute; auto takes the first CUDA GPU, else mps, else the CPU.",
+        "Device; auto picks the first CUDA GPU, then MPS, then the CPU.",
         DEVICES,
         panel,
         metavar="[auto|cpu|cuda|cuda:N|mps]",
@@ -52,59 +52,63 @@ def device_option(panel: str | None) -> Any:
 
 RunArgument = Annotated[
     Path,
-    typer.Argument(metavar="RUN", help="Run folder (its best weights) or a weights file."),
+    typer.Argument(metavar="RUN", help="Run folder (its best weights are used) or weights file."),
 ]
 DeviceOption = Annotated[str, device_option("Machine")]
 AmpOption = Annotated[
     str,
-    choice_option("Lower precision; auto is bf16 where it is faster.", AMP_MODES, "Machine"),
+    choice_option(
+        "Mixed precision; auto uses bf16 where it is faster than float32.", AMP_MODES, "Machine"
+    ),
 ]
-SplitOption = Annotated[str, choice_option("Images of this split.", SPLITS, "Data")]
-JsonOption = Annotated[
-    bool, typer.Option("--json", help="Print JSON for programs.", rich_help_panel="Output")
-]
+SplitOption = Annotated[str, choice_option("Split to score.", SPLITS, "Data")]
+JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.", rich_help_panel="Output")]
 OverwriteOption = Annotated[
     bool,
-    typer.Option(
-        "--overwrite", help="Allow an output folder that is not empty.", rich_help_panel="Output"
-    ),
+    typer.Option("--overwrite", help="Allow a non-empty output folder.", rich_help_panel="Output"),
 ]
 WindowOption = Annotated[
     int,
     typer.Option(
-        help="Side of the windows that larger images are cut into, in network pixels, from 64.",
+        help="Side of the sliding window in pixels after --input-scale, at least 64.",
         rich_help_panel="Inference",
     ),
 ]
 OverlapOption = Annotated[
     float,
     typer.Option(
-        help="Least overlap of windows, share of a side, 0..0.75.", rich_help_panel="Inference"
+        help="Minimum overlap of windows as a fraction of the side, 0 to 0.75.",
+        rich_help_panel="Inference",
     ),
 ]
 FlipOption = Annotated[
     bool,
-    typer.Option("--flip", help="Average with the mirrored image.", rich_help_panel="Inference"),
+    typer.Option(
+        "--flip",
+        help="Average with the prediction of the flipped image.",
+        rich_help_panel="Inference",
+    ),
 ]
 ScalesOption = Annotated[
     str,
     typer.Option(
-        help="Average over these scales, up to 8: 0.75,1,1.25.", rich_help_panel="Inference"
+        help="Average over these scales, such as 0.75,1,1.25; each at most 8.",
+        rich_help_panel="Inference",
     ),
 ]
 ImagesArgument = Annotated[
     list[str],
     typer.Argument(
         metavar="IMAGES...",
-        help="Images, folders (with all below them), glob patterns, or - for a list on stdin.",
+        help="Images, folders (searched recursively), glob patterns, or - for a list on stdin.",
     ),
 ]
 ImagesPatternOption = Annotated[
     str,
     typer.Option(
         "--images",
-        help="Where the images are, with {stem} and maybe {split}: 'img/{split}/{stem}.jpg'. "
-        "Relative to DATA; needed only where the layout is not recognized.",
+        help="Pattern of the image paths relative to DATA, with {stem} and optionally {split}: "
+        "'img/{split}/{stem}.jpg'. Needed only if the layout is not recognized.",
         rich_help_panel=DATA_PANEL,
     ),
 ]
@@ -112,7 +116,7 @@ MasksPatternOption = Annotated[
     str,
     typer.Option(
         "--masks",
-        help="Where their masks are: 'gt/{split}/{stem}_L.png'.",
+        help="Pattern of the mask paths: 'gt/{split}/{stem}_L.png'.",
         rich_help_panel=DATA_PANEL,
     ),
 ]
@@ -120,7 +124,8 @@ PairsOption = Annotated[
     Path | None,
     typer.Option(
         "--pairs",
-        help="Instead of patterns, a list (CSV or text) of image, mask and maybe split per line.",
+        help="CSV or text file with an image, its mask and optionally the split per line, instead "
+        "of patterns.",
         rich_help_panel=DATA_PANEL,
     ),
 ]
@@ -129,7 +134,7 @@ IgnoreIndexOption = Annotated[
     typer.Option(
         "--ignore-index",
         metavar="IDS",
-        help="Mask values to ignore besides 255: 11 or 0,254; may be repeated.",
+        help="Mask values to ignore in addition to 255, such as 11 or 0,254; repeatable.",
         rich_help_panel=DATA_PANEL,
     ),
 ]
@@ -139,7 +144,7 @@ OutOption = Annotated[
 
 
 def check_out_folder(out: Path, *, overwrite: bool) -> None:
-    """Raise a ConfigError if `out` is a file, or a folder that is not empty."""
+    """Raise a ConfigError if `out` is a file or a folder that is not empty."""
     if out.exists() and not out.is_dir():
         raise ConfigError(f"{out} is a file; expected a folder to write to.")
     if out.is_dir() and any(out.iterdir()) and not overwrite:
@@ -147,7 +152,7 @@ def check_out_folder(out: Path, *, overwrite: bool) -> None:
 
 
 def parse_integers(text: str, option: str) -> tuple[int, ...]:
-    """Whole numbers separated by commas; a usage error that names the option otherwise."""
+    """Parse whole numbers separated by commas; raises a usage error."""
     try:
         return tuple(map(int, text.split(","))) if text else ()
     except ValueError:
@@ -157,12 +162,12 @@ def parse_integers(text: str, option: str) -> tuple[int, ...]:
 
 
 def parse_ignore_index(values: Sequence[str] | None) -> tuple[int, ...]:
-    """All values of an option that may be repeated and take lists, each value once."""
+    """Parse the values of a repeatable option of lists, without duplicates."""
     return tuple(dict.fromkeys(parse_integers(",".join(values or ()), "--ignore-index")))
 
 
 def parse_numbers(text: str, option: str) -> tuple[float, ...]:
-    """Numbers separated by commas; a usage error that names the option otherwise."""
+    """Parse numbers separated by commas; raises a usage error."""
     try:
         return tuple(map(float, text.split(","))) if text else ()
     except ValueError:
@@ -172,5 +177,5 @@ def parse_numbers(text: str, option: str) -> tuple[float, ...]:
 
 
 def comma_list(values: Sequence[float | int | str]) -> str:
-    """The text that the parsers above read."""
+    """Format values as the parsers above read them."""
     return ",".join(str(value) for value in values)

@@ -51,8 +51,8 @@ def predict(
     save: Annotated[
         str,
         typer.Option(
-            help="What to write: labels (PNG of class ids), overlay (JPEG), confidence (gray PNG: "
-            "probability of the pixel's class times 255), probabilities (npz).",
+            help="Outputs to write: labels (PNG of class ids), overlay (JPEG), confidence (PNG: "
+            "probability of the predicted class times 255), probabilities (npz).",
             rich_help_panel="Output",
         ),
     ] = "labels,overlay",
@@ -61,14 +61,14 @@ def predict(
         bool,
         typer.Option(
             "--skip-existing",
-            help="Go on in an output folder: leave out images all of whose outputs are there.",
+            help="Skip images whose outputs all exist in the output folder.",
             rich_help_panel="Output",
         ),
     ] = False,
     min_confidence: Annotated[
         float,
         typer.Option(
-            help="Pixels whose class is less probable than this, 0..1, get the ignored id (255).",
+            help="Set pixels whose confidence is below this, 0 to 1, to the ignored id (255).",
             rich_help_panel="Inference",
         ),
     ] = PredictConfig.min_confidence,
@@ -82,14 +82,15 @@ def predict(
 ) -> None:
     """Label every pixel of images of any size.
 
-    Writes OUT/labels/NAME.png (palette PNG whose values are the class ids, at the image's size)
-    and OUT/overlays/NAME.jpg. A broken image is named, the others go on, and the exit code is 3.
-    Images much unlike the training's are warned about, and so is a result of a single class.
+    Writes OUT/labels/NAME.png (a palette PNG with the class ids, at the image's size) and
+    OUT/overlays/NAME.jpg. An image that cannot be read is reported and skipped; the exit code is
+    then 3. Warns about images that differ from the training images, and about results of a single
+    class.
     """
     config = PredictConfig(window, overlap, flip, parse_numbers(scales, "--scales"), min_confidence)
     kinds = [kind.strip() for kind in save.split(",") if kind.strip()]
     if overwrite and skip_existing:
-        raise ConfigError("--overwrite and --skip-existing contradict each other; give one.")
+        raise ConfigError("--overwrite and --skip-existing exclude each other; use one.")
     check_out_folder(out, overwrite=overwrite or skip_existing)
     from dcnseg.inference.batch import predict_files
     from dcnseg.inference.inputs import find_inputs
@@ -103,7 +104,7 @@ def predict(
     inputs = find_inputs(images, sys.stdin, outputs=outputs, on_note=message)
     predictor = Predictor.from_checkpoint(run, device=device, amp=amp, config=config)
     done = 0
-    with progress_bar("predicting") as on_progress:
+    with progress_bar("Predicting") as on_progress:
 
         def on_result(result: FileResult) -> None:
             nonlocal done
@@ -118,15 +119,15 @@ def predict(
     skipped = sum(result.is_skipped for result in results)
     for warning in find_warnings(results, predictor.training_data, predictor.class_map.num_classes):
         message(f"Warning: {warning}")
-    rest = f"; {skipped} were there already" if skipped else ""
-    message(f"{len(results) - failed - skipped} of {len(results)} images labeled in {out}{rest}.")
+    rest = f"; {skipped} skipped, as their outputs exist" if skipped else ""
+    message(f"Predicted {len(results) - failed - skipped} of {len(results)} images in {out}{rest}.")
     if failed:
         raise typer.Exit(DATA)
 
 
 def _report(result: FileResult, *, as_json: bool) -> None:
     if result.error is not None:
-        hint = f" ({DEBUG_VARIABLE}=1 shows the traceback)" if result.is_unexpected else ""
+        hint = f" (set {DEBUG_VARIABLE}=1 for the traceback)" if result.is_unexpected else ""
         message(f"Error: {result.error}{hint}")
         if result.is_unexpected and os.environ.get(DEBUG_VARIABLE, "0") not in ("", "0"):
             message("".join(traceback.format_exception(result.cause)))

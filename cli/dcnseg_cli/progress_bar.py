@@ -12,13 +12,13 @@ from dcnseg_cli.console import open_console
 
 @contextmanager
 def progress_bar(title: str) -> Iterator[Callable[[int, int], None]]:
-    """Yield a function that takes what is done and what there is in all."""
+    """Yield a function of (done, total) that advances the bar."""
     console = open_console(stderr=True)
     with Progress(
         console=console,
         disable=not console.is_terminal,
         transient=True,
-        redirect_stdout=False,  # results stay on stdout, where a program may read them
+        redirect_stdout=False,  # programs read results from stdout
     ) as progress:
         task = progress.add_task(title, total=None)
         yield lambda done, total: progress.update(task, completed=done, total=total)

@@ -1,4 +1,4 @@
-"""How commands speak: results on stdout, messages on stderr, errors as one line and a code."""
+"""Output of the commands: results on stdout, messages on stderr, errors as one line and a code."""
 
 from __future__ import annotations
 
@@ -25,22 +25,22 @@ from dcnseg_cli.terminal_text import (
 
 FAILURE, USAGE, DATA, HUNG_UP, INTERRUPTED, TERMINATED = 1, 2, 3, 129, 130, 143
 DEBUG_VARIABLE = "DCNSEG_DEBUG"
-STDOUT = "<stdout>"  # as Python calls it; no file of this name is meant
+STDOUT = "<stdout>"  # Python's name of the stream
 
 
 class TerminatedError(KeyboardInterrupt):
-    """SIGTERM has come; handled as Ctrl-C is, but for the exit code."""
+    """SIGTERM was received; handled like Ctrl-C, with another exit code."""
 
 
 class HungUpError(KeyboardInterrupt):
-    """SIGHUP has come, as when the terminal is closed; handled as Ctrl-C is."""
+    """SIGHUP was received, for example because the terminal was closed; handled like Ctrl-C."""
 
 
 Command = TypeVar("Command", bound=Callable[..., Any])
 
 
 def report_errors(command: Command) -> Command:
-    """Turn the exceptions of a command into one line on stderr and an exit code."""
+    """Report exceptions of a command as one line on stderr and an exit code."""
 
     @functools.wraps(command)
     def wrapper(*args: Any, **kwargs: Any) -> Any:
@@ -63,13 +63,13 @@ def report_errors(command: Command) -> Command:
             if is_usage_error(error):
                 raise
             reason = f"{type(error).__name__}: {error}".partition("\n")[0]
-            fail(f"unexpected: {reason} ({DEBUG_VARIABLE}=1 shows the traceback)", FAILURE, error)
+            fail(f"unexpected {reason} (set {DEBUG_VARIABLE}=1 for the traceback)", FAILURE, error)
 
     return wrapper  # type: ignore[return-value]
 
 
 def fail(text: str, code: int, error: BaseException) -> NoReturn:
-    """Print an error line and leave; with DCNSEG_DEBUG set, raise the error itself."""
+    """Print an error line and exit; with DCNSEG_DEBUG set, raise the error itself."""
     if os.environ.get(DEBUG_VARIABLE, "0") not in ("", "0"):
         raise error
     message(f"Error: {text}")
@@ -77,13 +77,13 @@ def fail(text: str, code: int, error: BaseException) -> NoReturn:
 
 
 def signal_exit_code(error: KeyboardInterrupt) -> int:
-    """The exit code of a program that the signal behind an exception has ended."""
+    """The exit code of a program that was ended by the signal behind an exception."""
     return {TerminatedError: TERMINATED, HungUpError: HUNG_UP}.get(type(error), INTERRUPTED)
 
 
 @contextmanager
 def mark_stdout_errors() -> Iterator[None]:
-    """Within it, an error of writing bears the name of stdout."""
+    """Set stdout as the file name of write errors raised inside."""
     try:
         yield
     except OSError as error:
@@ -92,7 +92,7 @@ def mark_stdout_errors() -> Iterator[None]:
 
 
 def exit_on_stdout_error(error: OSError) -> NoReturn:
-    """Leave since stdout cannot take what is printed; without a word where its reader has gone."""
+    """Exit because stdout cannot be written; silently if its reader has gone."""
     # What is still to be written must not fail once more when Python exits.
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     if isinstance(error, BrokenPipeError):
@@ -101,7 +101,7 @@ def exit_on_stdout_error(error: OSError) -> NoReturn:
 
 
 def is_usage_error(error: Exception) -> bool:
-    """Whether Typer reports this exception itself; its text is safe to print afterwards."""
+    """Whether Typer reports this exception itself; escapes its text."""
     if not type(error).__module__.startswith(("typer", "click")):
         return False
     if isinstance(text := getattr(error, "message", None), str):
@@ -120,9 +120,9 @@ _postponing: list[bool] = []
 
 
 def raise_on_signals() -> None:
-    """From now on let SIGTERM and SIGHUP unwind the program as Ctrl-C does, leaving nothing half.
+    """Let SIGTERM and SIGHUP raise an exception, as Ctrl-C does, so that files are cleaned up.
 
-    SIGHUP stays ignored where it is, as by nohup.
+    SIGHUP stays ignored if it was, for example by nohup.
     """
     for number, exception in _EXCEPTIONS.items():
         if exception is HungUpError and signal.getsignal(number) == signal.SIG_IGN:
@@ -132,9 +132,9 @@ def raise_on_signals() -> None:
 
 @contextmanager
 def postponed_signals() -> Iterator[None]:
-    """Within it, the first signal is noted only; `raise_if_signalled` acts on it afterwards.
+    """Only record the first signal inside; `raise_if_signalled` acts on it afterwards.
 
-    A second one raises at once, as outside.
+    A second signal raises immediately.
     """
     _postponing.append(True)
     try:
@@ -144,12 +144,12 @@ def postponed_signals() -> Iterator[None]:
 
 
 def is_signalled() -> bool:
-    """Whether a signal that ends the program has come."""
+    """Whether a signal that ends the program was received."""
     return bool(_received)
 
 
 def raise_if_signalled() -> None:
-    """Raise what a signal should have raised; Python drops it where a hook may not fail."""
+    """Raise the exception of a recorded signal."""
     if _received:
         raise _EXCEPTIONS[_received[0]]
 
@@ -163,7 +163,7 @@ def _note_and_raise(number: int, _frame: object) -> None:
 
 
 def _leave_lost_terminal() -> None:
-    """Write to nowhere what a terminal that is gone would refuse, in the middle of saving."""
+    """Redirect output to the null device if the terminal is gone, so that saving succeeds."""
     for descriptor in (1, 2):
         try:
             os.write(descriptor, b"")
@@ -172,7 +172,7 @@ def _leave_lost_terminal() -> None:
 
 
 def exit_code(error: DcnsegError) -> int:
-    """The exit code of an error that dcnseg raises on purpose."""
+    """The exit code of a DcnsegError."""
     if isinstance(error, ConfigError):
         return USAGE
     return DATA if isinstance(error, DataError) else FAILURE
@@ -180,7 +180,7 @@ def exit_code(error: DcnsegError) -> int:
 
 def message(text: str) -> None:
     """Print a message on stderr, with its control characters escaped."""
-    with suppress(OSError):  # a log that cannot be written must not cost the work itself
+    with suppress(OSError):  # a full log must not end the run
         typer.echo(escape_message(text), err=True)
 
 
@@ -191,7 +191,7 @@ def echo(text: str) -> None:
 
 
 def print_json(content: Mapping[str, Any]) -> None:
-    """Print one JSON object as one line on stdout, in ASCII where the text itself cannot stand."""
+    """Print a JSON object as one line on stdout, in ASCII if stdout cannot encode the text."""
     text = json.dumps(content, ensure_ascii=False, allow_nan=False)
     if has_controls(text) or not _can_encode(text):
         text = json.dumps(content, allow_nan=False)
@@ -208,14 +208,14 @@ def _can_encode(text: str) -> bool:
 
 
 def escape_unencodable_text() -> None:
-    """From now on write characters that a stream cannot encode as escape sequences."""
+    """Write characters that a stream cannot encode as escape sequences from now on."""
     for stream in (sys.stdout, sys.stderr):
         if isinstance(stream, io.TextIOWrapper):
             stream.reconfigure(errors="backslashreplace")
 
 
 def show_warnings_as_messages() -> None:
-    """From now on print the warnings of Python code as messages are printed."""
+    """Print Python warnings as messages from now on."""
 
     def show(
         text: Warning | str,

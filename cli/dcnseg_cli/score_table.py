@@ -1,4 +1,4 @@
-"""Scores as a table for people; the entry point is `score_table`."""
+"""Scores as a table; entry point `score_table`."""
 
 from __future__ import annotations
 
@@ -12,11 +12,11 @@ from dcnseg_cli.terminal_text import escape_line
 
 
 def score_table(scores: Mapping[str, Any], title: str) -> Table:
-    """The IoU of each class, their mean, and the pixel accuracy, as fractions.
+    """Build a table of class IoU, mean IoU and pixel accuracy, as fractions.
 
     Args:
-        scores: As `Scores.to_dict` gives them; None where a score has no meaning.
-        title: Above the table.
+        scores: The result of `Scores.to_dict`.
+        title: Title of the table.
     """
     table = Table(title=title)
     table.add_column("class")
@@ -30,5 +30,5 @@ def score_table(scores: Mapping[str, Any], title: str) -> Table:
 
 
 def describe_score(value: float | None) -> str:
-    """A fraction such as 0.827, or that the class does not occur."""
+    """Format a score as 0.827, or as "absent" if the class does not occur."""
     return "absent" if value is None else f"{value:.3f}"

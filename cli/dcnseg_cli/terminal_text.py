@@ -1,4 +1,4 @@
-"""Text as a terminal may show it: names from files and folders cannot control the terminal.
+"""Escapes text for the terminal, so that file names cannot control it.
 
 Entry points: `escape_line` for a result, `escape_message`, and `escape_controls` for any text.
 """

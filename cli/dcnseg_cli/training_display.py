@@ -28,9 +28,9 @@ PLAIN_INTERVAL_SECONDS = 30.0
 
 @contextmanager
 def training_display() -> Iterator[TrainingListener]:
-    """Yield a listener that fits stderr; the terminal is restored at the end.
+    """Yield a listener that suits stderr; the terminal is restored at the end.
 
-    From the moment that training has started, a first signal lets it finish its step and save.
+    Once training has started, the first signal lets it finish its step and save a checkpoint.
     """
     console = open_console(stderr=True)
     with ExitStack() as stack:
@@ -54,51 +54,51 @@ def training_display() -> Iterator[TrainingListener]:
 
 
 class StoppableDisplay(TrainingListener):
-    """What both displays share: stopping after a step, and lines of text.
+    """Common base of the displays: stopping after a step, and lines of text.
 
     Args:
-        stack: Closed when the display ends; from the start of training until then a first signal
-            only asks to stop. Without it signals are left alone.
+        stack: Closed when the display ends; from the start of training until then the first signal
+            only requests a stop. None: signals are not handled.
     """
 
     def __init__(self, stack: ExitStack | None) -> None:
         self._stack = stack
         self._epochs = 0
-        self._has_said_so = False
+        self._has_announced_stop = False
 
     def started(self, summary: RunSummary) -> None:
-        """Say what will be done."""
+        """Print a summary of the run."""
         self._epochs = summary.epochs
         if self._stack is not None:
             self._stack.enter_context(postponed_signals())
         self.print(describe_run(summary))
 
     def stop_requested(self) -> bool:
-        """Whether a signal has come; says so once."""
-        if is_signalled() and not self._has_said_so:
-            self._has_said_so = True
-            self.print("Stopping after this step; once more stops at once.")
+        """Whether a signal has been received; announces it once."""
+        if is_signalled() and not self._has_announced_stop:
+            self._has_announced_stop = True
+            self.print("Stopping after this step. Press Ctrl-C again to stop immediately.")
         return is_signalled()
 
     def stopped_early(self, epoch: int, patience: int) -> None:
-        """Say why training ends."""
-        self.print(f"Stopped at epoch {epoch}: no better score for {patience} epochs.")
+        """Print why training ends early."""
+        self.print(f"Stopped at epoch {epoch}: no improvement for {patience} epochs.")
 
     def noted(self, text: str) -> None:
-        """Leave it as a line."""
+        """Print a note."""
         self.print(text)
 
     def warned(self, text: str) -> None:
-        """Say what looks wrong."""
+        """Print a warning."""
         self.print(f"Warning: {text}")
 
     def print(self, text: str) -> None:
-        """Leave a line on stderr."""
+        """Print a line on stderr."""
         raise NotImplementedError
 
 
 class PlainDisplay(StoppableDisplay):
-    """One line per epoch, and one per half minute within an epoch."""
+    """Prints one line per epoch, and one per 30 seconds within an epoch."""
 
     def __init__(self, console: Console, stack: ExitStack | None = None) -> None:
         super().__init__(stack)
@@ -106,29 +106,29 @@ class PlainDisplay(StoppableDisplay):
         self._last_line = time.monotonic()
 
     def checking(self, done: int, total: int) -> None:
-        """Say when all masks have been looked at."""
+        """Print a line once all masks are checked."""
         if done == total:
-            self.print(f"Looked at {total} images and masks.")
+            self.print(f"Checked {total} image/mask pairs.")
 
     def step_done(self, step: Step) -> None:
-        """Say how far the epoch is, from time to time."""
+        """Print the progress of the epoch every 30 seconds."""
         if time.monotonic() - self._last_line >= PLAIN_INTERVAL_SECONDS:
             self.print(
                 f"epoch {step.epoch}/{self._epochs}  step {step.step}  {describe_step(step)}"
             )
 
     def epoch_done(self, record: Mapping[str, Any], *, is_best: bool) -> None:
-        """Say what the epoch brought."""
+        """Print the scores of the epoch."""
         self.print(describe_epoch(record, self._epochs, is_best=is_best))
 
     def print(self, text: str) -> None:
-        """Leave a line on stderr."""
+        """Print a line on stderr."""
         self._console.print(escape_message(text), highlight=False, soft_wrap=True, markup=False)
         self._last_line = time.monotonic()
 
 
 class LiveDisplay(StoppableDisplay):
-    """A bar for the epochs and one for the batches; each epoch leaves a line."""
+    """Shows progress bars for epochs and batches, and prints one line per epoch."""
 
     def __init__(self, progress: Progress, stack: ExitStack | None = None) -> None:
         super().__init__(stack)
@@ -139,15 +139,15 @@ class LiveDisplay(StoppableDisplay):
         self._best: float | None = None
 
     def checking(self, done: int, total: int) -> None:
-        """Move the bar of the masks looked at."""
+        """Advance the bar of the data check."""
         if self._check is None:
-            self._check = self._progress.add_task("looking at masks", total=total, detail="")
+            self._check = self._progress.add_task("checking data", total=total, detail="")
         self._progress.update(self._check, completed=done)
         if done == total:
             self._progress.remove_task(self._check)
 
     def started(self, summary: RunSummary) -> None:
-        """Say what will be done and put up the bars."""
+        """Print a summary of the run and show the bars."""
         super().started(summary)
         self._best = summary.best_mean_iou
         self._epochs_task = self._progress.add_task(
@@ -158,7 +158,7 @@ class LiveDisplay(StoppableDisplay):
         )
 
     def step_done(self, step: Step) -> None:
-        """Move the bar of the batches."""
+        """Advance the bar of the batches."""
         self._progress.update(
             self._steps_task,
             completed=step.step,
@@ -167,7 +167,7 @@ class LiveDisplay(StoppableDisplay):
         )
 
     def epoch_done(self, record: Mapping[str, Any], *, is_best: bool) -> None:
-        """Leave the epoch's line and move the bar of the epochs."""
+        """Print the scores of the epoch and advance the bar of the epochs."""
         if is_best:
             self._best = record["mean_iou"]
         best = "" if self._best is None else f"best mIoU {self._best:.3f}"
@@ -175,12 +175,12 @@ class LiveDisplay(StoppableDisplay):
         self._progress.update(self._epochs_task, completed=record["epoch"], detail=best)
 
     def print(self, text: str) -> None:
-        """Leave a line on stderr."""
+        """Print a line on stderr."""
         self._progress.console.print(escape_message(text), highlight=False, markup=False)
 
 
 def describe_run(summary: RunSummary) -> str:
-    """One line about what a run is about to do."""
+    """Describe a run in one line."""
     batches = f"batches of {summary.batch_size}, " if summary.batch_size else ""
     images = ", ".join(f"{count} {split}" for split, count in summary.splits.items() if count)
     return (
@@ -192,7 +192,7 @@ def describe_run(summary: RunSummary) -> str:
 
 
 def describe_step(step: Step) -> str:
-    """Loss, speed and time left."""
+    """Format loss, speed and remaining time."""
     return (
         f"loss {step.loss:.3f}  {step.images_per_second:.1f} images/s  "
         f"{describe_seconds(step.seconds_left)} left"
@@ -200,7 +200,7 @@ def describe_step(step: Step) -> str:
 
 
 def describe_epoch(record: Mapping[str, Any], epochs: int, *, is_best: bool) -> str:
-    """One line about an epoch's scores."""
+    """Describe an epoch in one line."""
     loss = "none" if record["loss"] is None else f"{record['loss']:.3f}"
     text = f"epoch {record['epoch']}/{epochs}  loss {loss}"
     if record.get("mean_iou") is not None:
@@ -209,14 +209,14 @@ def describe_epoch(record: Mapping[str, Any], epochs: int, *, is_best: bool) -> 
     if offsets and None not in offsets:
         text += f"  offsets {sum(offsets) / len(offsets):.2f} px"
     if layers := record.get("runaway_layers"):
-        text += f"  (Warning: the offsets of {len(layers)} layers lead off the map)"
+        text += f"  (warning: {len(layers)} layers sample mostly outside the feature map)"
     if "skipped_steps" in record:
-        text += f"  {record['skipped_steps']} steps skipped (not finite)"
+        text += f"  {record['skipped_steps']} steps skipped (non-finite)"
     return f"{text}  {record['images_per_second']:.1f} images/s  {record['seconds']:.0f} s"
 
 
 def describe_seconds(seconds: float) -> str:
-    """A duration such as 4:07 or 1:02:30."""
+    """Format a duration as 4:07 or 1:02:30."""
     minutes, rest = divmod(round(seconds), 60)
     hours, minutes = divmod(minutes, 60)
     return f"{hours}:{minutes:02}:{rest:02}" if hours else f"{minutes}:{rest:02}"

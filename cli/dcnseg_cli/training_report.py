@@ -1,4 +1,4 @@
-"""What `dcnseg train` prints when training has ended; the entry point is `report_training`."""
+"""The summary that `dcnseg train` prints at the end; entry point `report_training`."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from dcnseg_cli.score_table import describe_score, score_table
 
 
 def report_training(result: TrainResult) -> None:
-    """Print the best scores, the files to look at and the next commands; on stdout the folder."""
+    """Print the best scores, the output files and the next commands; the run folder on stdout."""
     record = read_run(result.run)
     message(
         f"Best: epoch {result.best_epoch} of {record.config.epochs}, "
@@ -26,14 +26,14 @@ def report_training(result: TrainResult) -> None:
     for name, what in ((PREVIEW, "Preview"), (BEST_WEIGHTS, "Weights")):
         if (result.run / name).is_file():
             message(f"{what}: {result.run / name}")
-    message("Next:")
+    message("Next steps:")
     for command in next_commands(result.run, record):
         message(f"  {command}")
     echo(str(result.run))
 
 
 def next_commands(run: Path, record: RunRecord) -> list[str]:
-    """The commands that follow a training, ready to be copied but for the images."""
+    """List the commands to run next."""
     name = shlex.quote(str(run))
     data = shlex.quote(str(record.config.data.root))
     commands = [f"dcnseg predict {name} IMAGES --out predictions"]

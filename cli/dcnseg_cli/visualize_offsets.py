@@ -43,11 +43,11 @@ def visualize_offsets(
     overwrite: OverwriteOption = False,
     device: DeviceOption = "auto",
 ) -> None:
-    """Draw what the offsets do, in images and numbers.
+    """Visualize the learned offsets of a run.
 
-    For each image and deformable layer: a map of the effective dilation and the field of offsets.
-    For each point: the sampling positions of the last layer, and of the last three layers in
-    cascade, beside the plain grid. A JSON file holds the same numbers.
+    Draws the effective dilation and the offset field of each deformable layer and, for each point,
+    the sampling positions of the last layer and of the last three layers in cascade, next to the
+    regular grid. A JSON file holds the same values.
     """
     points = [_parse_point(text) for text in point or []]
     check_out_folder(out, overwrite=overwrite)
@@ -62,7 +62,7 @@ def visualize_offsets(
             message(f"Error: {result.error}")
         for path in result.outputs:
             echo(str(path))
-    message(f"{len(inputs) - failed} of {len(inputs)} images drawn in {out}.")
+    message(f"Visualized {len(inputs) - failed} of {len(inputs)} images in {out}.")
     if failed:
         raise typer.Exit(DATA)
 

@@ -15,7 +15,7 @@ from dcnseg.data.class_map import ClassMap
 from dcnseg.engine.listener import TrainingListener
 from dcnseg.errors import ConfigError
 from dcnseg.models.segmenter import Segmenter
-from dcnseg.ops.deform_conv import OFFSET_BRANCH
+from dcnseg.ops.deform_conv.module import OFFSET_BRANCH
 
 HEAD = "segmentation_head."
 MUST_AGREE = ("architecture", "encoder", "decoder_channels")  # they decide the tensors' shapes

@@ -9,7 +9,7 @@ from typing import Any, Self
 from torch import Tensor
 
 from dcnseg.models.segmenter import Segmenter
-from dcnseg.ops.deform_conv import DeformConv2d
+from dcnseg.ops.deform_conv.module import DeformConv2d
 from dcnseg.ops.offset_stats import OffsetStatistics, offset_statistics
 
 MONITORED_BATCHES = 8  # enough for a mean; more would only slow the evaluation

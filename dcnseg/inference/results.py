@@ -69,7 +69,7 @@ def describe_error(image: InputImage, error: Exception) -> str:
         place = f"{error.filename}: " if error.filename else ""
         return f"{image}: {place}{error.strerror or error}"
     reason = f"{type(error).__name__}: {error}".partition("\n")[0]
-    return f"{image}: unexpected: {reason}"
+    return f"{image}: unexpected {reason}"
 
 
 def count_shares(prediction: Prediction) -> tuple[float, dict[str, float]]:

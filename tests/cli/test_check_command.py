@@ -64,7 +64,7 @@ def test_all_errors_are_shown_and_3(invoke: Invoke, binary: Path) -> None:
     assert "images/0.png: is empty." in result.stdout
     assert "masks/1.png: is 64x9 pixels" in result.stdout
     assert "masks/alone.png: has no image." in result.stdout
-    assert "Once the errors are fixed, go on with:" in result.stdout
+    assert "Next step, once the errors are fixed:" in result.stdout
     content = json.loads(invoke("check", binary, "--json").stdout)
     assert [finding["severity"] for finding in content["findings"]].count("error") == 3
 

@@ -62,7 +62,7 @@ def test_a_broken_image_is_3_and_the_rest_goes_on(
     result = invoke("predict", run, broken, good, "--out", tmp_path / "out", "--device=cpu")
     assert result.exit_code == 3
     assert "broken.jpg" in result.stderr
-    assert "3 of 4 images labeled" in result.stderr
+    assert "Predicted 3 of 4 images" in result.stderr
     assert len(result.stdout.splitlines()) == 3
 
 
@@ -100,8 +100,8 @@ def test_skip_existing_goes_on_where_it_stopped(
     assert invoke(*arguments).exit_code == 2
     result = invoke(*arguments, "--skip-existing", "--json")
     assert result.exit_code == 0, result.stderr
-    assert "2 of 3 images labeled" in result.stderr
-    assert "; 1 were there already." in result.stderr
+    assert "Predicted 2 of 3 images" in result.stderr
+    assert "; 1 skipped, as their outputs exist." in result.stderr
     lines = [json.loads(line) for line in result.stdout.splitlines()]
     assert [line["is_skipped"] for line in lines] == [True, False, False]
     assert lines[0]["outputs"]["labels"] == str(kept)
@@ -109,7 +109,7 @@ def test_skip_existing_goes_on_where_it_stopped(
     assert len(list((tmp_path / "overlays").iterdir())) == 3
     result = invoke(*arguments, "--skip-existing")
     assert (result.exit_code, result.stdout) == (0, "")
-    assert "0 of 3 images labeled" in result.stderr
+    assert "Predicted 0 of 3 images" in result.stderr
     result = invoke(*arguments, "--skip-existing", "--overwrite")
     assert result.exit_code == 2
     assert "--overwrite and --skip-existing contradict each other" in result.stderr
@@ -226,7 +226,7 @@ def test_memory_that_is_not_enough(
     assert result.exit_code == 3
     text = "the memory of cpu is not enough for this image of 300x200 with --window 256. Try --wi"
     assert f"Error: {tmp_path / 'a.png'}: {text}ndow 128." in result.stderr
-    assert "1 of 2 images labeled" in result.stderr
+    assert "Predicted 1 of 2 images" in result.stderr
 
 
 def test_any_damage_of_the_weights_is_one_line(
@@ -340,7 +340,7 @@ def test_bad_images_of_every_kind_do_not_stop_the_others(
             f"{tmp_path / 'fifo.png'} is not a regular file; it is skipped.",
             "loop.png: cannot be opened",
             f"Error: {url}: URLs are not read; download the image first.",
-            "2 of 4 images labeled",
+            "Predicted 2 of 4 images",
         ):
             assert text in result.stderr
 
@@ -356,7 +356,7 @@ def test_an_unexpected_error_shows_its_traceback_on_request(
     arguments = ("predict", run, image, "--out", tmp_path / "out", "--device=cpu")
     result = invoke(*arguments)
     assert result.exit_code == 3
-    text = f"{image}: unexpected: ZeroDivisionError: odd (DCNSEG_DEBUG=1 shows the traceback)"
+    text = f"{image}: unexpected ZeroDivisionError: odd (set DCNSEG_DEBUG=1 for the traceback)"
     assert text in result.stderr
     monkeypatch.setenv("DCNSEG_DEBUG", "1")
     assert "Traceback" in invoke(*arguments).stderr

@@ -162,7 +162,7 @@ def test_resume_takes_the_same_settings_again(
         (["{scenes}", "--out={tmp}/r", "--encoder-weights={scenes}"], 2, "use --init {scenes}"),
         (["{scenes}", "--out={tmp}/r", "--encoder-weights=imagnet"], 2, "Did you mean imagenet?"),
         (["{scenes}", "--out={tmp}/r", "--init={tmp}/none"], 1, "none: no such run folder"),
-        (["{scenes}", "--out={tmp}/r", "--init=x", "--encoder-weights=none"], 2, "leave --encoder"),
+        (["{scenes}", "--out={tmp}/r", "--init=x", "--encoder-weights=none"], 2, "omit --encoder"),
         (["{scenes}", "--out={tmp}/r", "--rotate=200"], 2, "--rotate is 200.0; expected at"),
         (["{scenes}", "--out={tmp}/r", "--blur=-1"], 2, "--blur is -1.0; expected at"),
         (["{scenes}", "--out={tmp}/r", "--blur=1e-300"], 2, "--blur is 1e-300; expected 0 (off)"),
@@ -210,7 +210,7 @@ def test_a_stopped_run_can_go_on(
     assert "Traceback" not in messages
     if code > 0:
         assert "Stopping after this step" in messages
-        assert f"Go on with: dcnseg train --resume {run}" in messages
+        assert f"Resume with: dcnseg train --resume {run}" in messages
     deadline = time.monotonic() + 30
     while any_process_of(process.pid):
         assert time.monotonic() < deadline, "a process was left behind"
@@ -404,7 +404,7 @@ def test_resume_takes_no_preset(invoke: Invoke, run: Path) -> None:
     result = invoke("train", "--resume", run, "--preset=small")
     assert result.exit_code == 2
     text = " ".join(result.stderr.replace("│", " ").split())
-    assert "--preset small is for a new run. These cannot be changed" in text
+    assert "--preset small is for a new run. These cannot change" in text
 
 
 def test_training_can_start_from_a_run(

@@ -49,11 +49,11 @@ def test_plain_lines_without_a_terminal() -> None:
     out = io.StringIO()
     play(PlainDisplay(Console(file=out, width=40)))
     assert out.getvalue().splitlines() == [
-        "Looked at 12 images and masks.",
+        "Checked 12 image/mask pairs.",
         "10 train, 2 val images, 3 classes; 12.3 M parameters, 3 deformable layers; cpu in "
         "float32; epochs 3 to 20",
         "epoch 3/20  loss 0.500  mIoU 0.250 (best)  offsets 1.00 px  8.0 images/s  4 s",
-        "Stopped at epoch 3: no better score for 5 epochs.",
+        "Stopped at epoch 3: no improvement for 5 epochs.",
     ]
 
 
@@ -78,4 +78,6 @@ def test_durations() -> None:
 
 def test_a_best_epoch_whose_offsets_have_run_away_says_so() -> None:
     text = describe_epoch(RECORD | {"runaway_layers": ["a", "b"]}, 20, is_best=True)
-    assert "(best)  offsets 1.00 px  (Warning: the offsets of 2 layers lead off the map)" in text
+    assert (
+        "(best)  offsets 1.00 px  (warning: 2 layers sample mostly outside the feature map)" in text
+    )

@@ -58,7 +58,7 @@ def test_a_broken_image_is_3(invoke: Invoke, run: Path, scenes: Path, tmp_path: 
         "visualize-offsets", run, tmp_path / "broken.png", good, "--out", tmp_path / "out"
     )
     assert result.exit_code == 3
-    assert "1 of 2 images drawn" in result.stderr
+    assert "Visualized 1 of 2 images" in result.stderr
 
 
 def test_a_plain_network_has_nothing_to_show(invoke: Invoke, scenes: Path, tmp_path: Path) -> None:
@@ -119,7 +119,7 @@ def test_a_folder_of_images_is_no_output_folder(
         arguments = ("visualize-offsets", run, tmp_path, "--out", out, "--overwrite")
         result = invoke(*arguments, "--point=1,1", "--device=cpu")
         assert result.exit_code == 0, result.stderr
-        assert "1 of 1 images drawn" in result.stderr
+        assert "Visualized 1 of 1 images" in result.stderr
     assert is_output_folder(out)
     inputs = [InputImage(Path(image), PurePath("a"))]
     with pytest.raises(ConfigError, match=r"which holds files that dcnseg did not write"):

@@ -122,7 +122,7 @@ def test_any_exception_is_the_images_own(
     results = predict_files(predictor, find_inputs(map_str(files)), tmp_path / "out", ("labels",))
     assert [result.error for result in results] == [
         None,
-        f"{files[1]}: unexpected: ZeroDivisionError: odd",
+        f"{files[1]}: unexpected ZeroDivisionError: odd",
         None,
     ]
     assert results[1].is_unexpected
