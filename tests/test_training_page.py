@@ -1,4 +1,4 @@
-"""The snippet of docs/training.md works, and what the page says of resuming holds."""
+"""The snippet of docs/training.md runs, and a resumed run continues with its augmentation."""
 
 from __future__ import annotations
 
