@@ -40,7 +40,7 @@ from dcnseg.safe_load import (
     printable,
     unreadable,
 )
-from dcnseg.validation import check_fields, require, require_between, require_plain
+from dcnseg.validation import check_fields, require, require_between, require_json_value
 
 BEST_WEIGHTS = "best.safetensors"
 RESUME_STATE = "last.ckpt"
@@ -177,7 +177,7 @@ def _parse_info(path: Path, header: Any) -> WeightsInfo:
 def check_scores(scores: Any, name: str) -> None:
     """Raise a ConfigError unless these are the scores of an epoch as a file holds them."""
     require(isinstance(scores, dict), f"{name} is {short_repr(scores)}; expected a JSON object.")
-    require_plain(scores, name)
+    require_json_value(scores, name)
     mean_iou = scores.get("mean_iou")
     is_valid = mean_iou is None or (type(mean_iou) in (int, float) and 0 <= mean_iou <= 1)
     require(is_valid, f"{name} has the mean_iou {short_repr(mean_iou)}; expected 0..1 or nothing.")

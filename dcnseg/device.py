@@ -1,4 +1,4 @@
-"""Which device and which number format to compute with.
+"""Selection of the device and the number format, and free memory.
 
 Entry points: `select_device`, `select_amp_dtype`, `is_out_of_memory` and `free_memory`.
 """
@@ -15,7 +15,7 @@ from dcnseg.errors import ConfigError
 from dcnseg.validation import did_you_mean
 
 CGROUP = Path("/sys/fs/cgroup")
-# Of torch's CPU allocator, of oneDNN and of C++.
+# Out-of-memory errors of torch's CPU allocator, oneDNN and C++.
 _CPU_MESSAGES = (
     "not enough memory",
     "DefaultCPUAllocator",
@@ -25,10 +25,10 @@ _CPU_MESSAGES = (
 
 
 def select_device(name: str) -> torch.device:
-    """The device that `--device` means; "auto" takes CUDA, then MPS, then the CPU.
+    """Return the device for `--device`; "auto" prefers CUDA, then MPS, then the CPU.
 
     Raises:
-        ConfigError: the device is not there.
+        ConfigError: The name is unknown or the device is not available.
     """
     if name == "auto":
         if torch.cuda.is_available():
@@ -46,16 +46,19 @@ def select_device(name: str) -> torch.device:
     count = {"cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}
     if device.type in count and (device.index or 0) >= count[device.type]:
         raise ConfigError(
-            f"--device is {name}, but torch sees {count[device.type]} such devices. "
-            "Use --device cpu, or install a torch build for this machine."
+            f"--device is {name}, but torch finds {count[device.type]} {device.type} devices. "
+            "Use --device cpu, or install a torch build that supports this machine."
         )
     return device
 
 
 def select_amp_dtype(mode: str, device: torch.device) -> torch.dtype | None:
-    """The lower-precision format that `--amp` means; None computes in float32.
+    """Return the lower-precision dtype for `--amp`; None means float32.
 
-    "auto" takes bfloat16 where the machine multiplies it faster than float32.
+    "auto" selects bfloat16 where it is faster than float32, and float16 on older GPUs.
+
+    Raises:
+        ConfigError: The mode is unknown, or "fp16" on the CPU.
     """
     if mode not in AMP_MODES:
         hint = did_you_mean(mode, AMP_MODES)
@@ -66,19 +69,19 @@ def select_amp_dtype(mode: str, device: torch.device) -> torch.dtype | None:
         return torch.bfloat16
     if mode == "fp16":
         if device.type == "cpu":
-            raise ConfigError("--amp fp16 needs a GPU; use --amp bf16 or off on the CPU.")
+            raise ConfigError("--amp fp16 requires a GPU; use --amp bf16 or --amp off on a CPU.")
         return torch.float16
     if device.type == "cuda":
         # Older GPUs emulate bfloat16, which is slower than float32.
         has_bfloat16 = torch.version.hip or torch.cuda.get_device_capability(device) >= (8, 0)
         return torch.bfloat16 if has_bfloat16 else torch.float16
-    if device.type == "cpu" and cpu_multiplies_bfloat16():
+    if device.type == "cpu" and has_cpu_bfloat16():
         return torch.bfloat16
     return None
 
 
-def cpu_multiplies_bfloat16() -> bool:
-    """Whether the CPU has instructions that multiply bfloat16 (AVX512_BF16 or AMX)."""
+def has_cpu_bfloat16() -> bool:
+    """Whether the CPU has bfloat16 instructions (AVX512_BF16 or AMX)."""
     get_capabilities = getattr(torch.cpu, "get_capabilities", None)  # torch >= 2.12
     if get_capabilities is None:
         return False
@@ -87,14 +90,14 @@ def cpu_multiplies_bfloat16() -> bool:
 
 
 def is_out_of_memory(error: BaseException) -> bool:
-    """Whether an exception says that memory ran out."""
+    """Whether an exception is an out-of-memory error of torch, oneDNN, C++ or Python."""
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
     return isinstance(error, RuntimeError) and any(text in str(error) for text in _CPU_MESSAGES)
 
 
 def free_memory() -> float:
-    """Bytes that this process may still take, by the system and by its container."""
+    """Return the bytes that this process can still allocate, within the limit of its container."""
     free = float(os.sysconf("SC_PAGE_SIZE") * os.sysconf("SC_PHYS_PAGES"))
     meminfo = Path("/proc/meminfo")
     if meminfo.is_file():
@@ -104,6 +107,6 @@ def free_memory() -> float:
     if limit.is_file() and limit.read_text().strip() != "max":
         used = int((CGROUP / "memory.current").read_text())
         stat = dict(line.split() for line in (CGROUP / "memory.stat").read_text().splitlines())
-        cached = int(stat.get("inactive_file", 0))  # given back when it is needed
+        cached = int(stat.get("inactive_file", 0))  # page cache, which the kernel frees on demand
         free = min(free, float(limit.read_text()) - used + cached)
     return free

@@ -1,7 +1,7 @@
-"""The errors that dcnseg raises on purpose; the command line prints each as one line.
+"""The exceptions that dcnseg raises on purpose; the command line prints each on one line.
 
-A message says what is wrong with which argument or file, what was expected, what came, and what to
-do.
+A message says what is wrong with which argument or file, what was expected, what was found, and
+what to do.
 """
 
 from __future__ import annotations
@@ -9,7 +9,7 @@ from __future__ import annotations
 import reprlib
 from typing import Any, Final
 
-MAX_SHOWN_BITS: Final = 400  # of an integer; Python refuses to print one of 5000 digits
+MAX_SHOWN_BITS: Final = 400  # Python refuses to print an integer of more than 4300 digits
 
 _representation = reprlib.Repr()
 _representation.maxstring = _representation.maxother = 80
@@ -17,22 +17,22 @@ _representation.maxlong = 130
 
 
 def short_repr(value: Any) -> str:
-    """Return `repr(value)` for a message, shortened, however large or deep the value is."""
+    """Return a shortened `repr(value)` for a message, however large or deeply nested `value` is."""
     if isinstance(value, int) and value.bit_length() > MAX_SHOWN_BITS:
         return f"a number of {value.bit_length()} bits"
     return _representation.repr(value)
 
 
 class DcnsegError(Exception):
-    """Base of every error that a user can fix; anything else is a fault in dcnseg."""
+    """Base of every error that a user can fix; any other exception is a bug in dcnseg."""
 
 
 class ConfigError(DcnsegError):
-    """A setting is out of its range or contradicts another one."""
+    """A setting is out of range or contradicts another one."""
 
 
 class DataError(DcnsegError):
-    """An image, mask, class list or data folder is wrong; the message names the file."""
+    """An image, mask, class list or data folder is invalid; the message names the file."""
 
 
 class CheckpointError(DcnsegError):
@@ -44,16 +44,16 @@ class NotFiniteError(DcnsegError):
 
 
 class ShapeError(DcnsegError, ValueError):
-    """The shape, dtype or device of a tensor disagrees with the others; the message gives both."""
+    """A tensor's shape, dtype or device does not match the others; the message gives both."""
 
 
 class NativeOpsError(DcnsegError):
-    """The native operators were asked for by name and cannot serve the call."""
+    """The native operators were requested explicitly and do not support the call."""
 
 
 class TrainingError(DcnsegError):
-    """Training cannot go on, for instance because the loss is not finite."""
+    """Training cannot continue, for instance because the loss is not finite."""
 
 
 class TrainingStoppedError(DcnsegError):
-    """Training was asked to stop and has saved its state."""
+    """Training was stopped on request, after saving its state."""

@@ -202,7 +202,7 @@ def _text(text: str) -> str:
     try:
         text.encode()
     except UnicodeEncodeError as error:
-        raise ValueError("a text in it has half of a surrogate pair") from error
+        raise ValueError("it has a string with an unpaired surrogate") from error
     return text
 
 

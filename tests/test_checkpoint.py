@@ -187,7 +187,7 @@ def test_a_resume_state_is_no_weights_file(tmp_path: Path) -> None:
             "describes 2 classes and 4000 decoder channels, but .* has 2 and 16",
         ),
         ({"model": to_dict(MODEL) | {"decoder_channels": "16"}}, "its description is damaged"),
-        ({"model": to_dict(MODEL) | {"deform_layers": 1.5}}, "is 1.5; expected a whole number"),
+        ({"model": to_dict(MODEL) | {"deform_layers": 1.5}}, "is 1.5; expected an integer"),
         (
             {"model": to_dict(MODEL) | {"deform_layers": 99}},
             "cannot be built: --deform-layers is 99",
@@ -198,7 +198,7 @@ def test_a_resume_state_is_no_weights_file(tmp_path: Path) -> None:
         ),
         ({"training_data": {"num_images": 1}}, "its description is damaged"),
         ({"format": "new"}, "its description is damaged"),
-        ({"model": {"color": "red"}}, "its description is damaged: ModelConfig does not know"),
+        ({"model": {"color": "red"}}, "unknown field 'color' in the model settings; was the file"),
         ({"classes": {"classes": []}}, "its description is damaged"),
         ({"preprocessing": {"std": [0, 1, 1]}}, "its description is damaged"),
     ],

@@ -66,7 +66,7 @@ def test_one_crop_size_is_a_square() -> None:
 
 
 def test_unknown_setting_is_named() -> None:
-    with pytest.raises(ConfigError, match="ModelConfig does not know backbone"):
+    with pytest.raises(ConfigError, match="unknown field 'backbone' in the model settings; was"):
         from_dict(ModelConfig, {"backbone": "resnet18"})
 
 

@@ -10,17 +10,17 @@ from dcnseg.errors import ConfigError
 CPU = torch.device("cpu")
 
 
-def test_auto_gives_a_device_that_works() -> None:
+def test_auto_device_works() -> None:
     assert torch.ones(1, device=select_device("auto")).item() == 1
 
 
-def test_missing_device_is_named() -> None:
+def test_unavailable_device_is_an_error() -> None:
     missing = f"cuda:{torch.cuda.device_count()}"
-    with pytest.raises(ConfigError, match=f"--device is {missing}, but torch sees"):
+    with pytest.raises(ConfigError, match=f"--device is {missing}, but torch finds"):
         select_device(missing)
 
 
-def test_nonsense_is_named() -> None:
+def test_unknown_device_is_an_error() -> None:
     with pytest.raises(ConfigError, match="--device is 'cuda:x'"):
         select_device("cuda:x")
     with pytest.raises(ConfigError, match=r"'meta'; expected one of auto, .*, or cuda:N"):
@@ -28,17 +28,17 @@ def test_nonsense_is_named() -> None:
 
 
 @pytest.mark.parametrize(("is_fast", "dtype"), [(True, torch.bfloat16), (False, None)])
-def test_auto_takes_bfloat16_where_the_cpu_multiplies_it(
+def test_auto_amp_on_a_cpu(
     monkeypatch: pytest.MonkeyPatch, is_fast: bool, dtype: torch.dtype | None
 ) -> None:
-    monkeypatch.setattr(device, "cpu_multiplies_bfloat16", lambda: is_fast)
+    monkeypatch.setattr(device, "has_cpu_bfloat16", lambda: is_fast)
     assert select_amp_dtype("auto", CPU) is dtype
 
 
 @pytest.mark.parametrize(
     ("capability", "dtype"), [((7, 5), torch.float16), ((8, 0), torch.bfloat16)]
 )
-def test_auto_takes_bfloat16_on_gpus_that_have_it(
+def test_auto_amp_on_a_gpu(
     monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int], dtype: torch.dtype
 ) -> None:
     monkeypatch.setattr(torch.version, "hip", None)
@@ -49,7 +49,7 @@ def test_auto_takes_bfloat16_on_gpus_that_have_it(
 def test_amp_modes() -> None:
     assert select_amp_dtype("off", CPU) is None
     assert select_amp_dtype("bf16", CPU) is torch.bfloat16
-    with pytest.raises(ConfigError, match="--amp fp16 needs a GPU"):
+    with pytest.raises(ConfigError, match="--amp fp16 requires a GPU"):
         select_amp_dtype("fp16", CPU)
     with pytest.raises(ConfigError, match="--amp is 'half'; expected one of auto, off"):
         select_amp_dtype("half", CPU)

@@ -209,7 +209,7 @@ HOSTILE = {
     "a size": (b"ctorch\nSize\nK\x01\x85R", "size of a tensor is no tuple"),
     "attributes": (b"K\x01}b", "a int is used as a dict"),
     "entries": (b"K\x01K\x02a", "a int is used as a list"),
-    "a surrogate": (b"X\x03\x00\x00\x00\xed\xa0\x80", "half of a surrogate pair"),
+    "a surrogate": (b"X\x03\x00\x00\x00\xed\xa0\x80", "unpaired surrogate"),
     "an unknown memo": (b"h\x07", "damaged"),
     "nothing": (b"", "damaged"),
     "two things": (b"NN", "damaged"),

@@ -44,7 +44,7 @@ from dcnseg.files import (
     read_json,
 )
 from dcnseg.safe_load import one_line
-from dcnseg.validation import require, require_plain
+from dcnseg.validation import require, require_json_value
 
 CONFIG = "config.json"
 CLASSES = "classes.json"
@@ -300,7 +300,7 @@ def _parse_metrics(line: str, number: int) -> dict[str, Any]:
     """The epoch that a line of metrics.jsonl tells of."""
     try:
         record = parse_json(line)
-        require_plain(record, "it")
+        require_json_value(record, "it")
     except (ValueError, ConfigError) as error:
         raise ValueError(f"line {number}: {error}") from error
     epoch = record.get("epoch") if isinstance(record, dict) else None

@@ -19,7 +19,7 @@ import torch
 
 from dcnseg.data.image_io import ImageHeader, read_header
 from dcnseg.errors import ConfigError, DataError
-from dcnseg.files import holds_foreign_files, mark_output_folder
+from dcnseg.files import has_foreign_files, mark_output_folder
 from dcnseg.inference.image_stats import differences_from_training
 from dcnseg.inference.inputs import InputImage
 from dcnseg.inference.memory import check_probabilities_fit, explain_out_of_memory
@@ -113,11 +113,11 @@ def _folders_to_mark(out: Path, kinds: Sequence[str]) -> tuple[Path, ...]:
     Raises:
         ConfigError: such a subfolder holds files that dcnseg did not write, such as masks.
     """
-    if not holds_foreign_files(out):
+    if not has_foreign_files(out):
         return (out,)
     folders = tuple(out / OUTPUT_FOLDERS[kind] for kind in kinds)
     for folder in folders:
-        if holds_foreign_files(folder):
+        if has_foreign_files(folder):
             raise ConfigError(
                 f"--out is {out}, and {folder} holds files that dcnseg did not write, or did not "
                 "mark as written; predictions could replace them. Choose another folder for --out, "

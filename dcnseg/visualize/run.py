@@ -11,7 +11,7 @@ from torch import Tensor
 
 from dcnseg.data.image_io import read_size
 from dcnseg.errors import ConfigError, DataError, DcnsegError
-from dcnseg.files import holds_foreign_files, mark_output_folder
+from dcnseg.files import has_foreign_files, mark_output_folder
 from dcnseg.inference.inputs import InputImage
 from dcnseg.inference.predictor import Predictor
 from dcnseg.inference.results import describe_error
@@ -60,7 +60,7 @@ def visualize_files(
             f"{run} is a plain network without deformable layers; train with --deform-layers 3."
         )
     _check_points_everywhere(points, images)
-    if holds_foreign_files(out):
+    if has_foreign_files(out):
         raise ConfigError(
             f"--out is {out}, which holds files that dcnseg did not write, or did not mark as "
             "written. Choose another folder, or delete that one if it holds earlier outputs."
