@@ -1,6 +1,6 @@
-"""Damaged and hostile weights files: each is a result or one CheckpointError that names the file.
+"""Damaged and hostile weights files: each loads or raises one CheckpointError that names the file.
 
-The number of files, not the time, is fixed; a file takes one to three milliseconds.
+A file takes one to three milliseconds.
 """
 
 from __future__ import annotations
@@ -23,7 +23,7 @@ from dcnseg.config import ModelConfig, Preprocessing
 from dcnseg.data.class_map import ClassInfo, ClassMap
 from dcnseg.errors import CheckpointError
 from dcnseg.safe_load import load_tensors
-from dcnseg.torch_file import MAX_DESCRIPTION_BYTES
+from dcnseg.torch_file import MAX_HEADER_BYTES
 
 TENSORS = {"a": torch.arange(12.0).view(3, 4), "b": torch.arange(4), "c": torch.ones(2).half()}
 KINDS = ("safetensors", "zip", "legacy")
@@ -37,7 +37,7 @@ def read_all(path: Path) -> None:
 
 @pytest.fixture(scope="module")
 def originals(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
-    """A small file of each kind that is read."""
+    """A small file of each supported format."""
     folder = tmp_path_factory.mktemp("weights")
     paths = {
         "safetensors": folder / "w.safetensors",
@@ -60,7 +60,7 @@ def originals(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
 
 
 def outcome(path: Path, content: bytes, read: Callable[[Path], object] = read_all) -> str:
-    """What comes of a content; anything but a result or a CheckpointError fails the test."""
+    """Read a content: "read" or "refused"; any exception but a CheckpointError fails the test."""
     path.write_bytes(content)
     message = ""
     try:
@@ -84,7 +84,7 @@ def flips(content: bytes, count: int) -> Iterator[bytes]:
 
 
 @pytest.mark.parametrize(("kind", "step"), [("safetensors", 1), ("zip", 7), ("legacy", 3)])
-def test_a_file_cut_off_at_any_length_is_refused(
+def test_file_truncated_at_any_length_is_refused(
     originals: dict[str, Path], tmp_path: Path, kind: str, step: int
 ) -> None:
     content = originals[kind].read_bytes()
@@ -95,20 +95,22 @@ def test_a_file_cut_off_at_any_length_is_refused(
 
 
 @pytest.mark.parametrize(("kind", "count"), [("safetensors", 2000), ("zip", 2000), ("legacy", 500)])
-def test_flipped_bytes_are_a_result_or_an_error(
-    originals: dict[str, Path], tmp_path: Path, kind: str, count: int
-) -> None:
+def test_flipped_bytes(originals: dict[str, Path], tmp_path: Path, kind: str, count: int) -> None:
     content = originals[kind].read_bytes()
     path = tmp_path / originals[kind].name
     assert {outcome(path, changed) for changed in flips(content, count)} == {"read", "refused"}
 
 
-def test_a_flipped_bit_of_a_tensor_is_noticed(originals: dict[str, Path], tmp_path: Path) -> None:
+def test_flipped_bit_of_a_zipped_tensor_is_refused(
+    originals: dict[str, Path], tmp_path: Path
+) -> None:
     content = bytearray(originals["zip"].read_bytes())
     content[content.index(TENSORS["a"].numpy().tobytes()) + 7] ^= 1
     path = tmp_path / "x.pth"
     assert outcome(path, bytes(content)) == "refused"
-    with pytest.raises(CheckpointError, match=r"its part .*/data/0 does not have the checksum"):
+    with pytest.raises(
+        CheckpointError, match=r"the checksum of its entry .*/data/0 does not match"
+    ):
         load_tensors(path)
 
 
@@ -127,7 +129,7 @@ def described(shape: list[int], end: int, dtype: str = "F32") -> dict[str, Any]:
         safetensors_of({}, length=2**63),
         safetensors_of({}, length=2**64 - 1),
         safetensors_of({}, length=2**40),
-        safetensors_of(b" " * (MAX_DESCRIPTION_BYTES + 1)),
+        safetensors_of(b" " * (MAX_HEADER_BYTES + 1)),
         safetensors_of(described([2**20, 2**20], 2**42), b"\0" * 64),
         safetensors_of(described([2**32, 2**32], 64), b"\0" * 64),
         safetensors_of(described([2**63], 64), b"\0" * 64),
@@ -138,9 +140,7 @@ def described(shape: list[int], end: int, dtype: str = "F32") -> dict[str, Any]:
         safetensors_of({"__metadata__": {"dcnseg": "[" * 100_000}}),
     ],
 )
-def test_a_safetensors_header_that_claims_too_much_is_refused(
-    content: bytes, tmp_path: Path
-) -> None:
+def test_safetensors_header_with_excessive_sizes_is_refused(content: bytes, tmp_path: Path) -> None:
     assert outcome(tmp_path / "x.safetensors", content) == "refused"
 
 
@@ -152,7 +152,7 @@ def repacked(content: bytes, change: Callable[[str, bytes], bytes], method: int)
     return target.getvalue()
 
 
-def test_a_zip_that_unpacks_to_much_is_refused(originals: dict[str, Path], tmp_path: Path) -> None:
+def test_zip_bomb_is_refused(originals: dict[str, Path], tmp_path: Path) -> None:
     content = originals["zip"].read_bytes()
 
     def swollen(name: str, data: bytes) -> bytes:
@@ -162,23 +162,25 @@ def test_a_zip_that_unpacks_to_much_is_refused(originals: dict[str, Path], tmp_p
     assert len(bomb) < 2**20
     path = tmp_path / "bomb.pth"
     assert outcome(path, bomb) == "refused"
-    with pytest.raises(CheckpointError, match=r"entries claim 671\d+ bytes in a file of \d{5}, "):
+    with pytest.raises(
+        CheckpointError, match=r"entries declare 671\d+ bytes in a file of \d{5} bytes, "
+    ):
         load_tensors(path)
     assert outcome(path, repacked(content, lambda _, data: data, zipfile.ZIP_STORED)) == "read"
 
 
-def test_a_long_description_is_refused(originals: dict[str, Path], tmp_path: Path) -> None:
+def test_long_pickle_is_refused(originals: dict[str, Path], tmp_path: Path) -> None:
     def swollen(name: str, data: bytes) -> bytes:
-        return b"\x80\x02" + b"]" * MAX_DESCRIPTION_BYTES if name.endswith(".pkl") else data
+        return b"\x80\x02" + b"]" * MAX_HEADER_BYTES if name.endswith(".pkl") else data
 
     bomb = repacked(originals["zip"].read_bytes(), swollen, zipfile.ZIP_STORED)
     assert outcome(tmp_path / "x.pth", bomb) == "refused"
 
 
-def test_a_storage_that_claims_more_than_is_there_is_refused(
+def test_storage_longer_than_its_data_is_refused(
     originals: dict[str, Path], tmp_path: Path
 ) -> None:
-    claim = b"K\x0ct"  # 12 elements, the end of the storage's description
+    claim = b"K\x0ct"  # 12 elements, the end of the persistent ID
 
     def greedy(name: str, data: bytes) -> bytes:
         assert not name.endswith(".pkl") or claim in data
@@ -186,7 +188,7 @@ def test_a_storage_that_claims_more_than_is_there_is_refused(
 
     path = tmp_path / "x.pth"
     assert outcome(path, repacked(originals["zip"].read_bytes(), greedy, 0)) == "refused"
-    with pytest.raises(CheckpointError, match=r"storage 0 claims 8589934588 bytes, but has 48\."):
+    with pytest.raises(CheckpointError, match=r"storage 0 declares 8589934588 bytes but has 48\."):
         load_tensors(path)
     content = originals["legacy"].read_bytes()
     claim = b"K\x0cNt"
@@ -194,7 +196,7 @@ def test_a_storage_that_claims_more_than_is_there_is_refused(
     assert outcome(path, content.replace(claim, b"J\xff\xff\xff\x7fNt")) == "refused"
 
 
-# A memo is a dictionary, which takes any index; and plain values are no tensors, but fine.
+# Any memo index is allowed, and so are values other than tensors.
 HARMLESS = (b"\x80\x02]r\xff\xff\xff\x7f.", pickle.dumps({"a": 1}, protocol=2))
 
 
@@ -207,7 +209,7 @@ HARMLESS = (b"\x80\x02]r\xff\xff\xff\x7f.", pickle.dumps({"a": 1}, protocol=2))
         b"\x80\x02(((((((((.",
     ],
 )
-def test_a_hostile_pickle_is_refused(
+def test_hostile_pickle_is_refused(
     pickled: bytes, originals: dict[str, Path], tmp_path: Path
 ) -> None:
     assert outcome(tmp_path / "x.pth", pickled) == "refused"
@@ -225,11 +227,11 @@ class Sly:
 
 
 @pytest.mark.parametrize("is_zip", [True, False])
-def test_no_code_is_run(is_zip: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+def test_no_code_is_executed(is_zip: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     torch.save({"model": Sly()}, tmp_path / "x.pth", _use_new_zipfile_serialization=is_zip)
     with pytest.raises(
-        CheckpointError, match=r"x\.pth cannot be read .* it holds .*; expected tensors"
+        CheckpointError, match=r"x\.pth cannot be read .* it has .*; expected only tensors"
     ):
         load_tensors(tmp_path / "x.pth")
     assert not (tmp_path / "executed").exists()

@@ -21,7 +21,7 @@ from torch import Tensor, nn
 
 from dcnseg.safe_load import load_tensors
 from dcnseg.tensor_pickle import read_pickle
-from dcnseg.torch_file import MAX_DESCRIPTION_BYTES
+from dcnseg.torch_file import MAX_HEADER_BYTES
 
 DTYPES = (
     *(torch.float64, torch.float32, torch.float16, torch.bfloat16, torch.bool, torch.uint8),
@@ -31,7 +31,7 @@ DTYPES = (
 
 @st.composite
 def tensors(draw: st.DrawFn) -> Tensor:
-    """Tensors of every type and 0 to 4 dimensions, some of them a part or a transpose of others."""
+    """Tensors of every dtype and 0 to 4 dimensions, some transposed or sliced."""
     shape = draw(st.lists(st.integers(0, 3), max_size=4))
     kind = draw(st.sampled_from(("plain", "transposed", "a part", "a parameter")))
     tensor = torch.randint(0, 2, shape, dtype=draw(st.sampled_from(DTYPES)))
@@ -65,28 +65,28 @@ STATES = st.recursive(
 )
 
 
-def same(a: Any, b: Any) -> bool:
-    """Whether two states are alike; ordered dictionaries and sizes come back as plain ones."""
+def is_same(a: Any, b: Any) -> bool:
+    """Whether two states are equal; an OrderedDict is loaded as dict, a torch.Size as tuple."""
     if isinstance(a, Tensor):
         return isinstance(b, Tensor) and a.dtype == b.dtype and torch.equal(a, b)
     if isinstance(a, dict):
-        return type(b) is dict and list(a) == list(b) and all(same(a[k], b[k]) for k in a)
+        return type(b) is dict and list(a) == list(b) and all(is_same(a[k], b[k]) for k in a)
     if isinstance(a, list | tuple):
-        is_alike = isinstance(b, tuple if isinstance(a, tuple) else list) and len(a) == len(b)
-        return is_alike and all(map(same, a, b))
+        is_equal = isinstance(b, tuple if isinstance(a, tuple) else list) and len(a) == len(b)
+        return is_equal and all(map(is_same, a, b))
     return type(a) is type(b) and a == b
 
 
 @given(state=STATES, is_zip=st.booleans())
-def test_what_torch_saves_comes_back(state: Any, is_zip: bool, tmp_path_factory: Any) -> None:
+def test_round_trip(state: Any, is_zip: bool, tmp_path_factory: Any) -> None:
     path = tmp_path_factory.getbasetemp() / "state.pth"
     torch.save(state, path, _use_new_zipfile_serialization=is_zip)
-    assert same(state, load_tensors(path))
+    assert is_same(state, load_tensors(path))
 
 
 @pytest.mark.parametrize("protocol", [2, 3, 4, 5])
 @pytest.mark.parametrize("is_zip", [True, False])
-def test_every_protocol_is_read(protocol: int, is_zip: bool, tmp_path: Path) -> None:
+def test_pickle_protocols(protocol: int, is_zip: bool, tmp_path: Path) -> None:
     path = tmp_path / "state.pth"
     tensor = torch.arange(6.0).reshape(2, 3)
     state = {"a.weight": tensor, "steps": [1, (2.5, None)], "text": "x" * 300}
@@ -96,7 +96,7 @@ def test_every_protocol_is_read(protocol: int, is_zip: bool, tmp_path: Path) -> 
     assert read | {"a.weight": tensor} == state
 
 
-def test_a_header_length_like_the_start_of_a_pickle_is_no_pickle(tmp_path: Path) -> None:
+def test_safetensors_header_that_starts_like_a_pickle(tmp_path: Path) -> None:
     path = tmp_path / "weights.safetensors"
     for padding in range(700):
         save_file({"a": torch.ones(2)}, path, metadata={"text": "x" * padding})
@@ -108,7 +108,7 @@ def test_a_header_length_like_the_start_of_a_pickle_is_no_pickle(tmp_path: Path)
 
 
 @pytest.mark.parametrize("is_zip", [True, False])
-def test_an_optimizer_and_shared_tensors_come_back(is_zip: bool, tmp_path: Path) -> None:
+def test_optimizer_and_shared_tensors_round_trip(is_zip: bool, tmp_path: Path) -> None:
     layer = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
     optimizer = torch.optim.AdamW(layer.parameters())
     layer(torch.randn(2, 3, 8, 8)).sum().backward()
@@ -123,12 +123,12 @@ def test_an_optimizer_and_shared_tensors_come_back(is_zip: bool, tmp_path: Path)
     }
     torch.save(state, tmp_path / "x.pth", _use_new_zipfile_serialization=is_zip)
     content = load_tensors(tmp_path / "x.pth")
-    assert same(state, content)
+    assert is_same(state, content)
     assert content["tied"][2].data_ptr() == content["tied"][0].data_ptr() + 8
 
 
 def test_files_of_python_2_are_read() -> None:
-    """In those of the first torchvision, texts are bytes and ordered dictionaries are lists."""
+    """The first torchvision files have byte strings, and lists for ordered dictionaries."""
     text = (
         b"\x80\x02ccollections\nOrderedDict\nq\x00]q\x01]q\x02(U\x06conv1.q\x03K\x01ea\x85Rq\x05."
     )
@@ -136,7 +136,7 @@ def test_files_of_python_2_are_read() -> None:
 
 
 def storage(key: bytes = b"0", numel: int = 1) -> bytes:
-    """Pushes a storage of floats."""
+    """Opcodes that push a float storage."""
     return (
         b"(X\x07\x00\x00\x00storagectorch\nFloatStorage\nX"
         + struct.pack("<I", len(key))
@@ -148,7 +148,7 @@ def storage(key: bytes = b"0", numel: int = 1) -> bytes:
 
 
 def tensor(offset: bytes, size: bytes, stride: bytes) -> bytes:
-    """Pushes a tensor of the storage that was put under 9."""
+    """Opcodes that push a tensor of the storage in memo 9."""
     return (
         b"ctorch._utils\n_rebuild_tensor_v2\n(h\x09"
         + (offset + size + stride)
@@ -158,28 +158,31 @@ def tensor(offset: bytes, size: bytes, stride: bytes) -> bytes:
 
 ONE = storage() + b"q\x09"
 MILLION = b"J\x40\x42\x0f\x00"
-TWICE = b"K\x01\x85" + b"q\x01h\x01\x86" * 60  # a tuple that holds itself twice, 60 times over
+TWICE = b"K\x01\x85" + b"q\x01h\x01\x86" * 60  # a tuple that holds itself twice, nested 60 times
 PAIRS = b"](X\x01\x00\x00\x00aK\x01\x86q\x01" + b"h\x01" * 100_000 + b"e\x85q\x03"
 MANY = "more than 1000000"
-# Descriptions of a file with a storage of one float, and why each is refused.
+# Pickles of a file with a storage of one float, and the reason why each is refused.
 HOSTILE = {
     "a reservation": (
         b"c__builtin__\nbytearray\n\x8a\x05\x00\x5e\xd0\xb2\x00\x85R",
-        "it holds __builtin__.bytearray; expected tensors",
+        "it has __builtin__.bytearray; expected only tensors",
     ),
-    "a hash without end": (b"}" + TWICE + b"Ns", "has a tuple as a key; expected text, or a whole"),
+    "a hash without end": (
+        b"}" + TWICE + b"Ns",
+        "a key of type tuple; expected a string or an int",
+    ),
     "a value without end": (TWICE, MANY),
-    "a list in itself": (b"]q\x01h\x01a", "or 32 inside each other"),
-    "nested lists": (b"]" * 90_000 + b"a" * 89_999, "or 32 inside each other"),
-    "nested tuples": (b"N" + b"\x85" * 90_000, "or 32 inside each other"),
-    "many sets": (b"(" + b"\x8f" * 3_000_000 + b"t", "instruction EMPTY_SET, which no state dict"),
-    "many dictionaries": (b"(" + b"}" * 3_000_000 + b"t", f"{MANY} instructions"),
+    "a list in itself": (b"]q\x01h\x01a", "or 32 levels of nesting"),
+    "nested lists": (b"]" * 90_000 + b"a" * 89_999, "or 32 levels of nesting"),
+    "nested tuples": (b"N" + b"\x85" * 90_000, "or 32 levels of nesting"),
+    "many sets": (b"(" + b"\x8f" * 3_000_000 + b"t", "opcode EMPTY_SET, which state dicts do not"),
+    "many dictionaries": (b"(" + b"}" * 3_000_000 + b"t", f"{MANY} opcodes"),
     "many copies": (
         b"ccollections\nOrderedDict\nq\x02" + PAIRS + b"R(" + b"h\x02h\x03R" * 90_000 + b"t",
-        f"hands {MANY} values to functions",
+        f"passes {MANY} values to functions",
     ),
-    "keys of one hash": (b"}\x8a\x08" + b"\xff" * 7 + b"\x1fNs", "has a int as a key"),
-    "a key of another type": (b"}NNs", "has a NoneType as a key"),
+    "keys of one hash": (b"}\x8a\x08" + b"\xff" * 7 + b"\x1fNs", "a key of type int"),
+    "a key of another type": (b"}NNs", "a key of type NoneType"),
     "a million million": (
         ONE + tensor(b"K\x00", MILLION + MILLION + b"\x86", b"K\x00K\x00\x86"),
         r"size \[1000000, 1000000\] does not fit its storage of 1 elements",
@@ -189,26 +192,32 @@ HOSTILE = {
     "stride": (ONE + tensor(b"K\x00", b"K\x02\x85", MILLION + b"\x85"), "does not fit its storage"),
     "backwards": (
         ONE + tensor(b"K\x00", b"K\x01\x85", b"J\xff\xff\xff\xff\x85"),
-        "size and stride of a tensor are not all whole numbers",
+        "size and stride of a tensor are not all integers >= 0",
     ),
     "nine dimensions": (
         ONE + tensor(b"K\x00", b"(" + b"K\x01" * 9 + b"t", b"(" + b"K\x01" * 9 + b"t"),
-        "has 9 dimensions and 9 strides; expected as many, and at most 8",
+        "has 9 dimensions and 9 strides; expected the same number, at most 8",
     ),
     "one stride": (ONE + tensor(b"K\x00", b"K\x01K\x01\x86", b"K\x01\x85"), "and 1 strides"),
-    "no storage": (tensor(b"K\x00", b")", b")").replace(b"h\x09", b"N"), "tensor is damaged"),
-    "two sizes": (b"(" + storage() + storage(numel=2) + b"t", "is described in two ways"),
-    "greedy": (storage(numel=2**31 - 1), "storage 0 claims 8589934588 bytes, but has 4"),
-    "not there": (storage(b"1"), "storage 1 claims 4 bytes, but has 0"),
-    "a storage": (storage(), "it holds a _Storage by itself"),
-    "a type": (b"ctorch\nFloatStorage\n", "it holds a dtype by itself"),
-    "a function": (b"ctorch._utils\n_rebuild_tensor_v2\n", "it holds a function by itself"),
-    "a called number": (b"K\x01)R", "calls what is no function"),
+    "no storage": (
+        tensor(b"K\x00", b")", b")").replace(b"h\x09", b"N"),
+        "tensor has damaged arguments",
+    ),
+    "two sizes": (b"(" + storage() + storage(numel=2) + b"t", "has two different dtypes or sizes"),
+    "greedy": (storage(numel=2**31 - 1), "storage 0 declares 8589934588 bytes but has 4"),
+    "not there": (storage(b"1"), "storage 1 declares 4 bytes but has 0"),
+    "a storage": (storage(), "it has a value of type _Storage"),
+    "a type": (b"ctorch\nFloatStorage\n", "it has a value of type dtype"),
+    "a function": (b"ctorch._utils\n_rebuild_tensor_v2\n", "it has a value of type function"),
+    "a called number": (b"K\x01)R", "calls an object that is not a function"),
     "no arguments": (b"ctorch._utils\n_rebuild_tensor_v2\n)R", "damaged"),
-    "a parameter": (b"ctorch._utils\n_rebuild_parameter\nK\x01\x85R", "a parameter is no tensor"),
-    "a size": (b"ctorch\nSize\nK\x01\x85R", "size of a tensor is no tuple"),
-    "attributes": (b"K\x01}b", "a int is used as a dict"),
-    "entries": (b"K\x01K\x02a", "a int is used as a list"),
+    "a parameter": (
+        b"ctorch._utils\n_rebuild_parameter\nK\x01\x85R",
+        "a parameter is not a tensor",
+    ),
+    "a size": (b"ctorch\nSize\nK\x01\x85R", "size of a tensor is not a tuple"),
+    "attributes": (b"K\x01}b", "expected dict, found int"),
+    "entries": (b"K\x01K\x02a", "expected list, found int"),
     "a surrogate": (b"X\x03\x00\x00\x00\xed\xa0\x80", "unpaired surrogate"),
     "an unknown memo": (b"h\x07", "damaged"),
     "nothing": (b"", "damaged"),
@@ -216,9 +225,9 @@ HOSTILE = {
     "an odd dictionary": (b"}(K\x01u", "damaged"),
     "no marks": (b"t", "damaged"),
     "below a mark": (b"N(\x85", "damaged"),
-    "quantized": (b"ctorch._utils\n_rebuild_qtensor\n)R", "it holds torch._utils._rebuild_qtens"),
-    "sparse": (b"ctorch._utils\n_rebuild_sparse_tensor\n)R", "it holds torch._utils._rebuild_spa"),
-    "complex": (b"ctorch\nComplexFloatStorage\n", "it holds torch.ComplexFloatStorage"),
+    "quantized": (b"ctorch._utils\n_rebuild_qtensor\n)R", "it has torch._utils._rebuild_qtens"),
+    "sparse": (b"ctorch._utils\n_rebuild_sparse_tensor\n)R", "it has torch._utils._rebuild_spa"),
+    "complex": (b"ctorch\nComplexFloatStorage\n", "it has torch.ComplexFloatStorage"),
 }
 
 
@@ -231,7 +240,7 @@ def packed(description: bytes, entries: dict[str, bytes]) -> bytes:
 
 
 def shared_tensors() -> bytes:
-    """A megabyte that is a thousand tensors, each of which could be copied."""
+    """A storage of 1 MB that 1000 tensors share; copies of them would take 1 GB."""
     numel = 2**18
     one = tensor(b"K\x00", b"J" + struct.pack("<i", numel) + b"\x85", b"K\x01\x85")
     description = b"\x80\x02(" + storage(numel=numel) + b"q\x09" + one + b"q\x08"
@@ -262,15 +271,15 @@ print(json.dumps(outcomes))
 """
 
 
-@pytest.mark.skipif(sys.platform != "linux", reason="measures memory as Linux does")
-def test_hostile_files_are_refused_within_little_memory(tmp_path: Path) -> None:
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc")
+def test_hostile_files_are_refused_without_large_allocations(tmp_path: Path) -> None:
     reasons = {name: reason for name, (_, reason) in HOSTILE.items()}
     for name, (description, _) in HOSTILE.items():
         content = packed(b"\x80\x02" + description + b".", {"a/data/0": b"\0\0\0\0"})
         (tmp_path / name).write_bytes(content)
-    reasons["shared tensors"] = "its tensors have more than 8 times its bytes"
+    reasons["shared tensors"] = "its tensors take more than 8 times the bytes of its storages"
     (tmp_path / "shared tensors").write_bytes(shared_tensors())
-    reasons["a long directory"] = f"its directory has .* at most {MAX_DESCRIPTION_BYTES}"
+    reasons["a long directory"] = f"its zip directory has .* at most {MAX_HEADER_BYTES}"
     entries = {f"a/{'x' * 1000}{i}": b"" for i in range(4000)}
     (tmp_path / "a long directory").write_bytes(packed(b"\x80\x02N.", entries))
     result = subprocess.run(
@@ -300,6 +309,6 @@ FRAGMENTS = [
 
 @given(st.lists(st.sampled_from(FRAGMENTS), max_size=30).map(b"".join))
 @settings(max_examples=400)
-def test_any_sequence_of_instructions_is_a_value_or_an_error(pickled: bytes) -> None:
+def test_any_sequence_of_opcodes_is_a_value_or_an_error(pickled: bytes) -> None:
     with suppress(ValueError):
         read_pickle(io.BytesIO(b"\x80\x02" + pickled + b"."), lambda *_: torch.zeros(1))

@@ -15,7 +15,7 @@ from typing import Any
 from dcnseg.data.pairing.folders import Sample, Splits
 from dcnseg.errors import CheckpointError, DataError, short_repr
 from dcnseg.files import atomic_path, read_json
-from dcnseg.safe_load import one_line
+from dcnseg.safe_load import summarize_error
 
 FILES = "files.json"
 PROBE_BYTES = 4096  # read at each end; in a PNG the last bytes hold a checksum of all pixels
@@ -42,7 +42,7 @@ def check_files_are_unchanged(run: Path, splits: Splits) -> None:
     try:
         before = _parse(read_json(path, has_file_names=True))
     except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path} is damaged: {one_line(error)}") from error
+        raise CheckpointError(f"{path} is damaged: {summarize_error(error)}") from error
     samples, now = _samples(splits), _fingerprints(splits)
     if missing := sorted(set(now) - set(before)):
         raise CheckpointError(f"{path} is damaged: it lacks {missing[0]}")

@@ -43,7 +43,7 @@ from dcnseg.files import (
     parse_json,
     read_json,
 )
-from dcnseg.safe_load import one_line
+from dcnseg.safe_load import summarize_error
 from dcnseg.validation import require, require_json_value
 
 CONFIG = "config.json"
@@ -218,14 +218,14 @@ def read_run(run: Path) -> RunRecord:
             require(not wrong, f"split.{name} has {short_repr(wrong[:1])}; expected names.")
         return RunRecord(config, sources, split, class_map)
     except (OSError, ValueError, ConfigError) as error:
-        raise CheckpointError(f"{path} is damaged: {one_line(error)}") from error
+        raise CheckpointError(f"{path} is damaged: {summarize_error(error)}") from error
 
 
 def _read_classes(path: Path) -> ClassMap:
     try:
         return ClassMap.from_dict(read_json(path))
     except (OSError, ValueError, ConfigError) as error:
-        raise CheckpointError(f"{path} is damaged: {one_line(error)}") from error
+        raise CheckpointError(f"{path} is damaged: {summarize_error(error)}") from error
 
 
 def _is_table(value: Any, kind: type) -> bool:
@@ -293,7 +293,7 @@ def read_metrics(run: Path) -> list[dict[str, Any]]:
             whole, _, _ = file.read().decode().rpartition("\n")
         return [_parse_metrics(line, i) for i, line in enumerate(whole.split("\n"), 1) if whole]
     except (OSError, ValueError) as error:
-        raise CheckpointError(f"{path} is damaged: {one_line(error)}") from error
+        raise CheckpointError(f"{path} is damaged: {summarize_error(error)}") from error
 
 
 def _parse_metrics(line: str, number: int) -> dict[str, Any]:

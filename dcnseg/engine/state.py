@@ -33,7 +33,7 @@ from dcnseg.engine.saved_values import (
 from dcnseg.errors import CheckpointError, short_repr
 from dcnseg.models.pretrained import load_encoder_weights
 from dcnseg.models.segmenter import Segmenter, build_segmenter
-from dcnseg.safe_load import check_finite, one_line
+from dcnseg.safe_load import check_finite, summarize_error
 from dcnseg.validation import require
 
 
@@ -148,7 +148,7 @@ def restore_state(state: TrainingState, saved: Mapping[str, Any], path: Path) ->
     # Any exception: torch's objects refuse in their own ways.
     except Exception as error:
         raise CheckpointError(
-            f"{path} does not fit the run's settings: {one_line(error)}"
+            f"{path} does not fit the run's settings: {summarize_error(error)}"
         ) from error
 
 

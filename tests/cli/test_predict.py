@@ -205,7 +205,7 @@ def test_weights_of_other_classes_are_refused(invoke: Invoke, run: Path, tmp_pat
     (tmp_path / "a.png").touch()
     result = invoke("predict", weights, tmp_path / "a.png", "--out", tmp_path / "out")
     assert result.exit_code == 1
-    assert "other.safetensors: it describes 2 classes and 16 decoder channels, but" in result.stderr
+    assert "other.safetensors: its metadata has 2 classes and 16 decoder channels" in result.stderr
 
 
 def test_memory_that_is_not_enough(
