@@ -222,7 +222,7 @@ def _resolve_global(name: str) -> Any:
         return _STORAGE_DTYPES[kind.removesuffix("Storage")]
     raise ValueError(
         f"it has {name.replace(' ', '.')}; expected only tensors, numbers, strings, lists and "
-        "dictionaries. Save the state dict alone: torch.save(model.state_dict(), path)"
+        "dictionaries. Save only the state dict: torch.save(model.state_dict(), path)"
     )
 
 

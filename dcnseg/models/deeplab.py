@@ -1,7 +1,4 @@
-"""The decoders of DeepLabV3 and DeepLabV3+, from segmentation-models-pytorch, for a given encoder.
-
-Entry point: `build_decoder`.
-"""
+"""DeepLabV3 and DeepLabV3+ decoders of segmentation-models-pytorch; entry point `build_decoder`."""
 
 from __future__ import annotations
 
@@ -16,7 +13,7 @@ from segmentation_models_pytorch.decoders.deeplabv3.decoder import (
 from torch import nn
 
 ASPP_DROPOUT = 0.5
-HEAD_STRIDE = 4  # DeepLabV3+ decodes at a quarter of the input's size
+HEAD_STRIDE = 4  # stride of the DeepLabV3+ decoder's output
 
 
 def build_decoder(
@@ -28,11 +25,11 @@ def build_decoder(
     atrous_rates: Sequence[int],
     num_classes: int,
 ) -> tuple[nn.Module, nn.Module]:
-    """The decoder and the segmentation head, initialized as smp does.
+    """Build the decoder and the segmentation head, initialized as in smp.
 
     Args:
         architecture: "deeplabv3" or "deeplabv3plus".
-        encoder_channels: Channels of each encoder feature map, the input's first.
+        encoder_channels: Channels of each encoder feature map, starting with the input.
         output_stride: Stride of the last feature map, 8 or 16.
         decoder_channels: Channels of the ASPP and of the decoder's output.
         atrous_rates: Dilations of the ASPP's three branches, in pixels of the last feature map.

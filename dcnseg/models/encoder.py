@@ -1,4 +1,4 @@
-"""Encoder surgery: an encoder of segmentation-models-pytorch with deformable late convolutions.
+"""Encoders of segmentation-models-pytorch with deformable late convolutions.
 
 Entry points: `build_encoder`, `dilate_late` and `make_deformable`.
 """
@@ -19,51 +19,54 @@ from dcnseg.ops.deform_conv.module import DeformConv2d
 from dcnseg.validation import did_you_mean
 
 LATE_LAYERS = 3
-PROBE_SIZE = 64  # pixels; any multiple of 32 shows the layers' order and the feature strides
+PROBE_SIZE = 64  # pixels; any multiple of 32
 SAFE_CHANNELS = 8  # see `_subsample_before_convolving`
 ADVICE = "Choose an encoder of the ResNet family such as resnet50."
 
 
 def build_encoder(name: str, *, output_stride: int) -> nn.Module:
-    """An smp encoder with random weights whose last features have `output_stride`.
+    """Build an smp encoder with random weights and the given output stride.
 
-    Weights are never looked up here, so that a network can be rebuilt without a connection.
+    Needs no network connection.
 
     Raises:
-        ConfigError: smp has no such encoder, or it cannot be dilated to the output stride.
+        ConfigError: The encoder is unknown, or cannot be dilated to the output stride.
     """
     require_installed_encoder(name)
     try:
         encoder = _smp_encoder(name, output_stride)
         sizes = [feature.shape[-1] for feature in _probe(encoder)]
-    except Exception as error:  # each family of encoders has its own way to refuse a stride
-        raise _refusal(name, output_stride, error) from error
+    except Exception as error:  # each encoder family raises its own exceptions
+        raise _make_build_error(name, output_stride, error) from error
     strides = [PROBE_SIZE // size for size in sizes]
     expected = [min(2**depth, output_stride) for depth in range(6)]
     if strides != expected:
         raise ConfigError(
-            f"--encoder {name} gives features of strides {_listed(strides)}; DeepLab needs "
-            f"{_listed(expected)}. {ADVICE}"
+            f"--encoder {name} has feature strides {_join(strides)}; DeepLab needs "
+            f"{_join(expected)}. {ADVICE}"
         )
     _subsample_before_convolving(encoder)
     return encoder
 
 
 def require_installed_encoder(name: str) -> None:
-    """Raise a ConfigError unless the installed smp has this encoder, or timm for a name with `tu-`.
+    """Check that smp, or timm for names with `tu-`, is installed with this encoder.
 
-    timm takes names of repositories, which it downloads, and of folders, too; they are refused.
+    Repository names, which timm would download, and folder names are refused.
+
+    Raises:
+        ConfigError: The encoder is unknown.
     """
     model = name.removeprefix("timm-").removeprefix("tu-")
     is_timm = model != name and re.fullmatch(r"[\w.]+", model) and timm.is_model(model)
     if name not in smp.encoders.encoders and not is_timm:
         known = smp.encoders.encoders
         if name.startswith("tu-"):
-            known = [f"tu-{each}" for each in timm.list_models()]
+            known = [f"tu-{model}" for model in timm.list_models()]
         raise ConfigError(
             f"--encoder is {short_repr(name)}, which segmentation-models-pytorch does not have."
-            f"{did_you_mean(name, known)} The ResNet family fits best: resnet18, resnet34, "
-            "resnet50, resnet101, resnext50_32x4d."
+            f"{did_you_mean(name, known)} Recommended: the ResNet family (resnet18, resnet34, "
+            "resnet50, resnet101, resnext50_32x4d)."
         )
 
 
@@ -77,8 +80,8 @@ def _smp_encoder(name: str, output_stride: int) -> nn.Module:
     return encoder
 
 
-def _refusal(name: str, output_stride: int, error: Exception) -> ConfigError:
-    """Say why there is no encoder of this name with this stride; some libraries only assert."""
+def _make_build_error(name: str, output_stride: int, error: Exception) -> ConfigError:
+    """Explain why an encoder cannot be built with this stride; some libraries only assert."""
     reason = str(error).partition("\n")[0].rstrip(".!")
     try:
         _smp_encoder(name, 32)
@@ -86,17 +89,17 @@ def _refusal(name: str, output_stride: int, error: Exception) -> ConfigError:
         reason = reason or type(undilated_error).__name__
     else:
         detail = f" ({reason})" if reason else ""
-        reason = f"it has no dilated form, so its output stride is always 32{detail}"
+        reason = f"it does not support dilation, so its output stride is always 32{detail}"
     return ConfigError(
         f"--encoder {name} cannot be built with output stride {output_stride}: {reason}. {ADVICE}"
     )
 
 
 def _subsample_before_convolving(encoder: nn.Module) -> None:
-    """Let 1x1 convolutions with a stride read a subsampled image instead; the result is equal.
+    """Subsample the input of strided 1x1 convolutions instead, with an equal result.
 
-    On a CPU, torch 2.14's gradient of their weights writes beyond its memory where the input is
-    channels-last and has fewer than 8 channels. MobileOne and RepVGG have such a branch.
+    On a CPU, torch 2.14's weight gradient of such a convolution writes out of bounds if the input
+    is channels-last and has fewer than 8 channels. MobileOne and RepVGG have such a branch.
     """
     for module in encoder.modules():
         if (
@@ -110,7 +113,7 @@ def _subsample_before_convolving(encoder: nn.Module) -> None:
 
 
 class _Subsample:
-    """A forward pre-hook that keeps every `stride`-th row and column; a class, to be pickled."""
+    """Forward pre-hook that keeps every `stride`-th row and column; a class, for pickling."""
 
     def __init__(self, stride: Sequence[int]) -> None:
         self.stride = tuple(stride)
@@ -120,20 +123,20 @@ class _Subsample:
 
 
 def dilate_late(encoder: nn.Module, dilation: int, *, name: str = "this encoder") -> None:
-    """Give the last three plain 3x3 convolutions of the encoder this dilation, in place.
+    """Set the dilation of the last three plain 3x3 convolutions of the encoder, in place.
 
-    They are padded by as much, so that the sizes of all features stay the same.
+    The padding is set to the same value, so all feature sizes are unchanged.
 
     Raises:
-        ConfigError: the encoder has fewer such convolutions.
+        ConfigError: The encoder has fewer than three plain 3x3 convolutions.
 
-    Source: Dai et al. 2017, Table 3, whose fixed dilations the learnt offsets are compared with.
+    Source: Dai et al. 2017, Table 3, which compares learned offsets with fixed dilations.
     """
-    names = list(_convolutions_3x3_in_execution_order(encoder))[-LATE_LAYERS:]
+    names = list(_find_3x3_convolutions(encoder))[-LATE_LAYERS:]
     if len(names) < LATE_LAYERS:
         raise ConfigError(
-            f"--late-dilation is {dilation}, but {name} has {len(names)} plain 3x3 "
-            f"convolutions instead of {LATE_LAYERS}. Choose an encoder of the ResNet family."
+            f"--late-dilation is {dilation}, but {name} has {len(names)} plain 3x3 convolutions; "
+            f"expected at least {LATE_LAYERS}. {ADVICE}"
         )
     for layer in names:
         convolution = encoder.get_submodule(layer)
@@ -149,37 +152,36 @@ def make_deformable(
     modulated: bool = False,
     name: str = "this encoder",
 ) -> list[str]:
-    """Replace the last `num_layers` 3x3 convolutions of the encoder by `DeformConv2d`, in place.
+    """Replace the last `num_layers` 3x3 convolutions of the encoder with `DeformConv2d`, in place.
 
-    Weights, strides and dilations are kept; the offsets start at zero, so the function computed
-    stays the same. Layers are counted from the end in the order of execution.
+    Weights, strides and dilations are kept. The offsets start at zero, so the output is unchanged.
+    The last layers are the last ones in execution order.
 
     Returns:
-        Names of the replaced layers in the order of execution.
+        Names of the replaced layers in execution order.
 
     Raises:
-        ConfigError: the encoder has fewer 3x3 convolutions, or one that cannot be replaced.
+        ConfigError: The encoder has fewer 3x3 convolutions, or one that cannot be replaced.
 
     Source: Dai et al. 2017, section 4.2 and Table 1.
     """
     if num_layers == 0:
         return []
-    candidates = _convolutions_3x3_in_execution_order(encoder)
+    candidates = _find_3x3_convolutions(encoder)
     if num_layers > len(candidates):
         raise ConfigError(
             f"--deform-layers is {num_layers}, but {name} has {len(candidates)} plain 3x3 "
-            "convolutions that can be replaced. Choose fewer (0 is the plain network), or an "
-            "encoder of the ResNet family."
+            f"convolutions. Use fewer (0 for a plain network), or another encoder. {ADVICE}"
         )
     names = list(candidates)[-num_layers:]
-    _refuse_parallel(names, candidates, name)
+    _check_not_parallel(names, candidates, name)
     for layer in names:
         convolution = encoder.get_submodule(layer)
         assert isinstance(convolution, nn.Conv2d)
         if convolution.in_channels % offset_groups:
             raise ConfigError(
                 f"--offset-groups is {offset_groups}, which does not divide the "
-                f"{convolution.in_channels} channels of {layer}."
+                f"{convolution.in_channels} input channels of {layer}."
             )
         parent = encoder.get_submodule(layer.rpartition(".")[0])
         deformable = DeformConv2d.from_conv(
@@ -198,14 +200,14 @@ def _probe(encoder: nn.Module) -> list[torch.Tensor]:
     return features
 
 
-def _convolutions_3x3_in_execution_order(encoder: nn.Module) -> dict[str, torch.Tensor]:
-    """The plain 3x3 convolutions by name, with the map that each one reads."""
+def _find_3x3_convolutions(encoder: nn.Module) -> dict[str, torch.Tensor]:
+    """Return the input of each plain 3x3 convolution by its name, in execution order."""
     order: dict[str, torch.Tensor] = {}
 
     def note(name: str, x: torch.Tensor) -> None:
         order.setdefault(name, x)
 
-    # Subclasses of Conv2d pad or normalize in their own ways, which from_conv would lose.
+    # Subclasses of Conv2d may pad or normalize differently, which from_conv would lose.
     handles = [
         module.register_forward_pre_hook(lambda _module, inputs, name=name: note(name, inputs[0]))
         for name, module in encoder.named_modules()
@@ -221,22 +223,23 @@ def _convolutions_3x3_in_execution_order(encoder: nn.Module) -> dict[str, torch.
     return order
 
 
-def _refuse_parallel(layers: Sequence[str], inputs: Mapping[str, torch.Tensor], name: str) -> None:
-    """Raise a ConfigError if a layer is one of several branches whose sum is one convolution.
+def _check_not_parallel(
+    layers: Sequence[str], inputs: Mapping[str, torch.Tensor], name: str
+) -> None:
+    """Raise a ConfigError if a layer is one of several parallel branches with the same input.
 
-    Such branches (MobileOne's) read the same map. In which order they run means nothing, and each
-    would get offsets of its own for what is meant to be merged into a single kernel.
+    The order of such branches (in MobileOne) is arbitrary, and separate offsets would prevent
+    merging them into one convolution.
     """
     for layer in layers:
         siblings = [other for other in inputs if inputs[other] is inputs[layer]]
         if len(siblings) > 1:
             raise ConfigError(
                 f"{name} cannot be made deformable: {len(siblings)} of its 3x3 convolutions, "
-                f"{siblings[0]} to {siblings[-1]}, are parallel branches that read the same map, "
-                "so there is no last one. Use --deform-layers 0, or choose an encoder of the "
-                "ResNet family such as resnet50."
+                f"{siblings[0]} to {siblings[-1]}, are parallel branches with the same input. Use "
+                f"--deform-layers 0, or another encoder. {ADVICE}"
             )
 
 
-def _listed(numbers: Sequence[int]) -> str:
+def _join(numbers: Sequence[int]) -> str:
     return ", ".join(map(str, numbers))

@@ -16,9 +16,9 @@ from dcnseg.ops.deform_conv.module import DeformConv2d
 
 
 class Segmenter(nn.Module):
-    """A DeepLab whose parameters carry the names of segmentation-models-pytorch.
+    """A DeepLab with the parameter names of segmentation-models-pytorch.
 
-    A state dict of smp's own model therefore loads, with only the offset branches missing.
+    State dicts of smp's models can be loaded; only the offset branches are then missing.
     """
 
     def __init__(
@@ -36,41 +36,35 @@ class Segmenter(nn.Module):
         self.output_stride = output_stride
 
     def forward(self, x: Tensor) -> Tensor:
-        """Logits of a batch of normalized images.
+        """Compute the logits of a batch of normalized images.
 
         Args:
-            x: Images, [B, 3, H, W]; H and W need not divide by the output stride.
+            x: Normalized images, [B, 3, H, W], of any size.
 
         Returns:
             Logits, [B, K, H, W].
 
         Raises:
-            ShapeError: `x` is not a batch of three-channel images, or holds one image in
-                training mode, where the ASPP's batch normalization has a single value.
+            ShapeError: `x` is not [B, 3, H, W], or B is 1 in training mode, where the batch
+                normalization of the ASPP's pooled features needs at least 2.
         """
         height, width = x.shape[-2:]
         logits: Tensor = self.segmentation_head(self._decode(x))
         return logits[..., :height, :width]
 
     def coarse_logits(self, x: Tensor) -> Tensor:
-        """The logits before the head's upsampling, of which `forward` makes its own.
-
-        Args:
-            x: As for `forward`.
+        """Compute the logits before the head's upsampling; arguments and errors as for `forward`.
 
         Returns:
-            Logits, [B, K, h, w]: bilinear upsampling by `logits_stride` with aligned corners gives
-            those of the input, padded below and at the right.
-
-        Raises:
-            ShapeError: As `forward`.
+            Logits, [B, K, h, w]. Bilinear upsampling by `logits_stride` with `align_corners=True`
+            gives the logits of the input, padded at the bottom and right.
         """
         logits: Tensor = self._head_layers()[0](self._decode(x))
         return logits
 
     @property
     def logits_stride(self) -> int:
-        """By how much `coarse_logits` are coarser than the input."""
+        """Stride of `coarse_logits` in input pixels."""
         return int(getattr(self._head_layers()[1], "scale_factor", 1))
 
     def _head_layers(self) -> nn.Sequential:
@@ -78,13 +72,13 @@ class Segmenter(nn.Module):
         return self.segmentation_head
 
     def _decode(self, x: Tensor) -> Tensor:
-        """The decoder's output, of the input padded to a multiple of the output stride."""
+        """Pad the input to a multiple of the output stride and run the encoder and decoder."""
         if x.dim() != 4 or x.shape[1] != 3:
             raise ShapeError(f"`x` has shape {list(x.shape)}; expected [B, 3, H, W].")
         if self.training and x.shape[0] == 1:
             raise ShapeError(
-                "`x` holds one image; training needs at least 2, because the ASPP's image "
-                "pooling normalizes over the batch. Use a larger batch, or call eval() first."
+                "`x` has one image; training needs at least 2, because the ASPP's image pooling is "
+                "normalized over the batch. Use a larger batch, or call eval() first."
             )
         pad_h, pad_w = (-side % self.output_stride for side in x.shape[-2:])
         if pad_h or pad_w:
@@ -93,7 +87,7 @@ class Segmenter(nn.Module):
         return decoded
 
     def deformable_layers(self) -> dict[str, DeformConv2d]:
-        """The deformable layers by name, in the order of the modules (ResNets run in it)."""
+        """Return the deformable layers by name, in module order (ResNets: execution order)."""
         return {
             name: module
             for name, module in self.named_modules()
@@ -102,10 +96,10 @@ class Segmenter(nn.Module):
 
 
 def build_segmenter(config: ModelConfig, num_classes: int) -> Segmenter:
-    """A segmenter with random weights and zero offsets.
+    """Build a segmenter with random weights and zero offsets.
 
     Raises:
-        ConfigError: the encoder does not exist or cannot serve the configuration.
+        ConfigError: The encoder is unknown or does not support the configuration.
     """
     encoder = build_encoder(config.encoder, output_stride=config.output_stride)
     if config.late_dilation:

@@ -16,22 +16,16 @@ from dcnseg.ops.deform_conv.module import DeformConv2d
 
 @pytest.mark.parametrize("output_stride", [8, 16])
 @pytest.mark.parametrize("name", ["resnet18", "resnet50", "resnext50_32x4d"])
-def test_strides(name: str, output_stride: int) -> None:
+def test_output_stride(name: str, output_stride: int) -> None:
     encoder = build_encoder(name, output_stride=output_stride).eval()
     features = encoder(torch.zeros(1, 3, 96, 64))
     assert features[-1].shape[-2:] == (96 // output_stride, 64 // output_stride)
 
 
-def test_last_layers_of_resnet50_as_in_the_paper() -> None:
+def test_make_deformable_replaces_the_layers_of_the_paper() -> None:
     names = make_deformable(build_encoder("resnet50", output_stride=16), 6)
-    assert names == [
-        "layer3.3.conv2",
-        "layer3.4.conv2",
-        "layer3.5.conv2",
-        "layer4.0.conv2",
-        "layer4.1.conv2",
-        "layer4.2.conv2",
-    ]
+    layers = ("layer3.3", "layer3.4", "layer3.5", "layer4.0", "layer4.1", "layer4.2")
+    assert names == [f"{layer}.conv2" for layer in layers]
 
 
 def test_replaced_layers_keep_geometry_and_weights() -> None:
@@ -41,16 +35,12 @@ def test_replaced_layers_keep_geometry_and_weights() -> None:
         layer, plain = encoder.get_submodule(name), before[name]
         assert isinstance(layer, DeformConv2d)
         assert layer.weight is plain.weight
-        assert (layer.stride, layer.padding, layer.dilation, layer.groups) == (
-            plain.stride,
-            plain.padding,
-            plain.dilation,
-            plain.groups,
-        )
+        for attribute in ("stride", "padding", "dilation", "groups"):
+            assert getattr(layer, attribute) == getattr(plain, attribute)
 
 
 @pytest.mark.parametrize("name", ["resnet18", "resnet50"])
-def test_late_dilation_changes_the_last_three_layers_and_no_size(name: str) -> None:
+def test_dilate_late_changes_the_last_three_layers_and_no_size(name: str) -> None:
     encoder = build_encoder(name, output_stride=16).eval()
     image = torch.randn(1, 3, 96, 64)
     before = encoder(image)
@@ -67,25 +57,20 @@ def test_late_dilation_changes_the_last_three_layers_and_no_size(name: str) -> N
     assert not torch.allclose(after[-1], before[-1])
 
 
-def test_late_dilation_needs_three_layers() -> None:
-    with pytest.raises(ConfigError, match="--late-dilation is 2, but this encoder has 0 plain"):
-        dilate_late(nn.Conv2d(3, 3, 1), 2)
-
-
-def test_zero_layers_change_nothing() -> None:
+def test_make_deformable_with_zero_layers() -> None:
     encoder = build_encoder("resnet18", output_stride=16)
     assert make_deformable(encoder, 0) == []
     assert not any(isinstance(module, DeformConv2d) for module in encoder.modules())
 
 
-def test_too_many_layers_are_counted() -> None:
+def test_settings_that_do_not_fit_the_encoder_are_errors() -> None:
+    with pytest.raises(ConfigError, match="--late-dilation is 2, but this encoder has 0 plain"):
+        dilate_late(nn.Conv2d(3, 3, 1), 2)
+    encoder = build_encoder("resnet18", output_stride=16)
     with pytest.raises(ConfigError, match="--deform-layers is 99, but this encoder has 16 plain"):
-        make_deformable(build_encoder("resnet18", output_stride=16), 99)
-
-
-def test_offset_groups_must_divide_the_channels() -> None:
+        make_deformable(encoder, 99)
     with pytest.raises(ConfigError, match="--offset-groups is 7, which does not divide the 512"):
-        make_deformable(build_encoder("resnet18", output_stride=16), 1, offset_groups=7)
+        make_deformable(encoder, 1, offset_groups=7)
 
 
 @pytest.mark.parametrize(
@@ -94,12 +79,12 @@ def test_offset_groups_must_divide_the_channels() -> None:
         ("resnet19", "'resnet19', which segmentation-models-pytorch does not have. Did you mean"),
         ("ResNet18", "does not have. Did you mean resnet18?"),
         ("tu-ResNet18", "does not have. Did you mean tu-resnet18?"),
-        ("xyz", "does not have. The ResNet family fits best"),
+        ("xyz", "does not have. Recommended: the ResNet"),
         (
             "densenet121",
-            "--encoder densenet121 cannot be built with output stride 16: it has no dilated form",
+            "--encoder densenet121 cannot be built with output stride 16: it does not support dil",
         ),
-        ("tu-dla34", "it has no dilated form, so its output stride is always 32. Choose"),
+        ("tu-dla34", "it does not support dilation, so its output stride is always 32. Choose"),
         ("tu-ghostnet_050", "its output stride is always 32 (only output_stride==32 is valid"),
         (
             "mobileone_s0",
@@ -108,13 +93,13 @@ def test_offset_groups_must_divide_the_channels() -> None:
         ("efficientnet-b0", "--deform-layers is 3, but x has 0 plain 3x3"),
     ],
 )
-def test_encoders_that_do_not_fit_are_named_with_the_reason(name: str, text: str) -> None:
+def test_unsupported_encoder_is_an_error(name: str, text: str) -> None:
     with pytest.raises(ConfigError, match=re.escape(text)):
         make_deformable(build_encoder(name, output_stride=16), 3, name="x")
 
 
 class Strides(nn.Module):
-    """Gives features of these strides."""
+    """An encoder with features of these strides."""
 
     def __init__(self, *strides: int) -> None:
         super().__init__()
@@ -127,19 +112,17 @@ class Strides(nn.Module):
 @pytest.mark.parametrize(
     "strides", [(1, 2, 4, 8, 16, 32), (1, 2, 4, 4, 4, 16), (1, 2, 4, 16, 16), (1, 1, 4, 8, 16, 16)]
 )
-def test_every_feature_has_its_stride(
+def test_unexpected_feature_strides_are_an_error(
     strides: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
     monkeypatch.setattr(encoder_module, "_smp_encoder", lambda _name, _stride: Strides(*strides))
     listed = ", ".join(map(str, strides))
-    with pytest.raises(
-        ConfigError, match=f"resnet18 gives features of strides {listed}; DeepLab needs"
-    ):
+    with pytest.raises(ConfigError, match=f"resnet18 has feature strides {listed}; DeepLab needs"):
         build_encoder("resnet18", output_stride=16)
 
 
-def test_strided_1x1_convolutions_of_the_image_keep_their_values_and_gradients() -> None:
-    """Without the change torch writes beyond its memory on some CPUs (see the function)."""
+def test_subsampled_1x1_convolutions_keep_values_and_gradients() -> None:
+    """See `_subsample_before_convolving`."""
     encoder = pickle.loads(pickle.dumps(build_encoder("mobileone_s1", output_stride=16)))
     branch = encoder.stage0.rbr_scale.conv
     assert branch.stride == (1, 1)
@@ -177,7 +160,7 @@ def no_sockets(monkeypatch: pytest.MonkeyPatch) -> None:
 
 @pytest.mark.usefixtures("no_sockets")
 @pytest.mark.parametrize("name", HOSTILE_NAMES)
-def test_names_that_are_no_installed_encoders_are_refused(name: str) -> None:
+def test_hostile_encoder_name_is_an_error(name: str) -> None:
     with pytest.raises(ConfigError, match=r"^--encoder is .{,200} which segmentation-models-pyt"):
         build_encoder(name, output_stride=16)
 

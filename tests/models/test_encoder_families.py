@@ -1,7 +1,7 @@
-"""One encoder of every family is trained for a few steps and applied, or refused with a reason.
+"""Trains and applies one encoder of every family, or checks the reason why it is refused.
 
-It takes ten minutes and tests smp and timm more than dcnseg, so it runs on request only, after
-their versions have changed: DCNSEG_ENCODER_FAMILIES=1 pytest tests/models/test_encoder_families.py
+Takes ten minutes and mostly tests smp and timm, so it runs only on request, after a version change:
+DCNSEG_ENCODER_FAMILIES=1 pytest tests/models/test_encoder_families.py
 """
 
 from __future__ import annotations
@@ -21,10 +21,10 @@ from dcnseg.errors import ConfigError
 from dcnseg.inference.predictor import Predictor
 from tests.conftest import small_config
 
-NO_DILATION = "has no dilated form, so its output stride is always 32"
+NO_DILATION = "does not support dilation, so its output stride is always 32"
 WORKS = ""
 
-# The smallest of each of smp's families, and some of timm's, with the reason why it is refused.
+# The smallest encoder of each smp family, and some of timm, with the reason why it is refused.
 FAMILIES = {
     "resnet18": WORKS,
     "resnext50_32x4d": WORKS,
@@ -41,7 +41,7 @@ FAMILIES = {
     "timm-tf_efficientnet_lite0": WORKS,
     "timm-skresnet18": WORKS,
     "mit_b0": WORKS,
-    "mobileone_s0": "are parallel branches that read the same map",
+    "mobileone_s0": "are parallel branches with the same input",
     "mobileone_s1": WORKS,
     "tu-resnet18": WORKS,
     "tu-hrnet_w18": NO_DILATION,
@@ -63,7 +63,7 @@ pytestmark = pytest.mark.skipif(
 )
 
 
-def test_every_family_of_smp_is_here() -> None:
+def test_all_smp_families_are_listed() -> None:
     classes = {entry["encoder"] for entry in smp.encoders.encoders.values()}
     assert classes == {
         smp.encoders.encoders[name]["encoder"] for name in FAMILIES if name in smp.encoders.encoders
@@ -71,7 +71,7 @@ def test_every_family_of_smp_is_here() -> None:
 
 
 @pytest.mark.parametrize("name", FAMILIES)
-def test_it_learns_or_is_refused(name: str, scenes: Path, tmp_path: Path) -> None:
+def test_encoder_trains_or_is_refused(name: str, scenes: Path, tmp_path: Path) -> None:
     config = small_config(
         scenes, model=ModelConfig(encoder=name, decoder_channels=16), epochs=6, eval_every=6
     )

@@ -20,7 +20,7 @@ def build(**settings: object) -> Segmenter:
 @pytest.mark.parametrize("modulated", [False, True])
 @pytest.mark.parametrize("output_stride", [8, 16])
 @pytest.mark.parametrize("architecture", ["deeplabv3", "deeplabv3plus"])
-def test_untrained_offsets_leave_smps_own_network(
+def test_zero_offsets_give_the_output_of_smp(
     architecture: str, output_stride: int, modulated: bool
 ) -> None:
     plain = SMP_MODELS[architecture](
@@ -44,12 +44,12 @@ def test_untrained_offsets_leave_smps_own_network(
 
 
 @pytest.mark.parametrize("size", [(1, 1), (33, 47), (64, 96), (70, 20)])
-def test_any_size_gives_logits_of_that_size(size: tuple[int, int]) -> None:
+def test_logits_have_the_size_of_the_input(size: tuple[int, int]) -> None:
     with torch.no_grad():
         assert build().eval()(torch.randn(1, 3, *size)).shape == (1, 5, *size)
 
 
-def test_padding_does_not_move_the_image() -> None:
+def test_padding_does_not_shift_the_image() -> None:
     model = build().eval()
     x = torch.randn(1, 3, 64, 64)
     padded = torch.zeros(1, 3, 80, 80)
@@ -60,24 +60,23 @@ def test_padding_does_not_move_the_image() -> None:
     torch.testing.assert_close(actual, expected)
 
 
-def test_one_image_in_training_is_refused() -> None:
-    with pytest.raises(ShapeError, match="`x` holds one image; training needs at least 2"):
+def test_wrong_input_is_an_error() -> None:
+    with pytest.raises(ShapeError, match=r"`x` has shape \[3, 32, 32\]; expected \[B, 3, H, W\]"):
+        build()(torch.zeros(3, 32, 32))
+    with pytest.raises(ShapeError, match="`x` has one image; training needs at least 2"):
         build().train()(torch.zeros(1, 3, 32, 32))
 
 
-def test_wrong_shape_is_refused() -> None:
-    with pytest.raises(ShapeError, match=r"`x` has shape \[3, 32, 32\]; expected \[B, 3, H, W\]"):
-        build()(torch.zeros(3, 32, 32))
-
-
-def test_every_parameter_learns() -> None:
+def test_every_parameter_has_a_gradient() -> None:
     model = build(modulated=True).train()
     model(torch.randn(2, 3, 64, 64)).square().mean().backward()
-    silent = [n for n, p in model.named_parameters() if p.grad is None or not p.grad.any()]
-    assert silent == []
+    without_gradient = [
+        n for n, p in model.named_parameters() if p.grad is None or not p.grad.any()
+    ]
+    assert without_gradient == []
 
 
-def test_deformable_layers_are_listed_in_order() -> None:
+def test_deformable_layers() -> None:
     assert list(build(deform_layers=3).deformable_layers()) == [
         "encoder.layer4.0.conv2",
         "encoder.layer4.1.conv1",
@@ -87,9 +86,7 @@ def test_deformable_layers_are_listed_in_order() -> None:
 
 @pytest.mark.parametrize("output_stride", [8, 16])
 @pytest.mark.parametrize("architecture", ["deeplabv3", "deeplabv3plus"])
-def test_coarse_logits_are_those_before_the_upsampling(
-    architecture: str, output_stride: int
-) -> None:
+def test_coarse_logits_are_upsampled_by_forward(architecture: str, output_stride: int) -> None:
     model = build(architecture=architecture, output_stride=output_stride).eval()
     x = torch.randn(1, 3, 70, 90)
     with torch.no_grad():
