@@ -115,22 +115,41 @@ def _listed(values: tuple[float, ...]) -> str:
     return ",".join(f"{v:g}" if isinstance(v, float) else short_repr(v) for v in values[:10])
 
 
-def check_pair_source(images: str, masks: str, pairs: Path | None) -> None:
-    """Raise a ConfigError unless two patterns with {stem}, a list of pairs, or nothing is given."""
-    _require(
-        bool(images) == bool(masks),
-        f"--images is {short_repr(images)} and --masks is {short_repr(masks)}; give both patterns "
-        "or none.",
-    )
-    _require(
-        pairs is None or not images, "--pairs is a list; leave --images and --masks out with it."
-    )
-    for name, pattern in (("--images", images), ("--masks", masks)):
+@dataclass(frozen=True)
+class PairSource:
+    """Where the images and masks of a data folder are; without any value the layout is detected.
+
+    Attributes:
+        images: Pattern of the image paths, with {stem} and optionally {split}.
+        masks: Pattern of the mask paths.
+        pairs: List of images and their masks, instead of patterns.
+
+    Raises:
+        ConfigError: One pattern is missing or has no {stem}, or patterns and a list are given.
+    """
+
+    images: str = ""
+    masks: str = ""
+    pairs: Path | None = None
+
+    def __post_init__(self) -> None:
+        """Check types, and which values go together."""
+        check_fields(self)
         _require(
-            not pattern or "{stem}" in pattern,
-            f"{name} is {short_repr(pattern)}; expected a pattern with {{stem}} for the common "
-            "part of the names, such as 'images/{stem}.jpg'.",
+            bool(self.images) == bool(self.masks),
+            f"--images is {short_repr(self.images)} and --masks is {short_repr(self.masks)}; give "
+            "both patterns or neither.",
         )
+        _require(
+            self.pairs is None or not self.images,
+            "--pairs cannot be combined with --images and --masks. Leave out one of the two.",
+        )
+        for name, pattern in (("--images", self.images), ("--masks", self.masks)):
+            _require(
+                not pattern or "{stem}" in pattern,
+                f"{name} is {short_repr(pattern)}; expected a pattern with {{stem}} for the common "
+                "part of the names, such as 'images/{stem}.jpg'.",
+            )
 
 
 @dataclass(frozen=True)
@@ -207,14 +226,14 @@ class DataConfig:
     blur: float = 0.0  # greatest sigma in pixels
     workers: int = 2
     cache: bool = False
-    images: str = ""  # patterns of the paths, with {stem} and maybe {split}; empty: recognized
+    images: str = ""  # these three as in `PairSource`
     masks: str = ""
-    pairs: Path | None = None  # a list of images and their masks, instead of patterns
+    pairs: Path | None = None
 
     def __post_init__(self) -> None:
         """Check types and ranges; one crop size stands for a square."""
         check_fields(self)
-        check_pair_source(self.images, self.masks, self.pairs)
+        _ = self.source  # checks it
         _require(
             0 < self.val_fraction < 1,
             f"--val-fraction is {short_repr(self.val_fraction)}; expected above 0 and below 1. "
@@ -254,6 +273,11 @@ class DataConfig:
             all(0 <= value <= MAX_ID for value in self.ignore_index),
             f"--ignore-index is {_listed(self.ignore_index)}; expected values from 0 to {MAX_ID}.",
         )
+
+    @property
+    def source(self) -> PairSource:
+        """Where the images and masks are."""
+        return PairSource(self.images, self.masks, self.pairs)
 
 
 @dataclass(frozen=True)

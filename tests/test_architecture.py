@@ -25,6 +25,14 @@ ROWS = (
     ("dcnseg_cli",),
 )
 ROW_OF = {name: i for i, row in enumerate(ROWS) for name in row}
+# Within dcnseg.data; every module that is not listed is a leaf in the lowest row.
+DATA_ROWS = (
+    (),
+    ("dcnseg.data.polygons",),
+    ("dcnseg.data.dataset", "dcnseg.data.pairing"),
+    ("dcnseg.data.check",),
+)
+DATA_ROW_OF = {name: i for i, row in enumerate(DATA_ROWS) for name in row}
 NO_TORCH = ROWS[0]
 
 FILES = sorted([*(ROOT / "dcnseg").rglob("*.py"), *(ROOT / "cli" / "dcnseg_cli").rglob("*.py")])
@@ -68,6 +76,20 @@ def test_imports_point_down(path: Path) -> None:
         is_below = ROW_OF[other] < ROW_OF[unit]
         is_beside = other == unit or (ROW_OF[other] == ROW_OF[unit] == 0)
         assert is_below or is_beside, f"{module_of(path)} imports {target}"
+
+
+@pytest.mark.parametrize("path", [path for path in FILES if "data" in path.parts], ids=module_of)
+def test_imports_within_data_point_down(path: Path) -> None:
+    def unit(module: str) -> str:
+        return ".".join(module.split(".")[:3])
+
+    own = unit(module_of(path))
+    for target in imports_of(path):
+        other = unit(target)
+        if not other.startswith("dcnseg.data.") or other == own:
+            continue
+        row, other_row = DATA_ROW_OF.get(own, 0), DATA_ROW_OF.get(other, 0)
+        assert other_row < row or row == other_row == 0, f"{module_of(path)} imports {target}"
 
 
 @pytest.mark.parametrize("unit", NO_TORCH)

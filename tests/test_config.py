@@ -125,7 +125,7 @@ def test_training_settings_out_of_range_are_named(settings: dict[str, Any], text
         ({"images": "i", "masks": "{stem}"}, r"--images is 'i'; expected a pattern with {stem}"),
         (
             {"images": "{stem}", "masks": "{stem}_L", "pairs": Path("a.csv")},
-            r"--pairs is a list; leave --images and --masks out",
+            r"--pairs cannot be combined with --images and --masks",
         ),
     ],
 )

@@ -106,13 +106,7 @@ def _inspect(config: DataConfig) -> CheckReport:
     from dcnseg.data.pairing.folders import find_pairs
     from dcnseg_cli.progress_bar import progress_bar
 
-    pairing = find_pairs(
-        config.root,
-        val_fraction=config.val_fraction,
-        images=config.images,
-        masks=config.masks,
-        pairs=config.pairs,
-    )
+    pairing = find_pairs(config.root, config.source, val_fraction=config.val_fraction)
     with progress_bar("Checking files") as on_progress:
         return check_data(
             config.root,
@@ -136,7 +130,7 @@ def _layout_options(config: DataConfig) -> list[str]:
 
 def _write_classes(report: CheckReport) -> bool:
     """Write the suggested class list if the data has none; return whether it was written."""
-    from dcnseg.data.dataset import find_class_list
+    from dcnseg.data.class_map import find_class_list
     from dcnseg.files import atomic_path
 
     present = find_class_list(report.root)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dcnseg.config import PredictConfig
+from dcnseg.config import PairSource, PredictConfig
 from dcnseg_cli.options import (
     AmpOption,
     DeviceOption,
@@ -56,6 +56,7 @@ def evaluate(
 ) -> None:
     """Compute mIoU, class IoU and pixel accuracy of a run on a split, at full resolution."""
     config = PredictConfig(window, overlap, flip, parse_numbers(scales, "--scales"))
+    source = PairSource(images, masks, pairs)
     from dcnseg.engine.evaluation import evaluate_run
     from dcnseg_cli.progress_bar import progress_bar
 
@@ -67,9 +68,7 @@ def evaluate(
             device=device,
             amp=amp,
             config=config,
-            images=images,
-            masks=masks,
-            pairs=pairs,
+            source=source,
             on_progress=on_progress,
         )
     if json:

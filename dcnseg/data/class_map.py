@@ -7,6 +7,7 @@ mask files (any of 0..65535) and the *training indices* 0..K-1 that the network 
 
 from __future__ import annotations
 
+import os
 from collections import Counter
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
@@ -348,6 +349,16 @@ class ClassMap:
                 f" and {describe_ids(self.ignored_ids) or 'nothing'} {verb} ignored"
             )
         return UnknownLabelsError(f"{', '.join(parts)}; {expected}.", unknown)
+
+
+def find_class_list(root: Path) -> Path | None:
+    """Return the class list of a data folder, `classes.json` before `classes.txt`, if any.
+
+    What has that name without being a file, such as a broken link, is returned too: reading it is
+    an error, where passing over it would train on other classes.
+    """
+    paths = (root / name for name in ("classes.json", "classes.txt"))
+    return next((path for path in paths if os.path.lexists(path)), None)
 
 
 def check_num_entries(num_classes: int, num_ignored: int, source: str) -> None:

@@ -1,15 +1,15 @@
 """Samples -> label maps and tensors.
 
-The entry points are `load_class_map`, `load_label_map` and `SegmentationDataset`.
+The entry points are `load_label_map` and `SegmentationDataset`.
 """
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
-from typing import Any, Final
+from typing import Any
 
 import numpy as np
 import numpy.typing as npt
@@ -18,56 +18,15 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.utils.data import Dataset
 
-from dcnseg.data.class_map import IGNORE_INDEX, ClassMap, UnknownLabelsError
+from dcnseg.data.class_map import ClassMap, UnknownLabelsError
 from dcnseg.data.image_file import apply_orientation
 from dcnseg.data.image_io import read_image, read_mask, read_orientation
-from dcnseg.data.pairing.folders import Sample, Splits, find_splits
-from dcnseg.data.polygons.drawings import is_polygon_file, load_polygons, polygon_classes
+from dcnseg.data.polygons.drawings import is_polygon_file, load_polygons
+from dcnseg.data.sample import Sample
 from dcnseg.errors import ConfigError, DataError
-
-_MAX_VALUES: Final = 64  # more distinct values than that are not classes but a smeared mask
 
 UInt8Array = npt.NDArray[np.uint8]
 Transform = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
-
-
-def load_class_map(
-    root: Path,
-    splits: Splits | None = None,
-    ignore: Iterable[int] = (),
-    mask_threshold: int = 0,
-) -> ClassMap:
-    """Read `root/classes.json`, else `root/classes.txt`, else take the values found in all masks.
-
-    Args:
-        root: The data folder.
-        splits: Its samples, if they are known already.
-        ignore: Ids to ignore besides those that the list ignores.
-        mask_threshold: Gray values from here on are the class of the greater id; 0: masks hold ids.
-
-    Raises:
-        DataError: The list is wrong, or there is none and the masks are in colors, hold more than
-            64 values or only one.
-        ConfigError: Ignoring these ids leaves no class, or a threshold meets other than two.
-    """
-    class_list = find_class_list(root)
-    if class_list is not None:
-        class_map = ClassMap.from_file(class_list)
-    elif mask_threshold:
-        class_map = ClassMap.binary(IGNORE_INDEX)
-    else:
-        class_map = _classes_from_masks(root, (splits or find_splits(root)).all_samples())
-    return class_map.with_ignored(ignore).with_threshold(mask_threshold)
-
-
-def find_class_list(root: Path) -> Path | None:
-    """Return the class list of a data folder, `classes.json` before `classes.txt`, if any.
-
-    What has that name without being a file, such as a broken link, is returned too: reading it is
-    an error, where passing over it would train on other classes.
-    """
-    paths = (root / name for name in ("classes.json", "classes.txt"))
-    return next((path for path in paths if os.path.lexists(path)), None)
 
 
 def load_label_map(source: Sample | Path, class_map: ClassMap) -> UInt8Array:
@@ -244,44 +203,3 @@ def size_mismatch(sample: Sample, image_hw: Sequence[int], mask_hw: Sequence[int
         f"{sample.mask}: is {mask_hw[1]}x{mask_hw[0]} pixels, but its image {sample.image.name} is "
         f"{image_hw[1]}x{image_hw[0]}; they must have the same size.{hint}"
     )
-
-
-def _classes_from_masks(root: Path, samples: Sequence[Sample]) -> ClassMap:
-    if any(is_polygon_file(sample.mask) for sample in samples):
-        return polygon_classes(samples)
-    with ThreadPoolExecutor(os.cpu_count()) as pool:
-        values = set[int]().union(*pool.map(_mask_values, [sample.mask for sample in samples]))
-    return classes_of_values(root, values)
-
-
-def classes_of_values(root: Path, values: Collection[int]) -> ClassMap:
-    """Make the values found in the masks of `root` classes, as `load_class_map` does.
-
-    Raises:
-        DataError: There are more than 64 of them, or only one.
-    """
-    if len(values) > _MAX_VALUES:
-        raise DataError(
-            f"{root}: the masks hold {len(values)} different values {min(values)}..{max(values)}, "
-            f"too many to guess classes from (at most {_MAX_VALUES}). Write classes.json, or make "
-            "masks that are not smeared by JPEG or smooth edges; of two classes, "
-            "--mask-threshold 128 makes sharp ones."
-        )
-    if len(values) < 2:
-        raise DataError(
-            f"{root}: the masks hold no other value than {min(values, default=255)}; there is "
-            "nothing to tell apart."
-        )
-    return ClassMap.from_values(values)
-
-
-def _mask_values(path: Path) -> set[int]:
-    mask = read_mask(path)
-    if mask.ndim == 3:
-        if not is_gray_mask(mask):
-            raise DataError(
-                f"{path}: is in colors, and there is no class list. Write classes.json with the "
-                '"id", "name" and "color" of each class.'
-            )
-        mask = mask[..., 0]
-    return set(np.unique(mask).tolist())

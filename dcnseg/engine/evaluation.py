@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -12,10 +12,12 @@ import numpy as np
 import numpy.typing as npt
 
 from dcnseg.checkpoint import BEST_WEIGHTS
-from dcnseg.config import PredictConfig
-from dcnseg.data.class_map import IGNORE_INDEX, ClassMap
-from dcnseg.data.dataset import find_class_list, load_pair
-from dcnseg.data.pairing.folders import SPLIT_NAMES, Sample, Splits, find_splits
+from dcnseg.config import PairSource, PredictConfig
+from dcnseg.data.class_map import IGNORE_INDEX, ClassMap, find_class_list
+from dcnseg.data.dataset import load_pair
+from dcnseg.data.pairing.folders import find_splits
+from dcnseg.data.pairing.splits import SPLIT_NAMES, Splits
+from dcnseg.data.sample import Sample
 from dcnseg.engine.run_folder import RunRecord, is_run, read_run
 from dcnseg.errors import ConfigError, DataError, NotFiniteError
 from dcnseg.inference.predictor import Predictor
@@ -127,9 +129,7 @@ def evaluate_run(
     device: str = "auto",
     amp: str = "off",
     config: PredictConfig | None = None,
-    images: str = "",
-    masks: str = "",
-    pairs: Path | None = None,
+    source: PairSource | None = None,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> Scores:
     """Score a run folder or weights file on a split of a data folder.
@@ -144,10 +144,8 @@ def evaluate_run(
         device: As `Predictor.from_checkpoint`.
         amp: As `Predictor.from_checkpoint`.
         config: Windows and test-time augmentation.
-        images: Pattern of the images' paths, as for `find_splits`. Without any of the three, the
-            run's own are meant on the run's own folder.
-        masks: Pattern of the masks' paths.
-        pairs: List of pairs.
+        source: Where the images and masks are. Without it, the run's own source is used on the
+            run's own folder.
         on_progress: Called with the images done and their number.
 
     Raises:
@@ -160,8 +158,7 @@ def evaluate_run(
         hint = did_you_mean(split, SPLITS)
         raise ConfigError(f"--split is {split!r}; expected one of {', '.join(SPLITS)}.{hint}")
     predictor = Predictor.from_checkpoint(run, device=device, amp=amp, config=config)
-    given = PairSource(images, masks, pairs.resolve() if pairs else None)
-    splits = _splits_of(run if run.is_dir() else run.parent, root, given)
+    splits = _splits_of(run if run.is_dir() else run.parent, root, source or PairSource())
     samples = splits.all_samples() if split == "all" else getattr(splits, split)
     if not samples:
         there = ", ".join(name for name in SPLITS[:3] if getattr(splits, name))
@@ -181,22 +178,15 @@ def _check_order(run: Path, root: Path) -> None:
         raise DataError(f"{root}: does not exist.")
 
 
-@dataclass(frozen=True)
-class PairSource:
-    """Where images and masks are, as `find_splits` takes it; empty: recognized."""
-
-    images: str = ""
-    masks: str = ""
-    pairs: Path | None = None
-
-
 def _splits_of(run: Path, root: Path, source: PairSource) -> Splits:
     """The splits of a data folder, as the run recorded them if it was trained on these images."""
     record = read_run(run) if is_run(run) else None
+    if source.pairs:
+        source = replace(source, pairs=source.pairs.resolve())  # as runs record it
     own_source = _source_of(record, root)
     is_own = own_source is not None and source in (PairSource(), own_source)
     source = own_source if own_source and is_own else source
-    splits = find_splits(root, images=source.images, masks=source.masks, pairs=source.pairs)
+    splits = find_splits(root, source)
     if record is None:
         return splits
     if not is_own and not splits.is_val_drawn:
@@ -221,8 +211,7 @@ def _source_of(record: RunRecord | None, root: Path) -> PairSource | None:
     """How the run found its images, if they are those of `root`."""
     if record is None or record.config.data.root.resolve() != root.resolve():
         return None
-    data = record.config.data
-    return PairSource(data.images, data.masks, data.pairs)
+    return record.config.data.source
 
 
 def _check_classes(root: Path, trained: ClassMap) -> None:

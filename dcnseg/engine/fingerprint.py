@@ -12,7 +12,8 @@ from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
-from dcnseg.data.pairing.folders import Sample, Splits
+from dcnseg.data.pairing.splits import Splits
+from dcnseg.data.sample import Sample
 from dcnseg.errors import CheckpointError, DataError, short_repr
 from dcnseg.files import atomic_path, read_json
 from dcnseg.safe_load import summarize_error

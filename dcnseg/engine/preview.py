@@ -11,7 +11,7 @@ import numpy.typing as npt
 
 from dcnseg.data.dataset import load_pair
 from dcnseg.data.image_io import write_jpeg
-from dcnseg.data.pairing.folders import Sample
+from dcnseg.data.sample import Sample
 from dcnseg.inference.prediction import draw_overlay
 from dcnseg.inference.predictor import Predictor
 

@@ -33,7 +33,8 @@ from dcnseg import __version__
 from dcnseg.checkpoint import BEST_WEIGHTS, RESUME_STATE
 from dcnseg.config import MAX_COUNT, TrainConfig, from_dict, to_dict
 from dcnseg.data.class_map import ClassMap
-from dcnseg.data.pairing.folders import SPLIT_NAMES, Sample, Splits
+from dcnseg.data.pairing.splits import SPLIT_NAMES, Splits
+from dcnseg.data.sample import Sample
 from dcnseg.engine.fingerprint import FILES, write_fingerprints
 from dcnseg.errors import CheckpointError, ConfigError, DataError, short_repr
 from dcnseg.files import (

@@ -17,7 +17,8 @@ from dcnseg.data.check.findings import WARNING, by_severity, raise_errors, short
 from dcnseg.data.check.report import CheckReport, check_data
 from dcnseg.data.class_map import ClassMap
 from dcnseg.data.dataset import SegmentationDataset
-from dcnseg.data.pairing.folders import Pairing, Splits, find_pairs
+from dcnseg.data.pairing.folders import find_pairs
+from dcnseg.data.pairing.splits import Pairing, Splits
 from dcnseg.data.transforms import Augmentation, build_train_transform
 
 _SHOWN_WARNINGS: Final = 3  # of each kind; `dcnseg check` lists more
@@ -40,11 +41,9 @@ def find_training_splits(config: TrainConfig) -> Splits:
     """
     pairing = find_pairs(
         config.data.root,
+        config.data.source,
         val_fraction=config.data.val_fraction,
         seed=config.seed,
-        images=config.data.images,
-        masks=config.data.masks,
-        pairs=config.data.pairs,
     )
     splits = pairing.splits
     if not pairing.is_whole or len(splits.train) < 2 or not splits.val:

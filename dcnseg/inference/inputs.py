@@ -17,8 +17,13 @@ import numpy.typing as npt
 
 from dcnseg.data.image_file import UNSUPPORTED_KINDS
 from dcnseg.data.image_io import read_image
-from dcnseg.data.pairing.folders import find_images
-from dcnseg.data.pairing.listing import NOT_REGULAR, UNREADABLE, find_files, find_unsupported
+from dcnseg.data.pairing.listing import (
+    NOT_REGULAR,
+    UNREADABLE,
+    find_files,
+    find_images,
+    find_unsupported,
+)
 from dcnseg.errors import ConfigError, DataError
 
 STDIN = "-"

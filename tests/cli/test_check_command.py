@@ -116,7 +116,7 @@ def test_the_command_that_is_suggested_trains(
     result = invoke(*words, *small, "--workers=0", "--device=cpu", "--amp=off")
     assert result.exit_code == 0, result.stderr
     assert "Warning: " in result.stderr
-    assert "0 and 255 only; these are taken as background and foreground" in result.stderr
+    assert "0 and 255 only, taken as background and foreground" in result.stderr
 
 
 def test_train_lists_all_errors(invoke: Invoke, binary: Path, tmp_path: Path) -> None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -17,12 +17,12 @@ from PIL import ExifTags, Image
 from dcnseg.data.check import pairs
 from dcnseg.data.check.findings import Finding, raise_errors, shortened
 from dcnseg.data.check.inspection import MaskFacts, inspect_mask
-from dcnseg.data.check.report import CheckReport, check_data
+from dcnseg.data.check.report import CheckReport
 from dcnseg.data.class_map import ClassMap
 from dcnseg.data.dataset import load_label_map
 from dcnseg.data.image_io import write_jpeg, write_png
-from dcnseg.data.pairing.folders import find_pairs
 from dcnseg.errors import DataError
+from tests.data.helpers import check, errors
 
 HW = (40, 48)
 Array = npt.NDArray[Any]
@@ -50,14 +50,6 @@ def write_data(root: Path, masks: Mapping[str, Array], classes: list[int] | None
 
 def three(mask: Array) -> dict[str, Array]:
     return dict.fromkeys("abc", mask)
-
-
-def check(root: Path, **options: Any) -> CheckReport:
-    return check_data(root, find_pairs(root), **options)
-
-
-def errors(report: CheckReport) -> list[str]:
-    return [finding.kind for finding in report.findings if finding.severity == "error"]
 
 
 def warnings(report: CheckReport) -> list[str]:
@@ -92,7 +84,7 @@ def test_clean_data_is_counted(tmp_path: Path) -> None:
     json.dumps(report.to_dict(), allow_nan=False)
 
 
-def test_everything_that_is_wrong_is_said_at_once(tmp_path: Path) -> None:
+def test_all_problems_are_reported_at_once(tmp_path: Path) -> None:
     masks = {name: ids(0, 1) for name in ("fine", "good", "nice", "page", "cut", "size", "value")}
     write_data(tmp_path, masks, [0, 1])
     (tmp_path / "images" / "page.png").write_bytes(b"<html>")
@@ -190,7 +182,7 @@ def test_smooth_masks_are_refused_and_thresholded_when_asked(tmp_path: Path) -> 
     write_data(tmp_path, three(smooth()))
     report = check(tmp_path)
     assert errors(report) == ["smeared"]
-    assert "42 values, 2.1 % of the pixels between" in finding(report, "smeared").what
+    assert "42 values, 0.021 of the pixels" in finding(report, "smeared").what
     assert report.suggestion.command.endswith("--mask-threshold 128")
     report = check(tmp_path, mask_threshold=128)
     assert report.is_clean
@@ -227,11 +219,35 @@ def test_classes_that_look_like_many_are_not_smeared(tmp_path: Path) -> None:
     assert len(report.classes) == 12
 
 
-def test_too_many_values_without_extremes_are_told_apart_from_smooth_edges(tmp_path: Path) -> None:
-    many = np.tile(np.arange(100, dtype=np.uint8), (40, 2))
-    report = check(write_data(tmp_path, three(many)))
+@pytest.mark.parametrize(
+    ("values", "message"),
+    [
+        (range(3, 68), "have 65 different values 3..67; classes are guessed from at most 64"),
+        ((7,), "the only value in the masks is 7; training needs at least two classes"),
+    ],
+)
+def test_values_that_cannot_be_classes(tmp_path: Path, values: Sequence[int], message: str) -> None:
+    mask = np.tile(np.array(values, np.uint8), (40, 1))
+    report = check(write_data(tmp_path, three(mask)))
     assert errors(report) == ["classes"]
-    assert "hold 100 different values 0..99, too many to guess classes" in report.findings[0].what
+    assert message in report.findings[0].what
+    assert report.class_map is None
+    report = check(write_data(tmp_path, three(np.tile(np.arange(64, dtype=np.uint8), (40, 1)))))
+    assert len(report.classes) == 64
+
+
+def test_classes_json_overrides_classes_txt_and_values(tmp_path: Path) -> None:
+    write_data(tmp_path, {"a": ids(0, 1, 255), "b": ids(2), "c": ids(0)})
+    assert [entry.name for entry in check(tmp_path).classes] == ["class_0", "class_1", "class_2"]
+    report = check(tmp_path, ignore=(1,))
+    assert report.class_map is not None
+    assert (report.class_map.ids, report.class_map.ignored_ids) == ((0, 2), (1, 255))
+    (tmp_path / "classes.txt").write_text("a\nb\nc\nd\n")
+    assert [entry.name for entry in check(tmp_path).classes] == ["a", "b", "c", "d"]
+    report = check(tmp_path, mask_threshold=100)
+    assert "classes.txt has 4 classes; a threshold" in finding(report, "classes").what
+    (tmp_path / "classes.json").write_text('{"classes": [{"id": 3, "name": "x"}]}')
+    assert [entry.name for entry in check(tmp_path).classes] == ["x"]
 
 
 # Colors
@@ -257,7 +273,7 @@ def test_colors_without_a_class_list_are_suggested_as_classes(tmp_path: Path) ->
 def test_colors_smeared_by_jpeg_are_no_classes(tmp_path: Path) -> None:
     noise = RNG.integers(0, 256, (*HW, 3), np.uint8)
     report = check(write_data(tmp_path, three(noise)))
-    assert "far too many for classes" in finding(report, "colors-without-classes").what
+    assert "too many for classes" in finding(report, "colors-without-classes").what
     assert report.suggestion.classes is None
 
 
@@ -495,6 +511,9 @@ def test_polygons_are_checked_like_masks(tmp_path: Path) -> None:
     report = check(tmp_path)
     assert errors(report) == []
     assert report.mask_modes == {"JSON polygons 0 bit, values": 3}
+    thresholded = check(tmp_path, mask_threshold=128)
+    assert errors(thresholded) == ["classes"]
+    assert "applies to gray masks, but the masks are polygons" in str(thresholded.findings[0])
     assert {entry.name: entry.images for entry in report.classes} == {"background": 3, "leaf": 3}
     (tmp_path / "classes.txt").write_text("background\nstem\n")
     report = check(tmp_path)

@@ -18,6 +18,7 @@ from dcnseg.data.dataset import load_label_map
 from dcnseg.data.image_io import write_png
 from dcnseg.data.pairing.folders import find_pairs, find_splits
 from dcnseg.errors import DataError
+from tests.data.helpers import check
 from tests.data.json_garbage import changed_somewhere, json_text, result_or_message
 
 TRIANGLE = [[1, 1], [30, 1], [30, 30]]
@@ -67,10 +68,6 @@ def listed(tmp_path: Path) -> Path:
     return tmp_path
 
 
-def check(root: Path) -> CheckReport:
-    return check_data(root, find_pairs(root))
-
-
 def errors(report: CheckReport) -> list[tuple[str, str]]:
     found = [finding for finding in report.findings if finding.severity == "error"]
     return [(Path(finding.file).name, finding.what) for finding in found]
@@ -108,11 +105,11 @@ def test_labels_beside_a_broken_class_list_are_not_blamed(polygons: Path) -> Non
 
 def test_too_many_labels_are_one_finding(polygons: Path) -> None:
     many = labelme()
-    many["shapes"] = [many["shapes"][0] | {"label": f"c{i}"} for i in range(400)]
+    many["shapes"] = [many["shapes"][0] | {"label": f"c{i}"} for i in range(3000)]
     (polygons / "0.json").write_text(json.dumps(many))
     report = check(polygons)
     [(_, what)] = errors(report)
-    assert what.startswith("the polygons have 402 classes; at most 255 are possible")
+    assert what.startswith("the polygons have 3002 classes; at most 255 are possible")
     assert report.suggestion.classes is None
 
 

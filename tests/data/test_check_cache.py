@@ -14,7 +14,8 @@ from PIL import Image
 from dcnseg.data.check.cache import FactsCache, cache_folder
 from dcnseg.data.check.inspection import ImageFacts, MaskFacts
 from dcnseg.data.check.pairs import inspect_pairs
-from dcnseg.data.pairing.samples import Sample, Splits
+from dcnseg.data.pairing.splits import Splits
+from dcnseg.data.sample import Sample
 from tests.data.json_garbage import changed_somewhere, json_text
 
 IMAGE = ImageFacts((9, 8), "PNG", "RGB", 8, 1, False, "ff" * 72, "ab").to_json()

@@ -12,8 +12,13 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
 from dcnseg.data import class_info
-from dcnseg.data.class_map import IGNORE_INDEX, ClassInfo, ClassMap, UnknownLabelsError
-from dcnseg.data.dataset import find_class_list, load_class_map
+from dcnseg.data.class_map import (
+    IGNORE_INDEX,
+    ClassInfo,
+    ClassMap,
+    UnknownLabelsError,
+    find_class_list,
+)
 from dcnseg.errors import ConfigError, DataError, ShapeError
 from tests.data.json_garbage import changed_somewhere, json_text, result_or_message
 
@@ -245,8 +250,9 @@ def test_a_class_list_that_is_no_file_is_named(tmp_path: Path) -> None:
         ClassMap.from_file(path)
     path.unlink()
     path.symlink_to(tmp_path / "gone.json")
+    assert find_class_list(tmp_path) == path
     with pytest.raises(DataError, match=r"classes\.json: cannot be read \(No such file"):
-        load_class_map(tmp_path)
+        ClassMap.from_file(path)
 
 
 @pytest.mark.parametrize(

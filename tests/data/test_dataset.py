@@ -11,10 +11,10 @@ from torch import Tensor
 from torch.utils.data import DataLoader
 
 from dcnseg.data.class_map import ClassInfo, ClassMap
-from dcnseg.data.dataset import SegmentationDataset, decode_mask, load_class_map, load_label_map
+from dcnseg.data.dataset import SegmentationDataset, decode_mask, load_label_map
 from dcnseg.data.image_io import write_png
-from dcnseg.data.pairing.folders import find_splits, pair_samples
 from dcnseg.errors import ConfigError, DataError
+from tests.data.helpers import samples_of
 
 CLASSES = ClassMap((ClassInfo(0, "ground", (0, 0, 0)), ClassInfo(5, "tree", (0, 99, 0))))
 UInt8Array = npt.NDArray[np.uint8]
@@ -35,79 +35,19 @@ def noise(image: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     return image + torch.rand(3, 1, 1), labels.long()
 
 
-# Class lists
-
-
-def test_classes_json_goes_before_classes_txt_before_the_values(tmp_path: Path) -> None:
-    write_pairs(tmp_path, [ids(0, 1, 255), ids(2, 2, 2)])
-    assert load_class_map(tmp_path).names == ("class_0", "class_1", "class_2")
-    (tmp_path / "classes.txt").write_text("a\nb\nc\nd\n")
-    assert load_class_map(tmp_path).names == ("a", "b", "c", "d")
-    (tmp_path / "classes.json").write_text('{"classes": [{"id": 3, "name": "x"}]}')
-    assert load_class_map(tmp_path).names == ("x",)
-
-
-def test_ignored_ids_are_no_classes(tmp_path: Path) -> None:
-    write_pairs(tmp_path, [ids(0, 1, 2)])
-    class_map = load_class_map(tmp_path, find_splits(tmp_path), ignore=(1,))
-    assert class_map.ids == (0, 2)
-    assert class_map.ignored_ids == (1, 255)
-
-
-def test_values_of_gray_masks_in_three_channels(tmp_path: Path) -> None:
-    write_pairs(tmp_path, [np.repeat(ids(3, 9)[..., None], 3, axis=2)])
-    assert load_class_map(tmp_path).ids == (3, 9)
-
-
-def test_colors_need_a_class_list(tmp_path: Path) -> None:
-    write_pairs(tmp_path, [np.array([[[0, 0, 0], [1, 2, 3]]], np.uint8)])
-    with pytest.raises(DataError, match=r"0\.png: is in colors, .* Write classes\.json"):
-        load_class_map(tmp_path)
-
-
-def test_too_many_values_are_no_classes(tmp_path: Path) -> None:
-    write_pairs(tmp_path, [ids(*range(64))])
-    assert load_class_map(tmp_path).num_classes == 64
-    write_pairs(tmp_path, [ids(*range(3, 68))])
-    with pytest.raises(DataError, match=r"hold 65 different values 3\.\.67, .*at most 64"):
-        load_class_map(tmp_path)
-
-
-@pytest.mark.parametrize("top", [255, 65535])
-def test_0_and_the_greatest_value_are_two_classes(tmp_path: Path, top: int) -> None:
-    write_pairs(tmp_path, [np.array([[0, 0]], np.uint16), np.array([[top, 0]], np.uint16)])
-    class_map = load_class_map(tmp_path)
-    assert (class_map.ids, class_map.names) == ((0, top), ("background", "foreground"))
-    assert load_label_map(tmp_path / "masks" / "1.png", class_map).tolist() == [[1, 0]]
-
-
-def test_a_threshold_makes_two_classes_of_smooth_masks(tmp_path: Path) -> None:
-    write_pairs(tmp_path, [ids(*range(256))])
-    class_map = load_class_map(tmp_path, mask_threshold=100)
-    labels = load_label_map(tmp_path / "masks" / "0.png", class_map)
-    assert labels.tolist() == [[0] * 100 + [1] * 156]
-    write_png(tmp_path / "masks" / "0.png", np.array([[[90, 99, 9], [90, 100, 9]]], np.uint8))
-    assert load_label_map(tmp_path / "masks" / "0.png", class_map).tolist() == [[0, 1]]
-    (tmp_path / "classes.txt").write_text("a\nb\nc\n")
-    with pytest.raises(ConfigError, match=r"classes\.txt has 3 classes; a threshold"):
-        load_class_map(tmp_path, mask_threshold=100)
-
-
-def test_a_single_value_is_nothing_to_learn(tmp_path: Path) -> None:
-    write_pairs(tmp_path, [ids(7, 7)])
-    with pytest.raises(DataError, match="hold no other value than 7"):
-        load_class_map(tmp_path)
-
-
-# Label maps
-
-
 def test_label_maps_from_ids_and_colors(tmp_path: Path) -> None:
     path = tmp_path / "mask.png"
     write_png(path, ids(5, 0, 255), CLASSES.palette())
     assert load_label_map(path, CLASSES).tolist() == [[1, 0, 255]]
     write_png(path, np.array([[[0, 99, 0], [0, 0, 0]]], np.uint8))
     assert load_label_map(path, CLASSES).tolist() == [[1, 0]]
+
+
+def test_a_threshold_applies_to_gray_values_and_to_the_brightest_channel() -> None:
+    class_map = ClassMap.binary(255).with_threshold(100)
+    assert decode_mask(ids(*range(256)), class_map)[0].tolist() == [[0] * 100 + [1] * 156]
+    colors = np.array([[[90, 99, 9], [90, 100, 9]]], np.uint8)
+    assert decode_mask(colors, class_map)[0].tolist() == [[0, 1]]
 
 
 def test_equal_channels_are_ids_unless_all_are_class_colors() -> None:
@@ -139,7 +79,7 @@ def test_wrong_label_maps_are_named(tmp_path: Path) -> None:
 def test_items_without_a_transform(tmp_path: Path) -> None:
     write_pairs(tmp_path, [ids(0, 5, 255), ids(5, 5, 5)])
     for cache in (False, True):
-        data = SegmentationDataset(pair_samples(tmp_path), CLASSES, cache=cache)
+        data = SegmentationDataset(samples_of(tmp_path), CLASSES, cache=cache)
         image, labels = data[1]
         assert image.shape == (3, 1, 3)
         assert image.dtype == labels.dtype == torch.uint8
@@ -154,7 +94,7 @@ def test_input_scale_keeps_classes_pure(tmp_path: Path) -> None:
     mask = np.zeros((9, 14), np.uint8)
     mask[:, 7:] = 5
     write_pairs(tmp_path, [mask])
-    image, labels = SegmentationDataset(pair_samples(tmp_path), CLASSES, input_scale=0.5)[0]
+    image, labels = SegmentationDataset(samples_of(tmp_path), CLASSES, input_scale=0.5)[0]
     assert image.shape == (3, 4, 7)
     assert labels.shape == (4, 7)
     assert labels.unique().tolist() == [0, 1]
@@ -165,7 +105,7 @@ def test_input_scale_keeps_classes_pure(tmp_path: Path) -> None:
 def test_a_mask_of_another_size_is_named(tmp_path: Path) -> None:
     write_png(tmp_path / "images" / "a.png", np.zeros((4, 6, 3), np.uint8))
     write_png(tmp_path / "masks" / "a.png", np.zeros((6, 4), np.uint8))
-    data = SegmentationDataset(pair_samples(tmp_path), CLASSES)
+    data = SegmentationDataset(samples_of(tmp_path), CLASSES)
     message = r"masks/a\.png: is 4x6 pixels, but its image a\.png is 6x4; .* on its side"
     with pytest.raises(DataError, match=message):
         data[0]
@@ -177,7 +117,7 @@ def test_rotated_images_fit_upright_masks(tmp_path: Path) -> None:
     exif[ExifTags.Base.Orientation] = 6
     (tmp_path / "images").mkdir()
     Image.new("RGB", (4, 6)).save(tmp_path / "images" / "a.jpg", exif=exif)
-    image, labels = SegmentationDataset(pair_samples(tmp_path), CLASSES)[0]
+    image, labels = SegmentationDataset(samples_of(tmp_path), CLASSES)[0]
     assert image.shape[1:] == labels.shape == (4, 6)
 
 
@@ -190,14 +130,14 @@ def test_masks_that_fit_the_stored_pixels_are_turned(tmp_path: Path, orientation
     photo = Image.fromarray(np.repeat(stored[..., None] * 50, 3, axis=2))
     (tmp_path / "images").mkdir()
     photo.save(tmp_path / "images" / "a.png", exif=exif)
-    image, labels = SegmentationDataset(pair_samples(tmp_path), CLASSES)[0]
+    image, labels = SegmentationDataset(samples_of(tmp_path), CLASSES)[0]
     assert torch.equal(labels > 0, image[0] > 0)
     assert labels.shape == (4, 2)
 
 
 def test_random_numbers_depend_on_seed_epoch_and_index_alone(tmp_path: Path) -> None:
     write_pairs(tmp_path, [ids(0, 0)] * 4)
-    samples = pair_samples(tmp_path)
+    samples = samples_of(tmp_path)
     data = SegmentationDataset(samples, CLASSES, noise, seed=3)
     torch.manual_seed(0)
     state = torch.get_rng_state()
@@ -218,7 +158,7 @@ def test_random_numbers_depend_on_seed_epoch_and_index_alone(tmp_path: Path) -> 
 @pytest.mark.filterwarnings("ignore:.*multi-threaded, use of fork:DeprecationWarning")
 def test_workers_see_the_epoch_and_change_nothing(tmp_path: Path) -> None:
     write_pairs(tmp_path, [ids(0, 0)] * 4)
-    data = SegmentationDataset(pair_samples(tmp_path), CLASSES, noise)
+    data = SegmentationDataset(samples_of(tmp_path), CLASSES, noise)
     loader = DataLoader(data, batch_size=2, num_workers=1, persistent_workers=True)
     for epoch in (0, 1):
         data.set_epoch(epoch)

@@ -8,24 +8,12 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dcnseg.data.pairing.folders import (
-    Sample,
-    Splits,
-    find_images,
-    find_pairs,
-    find_splits,
-    left_over,
-    pair_samples,
-)
-from dcnseg.data.pairing.samples import Entry, Found, join_entries, split_off_validation
+from dcnseg.data.pairing.folders import describe_unpaired, find_pairs, find_splits
+from dcnseg.data.pairing.listing import find_images
+from dcnseg.data.pairing.splits import Entry, Found, Splits, join_entries, split_off_validation
+from dcnseg.data.sample import Sample
 from dcnseg.errors import ConfigError, DataError
-
-
-def touch(folder: Path, *names: str) -> None:
-    for name in names:
-        path = folder / name
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.touch()
+from tests.data.helpers import samples_of, touch
 
 
 def make_pairs(folder: Path, stems: list[str]) -> None:
@@ -39,7 +27,7 @@ def stems(samples: tuple[Sample, ...]) -> list[str]:
 def test_pairs_by_stem_in_subfolders_whatever_the_endings(tmp_path: Path) -> None:
     touch(tmp_path / "images", "b.JPG", "sub/a.tiff", "sub/deep/a.v2.png", "Upper Case ü.Jpeg")
     touch(tmp_path / "masks", "b.png", "sub/a.PNG", "sub/deep/a.v2.bmp", "Upper Case ü.png")
-    samples = pair_samples(tmp_path)
+    samples = samples_of(tmp_path)
     assert stems(samples) == ["Upper Case ü", "b", "sub/a", "sub/deep/a.v2"]
     assert samples[2] == Sample(
         tmp_path / "images/sub/a.tiff", tmp_path / "masks/sub/a.PNG", "sub/a"
@@ -50,13 +38,13 @@ def test_strays_are_passed_over(tmp_path: Path) -> None:
     make_pairs(tmp_path, ["a"])
     touch(tmp_path / "images", "Thumbs.db", ".DS_Store", "._a.jpg", "notes.txt", "desktop.ini")
     touch(tmp_path / "images", ".hidden/b.jpg", "__MACOSX/c.jpg")
-    assert stems(pair_samples(tmp_path)) == ["a"]
+    assert stems(samples_of(tmp_path)) == ["a"]
 
 
 def test_umlauts_pair_however_they_are_composed(tmp_path: Path) -> None:
     touch(tmp_path, f"images/{unicodedata.normalize('NFC', 'ü')}.png")
     touch(tmp_path, f"masks/{unicodedata.normalize('NFD', 'ü')}.png")
-    assert stems(pair_samples(tmp_path)) == ["ü"]
+    assert stems(samples_of(tmp_path)) == ["ü"]
 
 
 def test_linked_folders_are_followed_but_not_in_circles(tmp_path: Path) -> None:
@@ -76,10 +64,10 @@ def test_every_file_without_partner_is_counted(
     touch(root / "images", *(f"{i:02d}.jpg" for i in images))
     touch(root / "masks", *(f"{i:02d}.png" for i in masks))
     if images and images == masks:
-        assert stems(pair_samples(root)) == [f"{i:02d}" for i in sorted(images)]
+        assert stems(samples_of(root)) == [f"{i:02d}" for i in sorted(images)]
         return
     with pytest.raises(DataError) as caught:
-        pair_samples(root)
+        samples_of(root)
     message = str(caught.value)
     if images - masks:
         assert f"{len(images - masks)} of {len(images)} images have no mask" in message
@@ -106,9 +94,9 @@ def test_double_stems_are_refused(tmp_path: Path) -> None:
     make_pairs(tmp_path, ["a", "b"])
     touch(tmp_path, "images/a.png")
     with pytest.raises(
-        DataError, match=r"2 files share their name .* \(images/a\.jpg, images/a\.png\); each name"
+        DataError, match=r"2 files have the same name .* \(images/a\.jpg, images/a\.png\)"
     ):
-        pair_samples(tmp_path)
+        samples_of(tmp_path)
     assert stems(find_pairs(tmp_path).splits.all_samples()) == ["b"]
 
 
@@ -146,7 +134,7 @@ def test_split_folders_are_taken_as_they_are(tmp_path: Path) -> None:
 def test_a_test_folder_alone_is_enough(tmp_path: Path) -> None:
     make_pairs(tmp_path / "test", ["a"])
     splits = find_splits(tmp_path)
-    assert splits == Splits(test=pair_samples(tmp_path / "test"))
+    assert splits == Splits(test=samples_of(tmp_path / "test"))
 
 
 def test_val_comes_out_of_train_where_it_has_no_folder(tmp_path: Path) -> None:
@@ -184,7 +172,7 @@ def test_impossible_fractions_are_refused(tmp_path: Path, fraction: float) -> No
         find_splits(tmp_path, val_fraction=fraction)
 
 
-def test_pairs_and_what_is_left_over_are_returned_together(tmp_path: Path) -> None:
+def test_pairs_and_unpaired_files_are_returned_together(tmp_path: Path) -> None:
     make_pairs(tmp_path, ["a", "b", "c"])
     touch(tmp_path, "images/alone.jpg", "masks/empty.png")
     pairing = find_pairs(tmp_path)
@@ -192,7 +180,7 @@ def test_pairs_and_what_is_left_over_are_returned_together(tmp_path: Path) -> No
     assert pairing.images_without_mask == (tmp_path / "images/alone.jpg",)
     assert pairing.masks_without_image == (tmp_path / "masks/empty.png",)
     assert pairing.layout == pairing.splits.layout == "images/ + masks/ by name"
-    assert "1 of 4 images have no mask (images/alone.jpg)" in left_over(pairing, tmp_path)
+    assert "1 of 4 images have no mask (images/alone.jpg)" in describe_unpaired(pairing, tmp_path)
 
 
 @given(

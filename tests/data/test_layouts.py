@@ -8,24 +8,17 @@ import pytest
 from dcnseg.data.pairing.folder_names import FolderWord, read_folder_name
 from dcnseg.data.pairing.folders import find_pairs, find_splits
 from dcnseg.errors import DataError
-
-
-def touch(root: Path, *names: str) -> None:
-    for name in names:
-        (root / name).parent.mkdir(parents=True, exist_ok=True)
-        (root / name).touch()
+from tests.data.helpers import by_split, touch
 
 
 def pairs(root: Path) -> dict[str, list[tuple[str, str, str]]]:
     """The pairs of each split as (stem, image, mask), without splitting what is in none."""
-    splits = find_splits(root, val_fraction=0)
     return {
         name: [
             (s.stem, s.image.relative_to(root).as_posix(), s.mask.relative_to(root).as_posix())
-            for s in getattr(splits, name)
+            for s in samples
         ]
-        for name in ("train", "val", "test")
-        if getattr(splits, name)
+        for name, samples in by_split(root).items()
     }
 
 

@@ -8,17 +8,13 @@ from pathlib import Path
 
 import pytest
 
+from dcnseg.config import PairSource
 from dcnseg.data.pairing.folders import find_pairs
 from dcnseg.data.pairing.listing import find_images, find_unsupported
 from dcnseg.errors import DataError
 from dcnseg.files import OUTPUT_MARKER, mark_output_folder
 from dcnseg.inference.inputs import find_inputs
-
-
-def touch(root: Path, *names: str) -> None:
-    for name in names:
-        (root / name).parent.mkdir(parents=True, exist_ok=True)
-        (root / name).touch()
+from tests.data.helpers import touch
 
 
 def names(root: Path) -> list[str]:
@@ -126,10 +122,6 @@ def test_layouts_of_fixed_names_skip_outputs_too(tmp_path: Path) -> None:
     root = tmp_path / "patterns"
     touch(root, "a.jpg", "out/labels/a.png", "out/overlays/a.jpg")
     mark_output_folder(root / "out")
-    pairing = find_pairs(
-        root,
-        val_fraction=0,
-        images="**/{stem}.jpg",
-        masks="out/labels/{stem}.png",  # named, so it is read
-    )
+    source = PairSource("**/{stem}.jpg", "out/labels/{stem}.png")  # named, so it is read
+    pairing = find_pairs(root, source, val_fraction=0)
     assert [sample.stem for sample in pairing.splits.train] == ["a"]

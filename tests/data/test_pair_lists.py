@@ -7,28 +7,26 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from dcnseg.config import PairSource
 from dcnseg.data.pairing.folders import find_splits
 from dcnseg.errors import DataError
+from tests.data.helpers import by_split, touch
 from tests.data.json_garbage import result_or_message
 
 
 @pytest.fixture
 def data(tmp_path: Path) -> Path:
     root = tmp_path / "data"
-    for name in ("i/a.jpg", "i/b c.jpg", "i/d.jpg", "m/1.png", "m/2, new.png", "m/3.png"):
-        (root / name).parent.mkdir(parents=True, exist_ok=True)
-        (root / name).touch()
+    touch(root, "i/a.jpg", "i/b c.jpg", "i/d.jpg", "m/1.png", "m/2, new.png", "m/3.png")
     return root
 
 
 def read(root: Path, text: str, folder: Path | None = None) -> dict[str, dict[str, str]]:
     path = (folder or root) / "list.csv"
     path.write_text(text, encoding="utf-8")
-    splits = find_splits(root, val_fraction=0, pairs=path)
     return {
-        name: {sample.stem: sample.mask.name for sample in getattr(splits, name)}
-        for name in ("train", "val", "test")
-        if getattr(splits, name)
+        name: {sample.stem: sample.mask.name for sample in samples}
+        for name, samples in by_split(root, PairSource(pairs=path)).items()
     }
 
 
@@ -96,16 +94,16 @@ def test_wrong_lists_are_refused_by_line(data: Path, text: str, message: str) ->
 
 def test_a_list_that_cannot_be_read_is_named(data: Path) -> None:
     with pytest.raises(DataError, match=r"no.csv: there is no such list"):
-        find_splits(data, pairs=data / "no.csv")
+        find_splits(data, PairSource(pairs=data / "no.csv"))
     (data / "bytes.csv").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(DataError, match=r"bytes.csv: is not a readable list"):
-        find_splits(data, pairs=data / "bytes.csv")
+        find_splits(data, PairSource(pairs=data / "bytes.csv"))
 
 
 def test_a_list_or_entry_that_is_no_regular_file_is_named(data: Path) -> None:
     os.mkfifo(data / "fifo.csv")
     with pytest.raises(DataError, match=r"fifo\.csv: cannot be read .not a regular file"):
-        find_splits(data, pairs=data / "fifo.csv")
+        find_splits(data, PairSource(pairs=data / "fifo.csv"))
     os.mkfifo(data / "i" / "x.jpg")
     with pytest.raises(DataError, match=r"missing, or no regular files \(line 1: .*x\.jpg\)"):
         read(data, "i/x.jpg,m/1.png\n")

@@ -7,23 +7,15 @@ import pytest
 from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 
+from dcnseg.config import PairSource
 from dcnseg.data.pairing.folders import find_pairs, find_splits
 from dcnseg.errors import ConfigError, DataError
-
-
-def touch(root: Path, *names: str) -> None:
-    for name in names:
-        (root / name).parent.mkdir(parents=True, exist_ok=True)
-        (root / name).touch()
+from tests.data.helpers import by_split, touch
 
 
 def stems(root: Path, images: str, masks: str) -> dict[str, list[str]]:
-    splits = find_splits(root, val_fraction=0, images=images, masks=masks)
-    return {
-        name: [sample.stem for sample in getattr(splits, name)]
-        for name in ("train", "val", "test")
-        if getattr(splits, name)
-    }
+    found = by_split(root, PairSource(images, masks))
+    return {name: [sample.stem for sample in samples] for name, samples in found.items()}
 
 
 def test_splits_and_stems_with_folders(tmp_path: Path) -> None:
@@ -40,7 +32,7 @@ def test_absolute_patterns_endings_and_wildcards(tmp_path: Path) -> None:
     assert stems(tmp_path, "**/cam[12]/{stem}.*", masks) == {"train": ["a", "b"]}
     assert stems(tmp_path, "in/cam?/{stem}.jpg", "far/{stem}_v3.png") == {"train": ["a"]}
     with pytest.raises(DataError, match=r"1 of 1 masks have no image|1 of 2 masks"):
-        find_splits(tmp_path, images="in/cam[!2]/{stem}.jpg", masks=masks)
+        find_splits(tmp_path, PairSource("in/cam[!2]/{stem}.jpg", masks))
 
 
 def test_one_folder_is_told_apart_by_the_longer_pattern(tmp_path: Path) -> None:
@@ -50,7 +42,7 @@ def test_one_folder_is_told_apart_by_the_longer_pattern(tmp_path: Path) -> None:
 
 def test_a_side_without_split_follows_the_other(tmp_path: Path) -> None:
     touch(tmp_path, "im/train/a.jpg", "im/val/b.jpg", "m/a.png", "m/b.png", "m/c.png")
-    pairing = find_pairs(tmp_path, images="im/{split}/{stem}.jpg", masks="m/{stem}.png")
+    pairing = find_pairs(tmp_path, PairSource("im/{split}/{stem}.jpg", "m/{stem}.png"))
     assert [s.stem for s in pairing.splits.train] == ["a"]
     assert [s.stem for s in pairing.splits.val] == ["b"]
     assert pairing.masks_without_image == (tmp_path / "m/c.png",)
@@ -64,29 +56,13 @@ def test_a_stem_that_is_repeated_must_be_the_same(tmp_path: Path) -> None:
 def test_what_is_left_over_is_said(tmp_path: Path) -> None:
     touch(tmp_path, "i/a.jpg", "i/b.jpg", "m/a.png", "m/c.png")
     with pytest.raises(DataError, match=r"\(i/b.jpg\); 1 of 2 masks have no image \(m/c.png\)"):
-        find_splits(tmp_path, images="i/{stem}.jpg", masks="m/{stem}.png")
+        find_splits(tmp_path, PairSource("i/{stem}.jpg", "m/{stem}.png"))
 
 
 def test_a_pattern_without_files_is_named(tmp_path: Path) -> None:
     touch(tmp_path, "i/a.jpg")
     with pytest.raises(DataError, match=r"--masks 'm/\{stem\}.png' matches no file below .*m\."):
-        find_splits(tmp_path, images="i/{stem}.jpg", masks="m/{stem}.png")
-
-
-@pytest.mark.parametrize(
-    ("options", "message"),
-    [
-        ({"images": "a/{stem}"}, "give both"),
-        ({"masks": "a/{stem}"}, "give both"),
-        ({"images": "a/*.jpg", "masks": "b/{stem}.png"}, "--images is 'a/\\*.jpg'"),
-        ({"images": "{stem}", "masks": "{stem}_m", "pairs": Path("x.csv")}, "leave --images"),
-    ],
-)
-def test_options_that_make_no_sense_are_refused(
-    tmp_path: Path, options: dict[str, str], message: str
-) -> None:
-    with pytest.raises(ConfigError, match=message):
-        find_pairs(tmp_path, **options)  # type: ignore[arg-type]
+        find_splits(tmp_path, PairSource("i/{stem}.jpg", "m/{stem}.png"))
 
 
 @given(st.sets(st.text("ab.+(_{ ü", min_size=1, max_size=5).map(str.strip).filter(bool)))
@@ -98,7 +74,7 @@ def test_any_names_pair_with_their_own_mask(
     names = {name for name in names if not name.startswith(".")}
     touch(root, "i/x.jpg", "m/x+m.png")
     touch(root, *(f"i/{name}.jpg" for name in names), *(f"m/{name}+m.png" for name in names))
-    splits = find_splits(root, val_fraction=0, images="i/{stem}.jpg", masks="m/{stem}+m.png")
+    splits = find_splits(root, PairSource("i/{stem}.jpg", "m/{stem}+m.png"), val_fraction=0)
     assert {s.image.name: s.mask.name for s in splits.train} == {
         f"{name}.jpg": f"{name}+m.png" for name in names | {"x"}
     }
@@ -112,10 +88,10 @@ def test_whatever_a_pattern_holds_is_understood_or_refused(
     touch(tmp_path, "i/a.jpg", "m/a.png")
     images = f"i/{text}{{stem}}.jpg" if is_before else f"i/{{stem}}{text}.jpg"
     with suppress(DataError, ConfigError):
-        find_pairs(tmp_path, images=images, masks="m/{stem}.png")
+        find_pairs(tmp_path, PairSource(images, "m/{stem}.png"))
 
 
 def test_brackets_that_make_no_sense_are_named(tmp_path: Path) -> None:
     touch(tmp_path, "i/a.jpg")
     with pytest.raises(ConfigError, match=r"the pattern 'i/\[z-a\].*' cannot be understood"):
-        find_pairs(tmp_path, images="i/[z-a]{stem}.jpg", masks="m/{stem}.png")
+        find_pairs(tmp_path, PairSource("i/[z-a]{stem}.jpg", "m/{stem}.png"))

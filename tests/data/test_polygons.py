@@ -14,19 +14,20 @@ from hypothesis import HealthCheck, given, settings
 from hypothesis import strategies as st
 from PIL import ExifTags, Image
 
-from dcnseg.data.class_map import ClassMap
-from dcnseg.data.dataset import load_class_map, load_pair
+from dcnseg.data.check.class_findings import read_declared_classes
+from dcnseg.data.dataset import load_pair
 from dcnseg.data.image_io import write_jpeg
-from dcnseg.data.pairing.folders import Sample, find_pairs, find_splits
+from dcnseg.data.pairing.folders import find_pairs, find_splits
+from dcnseg.data.pairing.splits import Pairing, Splits
 from dcnseg.data.polygons.coco_file import read_coco
 from dcnseg.data.polygons.drawings import (
-    classes_of_names,
-    polygon_classes,
     polygon_names,
     rasterize,
 )
 from dcnseg.data.polygons.rasters import decode_runs
+from dcnseg.data.sample import Sample
 from dcnseg.errors import DataError
+from tests.data.helpers import check
 from tests.data.json_garbage import changed_somewhere, json_text, result_or_message
 
 SIZE_HW = (6, 8)
@@ -147,7 +148,8 @@ def test_labelme_data_is_read_like_masks(tmp_path: Path) -> None:
         write_image(tmp_path / f"{name}.jpg")
         write_labelme(tmp_path / f"{name}.json", [shape("dog", DOG), shape("cat", CAT)])
     splits = find_splits(tmp_path)
-    class_map = load_class_map(tmp_path, splits)
+    class_map = check(tmp_path).class_map
+    assert class_map is not None
     assert class_map.names == ("background", "cat", "dog")
     _, labels = load_pair(splits.train[0], class_map)
     assert labels.dtype == np.uint8
@@ -155,7 +157,9 @@ def test_labelme_data_is_read_like_masks(tmp_path: Path) -> None:
     entries = [{"id": 7, "name": "dog"}, {"id": 9, "name": "background"}]
     listed = {"classes": entries, "ignore": [{"id": 3, "name": "cat"}]}
     (tmp_path / "classes.json").write_text(json.dumps(listed))
-    labels = load_pair(splits.train[0], load_class_map(tmp_path, splits))[1]
+    class_map = check(tmp_path).class_map
+    assert class_map is not None
+    labels = load_pair(splits.train[0], class_map)[1]
     assert np.bincount(labels.ravel(), minlength=256)[[0, 1, 255]].tolist() == [16, 20, 12]
 
 
@@ -199,7 +203,8 @@ def test_coco_data_is_read_like_masks(tmp_path: Path) -> None:
     assert splits.layout == "COCO JSON annotations.json"
     names, problems = polygon_names(sample.mask for sample in splits.train)
     assert (names, problems) == (["background", "zebra", "dog"], [])  # 17 before 18
-    class_map = load_class_map(tmp_path, splits)
+    class_map = check(tmp_path).class_map
+    assert class_map is not None
     labels = load_pair(splits.train[0], class_map)[1]
     expected = polygons((slice(1, 4), slice(1, 5), 1), (slice(0, 6), slice(3, 7), 2))
     np.testing.assert_array_equal(labels, expected)  # `tiny` holds no center
@@ -297,11 +302,12 @@ def test_polygons_beside_masks_need_a_class_list(tmp_path: Path) -> None:
         Sample(tmp_path / "a.jpg", tmp_path / "a.json", "a"),
         Sample(tmp_path / "b.jpg", tmp_path / "b.png", "b"),
     ]
-    with pytest.raises(DataError, match=r"b\.png: is an image, but other masks are polygons"):
-        polygon_classes(samples)
-    assert polygon_classes(samples[:1]) == ClassMap.from_dict(
-        {"classes": [{"id": 0, "name": "background"}, {"id": 1, "name": "cat"}]}
-    )
+    declared = read_declared_classes(tmp_path, Pairing(Splits(tuple(samples))))
+    assert declared.class_map is None
+    assert "b.png: is an image, but other masks are polygons" in str(declared.findings[0])
+    declared = read_declared_classes(tmp_path, Pairing(Splits(tuple(samples[:1]))))
+    assert declared.class_map is not None
+    assert declared.class_map.ids_by_name == {"background": 0, "cat": 1}
 
 
 @given(st.data())
@@ -392,7 +398,10 @@ def test_entries_of_coco_that_cannot_be_used_are_named(
     with pytest.raises(DataError, match=rf"annotations\.json: .*{problem}"):
         find_splits(tmp_path)
     sample = next(s for s in pairing.splits.all_samples() if s.stem == "a")
-    class_map = classes_of_names(["background", "zebra", "dog"], [sample])
+    declared = read_declared_classes(tmp_path, Pairing(Splits((sample,))))
+    class_map = declared.class_map
+    assert class_map is not None
+    assert class_map.names == ("background", *dict.fromkeys(["zebra", "dog"]))
     with pytest.raises(DataError, match=rf"annotations\.json: .*{problem}"):
         load_pair(sample, class_map)
     expected = polygons((slice(1, 4), slice(1, 5), 1), (slice(0, 6), slice(3, 7), 2))
@@ -427,10 +436,3 @@ def test_all_shapes_that_cannot_be_drawn_are_counted(tmp_path: Path) -> None:
     bad = shape("cat", [[1, 1]], "point")
     with pytest.raises(DataError, match="The same image has 2 more shapes that cannot be drawn"):
         labelme_mask(tmp_path, bad, shape("dog", DOG), bad, {"points": CAT})
-
-
-def test_more_than_255_labels_are_refused_before_colors_are_made(tmp_path: Path) -> None:
-    sample = Sample(tmp_path / "a.jpg", tmp_path / "a.json", "a")
-    write_labelme(sample.mask, [shape(f"c{i}", CAT) for i in range(3000)])
-    with pytest.raises(DataError, match=r"a\.json: the polygons have 3001 classes; at most 255"):
-        polygon_classes([sample])

@@ -5,8 +5,8 @@ from pathlib import Path
 import numpy as np
 
 from dcnseg.data.check.report import check_data
-from dcnseg.data.dataset import load_class_map
-from dcnseg.data.pairing.folders import Pairing, find_splits
+from dcnseg.data.pairing.folders import find_splits
+from dcnseg.data.pairing.splits import Pairing
 from dcnseg.data.synthetic import SCENE_CLASSES, generate_scene, write_scenes
 
 
@@ -54,9 +54,8 @@ def test_written_scenes_are_an_ordinary_data_folder(tmp_path: Path) -> None:
     write_scenes(tmp_path / "scenes", train=3, val=2, test=1, size_hw=(48, 64), seed=1)
     splits = find_splits(tmp_path / "scenes")
     assert [len(part) for part in (splits.train, splits.val, splits.test)] == [3, 2, 1]
-    class_map = load_class_map(tmp_path / "scenes", splits)
-    assert class_map == SCENE_CLASSES
     report = check_data(tmp_path / "scenes", Pairing(splits))
+    assert report.class_map == SCENE_CLASSES
     assert report.is_clean
     assert report.sizes == {"64x48": 6}
     assert sum(entry.pixels for entry in report.classes) == 6 * 48 * 64

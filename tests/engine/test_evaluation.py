@@ -11,6 +11,7 @@ import pytest
 from PIL import Image
 
 from dcnseg.checkpoint import BEST_WEIGHTS, load_segmenter
+from dcnseg.config import PairSource
 from dcnseg.data.dataset import load_label_map
 from dcnseg.data.image_io import read_image
 from dcnseg.data.pairing.folders import find_splits
@@ -161,7 +162,8 @@ def test_a_run_remembers_how_its_images_are_paired(scenes: Path, tmp_path: Path)
     own = evaluate_run(run, data, "val", device="cpu")
     lines = [f"a/{stem}.jpg,b/{stem}.png,val" for stem in read_run(run).split["val"]]
     (data / "val.csv").write_text("\n".join(lines))
-    listed = evaluate_run(run, data, "all", device="cpu", pairs=data / "val.csv")
+    source = PairSource(pairs=data / "val.csv")
+    listed = evaluate_run(run, data, "all", device="cpu", source=source)
     assert len(lines) == 3
     assert own.confusion.sum() == 3 * 64 * 96
     np.testing.assert_array_equal(own.confusion, listed.confusion)

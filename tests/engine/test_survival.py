@@ -25,7 +25,8 @@ import torch
 from dcnseg import checkpoint, files
 from dcnseg.checkpoint import BEST_WEIGHTS, RESUME_STATE, load_resume_state, save_resume_state
 from dcnseg.config import to_dict
-from dcnseg.data.dataset import SegmentationDataset, load_class_map
+from dcnseg.data.class_map import ClassMap
+from dcnseg.data.dataset import SegmentationDataset
 from dcnseg.device import free_memory
 from dcnseg.engine import batch_size, loading, run_folder
 from dcnseg.engine import trainer as trainer_module
@@ -517,7 +518,7 @@ def open_files_left(count: int) -> Iterator[None]:
 
 def loader(scenes: Path, kind: type[Deadly], *, workers: int = 1) -> TrainingLoader:
     splits = find_training_splits(small_config(scenes))
-    dataset = kind(splits.train, load_class_map(scenes, splits))
+    dataset = kind(splits.train, ClassMap.from_file(scenes / "classes.json"))
     batches = EpochBatches(len(dataset), 2, seed=0)
     return TrainingLoader(dataset, batches, workers=workers, pin_memory=False)
 

@@ -22,7 +22,8 @@ from dcnseg.checkpoint import (
     save_resume_state,
 )
 from dcnseg.config import ModelConfig, TrainConfig
-from dcnseg.data.pairing.samples import Sample, Splits
+from dcnseg.data.pairing.splits import Splits
+from dcnseg.data.sample import Sample
 from dcnseg.engine.listener import RunSummary, Step, TrainingListener
 from dcnseg.engine.run_folder import (
     CONFIG,

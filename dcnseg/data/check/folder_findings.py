@@ -7,9 +7,9 @@ from pathlib import Path
 from typing import Final
 
 from dcnseg.data.check.findings import ERROR, WARNING, Finding
-from dcnseg.data.dataset import find_class_list
+from dcnseg.data.class_map import find_class_list
 from dcnseg.data.pairing.listing import written_by_dcnseg
-from dcnseg.data.pairing.samples import Pairing
+from dcnseg.data.pairing.splits import Pairing
 from dcnseg.files import OUTPUT_MARKER
 
 _ADVICE: Final = "An image and its mask must have the same name but for the ending."

@@ -15,8 +15,8 @@ from dcnseg.data.dataset import is_gray_mask
 from dcnseg.data.image_io import read_image_info
 from dcnseg.data.label_codes import pack_color, unpack_color
 from dcnseg.data.mask_file import MaskFile, read_mask_file
-from dcnseg.data.pairing.samples import Sample
 from dcnseg.data.polygons.drawings import rasterize
+from dcnseg.data.sample import Sample
 from dcnseg.files import open_regular_file
 
 _THUMBNAIL_BYTES: Final = 8 * 9

@@ -19,8 +19,9 @@ from dcnseg.data.check.inspection import (
     inspect_mask,
     inspect_polygons,
 )
-from dcnseg.data.pairing.samples import SPLIT_NAMES, Sample, Splits
+from dcnseg.data.pairing.splits import SPLIT_NAMES, Splits
 from dcnseg.data.polygons.drawings import is_polygon_file
+from dcnseg.data.sample import Sample
 from dcnseg.errors import DataError
 
 _REMOVE_IMAGE = "Get the file again, or take it and its mask out of the data."

@@ -13,7 +13,7 @@ from typing import Any, Final
 import numpy as np
 
 from dcnseg.data.check.cache import FactsCache
-from dcnseg.data.check.class_findings import find_classes
+from dcnseg.data.check.class_findings import find_classes, read_declared_classes
 from dcnseg.data.check.findings import ERROR, WARNING, Finding, by_severity
 from dcnseg.data.check.folder_findings import check_folder
 from dcnseg.data.check.pair_findings import check_pairs
@@ -21,12 +21,9 @@ from dcnseg.data.check.pairs import InspectedPair, inspect_pairs
 from dcnseg.data.check.suggest import Suggestion, suggest
 from dcnseg.data.check.value_findings import LabelStats, check_values
 from dcnseg.data.class_map import IGNORE_INDEX, ClassMap
-from dcnseg.data.dataset import find_class_list
 from dcnseg.data.label_codes import unpack_color
 from dcnseg.data.pairing.listing import find_unsupported
-from dcnseg.data.pairing.samples import SPLIT_NAMES, Pairing
-from dcnseg.data.polygons.drawings import classes_of_names, is_polygon_file, polygon_names
-from dcnseg.errors import DataError
+from dcnseg.data.pairing.splits import SPLIT_NAMES, Pairing
 
 _MAX_LISTED_VALUES: Final = 256
 _MAX_OTHER_FILES: Final = 100
@@ -161,17 +158,17 @@ def check_data(
     """
     cache = FactsCache(root)
     skipped = find_unsupported(root)
-    polygons = _read_polygon_classes(root, pairing)
+    declared = read_declared_classes(root, pairing)
     pairs, unreadable = inspect_pairs(
         pairing.splits,
         cache,
-        polygon_ids=polygons.ids,
+        polygon_ids=declared.polygon_ids,
         workers=workers,
         on_progress=on_progress,
     )
     cache.save()
-    class_map, class_findings = find_classes(root, pairs, polygons.classes, ignore, mask_threshold)
-    findings = _without_repeats(polygons.findings, unreadable)
+    class_map, class_findings = find_classes(root, pairs, declared, ignore, mask_threshold)
+    findings = _without_repeats(declared.findings, unreadable)
     findings += check_folder(root, pairing) + check_pairs(pairs) + class_findings
     label_stats = LabelStats([], [], [])
     if class_map is not None:
@@ -206,38 +203,6 @@ def check_data(
             layout_options=layout_options,
         ),
     )
-
-
-@dataclass(frozen=True)
-class _Polygons:
-    """What the names in files of polygons mean: ids for counting, and classes if there are any."""
-
-    ids: Mapping[str, int]
-    classes: ClassMap | None
-    findings: list[Finding]
-
-
-def _read_polygon_classes(root: Path, pairing: Pairing) -> _Polygons:
-    samples = pairing.splits.all_samples()
-    names, problems = polygon_names(sample.mask for sample in samples)
-    findings = [
-        Finding(ERROR, "annotations", str(problem.path), problem.what)
-        for problem in dict.fromkeys((*pairing.problems, *problems))
-    ]
-    ids = {name: index for index, name in enumerate(names)}
-    if not any(is_polygon_file(sample.mask) for sample in samples):
-        return _Polygons({}, None, findings)
-    class_list = find_class_list(root)
-    try:
-        if class_list is not None:
-            class_map = ClassMap.from_file(class_list)
-            return _Polygons(class_map.ids_by_name, class_map, findings)
-        return _Polygons(ids, classes_of_names(names, samples), findings)
-    except DataError as error:
-        if class_list is None and not findings:  # else the reason has been, or will be, given
-            path, _, text = str(error).partition(": ")
-            findings = [Finding(ERROR, "polygons", path, text)]
-        return _Polygons(ids, None, findings)
 
 
 def _without_repeats(files: Sequence[Finding], images: Sequence[Finding]) -> list[Finding]:

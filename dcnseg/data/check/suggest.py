@@ -12,17 +12,16 @@ from typing import Any, Final
 import numpy as np
 
 from dcnseg.data.check.class_findings import (
+    MAX_GUESSED,
     THRESHOLD,
-    is_smeared,
+    find_void_value,
+    is_blurred,
     values_of,
-    void_value,
 )
 from dcnseg.data.check.pairs import InspectedPair
-from dcnseg.data.class_map import ClassMap
-from dcnseg.data.dataset import find_class_list
+from dcnseg.data.class_map import ClassMap, find_class_list
 from dcnseg.data.label_codes import IGNORE_INDEX, MAX_ID, unpack_color
 
-_MAX_COLORS: Final = 64
 _MAX_CROP: Final = 512
 _MIN_CROP: Final = 64
 _CROP_STEP: Final = 32
@@ -77,9 +76,9 @@ def suggest(
     """
     values = values_of(pairs)
     has_list = find_class_list(root) is not None
-    if not mask_threshold and is_smeared(values) and _can_be_two_classes(class_map, has_list):
+    if not mask_threshold and is_blurred(values) and _can_be_two_classes(class_map, has_list):
         mask_threshold = THRESHOLD
-    void = None if has_list or mask_threshold else void_value(sorted(values))
+    void = None if has_list or mask_threshold else find_void_value(sorted(values))
     ignore_index = tuple(dict.fromkeys((*ignore, *([] if void is None else [void]))))
     weights = _class_weights(pixel_counts or _pixels_by_value(pairs, mask_threshold))
     crop = _crop_size(pairs)
@@ -126,7 +125,7 @@ def _pixels_by_value(pairs: Sequence[InspectedPair], mask_threshold: int) -> lis
     if mask_threshold:
         above = sum(count for value, count in totals.items() if value >= mask_threshold)
         return [above, totals.total() - above]
-    return list(totals.values()) if len(totals) <= _MAX_COLORS else []
+    return list(totals.values()) if len(totals) <= MAX_GUESSED else []
 
 
 def _crop_size(pairs: Sequence[InspectedPair]) -> tuple[int, int]:
@@ -165,11 +164,11 @@ def _classes(pairs: Sequence[InspectedPair], class_map: ClassMap | None) -> dict
     if is_drawn or (class_map is not None and class_map.threshold):  # names count, not values
         return class_map.to_dict() if class_map else None
     values = sorted(values_of(pairs))
-    if not 2 <= len(values) <= _MAX_COLORS or is_smeared(values_of(pairs)):
+    if not 2 <= len(values) <= MAX_GUESSED or is_blurred(values_of(pairs)):
         return None
     if values in ([0, IGNORE_INDEX], [0, MAX_ID]):
         return ClassMap.binary(values[1]).to_dict()
-    void = void_value(values)
+    void = find_void_value(values)
     content = ClassMap.from_values([value for value in values if value != void]).to_dict()
     if void is not None:
         content["ignore"] = [{"id": void, "name": "void"}]
@@ -186,7 +185,7 @@ def _classes_of_colors(pairs: Sequence[InspectedPair]) -> dict[str, Any] | None:
         for value, count in pair.mask.counts.items():
             code = value * 0x010101 if is_gray and value < 256 else value
             totals[code] = totals.get(code, 0) + count
-    if not 2 <= len(totals) <= _MAX_COLORS:
+    if not 2 <= len(totals) <= MAX_GUESSED:
         return None
     ordered = sorted(totals, key=lambda code: (code != _BLACK, -totals[code], code))
     entries = [

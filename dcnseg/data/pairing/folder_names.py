@@ -12,14 +12,14 @@ from functools import lru_cache
 from pathlib import Path
 from typing import Literal
 
-from dcnseg.data.pairing.listing import to_nfc
 from dcnseg.data.pairing.role_words import (
     FILLER_WORDS,
     IMAGE_FOLDER_WORDS,
     MASK_FOLDER_WORDS,
     NEGATIONS,
 )
-from dcnseg.data.pairing.samples import SPLIT_WORDS, Entry
+from dcnseg.data.pairing.splits import SPLIT_WORDS, Entry
+from dcnseg.data.sample import to_nfc
 
 Role = Literal["", "image", "mask"]
 

@@ -1,6 +1,6 @@
 """Data folders -> pairs of images and masks, in splits; entry points `find_splits`, `find_pairs`.
 
-How the pairs are found is decided in `layouts`, `patterns` and `pair_lists`.
+`layouts`, `patterns` and `pair_lists` decide how the pairs are found.
 """
 
 from __future__ import annotations
@@ -8,111 +8,73 @@ from __future__ import annotations
 import os
 from pathlib import Path
 
-from dcnseg.config import check_pair_source
+from dcnseg.config import PairSource
 from dcnseg.data.pairing.layouts import recognize
-from dcnseg.data.pairing.listing import find_images, first_names
+from dcnseg.data.pairing.listing import first_names
 from dcnseg.data.pairing.pair_lists import read_pair_list
 from dcnseg.data.pairing.patterns import match_patterns
-from dcnseg.data.pairing.samples import SPLIT_NAMES, Found, Pairing, Sample, Splits, join_entries
+from dcnseg.data.pairing.splits import Found, Pairing, Splits, join_entries
 from dcnseg.errors import ConfigError, DataError
-
-__all__ = [
-    "SPLIT_NAMES",
-    "Pairing",
-    "Sample",
-    "Splits",
-    "find_images",
-    "find_pairs",
-    "find_splits",
-    "pair_samples",
-]
 
 
 def find_splits(
-    root: Path,
-    *,
-    val_fraction: float = 0.2,
-    seed: int = 0,
-    images: str = "",
-    masks: str = "",
-    pairs: Path | None = None,
+    root: Path, source: PairSource | None = None, *, val_fraction: float = 0.2, seed: int = 0
 ) -> Splits:
-    """Find images and masks below `root`, as `find_pairs` does, and let nothing be left over.
-
-    Args:
-        root: The data folder.
-        val_fraction: Share of the images that goes to val where the data names no val split, in
-            [0, 1); at least one goes, and at least one stays in train.
-        seed: Chooses which.
-        images: Pattern of the images' paths, with {stem} and maybe {split}; empty: recognized.
-        masks: Pattern of the masks' paths.
-        pairs: List of pairs, instead of patterns.
+    """Find images and masks below `root`, as `find_pairs` does, and refuse unpaired files.
 
     Raises:
-        DataError: An image has no mask, a mask no image, or two files stand for the same one;
-            says how many and which. Also as `find_pairs`.
+        DataError: An image has no mask, a mask has no image, or two files have the same name; gives
+            their number and names. Also as `find_pairs`.
         ConfigError: As `find_pairs`.
     """
-    pairing = find_pairs(
-        root, val_fraction=val_fraction, seed=seed, images=images, masks=masks, pairs=pairs
-    )
-    message = left_over(pairing, root)
+    pairing = find_pairs(root, source, val_fraction=val_fraction, seed=seed)
+    message = describe_unpaired(pairing, root)
     if message:
         raise DataError(f"{root}: {message}")
     return pairing.splits
 
 
 def find_pairs(
-    root: Path,
-    *,
-    val_fraction: float = 0.2,
-    seed: int = 0,
-    images: str = "",
-    masks: str = "",
-    pairs: Path | None = None,
+    root: Path, source: PairSource | None = None, *, val_fraction: float = 0.2, seed: int = 0
 ) -> Pairing:
-    """Find images and masks below `root`; say what has no partner instead of refusing it.
+    """Find images and masks below `root`; files without a partner are part of the result.
 
-    The same names give the same split on every machine. Subfolders are searched; hidden files and
-    files that are no images are passed over. The arguments are those of `find_splits`.
+    The same names give the same split on every machine. Subfolders are searched. Hidden files and
+    files that are not images are ignored.
+
+    Args:
+        root: The data folder.
+        source: Where its images and masks are; None: the layout is detected.
+        val_fraction: Fraction of the images for val if the data has no val split, in [0, 1). At
+            least one image goes to val, and at least one stays in train.
+        seed: Chooses the images for val.
 
     Raises:
-        DataError: There are no images, the layout can be read in two ways, a pattern matches
-            nothing, or a list is wrong.
-        ConfigError: `val_fraction` is out of its range, a pattern is missing or has no {stem}, or
-            patterns and a list are given.
+        DataError: There are no images, the layout is ambiguous, a pattern matches nothing, or a
+            list is wrong.
+        ConfigError: `val_fraction` is out of range.
     """
     if not 0 <= val_fraction < 1:
         raise ConfigError(
             f"`val_fraction` is {val_fraction}; it must be at least 0 and less than 1."
         )
-    check_pair_source(images, masks, pairs)
     if not root.is_dir():
         what = "is not a folder" if os.path.lexists(root) else "does not exist"
         raise DataError(f"{root}: {what}; expected a folder with images and masks.")
-    found = _find(root, images, masks, pairs)
+    found = _find(root, source or PairSource())
     return join_entries(found, val_fraction=val_fraction, seed=seed)
 
 
-def _find(root: Path, images: str, masks: str, pairs: Path | None) -> Found:
-    if pairs is not None:
-        return read_pair_list(root, pairs)
-    if images:
-        return match_patterns(root, images, masks)
+def _find(root: Path, source: PairSource) -> Found:
+    if source.pairs is not None:
+        return read_pair_list(root, source.pairs)
+    if source.images:
+        return match_patterns(root, source.images, source.masks)
     return recognize(root)
 
 
-def pair_samples(folder: Path) -> tuple[Sample, ...]:
-    """Return all pairs of a data folder, whatever their split.
-
-    Raises:
-        DataError: See `find_splits`.
-    """
-    return find_splits(folder, val_fraction=0).all_samples()
-
-
-def left_over(pairing: Pairing, root: Path) -> str:
-    """Say in one sentence which files have no partner or are double; empty if none."""
+def describe_unpaired(pairing: Pairing, root: Path) -> str:
+    """Describe files without a partner and double files in one sentence; empty if none."""
     num_pairs = len(pairing.splits.all_samples())
     parts = []
     for files, what, partner in (
@@ -125,11 +87,11 @@ def left_over(pairing: Pairing, root: Path) -> str:
             parts.append(f"{len(files)} of {total} {what} have no {partner} ({names})")
     if pairing.doubles:
         parts.append(
-            f"{len(pairing.doubles)} files share their name but for the ending "
-            f"({first_names(pairing.doubles, root)}); each name may stand there once"
+            f"{len(pairing.doubles)} files have the same name except for the extension "
+            f"({first_names(pairing.doubles, root)}); names must be unique"
         )
     for problem in pairing.problems[:1]:
         rest = len(pairing.problems) - 1
-        more = f" (and {rest} more such problems; `dcnseg check` lists them)" if rest else ""
+        more = f" (and {rest} more problems; `dcnseg check` lists them)" if rest else ""
         parts.append(f"{problem.path}: {problem.what.rstrip('.')}{more}")
     return f"{'; '.join(parts)}. {pairing.advice}".strip() if parts else ""

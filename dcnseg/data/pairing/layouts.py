@@ -9,19 +9,14 @@ from itertools import takewhile
 from pathlib import Path
 from typing import Final
 
+from dcnseg.data.pairing.coco import find_coco, read_coco_files
 from dcnseg.data.pairing.folder_names import PlacedFile, place_files
-from dcnseg.data.pairing.listing import (
-    find_files,
-    find_images,
-    find_unsupported,
-    is_data_folder,
-)
+from dcnseg.data.pairing.listing import find_files, find_images, find_unsupported, is_data_folder
 from dcnseg.data.pairing.name_rules import NameRule, RuleChoice, find_name_rules
 from dcnseg.data.pairing.one_folder import part_one_folder
 from dcnseg.data.pairing.patterns import match_patterns
-from dcnseg.data.pairing.samples import Entry, Found
+from dcnseg.data.pairing.splits import Entry, Found
 from dcnseg.data.pairing.voc import find_voc
-from dcnseg.data.polygons.coco import find_coco, read_coco_files
 from dcnseg.data.polygons.labelme import is_labelme
 from dcnseg.errors import DataError
 

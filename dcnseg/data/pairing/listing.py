@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import os
 import stat
-import unicodedata
 from collections.abc import Collection, Iterator, Sequence
 from pathlib import Path
 from typing import Final
@@ -104,11 +103,6 @@ def _is_special(path: Path) -> bool:
     except OSError:
         return False
     return not stat.S_ISREG(mode)
-
-
-def to_nfc(text: str) -> str:
-    """Return `text` in NFC: one file system writes "ü" as one character, the next as two."""
-    return unicodedata.normalize("NFC", text)
 
 
 def first_names(paths: Sequence[Path], folder: Path) -> str:

@@ -10,7 +10,7 @@ from typing import Final
 
 from dcnseg.data.pairing.name_rules import Key, NameRule, find_name_rules
 from dcnseg.data.pairing.role_words import BESIDE_WORDS, IMAGE_WORDS, MASK_WORDS
-from dcnseg.data.pairing.samples import Entry
+from dcnseg.data.pairing.splits import Entry
 
 _LOSSY: Final = frozenset({".jpg", ".jpeg", ".jpe", ".jfif", ".webp"})
 _TAIL: Final = re.compile(r"(?<=.)(?:[_\-. ][A-Za-z]\w*|[_\-. ]?[A-Za-z]+)$")

@@ -11,9 +11,9 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
 
-from dcnseg.data.pairing.listing import to_nfc
 from dcnseg.data.pairing.role_words import IMAGE_WORDS, MASK_WORDS
-from dcnseg.data.pairing.samples import SPLIT_WORDS, Entry, Found
+from dcnseg.data.pairing.splits import SPLIT_WORDS, Entry, Found
+from dcnseg.data.sample import to_nfc
 from dcnseg.errors import DataError, short_repr
 from dcnseg.files import read_text
 

@@ -9,8 +9,9 @@ from pathlib import Path, PurePosixPath
 from typing import Final
 
 from dcnseg.data.image_io import IMAGE_SUFFIXES
-from dcnseg.data.pairing.listing import find_files, to_nfc
-from dcnseg.data.pairing.samples import SPLIT_WORDS, Entry, Found
+from dcnseg.data.pairing.listing import find_files
+from dcnseg.data.pairing.splits import SPLIT_WORDS, Entry, Found
+from dcnseg.data.sample import to_nfc
 from dcnseg.errors import ConfigError, DataError, short_repr
 
 _TOKENS: Final = re.compile(r"\{stem\}|\{split\}|\*\*/|\*\*|\*|\?|\[[^\]/]+\]|[^*?\[{]+|.")

@@ -7,8 +7,9 @@ from collections.abc import Iterator, Sequence
 from pathlib import Path
 
 from dcnseg.data.image_io import IMAGE_SUFFIXES
-from dcnseg.data.pairing.listing import find_images, is_data_folder, to_nfc
-from dcnseg.data.pairing.samples import SPLIT_NAMES, Entry, Found
+from dcnseg.data.pairing.listing import find_images, is_data_folder
+from dcnseg.data.pairing.splits import SPLIT_NAMES, Entry, Found
+from dcnseg.data.sample import to_nfc
 from dcnseg.errors import DataError
 from dcnseg.files import read_text
 

@@ -13,7 +13,6 @@ import numpy as np
 import numpy.typing as npt
 
 from dcnseg.data.class_info import is_class_name
-from dcnseg.data.pairing.listing import to_nfc
 from dcnseg.data.polygons.rasters import decode_runs
 from dcnseg.data.polygons.shapes import (
     Annotation,
@@ -23,6 +22,7 @@ from dcnseg.data.polygons.shapes import (
     read_shapes,
     read_size_hw,
 )
+from dcnseg.data.sample import to_nfc
 from dcnseg.errors import DataError, short_repr
 
 _LISTS: Final = ("images", "annotations", "categories")

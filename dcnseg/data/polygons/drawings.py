@@ -1,25 +1,24 @@
 """Masks that are given as polygons, in LabelMe or COCO files.
 
-The entry points are `rasterize`, `load_polygons` and `polygon_classes`.
+The entry points are `rasterize`, `load_polygons` and `polygon_names`.
 """
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Iterable, Mapping
 from pathlib import Path
 from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 
-from dcnseg.data.class_info import with_colors
-from dcnseg.data.class_map import MAX_CLASSES, ClassMap, UnknownLabelsError
+from dcnseg.data.class_map import ClassMap, UnknownLabelsError
 from dcnseg.data.image_io import read_size
 from dcnseg.data.label_codes import UInt8Array
-from dcnseg.data.pairing.samples import FileProblem, Sample
 from dcnseg.data.polygons.coco_file import CocoFile, read_coco
 from dcnseg.data.polygons.labelme import looks_like_labelme, parse_labelme
 from dcnseg.data.polygons.shapes import Annotation, draw_shape
+from dcnseg.data.sample import FileProblem, Sample
 from dcnseg.errors import DataError, short_repr
 
 BACKGROUND: Final = "background"
@@ -43,42 +42,6 @@ def load_polygons(sample: Sample, class_map: ClassMap) -> UInt8Array:
         return class_map.encode_ids(_draw(content, sample, class_map.ids_by_name))
     except UnknownLabelsError as error:
         raise DataError(f"{sample.mask}: {error}") from error
-
-
-def polygon_classes(samples: Sequence[Sample]) -> ClassMap:
-    """Make classes of the names in files of polygons, with the ids 0, 1, 2, ...
-
-    Raises:
-        DataError: A file is damaged, some of the masks are images, or there are no names or more
-            than 255.
-    """
-    names, problems = polygon_names(sample.mask for sample in samples)
-    if problems:
-        raise DataError(f"{problems[0].path}: {problems[0].what}")
-    return classes_of_names(names, samples)
-
-
-def classes_of_names(names: Sequence[str], samples: Sequence[Sample]) -> ClassMap:
-    """Make classes of the names that `polygon_names` found in the masks of these samples.
-
-    Raises:
-        DataError: Some of the masks are images, or there are no names or more than 255.
-    """
-    image = next((sample.mask for sample in samples if not is_polygon_file(sample.mask)), None)
-    if image:
-        raise DataError(
-            f"{image}: is an image, but other masks are polygons. Write classes.json, so that "
-            "ids and names mean the same."
-        )
-    if len(names) < 2:
-        raise DataError(f"{samples[0].mask}: no polygon has a label; there is nothing to learn.")
-    if len(names) > MAX_CLASSES:
-        raise DataError(
-            f"{samples[0].mask}: the polygons have {len(names)} classes; at most {MAX_CLASSES} are "
-            "possible. Remove classes, or write classes.json with `ignore` entries."
-        )
-    entries = [(number, name, None) for number, name in enumerate(names)]
-    return ClassMap(with_colors(entries), (), "the polygons' labels")
 
 
 def rasterize(sample: Sample, ids: Mapping[str, int]) -> npt.NDArray[np.int32]:

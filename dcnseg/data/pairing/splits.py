@@ -1,4 +1,4 @@
-"""What pairing yields: `Sample`, `Splits` and `Pairing`; nothing here touches the disk."""
+"""What pairing returns: `Splits` and `Pairing`; nothing here accesses the disk."""
 
 from __future__ import annotations
 
@@ -8,6 +8,8 @@ from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Final
+
+from dcnseg.data.sample import FileProblem, Sample
 
 SPLIT_NAMES: Final = ("train", "val", "test")
 SPLIT_WORDS: Final = {
@@ -20,18 +22,6 @@ SPLIT_WORDS: Final = {
     "test": "test",
     "testing": "test",
 }
-
-
-@dataclass(frozen=True)
-class Sample:
-    """An image and its mask (or the JSON file of its polygons).
-
-    `stem` is their common relative path without ending, "sub/a".
-    """
-
-    image: Path
-    mask: Path
-    stem: str
 
 
 @dataclass(frozen=True)
@@ -55,14 +45,6 @@ class Splits:
     def all_samples(self) -> tuple[Sample, ...]:
         """Return the samples of all splits."""
         return self.train + self.val + self.test
-
-
-@dataclass(frozen=True)
-class FileProblem:
-    """Something that is wrong with a file of annotations for many images, in one sentence."""
-
-    path: Path
-    what: str
 
 
 @dataclass(frozen=True)

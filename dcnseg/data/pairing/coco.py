@@ -9,9 +9,9 @@ from pathlib import Path, PurePosixPath
 from typing import Final
 
 from dcnseg.data.pairing.folder_names import PlacedFile, place_files
-from dcnseg.data.pairing.listing import to_nfc
-from dcnseg.data.pairing.samples import SPLIT_WORDS, Entry, FileProblem, Found
+from dcnseg.data.pairing.splits import SPLIT_WORDS, Entry, Found
 from dcnseg.data.polygons.coco_file import CocoFile, CocoImage, is_name_of, read_coco
+from dcnseg.data.sample import FileProblem, to_nfc
 from dcnseg.errors import DataError
 
 _NAMES: Final = re.compile(r"instances.*|_?annotations?|.*coco.*|train|val|valid|test", re.I)
