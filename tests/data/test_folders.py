@@ -84,8 +84,8 @@ def test_the_message_names_both_lists_and_the_patterns_to_try(tmp_path: Path) ->
     assert str(caught.value) == (
         f"{tmp_path}: 6 of 7 images have no mask (images/1.jpg, images/2.jpg, images/3.jpg, "
         "images/4.jpg, images/5.jpg, ...); 1 of 2 masks have no image (masks/x_L.png). "
-        "An image and its mask must have the same name apart from the ending and a common prefix "
-        "or suffix. If they are somewhere else, say where, as in "
+        "An image and its mask must have the same name apart from the extension and a common "
+        "prefix or suffix. For other folders, pass patterns such as "
         "--images 'images/{stem}.jpg' --masks 'masks/{stem}_L.png'."
     )
 
@@ -106,7 +106,7 @@ def test_missing_and_empty_folders_are_named(tmp_path: Path) -> None:
         find_splits(tmp_path / "file")
     with pytest.raises(DataError, match="nowhere: does not exist; expected a folder"):
         find_splits(tmp_path / "nowhere")
-    with pytest.raises(DataError, match=r"holds no images; .* images and masks, or train, val"):
+    with pytest.raises(DataError, match=r"has no images .* images and masks, or train, val"):
         find_splits(tmp_path)
     touch(tmp_path, "images/a.jpg")
     with pytest.raises(DataError, match=r"1 of 1 images have no mask .* no folder named masks"):

@@ -31,6 +31,7 @@ def pairs(root: Path) -> dict[str, list[tuple[str, str, str]]]:
         ("imgs", "annotations"),
         ("img", "mask"),
         ("photos", "ground_truth"),
+        ("Pictures", "colour_labels"),
         ("JPEGImages", "SegmentationClass"),
         ("img_dir", "ann_dir"),
         ("images_png", "masks_png"),
@@ -126,7 +127,7 @@ def test_voc_goes_by_its_lists(tmp_path: Path) -> None:
         "train": ["2007_01", "2007_02"],
         "val": ["2007_03"],
     }
-    assert "1 test images without masks are passed over" in find_splits(tmp_path).layout
+    assert "1 test images without masks are ignored" in find_splits(tmp_path).layout
     (lists / "val.txt").write_text("2007_03\n2007_05\n")
     assert find_pairs(tmp_path).images_without_mask == (tmp_path / "JPEGImages/2007_05.jpg",)
     (lists / "val.txt").write_text("2007_03\ngone\n")
@@ -138,7 +139,7 @@ def test_voc_without_lists_takes_the_images_with_masks(tmp_path: Path) -> None:
     touch(tmp_path, "JPEGImages/a.jpg", "JPEGImages/b.jpg", "SegmentationClass/a.png")
     splits = find_splits(tmp_path, val_fraction=0)
     assert [sample.stem for sample in splits.train] == ["a"]
-    assert "1 images without mask are passed over" in splits.layout
+    assert "1 images without mask are ignored" in splits.layout
     touch(tmp_path, "SegmentationClassAug/a.png")
     with pytest.raises(DataError, match=r"two ways.*SegmentationClass/.*SegmentationClassAug/"):
         find_splits(tmp_path)
@@ -158,7 +159,7 @@ def test_cityscapes(tmp_path: Path) -> None:
     assert find_splits(tmp_path).layout.endswith("labelIds")  # not all of them have it
     touch(tmp_path, *(f"gtFine/{c}_1_gtFine_labelTrainIds.png" for c in ("val/bonn/bonn",)))
     assert find_splits(tmp_path).layout.endswith("labelTrainIds")
-    with pytest.raises(DataError, match=r"the data lies deeper, in .*; give that folder"):
+    with pytest.raises(DataError, match=r"the data is in the subfolder .*; pass that folder"):
         find_splits(tmp_path.parent)
 
 
@@ -169,13 +170,13 @@ def test_two_folders_of_masks_are_ambiguous(tmp_path: Path) -> None:
     assert str(caught.value) == (
         f"{tmp_path}: can be read in two ways, as 1 pairs of --images 'images/{{stem}}.jpg' "
         "--masks 'masks_sensor/{stem}.png' or as 1 pairs of --images 'images/{stem}.jpg' "
-        "--masks 'masks_upright/{stem}.png'. Say which by these options, or move the other files "
-        "away."
+        "--masks 'masks_upright/{stem}.png'. Pass these options to choose one, or move the other "
+        "files away."
     )
     touch(tmp_path, "masks/a.png")  # the plain name is meant
     assert pairs(tmp_path)["train"] == [("a", "images/a.jpg", "masks/a.png")]
     layout = find_pairs(tmp_path).layout
-    assert layout.endswith("3 other images are passed over")
+    assert layout.endswith("3 other images are ignored")
 
 
 def test_two_suffixes_are_ambiguous(tmp_path: Path) -> None:
@@ -190,7 +191,7 @@ def test_images_in_no_split_are_counted(tmp_path: Path) -> None:
     touch(tmp_path, "train/images/a.jpg", "train/masks/a.png", "images/b.jpg", "masks/b.png")
     pairing = find_pairs(tmp_path, val_fraction=0)
     assert [sample.stem for sample in pairing.splits.all_samples()] == ["a"]
-    assert pairing.layout.endswith("1 images in no split are passed over")
+    assert pairing.layout.endswith("1 images without a split are ignored")
 
 
 def test_subfolders_named_like_a_role_belong_to_the_stem(tmp_path: Path) -> None:
@@ -214,10 +215,10 @@ def test_masks_may_lie_within_the_folder_of_images(tmp_path: Path) -> None:
     assert pairs(tmp_path)["train"][0] == ("a", "images/a.jpg", "images/masks/a.png")
 
 
-def test_colored_views_are_passed_over(tmp_path: Path) -> None:
-    touch(tmp_path / "1", *(f"{n}{k}.png" for n in "ab" for k in ("", "_mask", "_color")))
+def test_colored_views_are_ignored(tmp_path: Path) -> None:
+    touch(tmp_path / "1", *(f"{n}{k}.png" for n in "ab" for k in ("", "_mask", "_colour")))
     assert len(pairs(tmp_path / "1")["train"]) == 2
-    layout = "one folder, with mask suffix _mask; 2 other images are passed over"
+    layout = "one folder, with mask suffix _mask; 2 other images are ignored"
     assert find_splits(tmp_path / "1").layout == layout
     touch(tmp_path / "2", *(f"{k}/a.png" for k in ("image_2", "semantic", "semantic_rgb")))
     assert pairs(tmp_path / "2")["train"] == [("a", "image_2/a.png", "semantic/a.png")]

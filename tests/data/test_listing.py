@@ -36,7 +36,7 @@ def test_folders_that_dcnseg_wrote_are_read_only_if_named(tmp_path: Path) -> Non
     assert names(tmp_path / "out" / "labels") == ["a.png"]
     assert names(tmp_path / "sub" / "deep" / "run") == ["preview.jpg"]
     assert find_unsupported(tmp_path) == {
-        tmp_path / "out": f"written by dcnseg, as {OUTPUT_MARKER} in it says",
+        tmp_path / "out": f"written by dcnseg, it contains {OUTPUT_MARKER}",
         tmp_path / "sub" / "deep" / "run": "a run folder of dcnseg train",
     }
 

@@ -78,11 +78,14 @@ def test_names_that_differ_in_their_ending_stay_apart(data: Path) -> None:
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "holds no pairs"),
-        ("image,mask\n", "holds no pairs"),
+        ("", "has no pairs"),
+        ("image,mask\n", "has no pairs"),
         ("i/a.jpg,m/1.png\ni/d.jpg,\n", "line 2 has 1 columns"),
-        ("i/a.jpg,m/1.png,fold1\n", "line 1 says the split 'fold1'"),
-        ("i/a.jpg,m/1.png,train\ni/d.jpg,m/3.png,\n", "line 2 says no split, but other lines do"),
+        ("i/a.jpg,m/1.png,fold1\n", "line 1 has the split 'fold1'"),
+        (
+            "i/a.jpg,m/1.png,train\ni/d.jpg,m/3.png,\n",
+            "line 2 has no split, but other lines have one",
+        ),
         ("i/a.jpg,m/9.png\ni/x.jpg,m/1.png\n", "2 of its files .*line 1: .*9.png, line 2: .*x.jpg"),
         ("i/a.jpg,m/1.png\n./i/a.jpg,m/3.png\n", "lines 1 and 2 both name .*a.jpg"),
     ],
@@ -93,7 +96,7 @@ def test_wrong_lists_are_refused_by_line(data: Path, text: str, message: str) ->
 
 
 def test_a_list_that_cannot_be_read_is_named(data: Path) -> None:
-    with pytest.raises(DataError, match=r"no.csv: there is no such list"):
+    with pytest.raises(DataError, match=r"no.csv: does not exist; expected a list of pairs"):
         find_splits(data, PairSource(pairs=data / "no.csv"))
     (data / "bytes.csv").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(DataError, match=r"bytes.csv: is not a readable list"):
@@ -105,7 +108,7 @@ def test_a_list_or_entry_that_is_no_regular_file_is_named(data: Path) -> None:
     with pytest.raises(DataError, match=r"fifo\.csv: cannot be read .not a regular file"):
         find_splits(data, PairSource(pairs=data / "fifo.csv"))
     os.mkfifo(data / "i" / "x.jpg")
-    with pytest.raises(DataError, match=r"missing, or no regular files \(line 1: .*x\.jpg\)"):
+    with pytest.raises(DataError, match=r"missing or are not regular files \(line 1: .*x\.jpg\)"):
         read(data, "i/x.jpg,m/1.png\n")
 
 

@@ -93,5 +93,5 @@ def test_whatever_a_pattern_holds_is_understood_or_refused(
 
 def test_brackets_that_make_no_sense_are_named(tmp_path: Path) -> None:
     touch(tmp_path, "i/a.jpg")
-    with pytest.raises(ConfigError, match=r"the pattern 'i/\[z-a\].*' cannot be understood"):
+    with pytest.raises(ConfigError, match=r"the pattern 'i/\[z-a\].*' is not valid"):
         find_pairs(tmp_path, PairSource("i/[z-a]{stem}.jpg", "m/{stem}.png"))

@@ -223,7 +223,7 @@ def test_coco_files_of_splits(tmp_path: Path) -> None:
         Sample(tmp_path / "val2017/a.jpg", tmp_path / "annotations/instances_val2017.json", "a"),
     )
     assert len(splits.train) == 1
-    assert splits.layout.endswith("1 images in a split without such a file are passed over")
+    assert splits.layout.endswith("1 images in a split without a COCO file are ignored")
 
 
 def test_coco_beside_the_images_of_each_split(tmp_path: Path) -> None:

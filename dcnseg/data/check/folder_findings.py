@@ -4,15 +4,12 @@ from __future__ import annotations
 
 import os
 from pathlib import Path
-from typing import Final
 
 from dcnseg.data.check.findings import ERROR, WARNING, Finding
 from dcnseg.data.class_map import find_class_list
 from dcnseg.data.pairing.listing import written_by_dcnseg
 from dcnseg.data.pairing.splits import Pairing
 from dcnseg.files import OUTPUT_MARKER
-
-_ADVICE: Final = "An image and its mask must have the same name but for the ending."
 
 
 def check_folder(root: Path, pairing: Pairing) -> list[Finding]:
@@ -54,7 +51,7 @@ def _unpaired(pairing: Pairing) -> list[Finding]:
         ("double-name", pairing.doubles, "shares its name but for the ending with another file."),
     )
     return [
-        Finding(ERROR, kind, str(path), what, "" if index else pairing.advice or _ADVICE)
+        Finding(ERROR, kind, str(path), what, "" if index else pairing.advice)
         for kind, paths, what in groups
         for index, path in enumerate(paths)
     ]

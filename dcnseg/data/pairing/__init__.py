@@ -1,1 +1,1 @@
-"""Which image belongs to which mask, and to which split."""
+"""Pairs images with masks and assigns them to splits."""

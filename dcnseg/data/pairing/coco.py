@@ -1,4 +1,4 @@
-"""The images that COCO files list, one file for many; the entry point is `find_coco`."""
+"""Pairs images with the COCO files that list them; the entry point is `find_coco`."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ _NAMES: Final = re.compile(r"instances.*|_?annotations?|.*coco.*|train|val|valid
 
 
 def read_coco_files(json_files: Sequence[Path]) -> tuple[list[CocoFile], list[FileProblem]]:
-    """Read the files that are named as COCO files are; say what is wrong with them."""
+    """Read the files with the usual names of COCO files; return them and their problems."""
     files: list[CocoFile] = []
     problems: list[FileProblem] = []
     for path in json_files:
@@ -38,11 +38,11 @@ def read_coco_files(json_files: Sequence[Path]) -> tuple[list[CocoFile], list[Fi
 def find_coco(root: Path, image_files: Sequence[PlacedFile], files: Sequence[CocoFile]) -> Found:
     """Pair images with the COCO files that list them.
 
-    The split is in the file's folder or name ("instances_val2017.json"), else in the image's
-    folder. Images in a split of which no file tells are passed over.
+    The split comes from the file's folder or name ("instances_val2017.json"), else from the image's
+    folder. Images in a split without a COCO file are ignored.
 
     Raises:
-        DataError: A name that a file lists fits several images.
+        DataError: A name in a file matches several images.
     """
     by_name: dict[str, list[PlacedFile]] = defaultdict(list)
     for file in image_files:
@@ -60,12 +60,12 @@ def find_coco(root: Path, image_files: Sequence[PlacedFile], files: Sequence[Coc
             images.append(entry)
             masks.append(Entry(coco.path, entry.split, entry.stem))
     shown = ", ".join(coco.path.relative_to(root).as_posix() for coco in files[:3])
-    rest, left_out = _unlisted(image_files, images)
-    passed = f"; {left_out} images in a split without such a file are passed over"
+    rest, num_ignored = _unlisted(image_files, images)
+    ignored = f"; {num_ignored} images in a split without a COCO file are ignored"
     return Found(
         [*images, *rest],
         masks,
-        f"COCO JSON {shown}{passed if left_out else ''}",
+        f"COCO JSON {shown}{ignored if num_ignored else ''}",
         "A COCO file must list each image by its file_name.",
     )
 
@@ -73,7 +73,7 @@ def find_coco(root: Path, image_files: Sequence[PlacedFile], files: Sequence[Coc
 def _unlisted(
     image_files: Sequence[PlacedFile], images: Sequence[Entry]
 ) -> tuple[list[Entry], int]:
-    """Return the images that no file lists, and the number of those that none would."""
+    """Return the images that no file lists, and the number of those in splits without a file."""
     known = {entry.path for entry in images}
     splits = {entry.split for entry in images}
     rest = [
@@ -93,14 +93,14 @@ def _image_of(
     listed: CocoImage, split: str, by_name: Mapping[str, Sequence[PlacedFile]], path: Path
 ) -> PlacedFile | None:
     found = list(by_name.get(PurePosixPath(to_nfc(listed.file_name)).name, ()))
-    for narrower in (
+    for preferred in (
         [file for file in found if is_name_of(listed.file_name, file.entry.path)],
         [file for file in found if split and file.entry.split == split],
         [file for file in found if file.entry.path.is_relative_to(path.parent)],
     ):
-        if len(found) > 1 and narrower:
-            found = [file for file in found if file in narrower] or found
+        if len(found) > 1 and preferred:
+            found = [file for file in found if file in preferred] or found
     if len(found) > 1:
         first, second = (file.entry.path for file in found[:2])
-        raise DataError(f"{path}: the image {listed.file_name} may be {first} or {second}.")
+        raise DataError(f"{path}: the name {listed.file_name} matches {first} and {second}.")
     return found[0] if found else None

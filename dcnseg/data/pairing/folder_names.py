@@ -1,4 +1,4 @@
-"""What the folders above a file say of it: its split, and whether it is an image or a mask.
+"""Reads from the folders of a file its split, and whether it is an image or a mask.
 
 The entry point is `place_files`.
 """
@@ -26,9 +26,9 @@ Role = Literal["", "image", "mask"]
 
 @dataclass(frozen=True)
 class FolderWord:
-    """What one folder name says; `variant` are the words that were not understood.
+    """The meaning of one folder name; `variant` holds the unknown words.
 
-    `source` is the name without the word for the split, lower case: "masks" of "train_masks".
+    `source` is the name in lower case without the word for the split: "masks" of "train_masks".
     """
 
     split: str = ""
@@ -40,13 +40,13 @@ class FolderWord:
 
 @dataclass(frozen=True)
 class PlacedFile:
-    """A file, and what its folders say.
+    """A file, and what its folders mean.
 
     Attributes:
-        entry: Path, split and stem without the folders that were understood.
-        role: Whether the folders are for images or for masks; empty: they do not say.
-        source: The folder that says so, "masks".
-        variant: What else that folder's name says, "upright" of "masks_upright".
+        entry: Path, split, and stem without the folders for role and split.
+        role: Whether the folders are for images or for masks; empty if unknown.
+        source: The name of the folder with the role, "masks".
+        variant: The other words of that name, "upright" of "masks_upright".
         template: The path as a pattern with {split} and {stem}, and * for other folders.
     """
 
@@ -60,13 +60,13 @@ class PlacedFile:
 def place_files(root: Path, paths: Iterable[Path], *, last_role: bool = False) -> list[PlacedFile]:
     """Read the folders of each file below `root`.
 
-    The first folder that names a split counts, and one that names a role: before others one that
-    stands beside a folder of the opposite role, then one of a plain name ("masks"). With
-    `last_role` the last one counts: that of "images/masks/a.png" is a mask.
+    The first folder that names a split counts, and one that names a role: preferably one with a
+    folder of the opposite role beside it, then one with a plain name ("masks"). With `last_role`,
+    the last one counts: "images/masks/a.png" is a mask.
     """
     relative = [path.relative_to(root) for path in paths]
-    parted = _parents_of_both_roles({path.parts[:-1] for path in relative})
-    return [_place(root / path, path, parted, last_role) for path in relative]
+    shared_parents = _parents_of_both_roles({path.parts[:-1] for path in relative})
+    return [_place(root / path, path, shared_parents, last_role) for path in relative]
 
 
 def _parents_of_both_roles(folders: set[tuple[str, ...]]) -> set[tuple[str, ...]]:
@@ -79,16 +79,17 @@ def _parents_of_both_roles(folders: set[tuple[str, ...]]) -> set[tuple[str, ...]
     return {parent for parent, found in roles.items() if len(found) == 2}
 
 
-def _place(path: Path, relative: Path, parted: set[tuple[str, ...]], last_role: bool) -> PlacedFile:
+def _place(
+    path: Path, relative: Path, shared_parents: set[tuple[str, ...]], last_role: bool
+) -> PlacedFile:
     parts = relative.parts[:-1]
     words = [read_folder_name(part) for part in parts]
     if last_role:
         role_at = max((i for i, word in enumerate(words) if word.role), default=-1)
     else:
-        role_at = _role_position(words, parts, parted)
+        role_at = _role_position(words, parts, shared_parents)
     split_at = next((i for i, word in enumerate(words) if word.split), -1)
-    understood = {role_at, split_at}
-    rest = [part for i, part in enumerate(parts) if i not in understood]
+    rest = [part for i, part in enumerate(parts) if i not in (role_at, split_at)]
     stem = to_nfc("/".join([*rest, relative.stem]))
     word = words[role_at] if role_at >= 0 else FolderWord()
     entry = Entry(path, words[split_at].split if split_at >= 0 else "", stem)
@@ -97,11 +98,11 @@ def _place(path: Path, relative: Path, parted: set[tuple[str, ...]], last_role: 
 
 
 def _role_position(
-    words: Sequence[FolderWord], parts: tuple[str, ...], parted: set[tuple[str, ...]]
+    words: Sequence[FolderWord], parts: tuple[str, ...], shared_parents: set[tuple[str, ...]]
 ) -> int:
     with_role = [i for i, word in enumerate(words) if word.role]
     for wanted in (
-        [i for i in with_role if parts[:i] in parted],
+        [i for i in with_role if parts[:i] in shared_parents],
         [i for i in with_role if not words[i].variant],
         with_role,
     ):
@@ -114,7 +115,7 @@ def _template(
     parts: tuple[str, ...], words: Sequence[FolderWord], role_at: int, split_at: int, suffix: str
 ) -> str:
     last = max(role_at, split_at)
-    # A part of the stem that stands before is not told from others.
+    # A folder before these is part of the stem, and * in the template.
     named = [part if i in (role_at, split_at) else "*" for i, part in enumerate(parts[: last + 1])]
     if split_at >= 0:
         word = words[split_at].split_word
@@ -133,17 +134,17 @@ def read_folder_name(name: str) -> FolderWord:
         return FolderWord()
     roles = [_role(token) for token in others]
     role: Role = "mask" if "mask" in roles else "image" if "image" in roles else ""
-    strange = [
+    unknown = [
         token
         for token, own in zip(others, roles, strict=True)
         if (not own and token not in FILLER_WORDS and not (split_word and token.isdigit()))
-        or (role == "mask" and token == "rgb")  # "semantic_rgb" shows "semantic"
+        or (role == "mask" and token == "rgb")  # "semantic_rgb" is a view of "semantic"
     ]
-    if not role and (strange or not split_word):
+    if not role and (unknown or not split_word):
         return FolderWord()  # "train_extra" is another split, if any
     split = SPLIT_WORDS.get(split_word, "")
     source = "_".join(others)
-    return FolderWord(split, split_word, role, " ".join(strange), source)
+    return FolderWord(split, split_word, role, " ".join(unknown), source)
 
 
 def _tokens(name: str) -> list[str]:
@@ -153,7 +154,7 @@ def _tokens(name: str) -> list[str]:
     parts = re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[^\W\d_A-Z]+|\d+", name)
     tokens: list[str] = []
     for part in map(str.lower, parts):
-        glued = next(
+        joined = next(
             (
                 word
                 for word in sorted(SPLIT_WORDS, key=len, reverse=True)
@@ -161,7 +162,7 @@ def _tokens(name: str) -> list[str]:
             ),
             "",
         )
-        tokens += [glued, part[len(glued) :]] if glued else [part]
+        tokens += [joined, part[len(joined) :]] if joined else [part]
     return tokens
 
 

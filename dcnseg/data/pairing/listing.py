@@ -1,4 +1,4 @@
-"""The files below a folder, without what others than its owner put there; entry `find_files`."""
+"""Lists the files below a folder, without hidden and generated ones; entry `find_files`."""
 
 from __future__ import annotations
 
@@ -15,15 +15,15 @@ from dcnseg.files import OUTPUT_MARKER, is_output_folder
 NOT_REGULAR: Final = "not a regular file"
 UNREADABLE: Final = "a folder that cannot be read"
 _SKIPPED_FOLDERS: Final = frozenset({"__MACOSX", "__pycache__"})
-# Of a run folder made before these were marked; nothing else has these three.
+# Run folders of early versions have no marker; nothing else has these three files.
 _RUN_FILES: Final = ("config.json", "files.json", "metrics.jsonl")
 
 
 def find_files(folder: Path, suffixes: Collection[str]) -> list[Path]:
-    """Return the files with these endings (lower case, with dot) in `folder` and below, sorted.
+    """Return the files with these suffixes (lower case, with dot) in `folder` and below, sorted.
 
-    Hidden files and folders are passed over, links to folders are followed. FIFOs, sockets and
-    devices are skipped, and so are the folders below `folder` that dcnseg has written.
+    Links to folders are followed. Hidden files and folders, FIFOs, sockets, devices, and folders
+    below `folder` that dcnseg has written are skipped.
     """
     return sorted(
         path for path in _walk(folder) if path.suffix.lower() in suffixes and not _is_special(path)
@@ -36,12 +36,12 @@ def find_images(folder: Path) -> list[Path]:
 
 
 def find_unsupported(folder: Path) -> dict[Path, str]:
-    """Return what `find_images` skips although somebody may expect it to be read, and why."""
+    """Return the files and folders that a user may expect `find_images` to read, and the reason."""
     found: dict[Path, str] = {}
     for path in _walk(folder, found):
         kind = UNSUPPORTED_KINDS.get(path.suffix.lower())
         if kind:
-            found[path] = f"{kind}; convert it to PNG or JPEG to have it read"
+            found[path] = f"{kind}; convert it to PNG or JPEG"
         elif path.suffix.lower() in IMAGE_SUFFIXES | {".json"} and _is_special(path):
             found[path] = NOT_REGULAR
     return dict(sorted(found.items()))
@@ -50,7 +50,7 @@ def find_unsupported(folder: Path) -> dict[Path, str]:
 def _walk(folder: Path, skipped: dict[Path, str] | None = None) -> Iterator[Path]:
     """Yield the files below a folder.
 
-    Folders that dcnseg has written, or that cannot be read, are put into `skipped`.
+    Folders that dcnseg has written or that cannot be read are added to `skipped`.
 
     Raises:
         DataError: `folder` itself cannot be read.
@@ -83,21 +83,21 @@ def _walk(folder: Path, skipped: dict[Path, str] | None = None) -> Iterator[Path
 
 
 def is_data_folder(folder: Path) -> bool:
-    """Whether a folder is there, and dcnseg has not written it."""
+    """Whether a folder exists and dcnseg has not written it."""
     return folder.is_dir() and not written_by_dcnseg(folder)
 
 
 def written_by_dcnseg(folder: Path) -> str:
-    """Say by what it is seen that dcnseg has written a folder; empty if it has not."""
+    """Return how a folder is recognized as written by dcnseg; empty if it is not."""
     if is_output_folder(folder):
-        return f"written by dcnseg, as {OUTPUT_MARKER} in it says"
+        return f"written by dcnseg, it contains {OUTPUT_MARKER}"
     if all(os.path.isfile(folder / name) for name in _RUN_FILES):  # noqa: PTH113  (as above)
         return "a run folder of dcnseg train"
     return ""
 
 
 def _is_special(path: Path) -> bool:
-    """Whether a path is a FIFO, a socket or a device; what is missing, as a broken link, is not."""
+    """Whether a path is a FIFO, a socket or a device; a missing file or broken link is not."""
     try:
         mode = path.stat().st_mode
     except OSError:
@@ -106,7 +106,7 @@ def _is_special(path: Path) -> bool:
 
 
 def first_names(paths: Sequence[Path], folder: Path) -> str:
-    """Write up to five of the paths, relative to `folder` where they lie below it."""
+    """Return up to five paths as text, relative to `folder` if they are below it."""
     names = [
         (path.relative_to(folder) if path.is_relative_to(folder) else path).as_posix()
         for path in paths[:5]

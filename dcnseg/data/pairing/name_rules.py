@@ -1,4 +1,4 @@
-"""What the name of a mask has that its image's has not; the entry point is `find_name_rules`."""
+"""Finds the affixes in which image and mask names differ; entry point `find_name_rules`."""
 
 from __future__ import annotations
 
@@ -14,13 +14,13 @@ Key = tuple[str, str]  # split, and path without ending: ("train", "street/0001_
 
 _SEPARATORS: Final = "_-. "
 _MAX_CANDIDATES: Final = 12
-_MAX_VOTES: Final = 4096  # masks by which the possible rules are found; all decide among them
-_MAX_SAMPLE: Final = 100  # masks whose names are cut at both ends, in every way
+_MAX_VOTES: Final = 4096  # masks that propose rules; all masks score them
+_MAX_SAMPLE: Final = 100  # masks whose names are cut at both ends in every way
 
 
 @dataclass(frozen=True)
 class NameRule:
-    """What stands before and after the common part in the file names of images and of masks."""
+    """What precedes and follows the common part in the file names of images and masks."""
 
     image_prefix: str = ""
     image_suffix: str = ""
@@ -29,20 +29,20 @@ class NameRule:
 
     @property
     def length(self) -> int:
-        """Characters that are cut off; 0 is the rule "equal names"."""
+        """Characters outside the common part; 0 is the rule "equal names"."""
         parts = (self.image_prefix, self.image_suffix, self.mask_prefix, self.mask_suffix)
         return sum(map(len, parts))
 
     def image_key(self, key: Key) -> Key | None:
-        """Return what the image has in common with its mask; None if the name does not fit."""
+        """Return the part that an image shares with its mask; None if the name does not fit."""
         return _cut(key, self.image_prefix, self.image_suffix)
 
     def mask_key(self, key: Key) -> Key | None:
-        """Return what the mask has in common with its image; None if the name does not fit."""
+        """Return the part that a mask shares with its image; None if the name does not fit."""
         return _cut(key, self.mask_prefix, self.mask_suffix)
 
     def describe(self) -> str:
-        """Say the rule in words."""
+        """Return the rule in words."""
         if not self.length:
             return "by name"
         parts = [
@@ -60,9 +60,9 @@ class NameRule:
 
 @dataclass(frozen=True)
 class RuleChoice:
-    """The rules that pair the most, one unless the names are ambiguous, and the pairs of each.
+    """The rules with the most pairs (several if the names are ambiguous), and that number.
 
-    `beside` are rules for files that stand beside the masks, such as colored views of them.
+    `beside` are rules for other files in the folder of masks, such as colored views.
     """
 
     rules: tuple[NameRule, ...]
@@ -70,17 +70,17 @@ class RuleChoice:
     beside: tuple[NameRule, ...] = ()
 
     def is_beside(self, mask: Key) -> bool:
-        """Whether a file among the masks is no mask, but one of those beside them."""
+        """Whether a file among the masks is not a mask but, for example, a colored view."""
         return any(rule.mask_key(mask) is not None for rule in self.beside)
 
 
 def find_name_rules(images: Collection[Key], masks: Collection[Key]) -> RuleChoice:
-    """Find the rule under which the most images and masks pair up.
+    """Find the rule that gives the most pairs of images and masks.
 
-    Equal names win where all of them pair, and where another rule pairs no more without being
-    complete. A suffix or prefix needs a letter and a separator (or to be a word such as "mask");
-    any other is believed only if it leaves nothing over. Words that both sides have of their own
-    ("img_1", "gt_1") must be words for images or masks.
+    Equal names win if they pair all files, or as many as any incomplete rule. An affix needs a
+    letter and a separator, or must be a word such as "mask"; any other affix is accepted only if
+    no file remains unpaired. If both sides have an affix ("img_1", "gt_1"), it must be a word for
+    images or masks.
     """
     image_keys, mask_keys = set(images), set(masks)
     plain = NameRule()
@@ -90,7 +90,7 @@ def find_name_rules(images: Collection[Key], masks: Collection[Key]) -> RuleChoi
     seen = {frozenset((key, key) for key in image_keys & mask_keys)}
     for rule in sorted(_candidates(image_keys, mask_keys), key=lambda rule: rule.length):
         pairs = _pairs(rule, image_keys, mask_keys)
-        if rule in scores or frozenset(pairs) in seen or not _is_believed(rule, pairs, image_keys):
+        if rule in scores or frozenset(pairs) in seen or not _is_plausible(rule, pairs, image_keys):
             continue
         if _is_weak(rule) and not len(pairs) == len(image_keys) == len(mask_keys):
             continue
@@ -125,8 +125,8 @@ def _pairs(rule: NameRule, images: set[Key], masks: set[Key]) -> set[tuple[Key, 
     return found
 
 
-def _is_believed(rule: NameRule, pairs: set[tuple[Key, Key]], images: set[Key]) -> bool:
-    """Whether an image's own prefix or suffix is a word, and not the name of another place."""
+def _is_plausible(rule: NameRule, pairs: set[tuple[Key, Key]], images: set[Key]) -> bool:
+    """Whether a rule has pairs, and an image affix is a known word and not part of a name."""
     if not pairs:
         return False
     own = rule.image_prefix or rule.image_suffix
@@ -147,7 +147,7 @@ def _is_beside_rule(rule: NameRule) -> bool:
 
 
 def is_affix(text: str) -> bool:
-    """Whether a text is believed to be a prefix or suffix: "_L", "mask", but not "1" or "a"."""
+    """Whether a text is a plausible prefix or suffix: "_L", "mask", but not "1" or "a"."""
     if _word(text) in MASK_WORDS | BESIDE_WORDS:
         return True
     has_separator = text[0] in _SEPARATORS or text[-1] in _SEPARATORS
@@ -173,7 +173,7 @@ def _candidates(images: set[Key], masks: set[Key]) -> Iterator[NameRule]:
 
 
 def _image_affixes(images: set[Key]) -> list[tuple[str, str]]:
-    """Return no affix, and the prefix and the suffix that most images have in common."""
+    """Return no affix, and the prefix and the suffix that most images share."""
     prefixes, suffixes = Counter[str](), Counter[str]()
     for _, path in images:
         name = path.rpartition("/")[2]
@@ -214,7 +214,7 @@ def _both_affixes(masks: Iterable[Key], bases: set[Key]) -> Iterator[tuple[str, 
 
 
 def _most_common(affixes: Iterable[str]) -> list[str]:
-    """Return the affixes by frequency; digits alone are a number, and no affix."""
+    """Return the affixes by frequency; digits alone are not an affix."""
     counts = Counter(affixes)
     possible = [(text, n) for text, n in counts.most_common() if not text.isdigit()]
     return [text for text, _ in possible[:_MAX_CANDIDATES]]

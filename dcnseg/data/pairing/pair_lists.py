@@ -1,4 +1,4 @@
-"""Images and masks by a list of pairs, CSV or text; the entry point is `read_pair_list`."""
+"""Reads a list of pairs, CSV or text; the entry point is `read_pair_list`."""
 
 from __future__ import annotations
 
@@ -35,17 +35,17 @@ class _Line:
 def read_pair_list(root: Path, path: Path) -> Found:
     """Read a list with an image and its mask per line, and the split as an optional third column.
 
-    Columns are separated by commas, semicolons, tabs or blanks; quotes keep a name with such a
-    character together. A first line of column names may give another order. Empty lines and those
-    that begin with # are passed over. Paths are relative to the list's folder, else to `root`.
+    Columns are separated by commas, semicolons, tabs or spaces; a name with such a character needs
+    quotes. A header may give another order of the columns. Empty lines and lines that begin with #
+    are ignored. Paths are relative to the list's folder, else to `root`.
 
     Raises:
-        DataError: The list cannot be read, a line has fewer than two columns, a split is none, a
-            file is missing or an image stands there twice; says the lines.
+        DataError: The list cannot be read, a line has fewer than two columns, a split is unknown, a
+            file is missing, or an image is listed twice; gives the lines.
     """
     lines = _parse(path)
     if not lines:
-        raise DataError(f"{path}: holds no pairs; expected an image and its mask per line.")
+        raise DataError(f"{path}: has no pairs; expected an image and its mask per line.")
     _check_splits(path, lines)
     images = [_locate(root, path, line.image) for line in lines]
     masks = [_locate(root, path, line.mask) for line in lines]
@@ -64,7 +64,7 @@ def _parse(path: Path) -> list[_Line]:
     try:
         text = read_text(path)
     except FileNotFoundError as error:
-        raise DataError(f"{path}: there is no such list of pairs.") from error
+        raise DataError(f"{path}: does not exist; expected a list of pairs.") from error
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror or error}).") from error
     except ValueError as error:
@@ -83,7 +83,7 @@ def _parse(path: Path) -> list[_Line]:
 
 
 def _delimiter(lines: Sequence[str]) -> str:
-    """Return the first of tab, semicolon and comma that stands in every line, else a blank."""
+    """Return the first of tab, semicolon and comma that is in every line, else a space."""
     lines = [re.sub(r'"[^"]*"', "", line) for line in lines]
     return next((d for d in "\t;," if lines and all(d in line for line in lines)), " ")
 
@@ -114,7 +114,7 @@ def _line(path: Path, number: int, cells: Sequence[str], order: tuple[int, int, 
     if not image or not mask:
         raise DataError(
             f"{path}: line {number} has {len([c for c in cells if c])} columns; expected an image, "
-            'its mask and maybe the split. Put a name that holds blanks or commas into "quotes".'
+            'its mask and optionally the split. Put names with spaces or commas in "quotes".'
         )
     return _Line(number, image, mask, split)
 
@@ -123,13 +123,14 @@ def _check_splits(path: Path, lines: Sequence[_Line]) -> None:
     wrong = next((line for line in lines if line.split.lower() not in {*SPLIT_WORDS, ""}), None)
     if wrong:
         raise DataError(
-            f"{path}: line {wrong.number} says the split {short_repr(wrong.split)}; expected "
-            'train, val or test. Put a name that holds blanks or commas into "quotes".'
+            f"{path}: line {wrong.number} has the split {short_repr(wrong.split)}; expected "
+            'train, val or test. Put names with spaces or commas in "quotes".'
         )
     without = next((line for line in lines if not line.split), None)
     if without and any(line.split for line in lines):
         raise DataError(
-            f"{path}: line {without.number} says no split, but other lines do. Give each line one."
+            f"{path}: line {without.number} has no split, but other lines have one. Add a split to "
+            "every line."
         )
 
 
@@ -142,7 +143,7 @@ def _locate(root: Path, path: Path, name: str) -> Path:
 
 
 def _is_file(path: Path) -> bool:
-    return os.path.isfile(path)  # noqa: PTH113  (False, where pathlib raises: for a name too long)
+    return os.path.isfile(path)  # noqa: PTH113  (pathlib raises if a name is too long)
 
 
 def _refuse_missing(
@@ -157,7 +158,7 @@ def _refuse_missing(
     if missing:
         more = ", ..." if len(missing) > _SHOWN else ""
         raise DataError(
-            f"{path}: {len(missing)} of its files are missing, or no regular files "
+            f"{path}: {len(missing)} of its files are missing or are not regular files "
             f"({', '.join(missing[:_SHOWN])}{more}). "
             "Paths are relative to the list's folder, else to DATA."
         )
@@ -169,13 +170,12 @@ def _refuse_repeated(path: Path, lines: Sequence[_Line], images: Sequence[Path])
         before = first.setdefault(image.resolve(), line.number)
         if before != line.number:
             raise DataError(
-                f"{path}: lines {before} and {line.number} both name {image}; each image may "
-                "stand there once."
+                f"{path}: lines {before} and {line.number} both name {image}. List each image once."
             )
 
 
 def _stems(root: Path, path: Path, images: Sequence[Path]) -> list[str]:
-    """Return the images' paths without ending, or with it where two differ in it alone."""
+    """Return the image paths without extension, or with it if two differ only there."""
     names = [_relative(root, path, image) for image in images]
     stems = [to_nfc(name.with_suffix("").as_posix()) for name in names]
     counts = Counter(stems)

@@ -1,4 +1,4 @@
-"""Images and masks by patterns with {split} and {stem}; the entry point is `match_patterns`."""
+"""Finds files by patterns with {split} and {stem}; the entry point is `match_patterns`."""
 
 from __future__ import annotations
 
@@ -20,25 +20,25 @@ _ANY_ENDING: Final = r"\.[^./]+"
 
 
 def match_patterns(root: Path, images: str, masks: str) -> Found:
-    """Find the files that the patterns describe, paired by what {split} and {stem} stand for.
+    """Find the files that match the patterns; equal {split} and {stem} make a pair.
 
-    {split} is train, val, test or another word for one of these; {stem} is any text, folders
-    included. `*`, `**`, `?` and `[abc]` match as in a shell and count for nothing. The ending may
-    be left out, `.*` or in other case. A pattern without {split} serves every split of the other.
+    {split} is train, val, test or a synonym; {stem} is any text, including folders. `*`, `**`, `?`
+    and `[abc]` match as in a shell and do not affect pairing. The extension may be missing, `.*`,
+    or in another case. A pattern without {split} covers every split of the other pattern.
 
     Args:
-        root: What relative patterns start from.
+        root: The folder of relative patterns.
         images: Where the images are, such as "{split}/images/{stem}.jpg".
         masks: Where the masks or LabelMe files are, such as "{split}/labels/{stem}_L.png".
 
     Raises:
         DataError: One of the patterns matches nothing.
-        ConfigError: The brackets of a pattern make no sense.
+        ConfigError: The brackets of a pattern are not a valid set of characters.
     """
     image_entries = _matches(root, images, IMAGE_SUFFIXES)
     mask_entries = _matches(root, masks, IMAGE_SUFFIXES | {".json"})
     if to_nfc(images) != to_nfc(masks):
-        # In one folder, {stem}.jpg also fits a_mask.jpg, which the other pattern calls a mask.
+        # In one folder, {stem}.jpg also matches a_mask.jpg, which the other pattern matches too.
         image_entries, mask_entries = _without_common(images, image_entries, masks, mask_entries)
     for option, pattern, entries in (
         ("--images", images, image_entries),
@@ -47,7 +47,7 @@ def match_patterns(root: Path, images: str, masks: str) -> Found:
         if not entries:
             raise DataError(
                 f"{option} '{pattern}' matches no file below {_start(root, pattern)}. {{stem}} "
-                "stands for the common name, {split} for train, val or test."
+                "is the common part of the names, {split} is train, val or test."
             )
     if "{split}" in masks and "{split}" not in images:
         image_entries = _in_splits_of(mask_entries, image_entries)
@@ -57,7 +57,7 @@ def match_patterns(root: Path, images: str, masks: str) -> Found:
         image_entries,
         mask_entries,
         f"images {images}, masks {masks}",
-        "What {stem} (and {split}) stands for must be equal in both patterns.",
+        "{stem} (and {split}) must match the same text in both patterns.",
     )
 
 
@@ -67,8 +67,8 @@ def _matches(root: Path, pattern: str, suffixes: frozenset[str]) -> list[Entry]:
         expression = re.compile(_expression(_rest(pattern)))
     except re.error as error:  # "[z-a]"
         raise ConfigError(
-            f"the pattern {short_repr(pattern)} cannot be understood ({error}); brackets hold "
-            "characters or ranges of them, as [a-z]."
+            f"the pattern {short_repr(pattern)} is not valid ({error}); expected characters or "
+            "ranges of characters in brackets, such as [a-z]."
         ) from error
     found = []
     for path in find_files(start, suffixes) if start.is_dir() else []:
@@ -83,7 +83,7 @@ def _matches(root: Path, pattern: str, suffixes: frozenset[str]) -> list[Entry]:
 def _without_common(
     images: str, image_entries: list[Entry], masks: str, mask_entries: list[Entry]
 ) -> tuple[list[Entry], list[Entry]]:
-    """Leave files that both patterns match to the one that says more of their names."""
+    """Assign files that both patterns match to the longer pattern."""
     common = {entry.path for entry in image_entries} & {entry.path for entry in mask_entries}
     if len(images) > len(masks):
         return image_entries, [entry for entry in mask_entries if entry.path not in common]
@@ -91,20 +91,20 @@ def _without_common(
 
 
 def _in_splits_of(others: Sequence[Entry], entries: Sequence[Entry]) -> list[Entry]:
-    """Put entries without split into each split in which the other side has their stem."""
+    """Copy entries without a split into each split in which the other side has their stem."""
     splits_of: dict[str, list[str]] = {}
     for other in others:
         splits_of.setdefault(other.stem, []).append(other.split)
     return [
         replace(entry, split=split)
         for entry in entries
-        # A left-over belongs to no split; any name will do to have it counted.
+        # An unpaired file belongs to no split; with any split it is counted.
         for split in dict.fromkeys(splits_of.get(entry.stem, ["train"]))
     ]
 
 
 def _fixed_parts(pattern: str) -> int:
-    """Count the leading folders of a pattern that hold no placeholder."""
+    """Return the number of leading folders without a placeholder or wildcard."""
     parts = pattern.split("/")[:-1]
     return next((i for i, part in enumerate(parts) if re.search(r"[*?\[{]", part)), len(parts))
 
@@ -119,16 +119,16 @@ def _rest(pattern: str) -> str:
 
 
 def _expression(pattern: str) -> str:
-    """Return the regular expression of a pattern; names are composed (NFC)."""
+    """Return the regular expression of a pattern; names are in NFC."""
     pattern = to_nfc(pattern)
-    ending = PurePosixPath(pattern).suffix
-    has_ending = bool(ending) and not re.search(r"[{/]", ending)
-    body = pattern.removesuffix(ending) if has_ending else pattern
+    extension = PurePosixPath(pattern).suffix
+    has_extension = bool(extension) and not re.search(r"[{/]", extension)
+    body = pattern.removesuffix(extension) if has_extension else pattern
     seen: set[str] = set()
     parts = [_part(token, seen) for token in _TOKENS.findall(body)]
-    if not has_ending or ending == ".*":
+    if not has_extension or extension == ".*":
         return "".join(parts) + _ANY_ENDING
-    parts += ["(?i:", *(_part(token, seen) for token in _TOKENS.findall(ending)), ")"]
+    parts += ["(?i:", *(_part(token, seen) for token in _TOKENS.findall(extension)), ")"]
     return "".join(parts)
 
 

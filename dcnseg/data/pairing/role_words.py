@@ -1,4 +1,4 @@
-"""The words that folders and files are named by: for images, for masks, for what lies beside."""
+"""Words in the names of folders and files: for images, for masks, and for other files."""
 
 from __future__ import annotations
 
@@ -9,8 +9,9 @@ def _words(text: str) -> frozenset[str]:
     return frozenset(text.split())
 
 
+# User files are named in British and American English.
 IMAGE_WORDS: Final = _words(
-    "image images img imgs photo photos image images pic pics frame frames rgb input inputs "
+    "image images img imgs photo photos picture pictures pic pics frame frames rgb input inputs "
     "original originals orig raw sat leftimg8bit jpegimages x"
 )
 MASK_WORDS: Final = _words(
@@ -18,12 +19,12 @@ MASK_WORDS: Final = _words(
     "segmentation segmentations segmentationclass seg segs segmap segmaps labelmap labelmaps "
     "target targets semantic semantics matte mattes labelids labeltrainids l y"
 )
-# Images of masks for people, and files of other tasks, that stand beside the masks.
+# Views of the masks, and files of other tasks, in the folder of masks.
 BESIDE_WORDS: Final = _words(
-    "color colors color colors colored colored vis viz visualization visualization overlay "
+    "color colors colour colours colored coloured vis viz visualization visualisation overlay "
     "preview blend instanceids instance instances polygons panoptic depth"
 )
-# A folder "inputs" holds images, but one that is called "x" or "l" says nothing.
+# A folder "inputs" holds images; one named "x" or "l" may hold anything.
 IMAGE_FOLDER_WORDS: Final = IMAGE_WORDS - {"x"}
 MASK_FOLDER_WORDS: Final = MASK_WORDS - {"l", "y"} | {"json", "jsons"}
 FILLER_WORDS: Final = _words("dir folder png jpg jpeg tif class set ground map maps all")

@@ -26,14 +26,14 @@ SPLIT_WORDS: Final = {
 
 @dataclass(frozen=True)
 class Splits:
-    """The samples of each split, sorted by stem; a split that is not there is empty.
+    """The samples of each split, sorted by stem; a missing split is empty.
 
     Attributes:
-        train: To learn from.
-        val: To choose the best weights by.
+        train: For training.
+        val: For choosing the best weights.
         test: For the final score.
-        layout: How images and masks were found, in words; does not take part in comparisons.
-        is_val_drawn: Whether the data names no val split, so that a seed has drawn it from train.
+        layout: How images and masks were found, in words; ignored in comparisons.
+        is_val_drawn: Whether val was drawn from train because the data has no val split.
     """
 
     train: tuple[Sample, ...] = ()
@@ -49,17 +49,17 @@ class Splits:
 
 @dataclass(frozen=True)
 class Pairing:
-    """The pairs of a data folder, and what is left over.
+    """The pairs of a data folder, and its unpaired files.
 
     Attributes:
         splits: The pairs.
-        images_without_mask: Images that have none.
-        masks_without_image: Masks that have none; for an image that a COCO file lists and that is
-            not there, the path of that file and the image's name.
-        doubles: Files that share role, split and stem with another one; no pair holds them.
+        images_without_mask: Images.
+        masks_without_image: Masks; for a missing image that a COCO file lists, the path of that
+            file and the image's name.
+        doubles: Files with the role, split and stem of another file; they are in no pair.
         layout: How images and masks were found, in words.
-        advice: What to do when something is left over, with the exact patterns to try.
-        problems: What is wrong with the files of annotations.
+        advice: What to do about unpaired files, with the exact patterns to try.
+        problems: Problems in annotation files.
     """
 
     splits: Splits
@@ -72,14 +72,14 @@ class Pairing:
 
     @property
     def is_whole(self) -> bool:
-        """Whether every file has its partner, and nothing is wrong with the annotations."""
-        left_over = self.images_without_mask or self.masks_without_image or self.doubles
-        return not left_over and not self.problems
+        """Whether every file has its partner, and the annotation files have no problems."""
+        unpaired = self.images_without_mask or self.masks_without_image or self.doubles
+        return not unpaired and not self.problems
 
 
 @dataclass(frozen=True)
 class Entry:
-    """An image or a mask before pairing; `split` is empty where none is said."""
+    """An image or a mask before pairing; `split` is empty if it is unknown."""
 
     path: Path
     split: str
@@ -87,13 +87,13 @@ class Entry:
 
     @property
     def key(self) -> tuple[str, str]:
-        """What an image and its mask have in common."""
+        """The key that an image and its mask share."""
         return self.split, self.stem
 
 
 @dataclass(frozen=True)
 class Found:
-    """The images and masks that a layout gave, by the names that pair them."""
+    """The images and masks of a layout, before they are paired by their keys."""
 
     images: Sequence[Entry]
     masks: Sequence[Entry]
@@ -105,18 +105,18 @@ class Found:
 def join_entries(found: Found, *, val_fraction: float, seed: int) -> Pairing:
     """Pair images and masks with equal keys.
 
-    Where some entries are in a split and others in none, the latter are passed over, and `layout`
-    says how many. Without a val split, train is split by `seed`.
+    If only some entries are in a split, the others are ignored, and `layout` gives their number.
+    Without a val split, val is drawn from train by `seed`.
     """
     has_splits = any(entry.split for entry in found.images)
     layout = found.layout
     images, masks = found.images, found.masks
     if has_splits:
-        left_out = sum(not entry.split for entry in images)
+        num_ignored = sum(not entry.split for entry in images)
         images = [entry for entry in images if entry.split]
         masks = [entry for entry in masks if entry.split]
-        if left_out:
-            layout += f"; {left_out} images in no split are passed over"
+        if num_ignored:
+            layout += f"; {num_ignored} images without a split are ignored"
     image_of, image_doubles = _by_key(images)
     mask_of, mask_doubles = _by_key(masks)
     doubled = {entry.key for entry in (*image_doubles, *mask_doubles)}
@@ -135,7 +135,7 @@ def join_entries(found: Found, *, val_fraction: float, seed: int) -> Pairing:
 
 
 def _by_key(entries: Iterable[Entry]) -> tuple[dict[tuple[str, str], Path], list[Entry]]:
-    """Return the path of each key, and the entries whose key is not theirs alone."""
+    """Return the path of each key, and the entries that share their key with others."""
     groups: dict[tuple[str, str], list[Entry]] = defaultdict(list)
     for entry in entries:
         groups[entry.key].append(entry)
@@ -162,7 +162,7 @@ def _with_val(
 def split_off_validation(
     samples: tuple[Sample, ...], val_fraction: float, seed: int
 ) -> tuple[tuple[Sample, ...], tuple[Sample, ...]]:
-    """Choose val by a hash of seed and stem, which no file order or library version changes."""
+    """Choose val by a hash of seed and stem: independent of file order and library versions."""
     count = round(len(samples) * val_fraction)
     if val_fraction > 0:
         count = min(max(count, 1), len(samples) - 1)
