@@ -1,6 +1,6 @@
 """Draw docs/images/scene.jpg from a folder that `dcnseg demo` wrote.
 
-    python docs/draw_readme_image.py demo 4 60,70
+    python docs/draw_readme_image.py demo 12 45,60
 
 The arguments are the demo's folder, the number of a validation scene, and a pixel (x, y) of it.
 """
