@@ -1,17 +1,19 @@
 """Selection of the device and the number format, and free memory.
 
-Entry points: `select_device`, `select_amp_dtype`, `is_out_of_memory` and `free_memory`.
+Entry points: `select_device`, `select_amp_dtype`, `explain_out_of_memory` and `free_memory`.
 """
 
 from __future__ import annotations
 
 import os
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
 from pathlib import Path
 
 import torch
 
 from dcnseg.config import AMP_MODES, DEVICES
-from dcnseg.errors import ConfigError
+from dcnseg.errors import ConfigError, DcnsegError
 from dcnseg.validation import did_you_mean
 
 CGROUP = Path("/sys/fs/cgroup")
@@ -94,6 +96,18 @@ def is_out_of_memory(error: BaseException) -> bool:
     if isinstance(error, torch.OutOfMemoryError | MemoryError):
         return True
     return isinstance(error, RuntimeError) and any(text in str(error) for text in _CPU_MESSAGES)
+
+
+@contextmanager
+def explain_out_of_memory(make_error: Callable[[], DcnsegError]) -> Iterator[None]:
+    """Replace an out-of-memory error by `make_error()`, and free torch's cached GPU memory."""
+    try:
+        yield
+    except (RuntimeError, MemoryError) as error:
+        if not is_out_of_memory(error):
+            raise
+        torch.cuda.empty_cache()
+        raise make_error() from error
 
 
 def free_memory() -> float:

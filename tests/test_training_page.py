@@ -8,7 +8,8 @@ from pathlib import Path
 
 import pytest
 
-from dcnseg.engine.run_folder import read_metrics, read_run
+from dcnseg.engine.metrics import read_metrics
+from dcnseg.engine.run_folder import read_run
 
 PAGE = (Path(__file__).parents[1] / "docs" / "training.md").read_text()
 

@@ -25,7 +25,7 @@ import torch
 from benchmarks.camvid.plan import Job
 from benchmarks.common import describe_gpu
 from dcnseg.device import select_device
-from dcnseg.engine.run_folder import read_metrics
+from dcnseg.engine.metrics import read_metrics
 from dcnseg.files import atomic_path
 
 # As the command `dcnseg`, wherever that was installed.

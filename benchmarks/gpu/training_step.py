@@ -17,9 +17,10 @@ from benchmarks.common import alternate
 from benchmarks.gpu.timing import kernel_shares, peak_memory
 from dcnseg.config import DataConfig, ModelConfig, TrainConfig
 from dcnseg.device import select_amp_dtype
-from dcnseg.engine.losses import build_loss
+from dcnseg.engine.loading import BatchGroup
+from dcnseg.engine.optim import build_loss
 from dcnseg.engine.state import build_state
-from dcnseg.engine.updates import Updater
+from dcnseg.engine.step import TrainingStep
 
 PLAIN = "plain"
 MODELS = {
@@ -85,15 +86,14 @@ def make_step(model: ModelConfig, device: torch.device, batch: Batch) -> Callabl
         torch.nn.init.normal_(layer.conv_offset.weight, std=0.01)
     state.model.train()
     amp_dtype = select_amp_dtype(config.amp, device)
-    updater = Updater(state, build_loss("ce", None), device, amp_dtype)
+    training_step = TrainingStep(state, build_loss("ce", None), device, amp_dtype)
     generator = torch.Generator().manual_seed(0)
     images = torch.randn(batch.size, 3, *batch.size_hw, generator=generator).to(device)
     labels = torch.randint(NUM_CLASSES, (batch.size, *batch.size_hw), generator=generator)
     labels = labels.to(device)
 
     def step() -> None:
-        updater.add_batch(images, labels, share=1.0)
-        updater.update()
+        training_step(BatchGroup(1, [(images, labels)]))
 
     return step
 

@@ -1,39 +1,68 @@
-"""The largest batch that fits into memory, found by trying; the entry point is `fitting_batch`."""
+"""The largest batch that fits into memory, and what to do if none does.
+
+Entry points: `find_batch_size`, `explain_training_out_of_memory`.
+"""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import AbstractContextManager
+from dataclasses import replace
 
 import torch
 from torch import Tensor
 
 from dcnseg.config import TrainConfig
-from dcnseg.device import free_memory, is_out_of_memory, select_amp_dtype, select_device
-from dcnseg.engine.losses import build_loss
-from dcnseg.engine.out_of_memory import explain_out_of_memory
+from dcnseg.device import (
+    explain_out_of_memory,
+    free_memory,
+    is_out_of_memory,
+    select_amp_dtype,
+    select_device,
+)
+from dcnseg.engine.loading import BatchGroup
+from dcnseg.engine.optim import build_loss
 from dcnseg.engine.state import build_state
-from dcnseg.engine.updates import Updater
+from dcnseg.engine.step import TrainingStep
+from dcnseg.errors import TrainingError
 from dcnseg.models.pretrained import NO_WEIGHTS
 
 GPU_SIZES = (2, 3, 4, 6, 8, 12, 16, 24, 32, 48, 64)
-CPU_MOST = 16  # more is no faster on a CPU
-USED_SHARE = 0.7  # of the free memory; the rest is for the loading processes
-WORKING_FACTOR = 2.0  # gradients and columns beside what is kept for the backward
+CPU_MAX = 16  # larger batches are no faster on a CPU
+USED_SHARE = 0.7  # of the free memory; the rest is for the data loading workers
+WORKING_FACTOR = 2.0  # gradients and columns, relative to the tensors saved for the backward pass
 
 
-def fitting_batch(config: TrainConfig, *, num_classes: int, num_images: int) -> int:
-    """The number of images per batch that `--batch-size auto` means.
+def explain_training_out_of_memory(
+    config: TrainConfig, device: torch.device
+) -> AbstractContextManager[None]:
+    """Replace an out-of-memory error by a TrainingError that suggests smaller settings."""
 
-    A GPU is given larger and larger batches until one does not fit. On a CPU, where running out of
-    memory ends the process, the need is estimated from one batch of two.
+    def make_error() -> TrainingError:
+        (height, width), size = config.data.crop_size, config.batch_size
+        options = [
+            f"--crop-size {max(32, height // 2)},{max(32, width // 2)}",
+            "--amp bf16",
+        ]
+        if size > 2:
+            options.insert(0, f"--batch-size {max(2, size // 2)} --accumulate 2")
+        return TrainingError(
+            f"Out of memory on {device} for a batch of {size} crops of {height}x{width}. Start a "
+            f"new run with one of: {', '.join(options)}, or --batch-size auto."
+        )
 
-    Args:
-        config: All settings; the batch size is passed over.
-        num_classes: K.
-        num_images: Training images; a batch has at most as many.
+    return explain_out_of_memory(make_error)
+
+
+def find_batch_size(config: TrainConfig, *, num_classes: int, num_images: int) -> int:
+    """Find the batch size for `--batch-size auto`.
+
+    The batch size of `config` is ignored. On a GPU, batches are enlarged until one does not fit. On
+    a CPU, where running out of memory would end the process, the size is estimated from the memory
+    use of a batch of two.
 
     Raises:
-        TrainingError: not even two images fit.
+        TrainingError: a batch of two images does not fit.
     """
     device = select_device(config.device)
     state = build_state(
@@ -43,29 +72,27 @@ def fitting_batch(config: TrainConfig, *, num_classes: int, num_images: int) -> 
         device=device,
         encoder_weights=NO_WEIGHTS,
     )
-    updater = Updater(
-        state, build_loss(config.loss, None), device, select_amp_dtype(config.amp, device)
-    )
+    loss = build_loss(config.loss, None)
+    step = TrainingStep(state, loss, device, select_amp_dtype(config.amp, device))
     state.model.train()
 
     def try_batch(size: int) -> None:
         height, width = config.data.crop_size
         images = torch.rand(size, 3, height, width)
         labels = torch.randint(num_classes, (size, height, width))
-        updater.add_batch(images, labels, share=1.0)
-        updater.update()
+        step(BatchGroup(1, [(images, labels)]))
 
-    with explain_out_of_memory(config.data.crop_size, 2, device):
+    with explain_training_out_of_memory(replace(config, batch_size=2), device):
         if device.type == "cuda":
-            size = _largest_that_fits(try_batch)
+            size = _find_largest(try_batch)
             torch.cuda.empty_cache()
         else:
-            size = _largest_by_estimate(try_batch, list(state.model.parameters()), free_memory())
+            size = _estimate_largest(try_batch, list(state.model.parameters()), free_memory())
     return max(2, min(size, num_images))
 
 
-def _largest_that_fits(try_batch: Callable[[int], None]) -> int:
-    """The last of the sizes that fits, one below the largest possible: images need room too."""
+def _find_largest(try_batch: Callable[[int], None]) -> int:
+    """Return the second largest size that fits, which leaves some memory free."""
     fitting: list[int] = []
     for size in GPU_SIZES:
         try:
@@ -78,20 +105,20 @@ def _largest_that_fits(try_batch: Callable[[int], None]) -> int:
     return fitting[-1]
 
 
-def _largest_by_estimate(
+def _estimate_largest(
     try_batch: Callable[[int], None], weights: Sequence[Tensor], free_bytes: float
 ) -> int:
-    """How many images fit, by what the backward of a batch of two keeps beside the weights."""
-    kept: dict[int, int] = {}
+    """Estimate the size from the tensors, other than weights, saved for a backward pass."""
+    saved_bytes: dict[int, int] = {}
 
-    def note(tensor: Tensor) -> Tensor:
+    def record(tensor: Tensor) -> Tensor:
         storage = tensor.untyped_storage()
-        kept[storage.data_ptr()] = storage.nbytes()
+        saved_bytes[storage.data_ptr()] = storage.nbytes()
         return tensor
 
-    with torch.autograd.graph.saved_tensors_hooks(note, lambda tensor: tensor):
+    with torch.autograd.graph.saved_tensors_hooks(record, lambda tensor: tensor):
         try_batch(2)
     for weight in weights:
-        kept.pop(weight.untyped_storage().data_ptr(), None)
-    per_image = WORKING_FACTOR * sum(kept.values()) / 2
-    return max(2, min(CPU_MOST, int(USED_SHARE * free_bytes / per_image)))
+        saved_bytes.pop(weight.untyped_storage().data_ptr(), None)
+    per_image = WORKING_FACTOR * sum(saved_bytes.values()) / 2
+    return max(2, min(CPU_MAX, int(USED_SHARE * free_bytes / per_image)))

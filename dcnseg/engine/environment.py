@@ -1,10 +1,10 @@
-"""What the last digits of a run depend on besides its settings: threads, versions, the processor.
+"""The environment of a run: threads, versions and hardware that affect rounding.
 
-Sums in floating point depend on the order of their terms, and that on the number of threads and on
-the instructions that a library chooses. A resume state holds a description of all that; a resumed
-run computes with as many threads as before, and warns of what is different.
+Floating-point sums depend on the order of their terms, hence on the number of threads and the
+processor's instructions. Checkpoints store a description of the environment; a resumed run uses the
+same number of threads and warns about other differences.
 
-Entry points: `describe_environment`, `computes_as_before`.
+Entry points: `describe_environment`, `restore_environment`.
 """
 
 from __future__ import annotations
@@ -26,14 +26,14 @@ from dcnseg import __version__
 from dcnseg.errors import CheckpointError
 from dcnseg.ops._native import missing_reason
 
-ENVIRONMENT: Final = "environment"  # key of a resume state
+ENVIRONMENT: Final = "environment"  # key in a checkpoint
 THREADS: Final = "threads"
 _THREAD_VARIABLES: Final = ("OMP_NUM_THREADS", "MKL_NUM_THREADS")
-_MOST_THREADS: Final = 4096
+_MAX_THREADS: Final = 4096
 
 
 def describe_environment(device: torch.device, amp_dtype: torch.dtype | None) -> dict[str, Any]:
-    """Everything by whose change a resumed run may differ in the last digits, as plain values."""
+    """Describe everything that may change the rounding of a resumed run, as plain values."""
     is_cpu = device.type == "cpu"
     return {
         "device": torch.cuda.get_device_name(device) if device.type == "cuda" else device.type,
@@ -43,7 +43,7 @@ def describe_environment(device: torch.device, amp_dtype: torch.dtype | None) ->
         "instructions": torch.backends.cpu.get_cpu_capability() if is_cpu else "",
         "operators": "native" if missing_reason(device.type) is None else "PyTorch code",
         "dcnseg": __version__,
-        "torch": str(torch.__version__),  # a class of its own otherwise
+        "torch": str(torch.__version__),  # a subclass of str
         "torchvision": str(torchvision.__version__),
         "numpy": np.__version__,
         "opencv": cv2.__version__,
@@ -52,7 +52,7 @@ def describe_environment(device: torch.device, amp_dtype: torch.dtype | None) ->
 
 
 def processor_name() -> str:
-    """The processor's model where the system tells it, else its architecture."""
+    """Return the processor's model if known, else its architecture."""
     cpuinfo = Path("/proc/cpuinfo")
     lines = cpuinfo.read_text(errors="replace").splitlines() if cpuinfo.is_file() else []
     names = (line.partition(":")[2].strip() for line in lines if line.startswith("model name"))
@@ -60,28 +60,21 @@ def processor_name() -> str:
 
 
 @contextmanager
-def computes_as_before(
+def restore_environment(
     saved: Mapping[str, Any],
     device: torch.device,
     amp_dtype: torch.dtype | None,
     on_warning: Callable[[str], None],
 ) -> Iterator[None]:
-    """Within it, torch computes with as many threads as the saved state was made with.
+    """Set torch's number of threads to that of the checkpoint, and restore it on exit.
 
-    The number stays what it is where the user has set it (OMP_NUM_THREADS), and where this machine
-    has fewer processors.
-
-    Args:
-        saved: A resume state; if it holds no description of its environment, nothing is done.
-        device: Where to compute.
-        amp_dtype: The lower-precision format, or None.
-        on_warning: Told what is different from before.
+    The number is kept if the user has set it (OMP_NUM_THREADS) or the machine has fewer processors.
 
     Raises:
         CheckpointError: the description is damaged.
     """
     before = saved.get(ENVIRONMENT)
-    if before is None:  # written by a version that did not note it
+    if before is None:  # written by an early version
         yield
         return
     _check_description(before)
@@ -91,8 +84,8 @@ def computes_as_before(
     different = _differences(before, describe_environment(device, amp_dtype))
     if different:
         on_warning(
-            f"What the run computes with has changed: {', '.join(different)}. So its result will "
-            "not be bit for bit that of a run that never stopped."
+            f"The environment of the run has changed: {', '.join(different)}. The result may "
+            "differ slightly from that of an uninterrupted run."
         )
     try:
         yield
@@ -103,10 +96,10 @@ def computes_as_before(
 def _check_description(before: Any) -> None:
     is_whole = isinstance(before, Mapping) and all(isinstance(key, str) for key in before)
     threads = before.get(THREADS) if is_whole else None
-    if type(threads) is not int or not 1 <= threads <= _MOST_THREADS:
+    if type(threads) is not int or not 1 <= threads <= _MAX_THREADS:
         raise CheckpointError(
-            f"The resume state's description of its environment is damaged: expected {THREADS} "
-            f"from 1 to {_MOST_THREADS}."
+            f"The checkpoint's description of its environment is damaged: expected {THREADS} "
+            f"from 1 to {_MAX_THREADS}."
         )
 
 
@@ -117,13 +110,13 @@ def _restore_threads(threads: int, on_warning: Callable[[str], None]) -> None:
         return
     torch.set_num_threads(threads)
     on_warning(
-        f"Computing with {threads} threads, as the run did before, although {own} would be taken "
-        f"here. OMP_NUM_THREADS={own} takes them; the result then differs in its last digits."
+        f"Using {threads} threads as before, instead of this machine's default of {own}. Set "
+        f"OMP_NUM_THREADS={own} to use the default; the result may then differ slightly."
     )
 
 
 def _processors() -> int:
-    is_limited = hasattr(os, "sched_getaffinity")  # by a container, say; not known on macOS
+    is_limited = hasattr(os, "sched_getaffinity")  # for example by a container; not on macOS
     return len(os.sched_getaffinity(0)) if is_limited else os.cpu_count() or 1
 
 

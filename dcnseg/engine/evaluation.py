@@ -1,9 +1,9 @@
-"""Scores from one confusion matrix over a whole split; entry point `evaluate`."""
+"""Scores from the confusion matrix of a split; entry points `evaluate`, `evaluate_run`."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import Future, ThreadPoolExecutor
+from collections.abc import Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -18,13 +18,13 @@ from dcnseg.data.dataset import load_pair
 from dcnseg.data.pairing.folders import find_splits
 from dcnseg.data.pairing.splits import SPLIT_NAMES, Splits
 from dcnseg.data.sample import Sample
-from dcnseg.engine.run_folder import RunRecord, is_run, read_run
+from dcnseg.engine.run_folder import is_run, read_run
 from dcnseg.errors import ConfigError, DataError, NotFiniteError
 from dcnseg.inference.predictor import Predictor
+from dcnseg.inference.read_ahead import read_ahead
 from dcnseg.validation import did_you_mean
 
 SPLITS = ("train", "val", "test", "all")
-READ_AHEAD = 4  # images decoded while the network computes
 
 
 @dataclass(frozen=True)
@@ -49,18 +49,18 @@ class Scores:
 
     @property
     def mean_iou(self) -> float:
-        """Mean of the classes' IoU; classes neither true nor predicted are left out."""
+        """Mean IoU over the classes; classes neither true nor predicted are ignored."""
         known = self.class_iou[~np.isnan(self.class_iou)]
         return float(known.mean()) if known.size else float("nan")
 
     @property
     def pixel_accuracy(self) -> float:
-        """Share of the labeled pixels whose class is right."""
+        """Fraction of the labeled pixels that are predicted correctly."""
         total = self.confusion.sum()
         return float(np.trace(self.confusion) / total) if total else float("nan")
 
     def to_dict(self) -> dict[str, Any]:
-        """The scores as JSON values; None where a score has no meaning."""
+        """The scores as JSON values; undefined scores are None."""
 
         def number(value: float) -> float | None:
             return None if np.isnan(value) else round(float(value), 6)
@@ -78,7 +78,7 @@ class Scores:
 def count_confusion(
     labels: npt.NDArray[np.uint8], predicted: npt.NDArray[np.uint8], num_classes: int
 ) -> npt.NDArray[np.int64]:
-    """Pixels by true and predicted class, [K, K]; ignored pixels are not counted."""
+    """Count pixels by true and predicted class, [K, K]; ignored pixels are not counted."""
     is_labeled = labels != IGNORE_INDEX
     pairs = labels[is_labeled].astype(np.int64) * num_classes + predicted[is_labeled]
     counts = np.bincount(pairs, minlength=num_classes * num_classes)
@@ -91,33 +91,33 @@ def evaluate(
     *,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> Scores:
-    """Predict every image at its original resolution and count.
+    """Predict every image at its original resolution and compute the scores.
 
-    Args:
-        predictor: What a user would predict with.
-        samples: Images with masks.
-        on_progress: Called with the images done and their number.
+    `on_progress` is called with the number of evaluated images and the total.
 
     Raises:
-        DataError: an image or mask cannot be read or does not fit; the message names it.
+        DataError: an image or mask cannot be read, or their sizes differ; the message names it.
         ConfigError: the predictor has a minimum confidence.
         NotFiniteError: the network's output for an image is not finite; the message names it.
     """
     if predictor.config.min_confidence:
         raise ConfigError(
-            f"`min_confidence` is {predictor.config.min_confidence}; scores are those of all "
-            "pixels, so evaluate with 0."
+            f"`min_confidence` is {predictor.config.min_confidence}; scores need a prediction for "
+            "every pixel. Evaluate with 0."
         )
     class_map = predictor.class_map
     confusion = np.zeros((class_map.num_classes,) * 2, np.int64)
-    for done, (image, labels) in enumerate(_read_ahead(samples, class_map), 1):
-        try:
-            predicted = predictor.predict(image).labels
-        except NotFiniteError as error:
-            raise NotFiniteError(f"{samples[done - 1].image}: {error}") from error
-        confusion += count_confusion(labels, predicted, class_map.num_classes)
-        if on_progress:
-            on_progress(done, len(samples))
+    with ThreadPoolExecutor(max_workers=2) as pool:
+        pairs = read_ahead(pool, samples, lambda sample: load_pair(sample, class_map))
+        for done, (sample, pair) in enumerate(pairs, 1):
+            image, labels = pair.result()
+            try:
+                predicted = predictor.predict(image).labels
+            except NotFiniteError as error:
+                raise NotFiniteError(f"{sample.image}: {error}") from error
+            confusion += count_confusion(labels, predicted, class_map.num_classes)
+            if on_progress:
+                on_progress(done, len(samples))
     return Scores(confusion, class_map.names)
 
 
@@ -132,26 +132,26 @@ def evaluate_run(
     source: PairSource | None = None,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> Scores:
-    """Score a run folder or weights file on a split of a data folder.
+    """Evaluate a run folder or weights file on a split of a data folder.
 
-    On the folder that the run was trained on, the run's own split is meant, whatever images have
-    been added since. Another folder without a val folder is split with the default seed.
+    On the data that the run was trained on, the run's own split is used, even if images have been
+    added since. Other data without a val folder is split with the default seed.
 
     Args:
         run: Run folder or weights file.
         root: Data folder.
         split: "train", "val", "test" or "all".
-        device: As `Predictor.from_checkpoint`.
-        amp: As `Predictor.from_checkpoint`.
-        config: Windows and test-time augmentation.
-        source: Where the images and masks are. Without it, the run's own source is used on the
-            run's own folder.
-        on_progress: Called with the images done and their number.
+        device: See `Predictor.from_checkpoint`.
+        amp: See `Predictor.from_checkpoint`.
+        config: Sliding window and test-time augmentation.
+        source: Where the images and masks are. Without it, the run's own source is used on its own
+            data.
+        on_progress: Called with the number of evaluated images and the total.
 
     Raises:
-        ConfigError: there is no such split, or `run` is the data and `root` the run.
-        DataError: the folder's classes are not the run's, or a file is missing or wrong.
-        NotFiniteError: as `evaluate`.
+        ConfigError: there is no such split, or `run` and `root` are swapped.
+        DataError: the data has other classes than the run, or a file is missing or invalid.
+        NotFiniteError: see `evaluate`.
     """
     _check_order(run, root)
     if split not in SPLITS:
@@ -171,7 +171,7 @@ def _check_order(run: Path, root: Path) -> None:
     if root.is_file() or (root / BEST_WEIGHTS).is_file():
         if run.is_dir() and not (run / BEST_WEIGHTS).is_file():
             raise ConfigError(
-                f"{run} is no run, but {root} is: the run comes first. "
+                f"{run} is not a run, but {root} is: the run comes first. "
                 f"Try: dcnseg evaluate {root} {run}"
             )
     elif not root.exists():
@@ -179,43 +179,39 @@ def _check_order(run: Path, root: Path) -> None:
 
 
 def _splits_of(run: Path, root: Path, source: PairSource) -> Splits:
-    """The splits of a data folder, as the run recorded them if it was trained on these images."""
+    """Find the splits of a data folder; the recorded splits if the run was trained on it."""
     record = read_run(run) if is_run(run) else None
     if source.pairs:
-        source = replace(source, pairs=source.pairs.resolve())  # as runs record it
-    own_source = _source_of(record, root)
+        source = replace(source, pairs=source.pairs.resolve())  # as in config.json
+    is_own_data = record is not None and record.config.data.root.resolve() == root.resolve()
+    own_source = record.config.data.source if record is not None and is_own_data else None
     is_own = own_source is not None and source in (PairSource(), own_source)
     source = own_source if own_source and is_own else source
     splits = find_splits(root, source)
     if record is None:
         return splits
     if not is_own and not splits.is_val_drawn:
-        return splits  # the folder says itself what is val
+        return splits  # the folder has its own val split
     by_stem = {sample.stem: sample for sample in splits.all_samples()}
     chosen: dict[str, tuple[Sample, ...]] = {}
     for name, stems in record.split.items():
-        own = {sample.stem: sample for sample in getattr(splits, name)}  # stems repeat over splits
-        missing = [stem for stem in stems if stem not in own and stem not in by_stem]
+        # The split's own samples first: a stem may occur in several splits.
+        own = by_stem | {sample.stem: sample for sample in getattr(splits, name)}
+        missing = [stem for stem in stems if stem not in own]
         if missing and not is_own:
-            return splits  # other images than the run's
+            return splits  # not the run's images
         if missing:
             raise DataError(
-                f"{root}: {len(missing)} {name} images of the run are gone, {missing[0]} for one."
+                f"{root}: {len(missing)} {name} images of the run are missing, such as "
+                f"{missing[0]}."
             )
-        chosen[name] = tuple(own.get(stem) or by_stem[stem] for stem in stems)
-    train, val, test = (chosen.get(name, ()) for name in SPLIT_NAMES)
+        chosen[name] = tuple(own[stem] for stem in stems)
+    train, val, test = (chosen[name] for name in SPLIT_NAMES)
     return Splits(train, val, test, splits.layout)
 
 
-def _source_of(record: RunRecord | None, root: Path) -> PairSource | None:
-    """How the run found its images, if they are those of `root`."""
-    if record is None or record.config.data.root.resolve() != root.resolve():
-        return None
-    return record.config.data.source
-
-
 def _check_classes(root: Path, trained: ClassMap) -> None:
-    """A class list beside the data must give every id the meaning it had in training."""
+    """Raise a DataError if the data's class list has another class for an id than the run."""
     class_list = find_class_list(root)
     if class_list is None:
         return
@@ -223,21 +219,7 @@ def _check_classes(root: Path, trained: ClassMap) -> None:
     for entry in ClassMap.from_file(class_list).classes:
         if entry.id not in trained.ignored_ids and names.get(entry.id) != entry.name:
             raise DataError(
-                f"{class_list} calls the id {entry.id} {entry.name!r}; the run was "
-                f"trained with {names.get(entry.id, 'no such class')!r}. "
-                "Evaluate on data with the run's classes."
+                f"{class_list}: class {entry.id} is {entry.name!r}; the run was trained with "
+                f"{names.get(entry.id, 'no such class')!r}. Evaluate on data with the run's "
+                "classes."
             )
-
-
-Pair = tuple[npt.NDArray[np.uint8], npt.NDArray[np.uint8]]
-
-
-def _read_ahead(samples: Iterable[Sample], class_map: ClassMap) -> Iterator[Pair]:
-    with ThreadPoolExecutor(max_workers=2) as pool:
-        waiting: list[Future[Pair]] = []
-        for sample in samples:
-            waiting.append(pool.submit(load_pair, sample, class_map))
-            if len(waiting) > READ_AHEAD:
-                yield waiting.pop(0).result()
-        for future in waiting:
-            yield future.result()

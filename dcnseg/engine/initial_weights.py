@@ -1,4 +1,4 @@
-"""Starting a training from trained weights, decoder included; entry: `read_initial_weights`."""
+"""Initial weights from a trained network; the entry point is `read_initial_weights`."""
 
 from __future__ import annotations
 
@@ -18,37 +18,27 @@ from dcnseg.models.segmenter import Segmenter
 from dcnseg.ops.deform_conv.module import OFFSET_BRANCH
 
 HEAD = "segmentation_head."
-MUST_AGREE = ("architecture", "encoder", "decoder_channels")  # they decide the tensors' shapes
-MAY_DIFFER = (
-    "output_stride",
-    "atrous_rates",
-    "late_dilation",
-)  # only the size of maps, or what is seen
-SHOWN = 8  # names in a line
+MUST_MATCH = ("architecture", "encoder", "decoder_channels")  # they determine tensor shapes
+MAY_DIFFER = ("output_stride", "atrous_rates", "late_dilation")  # with a warning
+MAX_NAMES = 8  # in a message
 
 
 @dataclass(frozen=True)
 class InitialWeights:
-    """The tensors of a trained network, and what the new one takes from them.
-
-    Attributes:
-        info: What their file says about them.
-        tensors: By name.
-        head_rows: Index of a class of the new network, and of the class of the same name here.
-    """
+    """The weights of a trained network, to be loaded into a new one."""
 
     info: WeightsInfo
     tensors: Mapping[str, Tensor]
-    head_rows: Mapping[int, int] = field(default_factory=dict)
+    head_rows: Mapping[int, int] = field(default_factory=dict)  # new class -> class in the weights
 
     def for_classes(self, class_map: ClassMap) -> InitialWeights:
-        """The same weights for a network of these classes, matched by name."""
+        """Match the classes by name; returns a copy."""
         before = {name: index for index, name in enumerate(self.info.class_map.names)}
         rows = {i: before[name] for i, name in enumerate(class_map.names) if name in before}
         return replace(self, head_rows=rows)
 
     def load_into(self, model: Segmenter) -> Preprocessing:
-        """Load what fits; offset branches and head rows without a counterpart stay as they are."""
+        """Load all tensors and head rows that fit; the others keep their initial values."""
         own = model.state_dict()
         with torch.no_grad():
             for name in self._fitting(own):
@@ -60,13 +50,13 @@ class InitialWeights:
         return self.info.preprocessing
 
     def report(self, model: Segmenter, config: TrainConfig, listener: TrainingListener) -> None:
-        """Say exactly what is loaded and what is not."""
+        """Report which weights are loaded, and which settings differ."""
         own = model.state_dict()
         fitting = self._fitting(own)
         encoder = sum(name.startswith("encoder.") for name in fitting)
         listener.noted(
-            f"Starting from {self.info.path}: {encoder} tensors of the encoder and "
-            f"{len(fitting) - encoder} of the decoder are loaded."
+            f"Initial weights from {self.info.path}: loaded {encoder} encoder tensors and "
+            f"{len(fitting) - encoder} decoder tensors."
         )
         listener.noted(self._describe_head(len(own[f"{HEAD}0.bias"])))
         listener.noted(self._describe_offsets(own))
@@ -74,23 +64,18 @@ class InitialWeights:
             before, now = getattr(self.info.model, name), getattr(config.model, name)
             if before != now:
                 listener.warned(
-                    f"{_option(name, now)} differs from that of the weights, {_text(before)}."
+                    f"{_option(name, now)} differs from the {_text(before)} of the initial weights."
                 )
         scale = self.info.preprocessing.input_scale
         if scale != config.data.input_scale:
             listener.warned(
-                f"--input-scale is {config.data.input_scale:g}, and the weights were trained with "
-                f"{scale:g}: to them everything has another size now."
+                f"--input-scale is {config.data.input_scale:g}, but the initial weights were "
+                f"trained with {scale:g}: objects have a different size in the network's input."
             )
 
     def _fitting(self, own: Mapping[str, Tensor]) -> list[str]:
-        return [
-            name
-            for name, value in own.items()
-            if not name.startswith(HEAD)
-            and name in self.tensors
-            and self.tensors[name].shape == value.shape
-        ]
+        shapes = {name: tensor.shape for name, tensor in self.tensors.items()}
+        return [n for n, t in own.items() if not n.startswith(HEAD) and shapes.get(n) == t.shape]
 
     def _describe_head(self, num_classes: int) -> str:
         names = self.info.class_map.names
@@ -98,11 +83,11 @@ class InitialWeights:
         unused = [name for name in names if name not in kept]
         new = num_classes - len(kept)
         if not new and not unused:
-            return "Head: loaded, the classes are the same."
+            return "Head: loaded; the classes are the same."
         return _sentence(
             "Head",
-            kept and f"loaded for the classes of the same name ({_listed(kept)})",
-            new and f"initialized anew for {new} of {num_classes} classes",
+            kept and f"loaded for classes with the same name ({_listed(kept)})",
+            new and f"randomly initialized for {new} of {num_classes} classes",
             unused and f"not used: {_listed(unused)}",
         )
 
@@ -110,32 +95,32 @@ class InitialWeights:
         layers, given = _offset_layers(own), _offset_layers(self.tensors)
         loaded = _offset_layers(self._fitting(own))
         new = [name for name in layers if name not in loaded]
-        left_out = [name for name in given if name not in layers]
+        unused = [name for name in given if name not in layers]
         if not layers and not given:
-            return "Offsets: none, all layers are plain."
+            return "Offsets: none; there are no deformable layers."
         return _sentence(
             "Offsets",
             loaded and f"loaded for {len(loaded)} deformable layers",
-            new and f"zero at first in {_listed(new)}",
-            left_out and f"left out where layers are plain now ({_listed(left_out)})",
+            new and f"initialized to zero in {_listed(new)}",
+            unused and f"not used in layers that are no longer deformable ({_listed(unused)})",
         )
 
 
 def read_initial_weights(source: Path, model: ModelConfig) -> InitialWeights:
-    """Read a run folder's best weights, or a weights file, for a network of these settings.
+    """Read the best weights of a run folder, or a weights file.
 
     Raises:
-        CheckpointError: there are no weights, or they are damaged.
-        ConfigError: they are of another network; the message gives the options that fit.
+        CheckpointError: the weights are missing or damaged.
+        ConfigError: they do not fit the network; the message names the options to set.
     """
     trained, info = load_segmenter(find_weights(source))
-    different = [name for name in MUST_AGREE if getattr(info.model, name) != getattr(model, name)]
+    different = [name for name in MUST_MATCH if getattr(info.model, name) != getattr(model, name)]
     if different:
         needed = " ".join(_option(name, getattr(info.model, name)) for name in different)
         found = " ".join(_option(name, getattr(model, name)) for name in different)
         raise ConfigError(
-            f"--init {source} holds weights of another network, with {needed}; the settings have "
-            f"{found}. Add {needed}, or give other weights."
+            f"--init {source} has weights of a different network: it needs {needed}, but the "
+            f"settings are {found}. Add {needed}, or choose other weights."
         )
     return InitialWeights(info, trained.state_dict())
 
@@ -158,5 +143,5 @@ def _sentence(subject: str, *parts: str | int | list[str]) -> str:
 
 
 def _listed(names: Sequence[str]) -> str:
-    rest = f" and {len(names) - SHOWN} more" if len(names) > SHOWN else ""
-    return ", ".join(names[:SHOWN]) + rest
+    rest = f" and {len(names) - MAX_NAMES} more" if len(names) > MAX_NAMES else ""
+    return ", ".join(names[:MAX_NAMES]) + rest

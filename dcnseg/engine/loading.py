@@ -1,7 +1,4 @@
-"""Batches of training images, loaded by processes that end with this one.
-
-The entry point is `TrainingLoader`.
-"""
+"""Loading of training batches in worker processes; the entry point is `TrainingLoader`."""
 
 from __future__ import annotations
 
@@ -13,38 +10,83 @@ import os
 import re
 import signal
 import sys
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import dataclass
+from itertools import islice
 from typing import Any
 
+import numpy as np
 import torch
 from torch import Tensor
-from torch.utils.data import DataLoader, Dataset, default_collate, get_worker_info
+from torch.utils.data import DataLoader, Dataset, Sampler, default_collate, get_worker_info
 
 from dcnseg.data.dataset import SegmentationDataset
-from dcnseg.engine.batches import EpochBatches
 from dcnseg.errors import DcnsegError, TrainingError
 
-PR_SET_PDEATHSIG = 1  # of Linux's prctl
-JOIN_SECONDS = 5.0  # for a worker that is to end
-FILES_PER_WORKER, FILES_BESIDE = 4, 10  # pipes of a worker; torch's queues and its own check
-_LEFT_TO_MAIN_PROCESS = (signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM))
+PR_SET_PDEATHSIG = 1  # prctl option on Linux
+JOIN_SECONDS = 5.0  # how long to wait for a worker to exit
+# Open files: pipes per worker, and the files of torch's queues and of the check itself.
+FILES_PER_WORKER, EXTRA_FILES = 4, 10
+_IGNORED_SIGNALS = (signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM))
 _OUT_OF_FILES = (
-    "Too many files are open for the processes that load images. Use fewer --workers (0 needs "
+    "Too many open files to start or run the data loading workers. Use fewer --workers (0 needs "
     "none), or raise the limit with `ulimit -n`."
 )
 
 Batch = tuple[Tensor, Tensor]  # float32 [B, 3, h, w], int64 [B, h, w]
 
 
+@dataclass(frozen=True)
+class BatchGroup:
+    """The batches of one optimizer step, loaded as they are iterated over."""
+
+    size: int
+    batches: Iterable[Batch]
+
+
+class EpochBatches(Sampler[list[int]]):
+    """The batches of epoch `epoch` as lists of indices, without the first `start`.
+
+    The order depends on the seed and the epoch only. A last batch of one image is merged into the
+    one before it, because batch normalization needs two.
+
+    Args:
+        num_samples: Number of images, at least 2.
+        batch_size: Images per batch, at least 2.
+        seed: The run's seed.
+    """
+
+    def __init__(self, num_samples: int, batch_size: int, *, seed: int) -> None:
+        self._num_samples = num_samples
+        self._batch_size = batch_size
+        self._seed = seed
+        self.epoch = 1
+        self.start = 0
+
+    def __iter__(self) -> Iterator[list[int]]:
+        """Yield the remaining batches of the current epoch."""
+        generator = np.random.default_rng((self._seed, self.epoch))
+        order = generator.permutation(self._num_samples).tolist()
+        bounds = [i * self._batch_size for i in range(len(self))] + [self._num_samples]
+        for i in range(self.start, len(self)):
+            yield order[bounds[i] : bounds[i + 1]]
+
+    def __len__(self) -> int:
+        """Return the number of batches of a whole epoch, which is the same for all epochs."""
+        batches, rest = divmod(self._num_samples, self._batch_size)
+        return batches + (1 if rest > 1 or not batches else 0)
+
+
 class TrainingLoader:
-    """The batches of each epoch, from any step on.
+    """Loads the batches of each epoch, starting at any batch.
 
     Args:
         dataset: The training images.
-        batches: Which of them form which batch.
-        workers: Loading processes; 0 loads in this one.
-        pin_memory: Whether batches go to a GPU.
+        batches: The indices of each batch.
+        accumulate: Batches per optimizer step.
+        workers: Number of worker processes; 0 loads in the main process.
+        pin_memory: Whether to pin batches for a copy to a GPU.
     """
 
     def __init__(
@@ -52,43 +94,60 @@ class TrainingLoader:
         dataset: SegmentationDataset,
         batches: EpochBatches,
         *,
+        accumulate: int = 1,
         workers: int,
         pin_memory: bool,
     ) -> None:
         workers = min(workers, len(batches))
         self._dataset = dataset
         self._batches = batches
-        self._noted = _TrackedDataset(dataset, workers)
+        self._accumulate = accumulate
+        self._tracked = _TrackedDataset(dataset, workers)
         self._loader: DataLoader[Any] = DataLoader(
-            self._noted,
+            self._tracked,
             batch_sampler=batches,
             num_workers=workers,
             persistent_workers=workers > 0,
             pin_memory=pin_memory,
             collate_fn=_collate,
-            worker_init_fn=self._noted.start_worker,
-            generator=torch.Generator(),  # its own, so that the workers' seeds cost dropout none
+            worker_init_fn=self._tracked.start_worker,
+            generator=torch.Generator(),  # so that worker seeds do not consume global randomness
         )
         self._processes: set[multiprocessing.process.BaseProcess] = set()
 
-    def batches(self, epoch: int, *, start: int = 0) -> Iterator[Batch]:
-        """Yield the batches of an epoch without the first `start`, which are not loaded.
+    def groups(self, epoch: int, *, start: int = 0) -> Iterator[BatchGroup]:
+        """Yield the batches of each optimizer step of an epoch, without the first `start` batches.
+
+        The last group of an epoch may be smaller. Each group must be consumed before the next.
 
         Raises:
-            DataError: an image or mask is wrong; the message names it.
+            DataError: an image or mask is invalid; the message names the file.
+        """
+        batches = self.batches(epoch, start=start)
+        while start < len(self._batches):
+            first = start - start % self._accumulate
+            size = min(self._accumulate, len(self._batches) - first)
+            yield BatchGroup(size, islice(batches, first + size - start))
+            start = first + size
+
+    def batches(self, epoch: int, *, start: int = 0) -> Iterator[Batch]:
+        """Yield the batches of an epoch; the first `start` are neither yielded nor loaded.
+
+        Raises:
+            DataError: an image or mask is invalid; the message names the file.
         """
         self._dataset.set_epoch(epoch)
         self._batches.epoch, self._batches.start = epoch, start
-        for batch in self._start():
+        for batch in self._start_epoch():
             if isinstance(batch, DcnsegError):
                 raise batch
             images, labels = batch
             yield images, labels
 
-    def _start(self) -> Iterator[Any]:
-        """Begin an epoch; note the processes that are started, also if not all of them can be."""
+    def _start_epoch(self) -> Iterator[Any]:
+        """Start iterating; register new worker processes even if some of them fail to start."""
         if not self._processes:
-            _require_open_files(self._loader.num_workers)
+            _check_open_files(self._loader.num_workers)
         others = set(multiprocessing.active_children())
         try:
             return iter(self._loader)
@@ -96,115 +155,117 @@ class TrainingLoader:
             self._processes |= set(multiprocessing.active_children()) - others
 
     @contextmanager
-    def explain_worker_death(self) -> Iterator[None]:
-        """Within it, a worker's death is an error that names the files it was reading.
+    def manage_workers(self) -> Iterator[None]:
+        """Stop the workers on exit, and explain the death of a worker by the files it was reading.
 
-        torch raises it wherever this process happens to be, hence around the whole loop.
+        Wrap the whole training loop: torch raises the error anywhere in the main process.
 
         Raises:
-            TrainingError: a worker has died, or too many files are open.
+            TrainingError: a worker died, or too many files are open.
         """
         try:
-            yield
+            try:
+                yield
+            finally:
+                self._close()
         except (OSError, RuntimeError) as error:
             is_death = str(error).startswith("DataLoader worker")
-            if _is_out_of_files(error) or (is_death and self._noted.is_out_of_files()):
+            if _is_out_of_files(error) or (is_death and self._tracked.is_out_of_files()):
                 raise TrainingError(_OUT_OF_FILES) from error
             if not is_death:
                 raise
             raise TrainingError(self._describe_death(str(error))) from error
 
-    def close(self) -> None:
-        """End the workers: those that hang as well, and those of a start that failed halfway."""
+    def _close(self) -> None:
+        """Stop the workers, including those that hang and those of an incomplete start."""
         iterator = getattr(self._loader, "_iterator", None)
         if iterator is not None:
             iterator._shutdown_workers()
         for process in self._processes:
             process.join(JOIN_SECONDS if iterator is not None else 0)
-            process.kill()  # they ignore SIGTERM, with which Python would end them and wait
+            process.kill()  # workers ignore SIGTERM, which Python would send and wait for
             process.join(JOIN_SECONDS)
         self._processes.clear()
 
     def _describe_death(self, reason: str) -> str:
         found = re.search(r"pid(?:\(s\))? ([\d, ]+)", reason)
         pids = {int(pid) for pid in found[1].split(",")} if found else set()
-        indices = self._noted.being_read(pids)
-        samples = [self._dataset.samples[index] for index in indices]
+        samples = [self._dataset.samples[index] for index in self._tracked.being_read(pids)]
         files = ", ".join(f"{sample.image} with {sample.mask}" for sample in samples)
-        how = reason.partition("\n")[0].removeprefix("DataLoader worker ")
+        cause = reason.partition("\n")[0].removeprefix("DataLoader worker ")
         return (
-            f"A process that loads images died: {how.rstrip('.')}. "
-            + (f"It was reading {files}. " if files else "It was reading no file. ")
-            + "Killed usually means that memory ran out: use fewer --workers, a smaller "
-            "--batch-size or --crop-size. Otherwise look at the file; --workers 0 reads it in the "
-            "main process."
+            f"A data loading worker died: {cause.rstrip('.')}. It was reading "
+            f"{files or 'no file'}. If it was killed, the machine probably ran out of memory: use "
+            "fewer --workers, a smaller --batch-size or a smaller --crop-size. Otherwise check the "
+            "file; with --workers 0 the main process reads it."
         )
 
 
 class _TrackedDataset(Dataset[Any]):
-    """Notes in shared memory which image each worker is reading."""
+    """Records in shared memory which image each worker is reading."""
 
     def __init__(self, dataset: SegmentationDataset, workers: int) -> None:
         self._dataset = dataset
-        # Process, index, and whether it could open no more files.
-        self._notes = torch.full((max(1, workers), 3), -1, dtype=torch.int64)
-        self._notes.share_memory_()
+        # Columns: process id, index of the image, whether the worker ran out of files.
+        self._status = torch.full((max(1, workers), 3), -1, dtype=torch.int64)
+        self._status.share_memory_()
 
     def __getitem__(self, index: int) -> Any:
         worker = get_worker_info()
         if worker is None:
             return self._dataset[index]
-        note = self._notes[worker.id]
-        note[0], note[1] = os.getpid(), index
+        status = self._status[worker.id]
+        status[0], status[1] = os.getpid(), index
         try:
             return self._dataset[index]
         except DcnsegError as error:
             return error  # raised in the main process; torch would wrap it in a traceback
         finally:
-            note[1] = -1  # not reached by a process that dies
+            status[1] = -1  # not reached by a process that dies
 
     def __len__(self) -> int:
         return len(self._dataset)
 
     def start_worker(self, worker: int) -> None:
-        """Prepare a loading process.
+        """Set up a worker process.
 
-        Signals that are sent to the whole group are left to the main process, and the worker ends
-        with it. A batch that cannot be handed over ends it: torch would wait for it forever.
+        Only the main process handles signals sent to the process group, and the worker ends with
+        it. A batch that cannot be sent ends the worker: torch would wait for the batch forever.
         """
-        for number in _LEFT_TO_MAIN_PROCESS:
+        for number in _IGNORED_SIGNALS:
             signal.signal(number, signal.SIG_IGN)
         if sys.platform == "linux":
             ctypes.CDLL(None).prctl(PR_SET_PDEATHSIG, signal.SIGKILL)
 
-        def end(error: Exception, _batch: Any) -> None:
+        def exit_worker(error: Exception, _batch: Any) -> None:
             if _is_out_of_files(error):
-                self._notes[worker, 2] = 1
+                self._status[worker, 2] = 1
             os._exit(1)
 
-        # The thread that sends what is in a queue calls this where sending fails.
-        multiprocessing.queues.Queue._on_queue_feeder_error = staticmethod(end)  # type: ignore[attr-defined]
+        # Called by the thread that sends the queue's items when sending fails.
+        feeder = staticmethod(exit_worker)
+        multiprocessing.queues.Queue._on_queue_feeder_error = feeder  # type: ignore[attr-defined]
 
     def is_out_of_files(self) -> bool:
-        """Whether a worker has ended since it could open no more files."""
-        return bool((self._notes[:, 2] == 1).any())
+        """Whether a worker exited because it could not open more files."""
+        return bool((self._status[:, 2] == 1).any())
 
     def being_read(self, pids: set[int]) -> list[int]:
-        """What these processes were reading; all processes if there are none."""
-        notes = [(int(pid), int(index)) for pid, index, _ in self._notes]
-        return [index for pid, index in notes if index >= 0 and (not pids or pid in pids)]
+        """Return the indices that these processes, or all if `pids` is empty, were reading."""
+        status = [(int(pid), int(index)) for pid, index, _ in self._status]
+        return [index for pid, index in status if index >= 0 and (not pids or pid in pids)]
 
 
 def _collate(items: Sequence[Any]) -> Any:
-    wrong = next((item for item in items if isinstance(item, DcnsegError)), None)
-    return default_collate(list(items)) if wrong is None else wrong
+    error = next((item for item in items if isinstance(item, DcnsegError)), None)
+    return default_collate(list(items)) if error is None else error
 
 
-def _require_open_files(workers: int) -> None:
-    """Raise an OSError if a few files more than the workers need cannot be opened."""
+def _check_open_files(workers: int) -> None:
+    """Raise an OSError if the files that the workers need, plus a few, cannot be opened."""
     descriptors: list[int] = []
     try:
-        for _ in range(FILES_PER_WORKER * workers + FILES_BESIDE if workers else 0):
+        for _ in range(FILES_PER_WORKER * workers + EXTRA_FILES if workers else 0):
             descriptors.append(os.open(os.devnull, os.O_RDONLY))  # noqa: PERF401  (may fail)
     finally:
         for descriptor in descriptors:
@@ -212,7 +273,7 @@ def _require_open_files(workers: int) -> None:
 
 
 def _is_out_of_files(error: Exception) -> bool:
-    """Whether the process, or a worker whose error this is, has as many files open as it may."""
+    """Whether an error, possibly reported by a worker, means that too many files are open."""
     if isinstance(error, OSError):
         return error.errno in (errno.EMFILE, errno.ENFILE)
     return isinstance(error, RuntimeError) and os.strerror(errno.EMFILE) in str(error)

@@ -1,9 +1,9 @@
-"""Statistics of the offsets that a network predicts while it is evaluated."""
+"""Statistics of the offsets that a network predicts; the entry point is `OffsetMonitor`."""
 
 from __future__ import annotations
 
 from collections import defaultdict
-from types import TracebackType
+from functools import partial
 from typing import Any, Self
 
 from torch import Tensor
@@ -12,16 +12,16 @@ from dcnseg.models.segmenter import Segmenter
 from dcnseg.ops.deform_conv.module import DeformConv2d
 from dcnseg.ops.offset_stats import OffsetStatistics, offset_statistics
 
-MONITORED_BATCHES = 8  # enough for a mean; more would only slow the evaluation
-MOST = 0.5  # share of samples
+MONITORED_PASSES = 8  # enough for a mean; more would slow down the evaluation
+MAX_OUTSIDE_SHARE = 0.5  # of the sampling positions
 ADVICE = (
-    "In the first hundred steps batch normalization may not have settled, which passes; otherwise "
-    "lower --offset-lr-scale or --lr, or choose another --encoder."
+    "Ignore this in the first hundred steps, where batch norm statistics are not yet stable; "
+    "later, lower --offset-lr-scale or --lr, or choose another --encoder."
 )
 
 
 class OffsetMonitor:
-    """While entered, watches the first forward passes of a network's deformable layers.
+    """Records the offsets of the deformable layers in the first forward passes in its context.
 
     with OffsetMonitor(model) as monitor:
         evaluate(...)
@@ -35,29 +35,19 @@ class OffsetMonitor:
         self._handles: list[Any] = []
 
     def __enter__(self) -> Self:
-        """Start watching."""
+        """Start recording."""
         for name, layer in self._layers.items():
-            self._handles.append(
-                layer.conv_offset.register_forward_hook(
-                    lambda _module, inputs, output, name=name, layer=layer: self._note(
-                        name, layer, inputs[0], output
-                    )
-                )
-            )
+            hook = partial(self._record, name, layer)
+            self._handles.append(layer.conv_offset.register_forward_hook(hook))
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        traceback: TracebackType | None,
-    ) -> None:
-        """Stop watching."""
+    def __exit__(self, *_: object) -> None:
+        """Stop recording."""
         for handle in self._handles:
             handle.remove()
 
     def summary(self) -> dict[str, dict[str, float | None]]:
-        """Mean over the watched passes of each layer's statistics; None where not finite."""
+        """Each layer's statistics, averaged over the recorded passes; None if not finite."""
         return {
             name: {
                 field: _mean([getattr(entry, field) for entry in self._seen[name]])
@@ -68,33 +58,36 @@ class OffsetMonitor:
         }
 
     def runaways(self) -> dict[str, str]:
-        """A warning for each layer whose offsets lead nowhere, by the layer's name."""
+        """A warning for each layer that samples far outside its feature map, by layer name."""
         return {
             name: f"{name}: {reason} {ADVICE}"
             for name in self._layers
             if self._seen[name] and (reason := _runaway(self._seen[name], self._sizes_px[name]))
         }
 
-    def _note(self, name: str, layer: DeformConv2d, x: Tensor, offset: Tensor) -> None:
-        if len(self._seen[name]) < MONITORED_BATCHES:
-            height, width = x.shape[-2:]
+    def _record(
+        self, name: str, layer: DeformConv2d, _module: object, inputs: Any, offset: Tensor
+    ) -> None:
+        if len(self._seen[name]) < MONITORED_PASSES:
+            height, width = inputs[0].shape[-2:]
             self._sizes_px[name] = max(height, width, self._sizes_px.get(name, 0))
             self._seen[name].append(offset_statistics(layer, offset, (height, width)))
 
 
 def _runaway(seen: list[OffsetStatistics], size_px: int) -> str | None:
-    """Why these offsets have run away, if they have; a NaN has."""
-    p95_px = sum(entry.p95_px for entry in seen) / len(seen)
-    outside = sum(entry.outside_share for entry in seen) / len(seen)
-    grid_outside = sum(entry.grid_outside_share for entry in seen) / len(seen)
+    """Explain why the offsets are too large, if they are; NaN counts as too large."""
+    p95_px, outside, grid_outside = (
+        sum(getattr(entry, name) for entry in seen) / len(seen)
+        for name in ("p95_px", "outside_share", "grid_outside_share")
+    )
     if not p95_px <= size_px:
         return (
-            f"the 95th percentile of its offsets is {p95_px:.0f} px, and its map is only "
+            f"the 95th percentile of its offsets is {p95_px:.0f} px, but its feature map is only "
             f"{size_px} px long."
         )
-    # A dilated grid on a small map is mostly outside without any offsets.
-    if outside > max(MOST, grid_outside):
-        return f"{outside:.0%} of its samples lie outside its map."
+    # On a small feature map, a dilated kernel is mostly outside even without offsets.
+    if outside > max(MAX_OUTSIDE_SHARE, grid_outside):
+        return f"a fraction of {outside:.2f} of its samples lies outside its feature map."
     return None
 
 

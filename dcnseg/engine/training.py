@@ -1,4 +1,4 @@
-"""Training of a segmenter on a folder of images and masks; entry points `train` and `resume`."""
+"""Training on a folder of images and masks; entry points `train` and `resume`."""
 
 from __future__ import annotations
 
@@ -18,28 +18,34 @@ from dcnseg.config import (
 )
 from dcnseg.data.transforms import Augmentation, name_of
 from dcnseg.device import select_amp_dtype, select_device
-from dcnseg.engine.batch_size import fitting_batch
-from dcnseg.engine.environment import computes_as_before
-from dcnseg.engine.event_writer import require_tensorboard
-from dcnseg.engine.fingerprint import check_files_are_unchanged
+from dcnseg.engine.batch_size import find_batch_size
+from dcnseg.engine.environment import restore_environment
 from dcnseg.engine.initial_weights import read_initial_weights
 from dcnseg.engine.listener import TrainingListener
+from dcnseg.engine.metrics import require_tensorboard, restore_metrics
+from dcnseg.engine.out_folder import (
+    check_is_unlocked,
+    check_out_is_separate,
+    check_run_is_free,
+    lock_run,
+)
 from dcnseg.engine.run_folder import (
     METRICS,
     check_classes_are_unchanged,
-    check_out_is_separate,
-    check_run_is_free,
     check_split_is_unchanged,
     create_run,
-    drop_unfinished_files,
     read_run,
-    restore_metrics,
+    remove_temporary_files,
     update_settings,
 )
-from dcnseg.engine.run_lock import check_is_unlocked, lock_run
-from dcnseg.engine.state import TrainingState, restore_state
+from dcnseg.engine.saved_state import restore_state
+from dcnseg.engine.state import TrainingState
 from dcnseg.engine.trainer import Trainer, TrainResult
-from dcnseg.engine.training_data import find_training_splits, prepare_data
+from dcnseg.engine.training_data import (
+    check_files_are_unchanged,
+    find_training_splits,
+    prepare_data,
+)
 from dcnseg.errors import ConfigError
 from dcnseg.files import mark_output_folder
 from dcnseg.models.pretrained import NO_WEIGHTS, require_encoder_weights
@@ -60,20 +66,20 @@ def train(
 
     Args:
         config: All settings.
-        run: The run folder; new, empty, or to be overwritten.
-        sources: Where each setting came from, kept in config.json.
-        overwrite: Whether the files of a former run in the folder may be replaced.
-        has_auto_batch: Train with as many images per batch as memory holds, whatever `config`
-            says of it.
-        augment: Called with every training image and its label map before the random crop, see
-            `CustomAugmentation`; its random numbers are seeded for each of them.
-        listener: Told what happens.
+        run: The run folder; must be new or empty unless `overwrite` is set.
+        sources: The source of each setting, for config.json.
+        overwrite: Whether to replace the files of a previous run in the folder.
+        has_auto_batch: Whether to find the largest batch size that fits into memory, instead of
+            using that of `config`.
+        augment: Called with each training image and its label map before the random crop, with
+            seeded random numbers; see `CustomAugmentation`.
+        listener: Receives progress and warnings.
 
     Raises:
-        ConfigError: a setting cannot be met, or the folder is not empty.
-        DataError: an image or mask is wrong; the message names it.
-        TrainingError: the loss stays not finite, memory runs out, a loading process dies.
-        TrainingStoppedError: the listener asked to stop; the state is saved.
+        ConfigError: a setting is not supported on this machine, or the folder is not empty.
+        DataError: an image or mask is invalid; the message names the file.
+        TrainingError: the loss stays non-finite, memory runs out, or a data loading worker dies.
+        TrainingStoppedError: the listener requested a stop; the state is saved.
     """
     listener = listener or TrainingListener()
     check_out_is_separate(run, config.data.root)
@@ -81,7 +87,7 @@ def train(
     check_out_is_separate(run, config.data.root, splits)
     check_run_is_free(run, overwrite=overwrite)
     check_is_unlocked(run)
-    # A setting that cannot be met is told before the masks are read, which may take minutes.
+    # Fail early: reading the masks may take minutes.
     select_amp_dtype(config.amp, select_device(config.device))
     build_segmenter(config.model, num_classes=2)
     initial = None
@@ -95,13 +101,10 @@ def train(
         require_tensorboard()
     data = prepare_data(config, splits, on_progress=listener.checking, on_warning=listener.warned)
     if has_auto_batch:
-        num_classes = data.class_map.num_classes
-        config = replace(
-            config,
-            batch_size=fitting_batch(
-                config, num_classes=num_classes, num_images=len(data.splits.train)
-            ),
+        size = find_batch_size(
+            config, num_classes=data.class_map.num_classes, num_images=len(data.splits.train)
         )
+        config = replace(config, batch_size=size)
     if initial:
         initial = initial.for_classes(data.class_map)
         initial.report(build_segmenter(config.model, data.class_map.num_classes), config, listener)
@@ -128,25 +131,25 @@ def resume(
     augment: Augmentation | None = None,
     listener: TrainingListener | None = None,
 ) -> TrainResult:
-    """Go on with a run from its last saved state, as if it had never stopped.
+    """Resume a run from its last checkpoint; the result is that of an uninterrupted run.
 
     Args:
         run: A run folder.
-        changes: Settings to change, named as in `RESUMABLE_SETTINGS` ("data.workers").
-        epochs: The same as "epochs" in `changes`; the learning rate follows the new schedule.
-        augment: What `train` was given.
-        listener: Told what happens.
+        changes: Settings to change, from `RESUMABLE_SETTINGS`, by dotted names ("data.workers").
+        epochs: Shorthand for "epochs" in `changes`; the learning rate follows the new schedule.
+        augment: The augmentation passed to `train`.
+        listener: Receives progress and warnings.
 
     Raises:
-        ConfigError: all epochs are done, or a setting has changed that must not.
-        CheckpointError: the folder holds nothing to resume, or its files are damaged.
-        DataError: the data has changed since the run began.
+        ConfigError: the run is complete, or a setting has changed that must not.
+        CheckpointError: the folder has no run to resume, or its files are damaged.
+        DataError: the data has changed since the run started.
         TrainingError: see `train`.
         TrainingStoppedError: see `train`.
     """
     listener = listener or TrainingListener()
     changes = dict(changes or {}) | ({} if epochs is None else {"epochs": epochs})
-    read_run(run)  # first, since nothing is written to a folder without a run
+    read_run(run)  # before anything is written: the folder may not be a run
     with lock_run(run, listener.warned):
         return _resume_locked(run, changes, augment, listener)
 
@@ -165,7 +168,7 @@ def _resume_locked(
     if saved["epoch"] >= config.epochs:
         raise ConfigError(
             f"{run} is complete: {saved['epoch']} of {config.epochs} epochs are done. "
-            f"To train on, give more --epochs than {saved['epoch']}."
+            f"To continue training, set --epochs to more than {saved['epoch']}."
         )
     splits = find_training_splits(config)
     check_split_is_unchanged(record, splits)
@@ -174,15 +177,16 @@ def _resume_locked(
     check_classes_are_unchanged(record, data.class_map)
     device = select_device(config.device)
     amp_dtype = select_amp_dtype(config.amp, device)
-    with computes_as_before(saved, device, amp_dtype, listener.warned):
+    with restore_environment(saved, device, amp_dtype, listener.warned):
         trainer = Trainer(config, run, data, listener, encoder_weights=NO_WEIGHTS, augment=augment)
         restore_state(trainer.state, saved, run / RESUME_STATE)
         if trainer.should_stop_early():
             raise ConfigError(
                 f"{run} is complete: it stopped at epoch {saved['epoch']}, after {config.patience} "
-                "epochs without a better score. To train on, give more --patience, or 0 for no end."
+                "epochs without improvement. To continue training, increase --patience, or set it "
+                "to 0 to disable early stopping."
             )
-        drop_unfinished_files(run)
+        remove_temporary_files(run)
         mark_output_folder(run)
         update_settings(run, config, list(changes))
         _restore_metrics(trainer.state, run, saved, listener)
@@ -195,21 +199,23 @@ def _restore_metrics(
     state.metrics, missing = restore_metrics(run, state.epoch, saved.get("metrics"))
     if missing:
         listener.warned(
-            f"{run / METRICS} has no line of {len(missing)} of the epochs up to {state.epoch}, "
-            f"epoch {missing[0]} for one, and the resume state does not hold them either."
+            f"{run / METRICS} and the checkpoint lack {len(missing)} of the epochs up to "
+            f"{state.epoch}, such as epoch {missing[0]}."
         )
 
 
 def _check_augmentation(run: Path, before: str, augment: Augmentation | None) -> None:
-    """Raise a ConfigError unless the run goes on with the augmentation that it began with."""
+    """Raise a ConfigError unless the augmentation is the one that the run started with."""
     now = name_of(augment) if augment else ""
     if before and now != before:
         raise ConfigError(
-            f"{run} was trained with the augmentation {before}; {now or 'none'} is given now. "
+            f"{run} was trained with the augmentation {before}, but `augment` is {now or 'None'}. "
             "Resume it from Python with the same one: resume(run, augment=...)."
         )
     if now and not before:
-        raise ConfigError(f"{run} was trained without an augmentation of your own; leave it out.")
+        raise ConfigError(
+            f"{run} was trained without a custom augmentation; `augment` must be None."
+        )
 
 
 def _with_changes(config: TrainConfig, changes: Mapping[str, Any]) -> TrainConfig:

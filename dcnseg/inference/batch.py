@@ -18,17 +18,18 @@ import numpy.typing as npt
 import torch
 
 from dcnseg.data.image_io import ImageHeader, read_header
+from dcnseg.device import explain_out_of_memory
 from dcnseg.errors import ConfigError, DataError
 from dcnseg.files import has_foreign_files, mark_output_folder
 from dcnseg.inference.image_stats import differences_from_training
 from dcnseg.inference.inputs import InputImage
-from dcnseg.inference.memory import check_probabilities_fit, explain_out_of_memory
+from dcnseg.inference.memory import check_probabilities_fit, out_of_memory_error
 from dcnseg.inference.prediction import Prediction
 from dcnseg.inference.predictor import Predictor
+from dcnseg.inference.read_ahead import read_ahead
 from dcnseg.inference.results import FileResult, count_shares, failed_result
 from dcnseg.inference.writers import OUTPUT_FOLDERS, output_paths, write_prediction
 
-READ_AHEAD = 3  # decoded images that wait for the network
 WRITE_BEHIND = 3  # predictions that wait for the disk
 LARGE_PIXELS: Final = 1 << 24  # from here on one image at a time, so that memory stays bounded
 
@@ -50,7 +51,7 @@ class _Job:
 
     @property
     def is_large(self) -> bool:
-        return self.header is not None and self.header.num_pixels >= LARGE_PIXELS
+        return _is_large(self.header)
 
 
 def predict_files(
@@ -131,16 +132,16 @@ def _are_files(paths: Iterable[Path]) -> bool:
 
 
 def _read_ahead(pool: ThreadPoolExecutor, images: Sequence[InputImage]) -> Iterator[_Job]:
-    """Decode the next images while one is in use, but nothing beside a large one."""
-    waiting: deque[_Job] = deque()
-    for image in images:
-        header = _peek(image)
-        is_large = header is not None and header.num_pixels >= LARGE_PIXELS
-        while waiting and (len(waiting) > READ_AHEAD or is_large or waiting[-1].is_large):
-            yield waiting.popleft()
-        waiting.append(_Job(image, header, pool.submit(_read, image)))
-    while waiting:
-        yield waiting.popleft()
+    """Decode the next images while one is in use, but a large one alone."""
+    items = ((image, _peek(image)) for image in images)
+    for (image, header), decoded in read_ahead(
+        pool, items, lambda item: _read(item[0]), is_large=lambda item: _is_large(item[1])
+    ):
+        yield _Job(image, header, decoded)
+
+
+def _is_large(header: ImageHeader | None) -> bool:
+    return header is not None and header.num_pixels >= LARGE_PIXELS
 
 
 def _peek(image: InputImage) -> ImageHeader | None:
@@ -167,7 +168,7 @@ def _predict(
     try:
         if "probabilities" in kinds:
             check_probabilities_fit(path, size_hw, predictor.class_map.num_classes)
-        with explain_out_of_memory(path, size_hw, predictor):
+        with explain_out_of_memory(lambda: out_of_memory_error(path, size_hw, predictor)):
             return decoded, predictor.predict(
                 decoded,
                 with_confidence="confidence" in kinds,

@@ -47,7 +47,11 @@ def test_augmentation_changes_the_prediction(invoke: Invoke, run: Path, scenes: 
         (["{run}", "{scenes}", "--scales=0"], 2, "--scales is 0; expected"),
         (["{run}", "{tmp}/none"], 3, "none: does not exist."),
         (["{scenes}", "{run}"], 2, "Try: dcnseg evaluate {run} {scenes}"),
-        (["{scenes}", "{run}/best.safetensors"], 2, "is no run, but {run}/best.safetensors is: "),
+        (
+            ["{scenes}", "{run}/best.safetensors"],
+            2,
+            "is not a run, but {run}/best.safetensors is: ",
+        ),
     ],
 )
 def test_errors(

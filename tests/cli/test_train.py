@@ -19,7 +19,8 @@ from typer.testing import CliRunner
 from dcnseg.checkpoint import BEST_WEIGHTS, RESUME_STATE, load_resume_state
 from dcnseg.config import PRESETS, DataConfig, ModelConfig, TrainConfig, to_dict
 from dcnseg.engine import training
-from dcnseg.engine.run_folder import CONFIG, PREVIEW, read_metrics, read_run
+from dcnseg.engine.metrics import read_metrics
+from dcnseg.engine.run_folder import CONFIG, PREVIEW, read_run
 from dcnseg.engine.trainer import TrainResult
 from dcnseg_cli import reporting
 from dcnseg_cli import train as train_command

@@ -1,8 +1,7 @@
-"""Whether a resumed run computes as before, and what is said if not."""
+"""The environment of a resumed run: restored threads and warnings about differences."""
 
 from __future__ import annotations
 
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -15,20 +14,17 @@ from dcnseg.engine import environment
 from dcnseg.engine.environment import (
     ENVIRONMENT,
     THREADS,
-    computes_as_before,
     describe_environment,
-    processor_name,
+    restore_environment,
 )
-from dcnseg.engine.listener import TrainingListener
 from dcnseg.engine.training import resume
 from dcnseg.errors import CheckpointError
-
-CPU = torch.device("cpu")
+from tests.engine.runs import CPU, Recorder
 
 
 @pytest.fixture(autouse=True)
 def _two_threads(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
-    """Two threads of four processors, none of which the user has set."""
+    """Two threads, not set by the user, on four processors."""
     for name in environment._THREAD_VARIABLES:
         monkeypatch.delenv(name, raising=False)
     monkeypatch.setattr(environment, "_processors", lambda: 4)
@@ -38,10 +34,10 @@ def _two_threads(monkeypatch: pytest.MonkeyPatch) -> Iterator[None]:
     torch.set_num_threads(threads)
 
 
-def enter(saved: dict[str, Any]) -> tuple[int, list[str]]:
-    """The number of threads within, and the warnings."""
+def restore(saved: dict[str, Any]) -> tuple[int, list[str]]:
+    """Return the number of threads in the context, and the warnings."""
     warnings: list[str] = []
-    with computes_as_before(saved, CPU, None, warnings.append):
+    with restore_environment(saved, CPU, None, warnings.append):
         return torch.get_num_threads(), warnings
 
 
@@ -49,64 +45,50 @@ def saved_with(**changes: object) -> dict[str, Any]:
     return {ENVIRONMENT: describe_environment(CPU, None) | changes}
 
 
-def test_nothing_is_said_where_nothing_has_changed() -> None:
-    assert enter(saved_with()) == (2, [])
-    assert enter({}) == (2, [])  # a state of an earlier version
+def test_an_unchanged_environment_gives_no_warning() -> None:
+    assert describe_environment(CPU, None)["processor"]
+    assert restore(saved_with()) == (2, [])
+    assert restore({}) == (2, [])  # checkpoint of an early version
 
 
-def test_the_number_of_threads_is_restored_within() -> None:
-    threads, (text,) = enter(saved_with(threads=3))
-    assert threads == 3
-    assert text.startswith("Computing with 3 threads, as the run did before, although 2 would")
+@pytest.mark.parametrize(
+    ("saved", "variable", "expected", "text"),
+    [
+        (3, "", 3, "Using 3 threads as before, instead of this machine's default of 2. Set OMP"),
+        (3, "2", 2, "The environment of the run has changed: threads 2 (before: 3). The result"),
+        (5, "", 2, "The environment of the run has changed: threads 2 (before: 5)."),
+    ],
+    ids=["restored", "set by the user", "more than processors"],
+)
+def test_number_of_threads(
+    monkeypatch: pytest.MonkeyPatch, saved: int, variable: str, expected: int, text: str
+) -> None:
+    monkeypatch.setenv("OMP_NUM_THREADS", variable)
+    threads, (warning,) = restore(saved_with(threads=saved))
+    assert threads == expected
+    assert warning.startswith(text)
     assert torch.get_num_threads() == 2
-
-
-def test_what_the_user_has_set_is_kept_and_warned_about(monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setenv("OMP_NUM_THREADS", "2")
-    threads, (text,) = enter(saved_with(threads=3))
-    assert threads == 2
-    assert text.startswith("What the run computes with has changed: threads 2 (before: 3). So its")
-
-
-def test_more_threads_than_processors_are_not_taken() -> None:
-    threads, (text,) = enter(saved_with(threads=5))
-    assert threads == 2
-    assert "threads 2 (before: 5)" in text
 
 
 @pytest.mark.parametrize("name", sorted({*describe_environment(CPU, None)} - {THREADS}))
 def test_every_other_difference_is_named(name: str) -> None:
-    _, (text,) = enter(saved_with(**{name: "other"}))
+    _, (text,) = restore(saved_with(**{name: "other"}))
     assert f"{name} {describe_environment(CPU, None)[name]} (before: other)" in text
 
 
 @pytest.mark.parametrize("damaged", [3, [], {}, {THREADS: "2"}, {THREADS: 10**30}, {1: 2}])
 def test_a_damaged_description_is_an_error(damaged: object) -> None:
     with pytest.raises(CheckpointError, match="description of its environment is damaged"):
-        enter({ENVIRONMENT: damaged})
+        restore({ENVIRONMENT: damaged})
 
 
-def test_the_processor_has_a_name() -> None:
-    assert processor_name()
-
-
-class Warned(TrainingListener):
-    def __init__(self) -> None:
-        self.texts: list[str] = []
-
-    def warned(self, text: str) -> None:
-        self.texts.append(text)
-
-
-def test_a_resumed_run_is_warned_and_notes_the_new_environment(run: Path, tmp_path: Path) -> None:
-    copy, listener = tmp_path / "run", Warned()
-    shutil.copytree(run, copy)
-    saved = load_resume_state(copy / RESUME_STATE)
+def test_a_resume_warns_and_saves_the_new_environment(run_copy: Path) -> None:
+    saved = load_resume_state(run_copy / RESUME_STATE)
     assert saved[ENVIRONMENT]["torch"] == torch.__version__
     changed = saved[ENVIRONMENT] | {"torch": "1.0", THREADS: 1}
-    save_resume_state(copy / RESUME_STATE, saved | {ENVIRONMENT: changed})
-    resume(copy, epochs=3, listener=listener)
-    assert len(listener.texts) == 2
-    assert f"torch {torch.__version__} (before: 1.0)" in listener.texts[1]
-    after = load_resume_state(copy / RESUME_STATE)[ENVIRONMENT]
+    save_resume_state(run_copy / RESUME_STATE, saved | {ENVIRONMENT: changed})
+    resume(run_copy, epochs=3, listener=(listener := Recorder()))
+    assert len(listener.warnings) == 2
+    assert f"torch {torch.__version__} (before: 1.0)" in listener.warnings[1]
+    after = load_resume_state(run_copy / RESUME_STATE)[ENVIRONMENT]
     assert after == describe_environment(CPU, None) | {THREADS: 1}

@@ -2,38 +2,38 @@ from __future__ import annotations
 
 import pytest
 import torch
+import torch.nn.functional as F
 
-from dcnseg.config import ModelConfig
-from dcnseg.engine.optim import build_optimizer, build_schedule, parameter_groups
+from dcnseg.config import LOSSES, ModelConfig
+from dcnseg.engine.optim import (
+    balance_classes,
+    build_loss,
+    build_optimizer,
+    build_schedule,
+    parameter_groups,
+)
 from dcnseg.models.segmenter import build_segmenter
 from dcnseg.ops import DeformPSRoIPool, DeformRoIPool
 
+PARTS = {
+    "plain": torch.nn.Linear(2, 2),
+    "pool": DeformRoIPool(1, 1.0, 1, hidden_channels=2),
+    "sensitive": DeformPSRoIPool(1, 1.0, 1),
+}
+SEGMENTER = build_segmenter(ModelConfig(encoder="resnet18", decoder_channels=16), 3)
 
-def test_offset_branches_have_their_own_rate() -> None:
-    model = build_segmenter(ModelConfig(encoder="resnet18", decoder_channels=16), 3)
+
+# A layer may be the whole model; its branch has no dot before its name then.
+@pytest.mark.parametrize("model", [SEGMENTER, torch.nn.ModuleDict(PARTS), *PARTS.values()])
+def test_offset_branches_have_their_own_rate(model: torch.nn.Module) -> None:
     groups = parameter_groups(model, lr=0.5, offset_lr_scale=0.1, weight_decay=1e-3)
-    rate = {id(p): g["lr"] for g in groups for p in g["params"]}  # type: ignore[attr-defined]
-    decay = {id(p): g["weight_decay"] for g in groups for p in g["params"]}  # type: ignore[attr-defined]
-    assert len(rate) == len(list(model.parameters()))
+    options = {id(p): g for g in groups for p in g["params"]}  # type: ignore[attr-defined]
+    assert len(options) == len(list(model.parameters()))
     for name, parameter in model.named_parameters():
-        is_offset = ".conv_offset." in name
-        assert rate[id(parameter)] == pytest.approx(0.05 if is_offset else 0.5), name
-        assert decay[id(parameter)] == (1e-3 if parameter.dim() > 1 else 0), name
-
-
-def test_offset_branches_of_the_roi_poolings_have_the_rate_of_offsets() -> None:
-    parts = {
-        "plain": torch.nn.Linear(2, 2),
-        "pool": DeformRoIPool(1, 1.0, 1, hidden_channels=2),
-        "sensitive": DeformPSRoIPool(1, 1.0, 1),
-    }
-    # A layer may be the whole model: no dot stands before the name of its branch then.
-    for model in (torch.nn.ModuleDict(parts), *parts.values()):
-        groups = parameter_groups(model, lr=1.0, offset_lr_scale=0.1, weight_decay=0)
-        rate = {id(p): g["lr"] for g in groups for p in g["params"]}  # type: ignore[attr-defined]
-        for name, parameter in model.named_parameters():
-            is_offset = "offset_branch" in name
-            assert rate[id(parameter)] == pytest.approx(0.1 if is_offset else 1.0), name
+        is_offset = "conv_offset." in name or "offset_branch" in name
+        group = options[id(parameter)]
+        assert group["lr"] == pytest.approx(0.05 if is_offset else 0.5), name
+        assert group["weight_decay"] == (1e-3 if parameter.dim() > 1 else 0), name
 
 
 @pytest.mark.parametrize("name", ["sgd", "adamw"])
@@ -57,3 +57,55 @@ def test_warm_up_longer_than_training_still_moves() -> None:
     optimizer = build_optimizer(layer, "sgd", lr=1.0, offset_lr_scale=1, weight_decay=0)
     build_schedule(optimizer, total_steps=1, warmup_steps=50, power=0.9)
     assert optimizer.param_groups[0]["lr"] == 1
+
+
+def random_case() -> tuple[torch.Tensor, torch.Tensor]:
+    return torch.randn(2, 4, 8, 9, requires_grad=True), torch.randint(0, 4, (2, 8, 9))
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_ignored_pixels_do_not_count(name: str) -> None:
+    logits, labels = random_case()
+    labels[:, :3] = 255
+    loss = build_loss(name, None)
+    changed = logits.detach().clone()
+    changed[:, :, :3] += torch.randn(2, 4, 3, 9) * 5
+    assert torch.allclose(loss(logits, labels), loss(changed, labels), atol=1e-5)
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_nothing_labeled_gives_zero_and_no_gradient(name: str) -> None:
+    logits, labels = random_case()
+    value = build_loss(name, None)(logits, torch.full_like(labels, 255))
+    value.backward()
+    assert value.item() == 0
+    assert logits.grad is not None
+    assert not logits.grad.any()
+
+
+@pytest.mark.parametrize("name", LOSSES)
+def test_right_answers_cost_less(name: str) -> None:
+    _, labels = random_case()
+    right = F.one_hot(labels, 4).permute(0, 3, 1, 2).float() * 20 - 10
+    loss = build_loss(name, torch.ones(4))
+    assert loss(right, labels) < 0.01 < loss(-right, labels)
+
+
+def test_class_weights_reach_the_cross_entropy() -> None:
+    logits, labels = random_case()
+    weights = torch.tensor([1.0, 2.0, 0.5, 3.0])
+    expected = F.cross_entropy(logits, labels, weight=weights)
+    assert torch.equal(build_loss("ce", weights)(logits, labels), expected)
+
+
+def test_balanced_weights_make_classes_equal() -> None:
+    counts = torch.tensor([900, 90, 10, 0])
+    assert balance_classes(counts, "none") is None
+    balanced = balance_classes(counts, "balanced")
+    gentle = balance_classes(counts, "sqrt")
+    assert balanced is not None
+    assert gentle is not None
+    share = balanced * counts / counts.sum()
+    torch.testing.assert_close(share, torch.tensor([1 / 3, 1 / 3, 1 / 3, 0]))
+    assert balanced[2] / balanced[0] == pytest.approx(90)
+    assert gentle[2] / gentle[0] == pytest.approx(90**0.5)

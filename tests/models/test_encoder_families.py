@@ -15,7 +15,7 @@ import pytest
 import segmentation_models_pytorch as smp
 
 from dcnseg.config import ModelConfig
-from dcnseg.engine.run_folder import read_metrics
+from dcnseg.engine.metrics import read_metrics
 from dcnseg.engine.training import train
 from dcnseg.errors import ConfigError
 from dcnseg.inference.predictor import Predictor

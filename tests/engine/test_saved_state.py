@@ -1,4 +1,4 @@
-"""Wrong values in every place of a resume state and of a run's other files."""
+"""Wrong values in every place of a checkpoint and of a run's other files."""
 
 from __future__ import annotations
 
@@ -7,33 +7,22 @@ import math
 import re
 from collections.abc import Callable, Mapping
 from pathlib import Path
-from typing import Any, cast
+from typing import Any
 
 import numpy as np
 import pytest
 import torch
-from torch import nn
 
 from dcnseg.checkpoint import RESUME_STATE, load_resume_state
-from dcnseg.config import Preprocessing
 from dcnseg.data.class_map import ClassInfo, ClassMap
-from dcnseg.engine.fingerprint import FILES, check_files_are_unchanged
-from dcnseg.engine.optim import build_optimizer, build_schedule
-from dcnseg.engine.progress import PartialEpoch
-from dcnseg.engine.run_folder import (
-    CLASSES,
-    CONFIG,
-    METRICS,
-    create_run,
-    is_run,
-    read_metrics,
-    read_run,
-)
-from dcnseg.engine.state import TrainingState, _averaged, restore_state, save_state
-from dcnseg.engine.training_data import find_training_splits
+from dcnseg.engine.metrics import read_metrics
+from dcnseg.engine.run_folder import CLASSES, CONFIG, METRICS, create_run, is_run, read_run
+from dcnseg.engine.saved_state import restore_state, save_state
+from dcnseg.engine.state import TrainingState
+from dcnseg.engine.training_data import FILES, check_files_are_unchanged, find_training_splits
 from dcnseg.errors import CheckpointError
-from dcnseg.models.segmenter import Segmenter
 from tests.conftest import small_config
+from tests.engine.runs import take_step, tiny_state
 from tests.garbage import JSON_GARBAGE, garbled, refusal
 
 GARBAGE: tuple[Any, ...] = (
@@ -44,32 +33,6 @@ GARBAGE: tuple[Any, ...] = (
 PARTS = ("model", "average", "optimizer", "schedule", "scaler", "preprocessing", "so_far", "random")
 
 
-def tiny_state(optimizer: str) -> TrainingState:
-    """A state whose network has two layers."""
-    torch.manual_seed(0)
-    model = cast(Segmenter, nn.Sequential(nn.Conv2d(3, 2, 1), nn.BatchNorm2d(2)))
-    built = build_optimizer(model, optimizer, lr=0.1, offset_lr_scale=0.1, weight_decay=0.1)
-    schedule = build_schedule(built, total_steps=9, warmup_steps=1, power=0.9)
-    state = TrainingState(
-        model=model,
-        average=_averaged(model, 0.9),
-        optimizer=built,
-        schedule=schedule,
-        scaler=torch.amp.GradScaler("cpu"),
-        preprocessing=Preprocessing(),
-        so_far=PartialEpoch(lr=0.1, step=1),
-        best_scores={"mean_iou": 0.5},
-    )
-    step(state)
-    return state
-
-
-def step(state: TrainingState) -> None:
-    state.model(torch.randn(2, 3, 4, 4)).sum().backward()
-    state.optimizer.step()
-    state.schedule.step()
-
-
 @pytest.mark.parametrize(
     ("optimizer", "garbage"),
     [
@@ -78,10 +41,9 @@ def step(state: TrainingState) -> None:
         pytest.param("adamw", GARBAGE, marks=pytest.mark.slow),
     ],
 )
-def test_what_is_restored_can_be_trained_on(
+def test_wrong_values_are_refused_or_harmless(
     optimizer: str, garbage: tuple[Any, ...], tmp_path: Path
 ) -> None:
-    """Every wrong value is named, or makes no difference to the next step."""
     path = tmp_path / RESUME_STATE
     save_state(path, tiny_state(optimizer))
     saved = load_resume_state(path)
@@ -96,7 +58,7 @@ def test_what_is_restored_can_be_trained_on(
             assert len(message.splitlines()) == 1
             num_refused += 1
         else:
-            step(state)
+            take_step(state)
             assert math.isfinite(state.schedule.get_last_lr()[0])
             state = tiny_state(optimizer)
     assert num_refused > 20
@@ -107,7 +69,7 @@ def try_to_restore(state: TrainingState, saved: Mapping[str, Any], path: Path) -
     return refusal(lambda: restore_state(state, saved, path))
 
 
-def test_positions_outside_of_a_generators_words_are_refused(tmp_path: Path) -> None:
+def test_invalid_positions_of_numpys_generator_are_refused(tmp_path: Path) -> None:
     path = tmp_path / RESUME_STATE
     state = tiny_state("sgd")
     save_state(path, state)
@@ -123,7 +85,7 @@ def test_positions_outside_of_a_generators_words_are_refused(tmp_path: Path) -> 
 
 
 @pytest.mark.parametrize("value", [math.nan, math.inf])
-def test_values_that_are_not_finite_are_not_trained_on(value: float, tmp_path: Path) -> None:
+def test_non_finite_values_are_refused(value: float, tmp_path: Path) -> None:
     path = tmp_path / RESUME_STATE
     for part in ("model", "optimizer"):
         save_state(path, tiny_state("sgd"))
@@ -140,7 +102,7 @@ Read = Callable[[Path], object]
 
 @pytest.fixture(scope="module")
 def written(scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
-    """The files of a run that has just begun."""
+    """The files of a run that has just started."""
     run = tmp_path_factory.mktemp("written") / "run"
     config = small_config(scenes)
     create_run(run, config, {"lr": "default"}, CLASS_MAP, find_training_splits(config))
@@ -154,7 +116,9 @@ def read_files(scenes: Path) -> Read:
 
 
 @pytest.mark.parametrize("name", [CONFIG, CLASSES, FILES, METRICS])
-def test_every_place_of_a_runs_files_may_be_wrong(name: str, written: Path, scenes: Path) -> None:
+def test_wrong_values_in_the_files_of_a_run_are_refused(
+    name: str, written: Path, scenes: Path
+) -> None:
     path = written / name
     before = path.read_bytes()
     reads: dict[str, Read] = {FILES: read_files(scenes), METRICS: read_metrics}
@@ -179,20 +143,3 @@ def test_every_place_of_a_runs_files_may_be_wrong(name: str, written: Path, scen
     finally:
         path.write_bytes(before)
     assert num_refused > 40
-
-
-def test_a_line_of_the_metrics_is_named(written: Path, tmp_path: Path) -> None:
-    for line in (
-        "{}",
-        "null",
-        "[]",
-        '{"epoch": "1"}',
-        '{"epoch": 0}',
-        "{",
-        '{"epoch": 1, "a": NaN}',
-    ):
-        (tmp_path / METRICS).write_text(f'{{"epoch": 1}}\n{line}\n{{"epoch": 3}}\n')
-        with pytest.raises(CheckpointError, match=r"metrics\.jsonl is damaged: line 2"):
-            read_metrics(tmp_path)
-    (tmp_path / METRICS).write_text('{"epoch": 1}\n{"epo')
-    assert read_metrics(tmp_path) == [{"epoch": 1}]

@@ -1,0 +1,84 @@
+from __future__ import annotations
+
+from pathlib import Path
+from typing import Any
+
+import pytest
+import torch
+
+from dcnseg.checkpoint import BEST_WEIGHTS
+from dcnseg.data.image_io import read_image
+from dcnseg.data.pairing.folders import find_splits
+from dcnseg.engine import epoch_evaluation
+from dcnseg.engine.epoch_evaluation import CELL_WIDTH, GAP, write_preview
+from dcnseg.engine.evaluation import Scores, evaluate
+from dcnseg.engine.metrics import read_metrics
+from dcnseg.engine.training import train
+from dcnseg.errors import NotFiniteError, TrainingError
+from dcnseg.inference.predictor import Predictor
+from tests.conftest import small_config
+from tests.engine.runs import Recorder, make_trainer
+
+
+def evaluate_badly(*_arguments: Any, **_options: Any) -> Scores:
+    raise NotFiniteError("a.png: not finite")
+
+
+def test_an_epoch_with_non_finite_output_has_no_score(
+    scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    trainer = make_trainer(small_config(scenes), tmp_path, listener := Recorder())
+    monkeypatch.setattr(epoch_evaluation, "evaluate", evaluate_badly)
+    assert trainer.evaluator.evaluate(1, lambda: None) == {"mean_iou": None}
+    assert listener.warnings == ["Epoch 1 has no score. a.png: not finite"]
+    assert not (tmp_path / BEST_WEIGHTS).exists()
+    monkeypatch.setattr(epoch_evaluation, "evaluate", evaluate)
+    assert trainer.evaluator.evaluate(2, lambda: None)["mean_iou"] >= 0
+    assert trainer.state.best_epoch == 2
+    assert (tmp_path / BEST_WEIGHTS).exists()
+
+
+def test_a_run_without_any_score_is_an_error(
+    scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(epoch_evaluation, "evaluate", evaluate_badly)
+    with pytest.raises(TrainingError, match=r"No epoch of .* has a score: the network's output"):
+        train(small_config(scenes, epochs=1), tmp_path)
+    assert [record["mean_iou"] for record in read_metrics(tmp_path)] == [None]
+
+
+def test_out_of_memory_is_explained(
+    scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def run_out(*_arguments: Any, **_options: Any) -> Scores:
+        raise torch.OutOfMemoryError
+
+    trainer = make_trainer(small_config(scenes), tmp_path)
+    monkeypatch.setattr(epoch_evaluation, "evaluate", run_out)
+    text = r"Out of memory on cpu for a validation image in windows of 1024 .* last checkpoint is "
+    with pytest.raises(TrainingError, match=text):
+        trainer.evaluator.evaluate(1, lambda: None)
+
+
+def test_large_offsets_are_recorded_each_epoch_and_reported_once(
+    scenes: Path, tmp_path: Path
+) -> None:
+    trainer = make_trainer(small_config(scenes), tmp_path, listener := Recorder())
+    name, layer = next(iter(trainer.state.model.deformable_layers().items()))
+    assert layer.conv_offset.bias is not None
+    with torch.no_grad():
+        layer.conv_offset.bias += 30.0
+    for epoch in (1, 2):
+        assert trainer.evaluator.evaluate(epoch, lambda: None)["runaway_layers"] == [name]
+    (text,) = listener.warnings
+    assert text.startswith(f"{name}: the 95th percentile of its offsets is 42 px, but its feature")
+    assert "6 px long" in text  # for images of 64x96
+
+
+def test_preview_has_rows_of_image_mask_and_prediction(
+    predictor: Predictor, scenes: Path, tmp_path: Path
+) -> None:
+    write_preview(tmp_path / "preview.jpg", predictor, find_splits(scenes).val)
+    height, width, _ = read_image(tmp_path / "preview.jpg").shape
+    assert width == 3 * CELL_WIDTH + 2 * GAP
+    assert height == 3 * (CELL_WIDTH * 64 // 96) + 2 * GAP

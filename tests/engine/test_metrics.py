@@ -1,0 +1,86 @@
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+from types import ModuleType
+from typing import Any
+
+import pytest
+
+from dcnseg.checkpoint import RESUME_STATE, load_resume_state
+from dcnseg.engine import metrics
+from dcnseg.engine.metrics import open_event_writer, read_metrics, restore_metrics
+from dcnseg.engine.run_folder import METRICS
+from dcnseg.errors import CheckpointError, ConfigError
+
+
+@pytest.mark.parametrize(
+    "line",
+    ["{}", "null", "[]", '{"epoch": "1"}', '{"epoch": 0}', "{", '{"epoch": 1, "a": NaN}'],
+)
+def test_a_damaged_line_is_named_and_an_incomplete_one_ignored(tmp_path: Path, line: str) -> None:
+    (tmp_path / METRICS).write_text(f'{{"epoch": 1}}\n{line}\n{{"epoch": 3}}\n')
+    with pytest.raises(CheckpointError, match=r"metrics\.jsonl is damaged: line 2"):
+        read_metrics(tmp_path)
+    (tmp_path / METRICS).write_text('{"epoch": 1}\n{"epo')
+    assert read_metrics(tmp_path) == [{"epoch": 1}]
+
+
+@pytest.mark.parametrize("damage", ["deleted", "cut", "first line gone", "nonsense", "intact"])
+def test_damaged_metrics_are_restored(run: Path, tmp_path: Path, damage: str) -> None:
+    whole = (run / METRICS).read_text()
+    first, second = whole.splitlines(keepends=True)
+    left = {"cut": first + second[:9], "first line gone": second, "nonsense": "{}\n["}
+    if damage != "deleted":
+        (tmp_path / METRICS).write_text(left.get(damage, whole))
+    saved = load_resume_state(run / RESUME_STATE)["metrics"]
+    assert restore_metrics(tmp_path, 2, saved) == (whole, [])
+    assert (tmp_path / METRICS).read_text() == whole
+
+
+@pytest.mark.parametrize("saved", [3, b"", ["line"], "\udcff\n"])
+def test_a_damaged_copy_in_the_checkpoint_is_an_error(tmp_path: Path, saved: Any) -> None:
+    with pytest.raises(CheckpointError, match=r"last\.ckpt: its copy of metrics\.jsonl is damaged"):
+        restore_metrics(tmp_path, 2, saved)
+
+
+RECORD = {"epoch": 2, "loss": 0.5, "class_iou": {"road": 0.25, "sky": None}, "note": "text"}
+
+
+def test_tensorboard_events(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    """With a stand-in for the optional package, so that the test runs without it."""
+    written: list[tuple[str, float, int]] = []
+
+    class SummaryWriter:
+        def __init__(self, folder: Path) -> None:
+            assert folder == tmp_path
+
+        def __enter__(self) -> SummaryWriter:
+            return self
+
+        def __exit__(self, *_: Any) -> None:
+            written.append(("closed", 0, 0))
+
+        def add_scalar(self, name: str, value: float, step: int) -> None:
+            written.append((name, value, step))
+
+    module = ModuleType("torch.utils.tensorboard")
+    module.SummaryWriter = SummaryWriter  # type: ignore[attr-defined]
+    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", module)
+    monkeypatch.setattr(metrics, "find_spec", lambda _: object())
+    with open_event_writer(None) as write:
+        write(RECORD)
+    with open_event_writer(tmp_path) as write:
+        write(RECORD)
+    assert written == [
+        ("epoch", 2, 2),
+        ("loss", 0.5, 2),
+        ("class_iou/road", 0.25, 2),
+        ("closed", 0, 0),
+    ]
+    monkeypatch.setattr(metrics, "find_spec", lambda _: None)
+    with (
+        pytest.raises(ConfigError, match=r"the package tensorboard: pip install tensorboard$"),
+        open_event_writer(tmp_path),
+    ):
+        pass
