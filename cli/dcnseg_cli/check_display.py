@@ -9,7 +9,7 @@ from rich.console import Console
 from rich.markup import escape as escape_markup
 from rich.table import Table
 
-from dcnseg.data.check.findings import ERROR, WARNING, by_severity, shortened
+from dcnseg.data.check.findings import ERROR, WARNING, by_severity, format_findings
 from dcnseg.data.check.report import CheckReport
 from dcnseg_cli.console import open_console
 from dcnseg_cli.terminal_text import escape_line
@@ -30,7 +30,7 @@ def print_report(report: CheckReport) -> None:
         findings = by_severity(report.findings, severity)
         if findings:
             console.print(f"\n[bold]{len(findings)} {severity}{'s' * (len(findings) != 1)}[/bold]")
-            for line in shortened(findings):
+            for line in format_findings(findings):
                 console.print(f"  {escape(line)}", highlight=False, soft_wrap=True)
     if not any(finding.kind == "no-masks" for finding in report.findings):
         _print_suggestion(console, report)
@@ -46,7 +46,7 @@ def _overview(report: CheckReport) -> Table:
     for name, files in (
         ("images without mask", report.images_without_mask),
         ("masks without image", report.masks_without_image),
-        ("other files", [file for file in report.passed_over if file not in report.skipped]),
+        ("other files", [file for file in report.other_files if file not in report.skipped]),
     ):
         if files:
             table.add_row(name, escape(_some(files)))

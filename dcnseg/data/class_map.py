@@ -1,8 +1,8 @@
-"""The classes of a data set: names, ids in the mask files, colors, and what is ignored.
+"""The classes of a data set: names, ids in the mask files, colors, and ignored entries.
 
-`ClassMap` is the entry point. Two numberings meet here and nowhere else: the *ids* that stand in
-mask files (any of 0..65535) and the *training indices* 0..K-1 that the network works with, in which
-255 marks an ignored pixel.
+`ClassMap` is the entry point. Only this module converts between *ids*, the values in mask files
+(0..65535), and *training indices* 0..K-1, which the network uses and in which 255 marks an ignored
+pixel.
 """
 
 from __future__ import annotations
@@ -40,12 +40,12 @@ from dcnseg.files import read_json, read_text
 __all__ = ["IGNORE_INDEX", "ClassInfo", "ClassMap", "UnknownLabelsError"]
 
 MAX_CLASSES: Final = 255
-_SMEARED: Final = 32  # more unknown values than that are no classes that somebody forgot
+_BLURRED: Final = 32  # more unknown values than this are not missing classes
 _IGNORED_COLOR: Final = (224, 224, 192)  # PASCAL VOC's color of void
 
 
 class UnknownLabelsError(DataError):
-    """A mask holds values or colors that no class and no ignored entry has.
+    """A mask has values or colors of no class and no ignored entry.
 
     Attributes:
         what: The message without the advice.
@@ -62,14 +62,13 @@ class UnknownLabelsError(DataError):
 class ClassMap:
     """The classes in the order of their training indices, and the entries that are ignored.
 
-    The id 255 is ignored as well unless a class has it. With a `threshold` above 0, masks hold gray
-    values instead of ids: those of at least `threshold` are the class with the greater id, all
-    others the one with the lesser id. `source` says in messages where the list comes from; it does
-    not take part in comparisons.
+    The id 255 is ignored unless a class has it. With a `threshold` above 0, masks hold gray values
+    instead of ids: values of at least `threshold` are the class with the greater id, others the one
+    with the smaller id. `source` names the origin in messages and is ignored in comparisons.
 
     Raises:
-        ConfigError: No class or more than 255; an id, name or color is out of range or double; a
-            threshold with other than two classes.
+        ConfigError: There is no class or more than 255; an id, name or color is out of range or
+            repeated; or there is a threshold and the number of classes is not two.
     """
 
     classes: tuple[ClassInfo, ...]
@@ -88,7 +87,7 @@ class ClassMap:
             if count > 1:
                 raise ConfigError(
                     f"{self.source} has the {what} {short_repr(value)} {count} times; each {what} "
-                    "may stand for one class or ignored entry only."
+                    "must be unique among classes and ignored entries."
                 )
 
     def _check_threshold(self) -> None:
@@ -105,10 +104,10 @@ class ClassMap:
 
     @classmethod
     def from_file(cls, path: Path) -> ClassMap:
-        """Read `classes.json` (the form of `to_dict`) or `classes.txt` (a name per line, ids 0..).
+        """Read `classes.json` (the form of `to_dict`) or `classes.txt` (a name per line).
 
         Raises:
-            DataError: The file cannot be read, or says something impossible.
+            DataError: The file cannot be read or is invalid.
         """
         try:
             if path.suffix.lower() == ".json":
@@ -122,14 +121,14 @@ class ClassMap:
             raise DataError(f"{path}: cannot be read ({error.strerror or error}).") from error
         except ValueError as error:
             raise DataError(f"{path}: not a readable class list ({error}).") from error
-        except ConfigError as error:  # its text begins with the list's name
+        except ConfigError as error:  # its text begins with the file name
             raise DataError(f"{path}{str(error).removeprefix(path.name)}") from error
 
     @classmethod
-    def from_values(cls, values: Iterable[int], *, source: str = "the masks' values") -> ClassMap:
-        """Make a class `class_<id>` of every value but 255.
+    def from_values(cls, values: Iterable[int], *, source: str = "the mask values") -> ClassMap:
+        """Create a class `class_<id>` for every value except 255.
 
-        Of 0 and 255, or 0 and 65535, alone both are classes: `background` and `foreground`.
+        If the only values are 0 and 255, or 0 and 65535, they are `background` and `foreground`.
         """
         found = {int(value) for value in values}
         if found in ({0, IGNORE_INDEX}, {0, MAX_ID}):
@@ -138,8 +137,8 @@ class ClassMap:
         return cls(with_colors([(i, f"class_{i}", None) for i in ids]), (), source)
 
     @classmethod
-    def binary(cls, foreground: int, *, source: str = "the masks' values") -> ClassMap:
-        """Make the classes `background` with the id 0 and `foreground` with the given id."""
+    def binary(cls, foreground: int, *, source: str = "the mask values") -> ClassMap:
+        """Create the classes `background` with the id 0 and `foreground` with the given id."""
         entries = [(0, "background", None), (foreground, "foreground", None)]
         return cls(with_colors(entries), (), source)
 
@@ -150,11 +149,11 @@ class ClassMap:
         `color`, `ignore` and `threshold` are optional.
 
         Raises:
-            ConfigError: The content has another form, or a value is out of range or double.
+            ConfigError: The content has another form, or a value is out of range or repeated.
         """
         if not isinstance(content, dict) or not isinstance(content.get("classes"), list):
             raise ConfigError(
-                f'{source}: must hold {{"classes": [{{"id": 0, "name": "..."}}, ...]}}.'
+                f'{source}: expected {{"classes": [{{"id": 0, "name": "..."}}, ...]}}.'
             )
         groups = [content["classes"], content.get("ignore") or []]
         if not isinstance(groups[1], list):
@@ -167,12 +166,12 @@ class ClassMap:
         threshold = content.get("threshold", 0)
         if type(threshold) is not int:
             raise ConfigError(
-                f'{source}: "threshold" is {short_repr(threshold)}, not a whole number.'
+                f'{source}: "threshold" is {short_repr(threshold)}; expected an integer.'
             )
         return cls(entries[: len(parsed[0])], entries[len(parsed[0]) :], source, threshold)
 
     def to_dict(self) -> dict[str, Any]:
-        """Return the form that `from_dict` reads; generated colors are left out."""
+        """Return the form that `from_dict` reads, without generated colors."""
         content: dict[str, Any] = {
             "classes": [entry_dict(entry) for entry in self.classes],
             "ignore": [entry_dict(entry) for entry in self.ignored],
@@ -181,7 +180,7 @@ class ClassMap:
 
     @property
     def num_classes(self) -> int:
-        """K, the number of classes without the ignored ones."""
+        """K, the number of classes without ignored entries."""
         return len(self.classes)
 
     @property
@@ -207,14 +206,14 @@ class ClassMap:
 
     @property
     def has_colors(self) -> bool:
-        """Whether the list itself gives every class a color (none is generated)."""
+        """Whether the list gives every class a color (none is generated)."""
         return all(entry.is_color_given for entry in self.classes)
 
     def with_ignored(self, values: Iterable[int]) -> ClassMap:
-        """Return a map that ignores these ids too; a class with such an id is a class no longer.
+        """Return a map that also ignores these ids; classes with such ids become ignored entries.
 
         Raises:
-            ConfigError: No class is left.
+            ConfigError: No class remains.
         """
         wanted = {int(value) for value in values}
         moved = tuple(entry for entry in self.classes if entry.id in wanted)
@@ -227,17 +226,15 @@ class ClassMap:
         if self.classes and not kept:
             raise ConfigError(
                 f"--ignore-index {','.join(map(str, sorted(wanted)))} leaves none of the "
-                f"{len(self.classes)} classes of {self.source}; expected at least one to be left."
+                f"{len(self.classes)} classes of {self.source}; expected at least one."
             )
         return replace(self, classes=kept, ignored=self.ignored + moved + new)
 
     def with_threshold(self, threshold: int) -> ClassMap:
-        """Return a map that takes gray values from `threshold` on as the class of greater id.
-
-        0 changes nothing.
+        """Return a map with this `threshold` for gray values; 0 changes nothing.
 
         Raises:
-            ConfigError: There are not two classes.
+            ConfigError: The number of classes is not two.
         """
         return replace(self, threshold=threshold) if threshold else self
 
@@ -245,7 +242,7 @@ class ClassMap:
         """Turn ids [H, W] into training indices uint8 [H, W], 255 where ignored.
 
         Raises:
-            UnknownLabelsError: A value belongs to no entry; says the values and their pixels.
+            UnknownLabelsError: A value belongs to no entry; gives the values and pixel counts.
         """
         if self.threshold:
             return self._encode_by_threshold(id_map)
@@ -259,7 +256,7 @@ class ClassMap:
 
         Raises:
             ConfigError: The class list has no colors, or two entries share one.
-            UnknownLabelsError: A color belongs to no entry; says the colors and their pixels.
+            UnknownLabelsError: A color belongs to no entry; gives the colors and pixel counts.
         """
         colors, ignored_colors = self._checked_colors
         indices, unknown = encode_by_color(color_mask, colors, ignored_colors)
@@ -291,7 +288,7 @@ class ClassMap:
         return ids.astype(np.uint8 if table.max() <= 255 else np.uint16)
 
     def palette(self) -> UInt8Array:
-        """Return the colors by id, uint8 [256, 3]; ids above 255 have no place in it."""
+        """Return the colors by id, uint8 [256, 3], without ids above 255."""
         table = np.zeros((256, 3), np.uint8)
         if IGNORE_INDEX not in self.ids:
             table[IGNORE_INDEX] = _IGNORED_COLOR
@@ -306,9 +303,11 @@ class ClassMap:
 
     @cached_property
     def _checked_colors(self) -> tuple[tuple[Color, ...], tuple[Color, ...]]:
-        """The given colors of the classes and of the ignored entries, free of ambiguity."""
+        """The given colors of the classes and of the ignored entries, without duplicates."""
         if not self.has_colors:
-            raise ConfigError(f"{self.source} gives no colors, so colors cannot be decoded.")
+            raise ConfigError(
+                f"there are no class colors in {self.source}, so color masks cannot be decoded."
+            )
         owners: dict[Color, ClassInfo] = {}
         for entry in self.classes:
             other = owners.setdefault(entry.color, entry)
@@ -329,7 +328,7 @@ class ClassMap:
     def unknown_labels(
         self, unknown: Mapping[int, int] | Mapping[Color, int]
     ) -> UnknownLabelsError:
-        """Return the error for these ids or colors, with their pixels, the most frequent first."""
+        """Return the error for these ids or colors with their pixel counts, most frequent first."""
         shown = list(unknown.items())[:3]
         is_color = isinstance(shown[0][0], tuple)
         noun = "color" if is_color else "value"
@@ -339,7 +338,7 @@ class ClassMap:
         ]
         if len(unknown) > len(shown):
             rest = sum(unknown.values()) - sum(count for _, count in shown)
-            parts.append(f"{rest} one of {len(unknown) - len(shown)} others")
+            parts.append(f"{rest} have {len(unknown) - len(shown)} other {noun}s")
         if is_color:
             expected = f"none of the {self.num_classes} classes of {self.source} has it"
         else:
@@ -354,42 +353,39 @@ class ClassMap:
 def find_class_list(root: Path) -> Path | None:
     """Return the class list of a data folder, `classes.json` before `classes.txt`, if any.
 
-    What has that name without being a file, such as a broken link, is returned too: reading it is
-    an error, where passing over it would train on other classes.
+    Anything else with that name, such as a broken link, is returned too: reading it fails, while
+    ignoring it would train on other classes.
     """
     paths = (root / name for name in ("classes.json", "classes.txt"))
     return next((path for path in paths if os.path.lexists(path)), None)
 
 
 def check_num_entries(num_classes: int, num_ignored: int, source: str) -> None:
-    """Raise a ConfigError if a class list is empty or too long, before anything is made of it."""
+    """Raise a ConfigError if a class list is empty or too long, before it is parsed."""
     if not 1 <= num_classes <= MAX_CLASSES:
         raise ConfigError(
-            f"{source} has {num_classes} classes that are not ignored; "
-            f"1 to {MAX_CLASSES} are possible."
+            f"{source} has {num_classes} classes that are not ignored; expected 1 to {MAX_CLASSES}."
         )
     if num_ignored > MAX_ID:
-        raise ConfigError(
-            f"{source} has {num_ignored} ignored entries; up to {MAX_ID} are possible."
-        )
+        raise ConfigError(f"{source} has {num_ignored} ignored entries; expected at most {MAX_ID}.")
 
 
 def labels_advice(unknown: Iterable[int] | Iterable[Color]) -> str:
-    """Return what to do about values or colors of a mask that belong to no class."""
+    """Return the advice for mask values or colors that belong to no class."""
     values = sorted(unknown)
-    if len(values) > _SMEARED:
+    if len(values) > _BLURRED:
         return (
-            "So many different ones mean that JPEG or smooth edges have smeared the mask; of two "
-            "classes, --mask-threshold 128 makes sharp ones."
+            "This many different ones show that smooth edges or JPEG have blurred the mask. With "
+            "two classes, pass --mask-threshold 128."
         )
     if isinstance(values[0], tuple):
         return "Correct the colors, or add a class or an `ignore` entry."
-    # One option that is complete: to copy it must be enough.
+    # The option is complete, so that it can be copied.
     return f"Add a class, or pass --ignore-index {','.join(map(str, values))}."
 
 
 def describe_ids(ids: Sequence[int]) -> str:
-    """Write ids shortly: "0..10", "0, 7, 255", "0, 2, 4, ... 98"."""
+    """Format ids briefly: "0..10", "0, 7, 255", "0, 2, 4, ... 98"."""
     ordered = sorted(ids)
     if len(ordered) > 2 and ordered[-1] - ordered[0] == len(ordered) - 1:
         return f"{ordered[0]}..{ordered[-1]}"
@@ -401,5 +397,5 @@ def describe_ids(ids: Sequence[int]) -> str:
 def _refuse_double_color(first: ClassInfo, second: ClassInfo, source: str) -> NoReturn:
     raise ConfigError(
         f"{source}: {first.name!r} and {second.name!r} have the same color {first.color}; "
-        "masks in colors need a color of its own for each class."
+        "color masks need a unique color for each class."
     )

@@ -32,12 +32,12 @@ Transform = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 def load_label_map(source: Sample | Path, class_map: ClassMap) -> UInt8Array:
     """Read a mask as training indices 0..K-1, 255 where ignored, uint8 [H, W].
 
-    A mask in colors is matched with the colors of the classes. If one with three equal channels
-    (k, k, k) holds a gray that no class has, k is taken as the id.
+    Color masks are matched with the colors of the classes. If a mask with three equal channels
+    (k, k, k) has a gray of no class, k is the id.
 
     Raises:
-        DataError: The file is broken or holds a value outside the classes; says the file, the
-            values and how many pixels have them.
+        DataError: The file is broken or has a value of no class; gives the file, the values and
+            their pixel counts.
     """
     if isinstance(source, Sample) and is_polygon_file(source.mask):
         return load_polygons(source, class_map)
@@ -49,11 +49,11 @@ def load_label_map(source: Sample | Path, class_map: ClassMap) -> UInt8Array:
 
 
 def decode_mask(mask: npt.NDArray[Any], class_map: ClassMap) -> tuple[UInt8Array, str]:
-    """Return the training indices of what `read_mask` gave, and the encoding: "ids" or "colors".
+    """Return the training indices for a result of `read_mask`, and "ids" or "colors".
 
     Raises:
-        UnknownLabelsError: A value or color is outside the classes.
-        ConfigError: The mask is in colors, and the class list has none or gives one twice.
+        UnknownLabelsError: A value or color belongs to no class.
+        ConfigError: The mask is in colors, and the class list has none or repeats one.
     """
     if mask.ndim == 2:
         return class_map.encode_ids(mask), "ids"
@@ -64,8 +64,8 @@ def decode_mask(mask: npt.NDArray[Any], class_map: ClassMap) -> tuple[UInt8Array
         if is_gray:
             return class_map.encode_ids(mask[..., 0]), "ids"
         raise ConfigError(
-            f"is in colors, but {class_map.source} gives its classes none. Write a "
-            '"color": [red, green, blue] for each class into classes.json.'
+            f"is in colors, but there are no class colors in {class_map.source}. Add "
+            '"color": [red, green, blue] to each class in classes.json.'
         )
     try:
         return class_map.encode_colors(mask), "colors"
@@ -82,19 +82,19 @@ def is_gray_mask(mask: npt.NDArray[Any]) -> bool:
 
 
 class SegmentationDataset(Dataset[tuple[Tensor, Tensor]]):
-    """Samples as tensors: image and label map, transformed alike.
+    """Samples as tensors: image and label map with the same transform.
 
     Without a transform an item is (uint8 [3, H, W], uint8 [H, W] of training indices); with one it
-    is what that returns, usually (float32 [3, h, w], int64 [h, w]). What a transform draws at
-    random depends on (seed, epoch, index) alone, whatever the number of workers and the order.
+    is its result, usually (float32 [3, h, w], int64 [h, w]). The random numbers of a transform
+    depend on (seed, epoch, index) only, not on the number of workers or the order.
 
     Args:
-        samples: What the items are read from.
-        class_map: Turns masks into training indices.
+        samples: The files of the items.
+        class_map: Converts masks to training indices.
         transform: Called with the two uint8 tensors; draws from torch's global generator.
-        input_scale: Both are resized by this factor before the transform.
-        seed: Of the transform's random numbers.
-        cache: Decode everything now and keep it in memory (H*W*4 bytes per sample after resizing).
+        input_scale: Factor by which both are resized before the transform.
+        seed: Seed of the transform's random numbers.
+        cache: Decode all samples now and keep them in memory (4*H*W bytes each after resizing).
     """
 
     def __init__(
@@ -114,7 +114,7 @@ class SegmentationDataset(Dataset[tuple[Tensor, Tensor]]):
         self.transform = transform
         self.input_scale = input_scale
         self.seed = seed
-        # In shared memory: workers that outlive an epoch see `set_epoch` too.
+        # In shared memory, so that persistent workers see `set_epoch`.
         self._epoch = _shared_counter()
         self._cache: list[tuple[UInt8Array, UInt8Array]] = []
         if cache:
@@ -125,7 +125,7 @@ class SegmentationDataset(Dataset[tuple[Tensor, Tensor]]):
         return len(self.samples)
 
     def set_epoch(self, epoch: int) -> None:
-        """Choose the random numbers of the next items; call it before each epoch."""
+        """Set the epoch for the random numbers; call it before each epoch."""
         self._epoch.fill_(epoch)
 
     def __getitem__(self, index: int) -> tuple[Tensor, Tensor]:
@@ -133,10 +133,10 @@ class SegmentationDataset(Dataset[tuple[Tensor, Tensor]]):
         image_tensor = torch.from_numpy(image).permute(2, 0, 1)  # [3, H, W], channels last inside
         label_tensor = torch.from_numpy(labels)
         if self.transform is None:
-            return image_tensor.clone(), label_tensor.clone()  # the cached arrays stay untouched
+            return image_tensor.clone(), label_tensor.clone()  # do not expose the cached arrays
         state = np.random.SeedSequence((self.seed, int(self._epoch), index % len(self)))
         with torch.random.fork_rng(devices=[]):
-            # Not torch.manual_seed, which would reseed the accelerators' generators as well.
+            # torch.manual_seed would also reseed the generators of accelerators.
             torch.default_generator.manual_seed(int(state.generate_state(1, np.uint64)[0]))
             return self.transform(image_tensor, label_tensor)
 
@@ -145,8 +145,8 @@ class SegmentationDataset(Dataset[tuple[Tensor, Tensor]]):
         if self.input_scale == 1:
             return image, labels
         size_hw = scaled_size_hw(labels.shape, self.input_scale)
-        # Not by cv2, whose thread pool may hang in a forked worker. Bilinear with antialiasing, as
-        # `Predictor` resizes: the network shall see the same blur in training and prediction.
+        # cv2's thread pool may hang in a forked worker. Bilinear with antialiasing, as in
+        # `Predictor`, so that the blur is the same in training and prediction.
         pixels = torch.from_numpy(image).permute(2, 0, 1)[None]  # [1, 3, H, W]
         pixels = F.interpolate(pixels, size=size_hw, mode="bilinear", antialias=True)
         indices = torch.from_numpy(labels)[None, None]
@@ -163,10 +163,10 @@ def _shared_counter() -> Tensor:
 def load_pair(sample: Sample, class_map: ClassMap) -> tuple[UInt8Array, UInt8Array]:
     """Read an image, RGB uint8 [H, W, 3], and its training indices, uint8 [H, W].
 
-    A mask that fits only the pixels as stored of an image on its side is turned as the image is.
+    If a mask fits the image only as stored, before EXIF rotation, it is rotated with the image.
 
     Raises:
-        DataError: One of the two is broken, or they differ in size; the message names the file.
+        DataError: A file is broken, or the sizes differ; the message names the file.
     """
     image, labels = read_image(sample.image), load_label_map(sample, class_map)
     if image.shape[:2] == labels.shape:
@@ -179,7 +179,7 @@ def load_pair(sample: Sample, class_map: ClassMap) -> tuple[UInt8Array, UInt8Arr
 
 
 def side_turn(sample: Sample) -> int:
-    """Return the EXIF orientation by which a mask that lies on its side has to be turned; 1: none.
+    """Return the EXIF orientation that must be applied to a mask stored on its side; 1: none.
 
     Raises:
         DataError: A file cannot be read.
@@ -195,10 +195,10 @@ def scaled_size_hw(size_hw: Sequence[int], input_scale: float) -> tuple[int, int
 
 
 def size_mismatch(sample: Sample, image_hw: Sequence[int], mask_hw: Sequence[int]) -> str:
-    """Return the message for a mask of another size than its image, both as displayed."""
+    """Return the message for a mask whose size differs from its image, both as displayed."""
     hint = ""
     if tuple(image_hw) == tuple(mask_hw)[::-1]:
-        hint = " One of the two may lie on its side (EXIF rotation is applied to both)."
+        hint = " One of the two may be rotated (EXIF rotation is applied to both)."
     return (
         f"{sample.mask}: is {mask_hw[1]}x{mask_hw[0]} pixels, but its image {sample.image.name} is "
         f"{image_hw[1]}x{image_hw[0]}; they must have the same size.{hint}"

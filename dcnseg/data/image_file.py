@@ -1,6 +1,6 @@
-"""Opening an image file safely: `open_image` turns whatever goes wrong into a named DataError.
+"""Opens image files safely: `open_image` converts every failure to a DataError with the file name.
 
-Which file formats are read, and what the header says of bit depth and orientation, is known here.
+This module defines the supported formats and reads bit depth and orientation from the header.
 """
 
 from __future__ import annotations
@@ -25,21 +25,21 @@ IMAGE_SUFFIXES: Final = frozenset(
     {".png", ".jpg", ".jpeg", ".jpe", ".jfif", ".bmp", ".tif", ".tiff", ".webp", ".gif"}
     | {".ppm", ".pgm", ".pbm", ".pnm", ".jp2"}
 )
-# Named, so that no other decoder of Pillow's (PostScript, for one) is fed what a user downloaded.
+# An explicit list, so that downloaded files reach no other decoder of Pillow (such as PostScript).
 _FORMATS: Final = ("PNG", "JPEG", "BMP", "TIFF", "WEBP", "GIF", "PPM", "JPEG2000")
-# Pillow warns from half of the size on that it refuses; such images are read like any other.
+# Pillow warns above half of its size limit; such images are read like any other.
 warnings.simplefilter("ignore", Image.DecompressionBombWarning)
-# First bytes of files in these formats; a WebP file has a size in between.
+# First bytes of these formats; WebP has its name after the file size.
 _MAGIC: Final = (b"\x89png", b"\xff\xd8\xff", b"bm", b"ii*\0", b"mm\0*", b"gif8", b"\0\0\0\x0cjp  ")
 _FORMATS_TEXT: Final = "PNG, JPEG, BMP, TIFF, WebP, GIF, PNM and JPEG 2000"
 _RAW: Final = "a raw image"
-# What cameras, phones and programs save beside the images that can be read.
+# Other files that cameras, phones and programs save.
 UNSUPPORTED_KINDS: Final = {
     suffix: kind
     for kind, suffixes in {
         "a video": ".mp4 .mov .avi .mkv .webm .m4v .mpg .mpeg .wmv .3gp .mts",
         "a HEIC or AVIF image": ".heic .heif .avif",
-        "an image of a format that is not read": ".jxl .exr .hdr .tga",
+        "an image in an unsupported format": ".jxl .exr .hdr .tga",
         "a medical image": ".dcm .nii",
         _RAW: ".dng .raw .nef .cr2 .cr3 .arw .nrw .orf .rw2 .raf .pef .srw",
         "an array": ".npy .npz",
@@ -63,15 +63,15 @@ _BITS_OF_MODE: Final = {"1": 1, "F": 32}
 
 @contextmanager
 def open_image(path: Path) -> Iterator[Image.Image]:
-    """Open `path` for decoding; whatever goes wrong inside becomes a DataError with its name."""
-    # Many are TIFF files of a kind, of which Pillow would read the small preview.
+    """Open `path` for decoding; any failure inside becomes a DataError with the file name."""
+    # Many raw files are TIFF files, of which Pillow would read the small preview.
     if UNSUPPORTED_KINDS.get(path.suffix.lower()) == _RAW:
         raise DataError(
-            f"{path}: is a raw file of a camera, which is not read; export it as JPEG, PNG or TIFF."
+            f"{path}: is a raw camera file, which is not supported; export it as JPEG, PNG or TIFF."
         )
     try:
-        # Not by name: Pillow would map uncompressed TIFF files, and garbles those that lie on their
-        # side (seen in Pillow 13.0).
+        # Not by name: Pillow would memory-map uncompressed TIFF files, and corrupts rotated ones
+        # (seen in Pillow 13.0).
         with _opened_file(path) as file, _identified(file, path) as image:
             if isinstance(image, TiffImagePlugin.TiffImageFile):
                 _check_bands(path, image.tag_v2)
@@ -80,7 +80,7 @@ def open_image(path: Path) -> Iterator[Image.Image]:
         raise
     except MemoryError as error:
         raise DataError(f"{path}: does not fit into memory.") from error
-    # Broken files make Pillow's decoders raise nearly anything: OSError, SyntaxError, struct.error,
+    # Damaged files make Pillow's decoders raise many types: OSError, SyntaxError, struct.error,
     # IndexError, ValueError, zlib.error, ...
     except Exception as error:
         raise DataError(f"{path}: {_diagnose(path, error)}") from error
@@ -89,11 +89,11 @@ def open_image(path: Path) -> Iterator[Image.Image]:
 def _identified(file: IO[bytes], path: Path) -> Image.Image:
     head = file.read(_MAX_PNM_HEADER)
     file.seek(0)
-    # Pillow reads such a header byte by byte, however long it is.
+    # Pillow reads a PNM header byte by byte, without a limit on its length.
     if _PNM_START.match(head) and not _PNM_HEADER.match(head):
         raise DataError(
-            f"{path}: is a PNM file, but no width, height and maximum are in its first "
-            f"{_MAX_PNM_HEADER} bytes; the file is damaged or cut off."
+            f"{path}: is a PNM file without width, height and maximum in its first "
+            f"{_MAX_PNM_HEADER} bytes; the file is damaged or truncated."
         )
     return Image.open(file, formats=_FORMATS)
 
@@ -119,7 +119,7 @@ def _check_bands(path: Path, tags: TiffImagePlugin.ImageFileDirectory_v2) -> Non
 
 
 def _diagnose(path: Path, error: Exception) -> str:
-    """Say what a file that did not open is, from its first bytes where these tell."""
+    """Describe a file that could not be opened, if possible from its first bytes."""
     if isinstance(error, Image.DecompressionBombError):
         return f"refused, {error}"
     try:
@@ -130,21 +130,21 @@ def _diagnose(path: Path, error: Exception) -> str:
     if not head:
         return "is empty."
     if head.startswith((b"<!doctype html", b"<html")):
-        return "holds an HTML page, not an image; the download went wrong."
+        return "is an HTML page, not an image; download the file again."
     if head.startswith(b"version https://git-lfs"):
         return "is a Git LFS pointer, not an image; run `git lfs pull`."
     if isinstance(error, UnidentifiedImageError):
         if not head.startswith(_MAGIC) and head[8:12] != b"webp":
-            return f"is not an image in a known format ({_FORMATS_TEXT} are read)."
-        return _diagnose_tiff(path) or "cannot be decoded, the file is damaged or cut off."
+            return f"is not an image in a supported format ({_FORMATS_TEXT})."
+        return _diagnose_tiff(path) or "cannot be decoded, the file is damaged or truncated."
     reason = " ".join(str(error).split()) or type(error).__name__
     if isinstance(error, ValueError) and "conversion" in reason:
-        return f"has a color space that cannot be read ({reason}); save it as RGB."
-    return f"cannot be decoded, the file is damaged or cut off ({reason})."
+        return f"has an unsupported color space ({reason}); save it as RGB."
+    return f"cannot be decoded, the file is damaged or truncated ({reason})."
 
 
 def _diagnose_tiff(path: Path) -> str:
-    """What a TIFF file that Pillow does not identify holds; empty if that is not known."""
+    """Describe a TIFF file that Pillow does not identify; empty if unknown."""
     with suppress(Exception), open_regular_file(path) as file:  # any bytes may follow
         header = file.read(8)
         if header[2:4] in (b"\x2b\0", b"\0\x2b"):  # BigTIFF
@@ -157,20 +157,20 @@ def _diagnose_tiff(path: Path) -> str:
         if bands not in (1, 3, _MOST_BANDS):
             return f"has {bands} bands; expected 1, 3 or 4."
         return (
-            f"is a TIFF file with {bands} {'band' if bands == 1 else 'bands'} of {bits} bits in a "
-            "layout that is not read; save it with 8 or 16 bits."
+            f"is a TIFF file with {bands} {'band' if bands == 1 else 'bands'} of {bits} bits in an "
+            "unsupported layout; save it with 8 or 16 bits."
         )
     return ""
 
 
 def exif_orientation(image: Image.Image) -> int:
-    """Return the EXIF orientation 1..8, 1 when there is none."""
+    """Return the EXIF orientation 1..8, 1 if there is none."""
     value = image.getexif().get(ExifTags.Base.Orientation, 1)
     return value if isinstance(value, int) and 1 <= value <= 8 else 1
 
 
 def apply_orientation(array: npt.NDArray[Any], orientation: int) -> npt.NDArray[Any]:
-    """Turn [H, W, ...] as stored into what a viewer shows for this EXIF orientation."""
+    """Rotate and mirror [H, W, ...] from stored to displayed for this EXIF orientation."""
     if orientation in (5, 6, 7, 8):
         array = array.swapaxes(0, 1)
     if orientation in (2, 3, 6, 7):
@@ -202,12 +202,12 @@ def bit_depth(image: Image.Image, path: Path) -> int:
 def read_16_bit_colors(image: Image.Image, path: Path) -> npt.NDArray[np.uint16] | None:
     """Return a 16-bit PNG with colors or alpha as uint16 [H, W, 3 or 4], RGB; else None.
 
-    Pillow keeps the high byte of such files only, in which class ids and 12-bit images vanish.
+    Pillow keeps only the high byte of such files, which loses class ids and 12-bit images.
     """
     header = png_header(image, path)
     if header is None or header[0] != 16 or header[1] == _PNG_GRAY:
         return None
-    image.load()  # its checks of sizes and checksums come first
+    image.load()  # checks sizes and checksums
     with open_regular_file(path) as file:
         data = np.frombuffer(file.read(), np.uint8)
     content = cv2.imdecode(data, cv2.IMREAD_UNCHANGED)
@@ -217,9 +217,9 @@ def read_16_bit_colors(image: Image.Image, path: Path) -> npt.NDArray[np.uint16]
 
 
 def has_more_frames(image: Image.Image) -> bool:
-    """Whether the file holds further frames of an animation, or further pages, after the first.
+    """Whether the file has more animation frames or pages after the first.
 
-    The second image of a phone's JPEG, and a TIFF file's smaller copies and masks, are none.
+    The second image of a phone's JPEG and the reduced copies and masks of a TIFF do not count.
     """
     if not isinstance(image, TiffImagePlugin.TiffImageFile):
         return image.format != "MPO" and bool(getattr(image, "is_animated", False))

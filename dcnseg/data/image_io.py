@@ -1,7 +1,7 @@
-"""Images and masks from files and into files.
+"""Reads and writes images and masks.
 
-EXIF rotation, channel order and bit depth are decided here and in `image_file` and `mask_file`
-only. The entry points are `read_image`, `read_mask`, `write_png` and `write_jpeg`.
+Only this module, `image_file` and `mask_file` handle EXIF rotation, channel order and bit depth.
+The entry points are `read_image`, `read_mask`, `write_png` and `write_jpeg`.
 """
 
 from __future__ import annotations
@@ -46,7 +46,7 @@ __all__ = [
     "write_png",
 ]
 
-_BACKGROUND: Final = (255, 255, 255)  # behind transparent pixels, as viewers and browsers show them
+_BACKGROUND: Final = (255, 255, 255)  # of transparent pixels, as in viewers and browsers
 _SENSOR_BITS: Final = (8, 10, 12, 14, 16)  # depths of cameras and scanners, stored in 16 bits
 _MAX_JPEG_SIDE: Final = 65500  # libjpeg's
 _STRIP_ROWS: Final = 512
@@ -62,7 +62,7 @@ AnyImage = str | os.PathLike[str] | Image.Image | npt.NDArray[Any]
 
 @dataclass(frozen=True)
 class ImageInfo:
-    """What is known of an image after a rough decoding.
+    """Facts about an image after decoding it at low resolution.
 
     Attributes:
         size_hw: Height and width as displayed.
@@ -70,8 +70,8 @@ class ImageInfo:
         mode: Pillow's name of the channels.
         bits: Bits per channel in the file.
         orientation: EXIF orientation 1..8.
-        has_more_frames: Whether other frames or pages follow the one that is read.
-        thumbnail: The image as displayed in gray, uint8 [8, 9].
+        has_more_frames: Whether other frames or pages follow the first.
+        thumbnail: The displayed image in gray, uint8 [8, 9].
     """
 
     size_hw: tuple[int, int]
@@ -85,11 +85,11 @@ class ImageInfo:
 
 @dataclass(frozen=True)
 class ImageHeader:
-    """What is known about an image before it is decoded.
+    """Facts about an image before it is decoded.
 
     Attributes:
         num_pixels: Height times width.
-        has_more_frames: Whether other frames or pages follow the one that is read.
+        has_more_frames: Whether other frames or pages follow the first.
     """
 
     num_pixels: int
@@ -97,7 +97,7 @@ class ImageHeader:
 
 
 def read_header(path: Path) -> ImageHeader:
-    """Read what an image file says about itself, without its pixels.
+    """Read the header of an image file.
 
     Raises:
         DataError: As `read_image`.
@@ -108,16 +108,16 @@ def read_header(path: Path) -> ImageHeader:
 
 
 def read_image(path: Path) -> UInt8Array:
-    """Return the image as it is displayed, RGB, uint8 [H, W, 3].
+    """Return the image as displayed, RGB uint8 [H, W, 3].
 
-    EXIF rotation is applied; transparent pixels are laid on white; gray, palette, CMYK and 1-bit
-    images become RGB. Deeper ones are scaled by their own range: 16 bits by the least of 8, 10,
-    12, 14 and 16 bits that holds the greatest value, floats by 0..1, 0..255 or 0..65535 if they lie
-    in it, and all others by their least and greatest value. Of several frames the first is read.
+    EXIF rotation is applied; transparent pixels are blended with white; gray, palette, CMYK and
+    1-bit images become RGB. Deeper images are scaled by their range: 16 bits by the smallest of 8,
+    10, 12, 14 and 16 bits that fits the greatest value, floats by 0..1, 0..255 or 0..65535 if they
+    fit, and all others by their minimum and maximum. Only the first of several frames is read.
 
     Raises:
-        DataError: The file is missing, broken, cut off, no image, too large to be one (more than
-            179 million pixels), or has values that are no numbers; the message names it.
+        DataError: The file is missing, damaged, truncated, not an image, has more than 179 million
+            pixels, or has values that are not finite; the message names it.
     """
     with open_image(path) as image:
         orientation = exif_orientation(image)
@@ -161,9 +161,9 @@ def as_rgb_array(image: AnyImage) -> UInt8Array:
 
 
 def read_mask(path: Path) -> npt.NDArray[Any]:
-    """Return what the mask's pixels say: ids int32 [H, W], or colors uint8 [H, W, 3] (RGB).
+    """Return the pixels of a mask: ids int32 [H, W], or colors uint8 [H, W, 3] (RGB).
 
-    EXIF rotation is applied as it is to images; the rest is `read_mask_file`'s.
+    EXIF rotation is applied; see `read_mask_file`.
 
     Raises:
         DataError: As `read_mask_file`.
@@ -172,7 +172,7 @@ def read_mask(path: Path) -> npt.NDArray[Any]:
 
 
 def read_size(path: Path) -> tuple[int, int]:
-    """Return (height, width) as displayed, after decoding the file roughly to see that it is whole.
+    """Return (height, width) as displayed, and decode the file to verify that it is complete.
 
     Raises:
         DataError: As `read_image`.
@@ -181,7 +181,7 @@ def read_size(path: Path) -> tuple[int, int]:
 
 
 def read_image_info(path: Path) -> ImageInfo:
-    """Decode an image just enough to see that it is whole.
+    """Decode an image at the lowest resolution that verifies that the file is complete.
 
     Raises:
         DataError: As `read_image`.
@@ -190,11 +190,11 @@ def read_image_info(path: Path) -> ImageInfo:
         width, height = image.size
         mode, bits = image.mode, bit_depth(image, path)
         orientation = exif_orientation(image)
-        # JPEG: all bytes are read, but as little as 1/64 of the pixels made.
+        # JPEG: reads all bytes, but computes as little as 1/64 of the pixels.
         image.draft("L", (_THUMB_HW[1] * _THUMB_CELL, _THUMB_HW[0] * _THUMB_CELL))
         image.load()
         turn = orientation
-        if image.format == "TIFF":  # Pillow has turned it already
+        if image.format == "TIFF":  # already rotated by Pillow
             (width, height), turn = image.size, 1
         size_hw = (width, height) if turn >= 5 else (height, width)
         thumbnail = _thumbnail(image, path, turn)
@@ -210,7 +210,7 @@ def read_image_info(path: Path) -> ImageInfo:
 
 
 def read_orientation(path: Path) -> int:
-    """Return the EXIF orientation 1..8 of an image; only its header is read.
+    """Return the EXIF orientation 1..8 of an image; reads only the header.
 
     Raises:
         DataError: As `read_image`.
@@ -220,7 +220,7 @@ def read_orientation(path: Path) -> int:
 
 
 def _thumbnail(image: Image.Image, path: Path, turn: int) -> UInt8Array:
-    """Return the image in gray, turned by the orientation `turn`, uint8 [8, 9]."""
+    """Return the image in gray, with the orientation `turn` applied, uint8 [8, 9]."""
     if image.mode.startswith(("I", "F")):
         image = Image.fromarray(_deep_to_bytes(np.asarray(image), path))
     gray = image if image.mode == "L" else image.convert("RGB").convert("L")
@@ -255,7 +255,7 @@ def write_png(path: Path, array: npt.NDArray[Any], palette: UInt8Array | None = 
 def write_jpeg(path: Path, rgb: UInt8Array, quality: int = 92) -> None:
     """Write uint8 RGB [H, W, 3] as JPEG; the file appears complete or not at all.
 
-    An image with a side above 65500 pixels, more than a JPEG can have, is scaled down to that.
+    An image with a side above 65500 pixels, the limit of JPEG, is scaled down.
     """
     write_jpeg_strips(path, (rgb.shape[0], rgb.shape[1]), [rgb], quality)
 
@@ -263,7 +263,7 @@ def write_jpeg(path: Path, rgb: UInt8Array, quality: int = 92) -> None:
 def write_jpeg_strips(
     path: Path, size_hw: tuple[int, int], strips: Iterable[UInt8Array], quality: int = 92
 ) -> None:
-    """Write a JPEG as `write_jpeg` does, from strips of rows, the top one first."""
+    """Write a JPEG from strips of rows, top first; otherwise like `write_jpeg`."""
     image = Image.new("RGB", size_hw[::-1])
     top = 0
     for strip in strips:
@@ -280,7 +280,7 @@ def _save(image: Image.Image, path: Path, file_format: str, **options: Any) -> N
 
 
 class _Writer:
-    """A file without its descriptor, on which Pillow does not notice that a disk is full."""
+    """A file without a descriptor: with one, Pillow does not report a full disk."""
 
     def __init__(self, file: IO[bytes]) -> None:
         self.write = file.write
@@ -300,7 +300,7 @@ def _as_rgb(image: Image.Image, path: Path) -> UInt8Array:
 
 
 def _to_array(image: Image.Image) -> UInt8Array:
-    """Copy RGB pixels strip by strip: Pillow's own way takes three times the memory of a result."""
+    """Copy RGB pixels in strips; np.asarray of the image takes three times as much memory."""
     width, height = image.size
     array = np.empty((height, width, 3), np.uint8)
     for top in range(0, height, _STRIP_ROWS):
@@ -310,7 +310,7 @@ def _to_array(image: Image.Image) -> UInt8Array:
 
 
 def _deep_as_rgb(deep: npt.NDArray[np.uint16], path: Path) -> UInt8Array:
-    """Scale 16-bit RGB to 0..255, and lay it on white where it has an alpha channel."""
+    """Scale 16-bit RGB to 0..255, and blend transparent pixels with white."""
     rgb = _deep_to_bytes(deep[..., :3], path)
     if deep.shape[2] == 3:
         return rgb
@@ -319,10 +319,10 @@ def _deep_as_rgb(deep: npt.NDArray[np.uint16], path: Path) -> UInt8Array:
 
 
 def _deep_to_bytes(values: npt.NDArray[Any], path: Path) -> UInt8Array:
-    """Scale 16-bit, 32-bit and float values to 0..255 by the range that they take."""
+    """Scale 16-bit, 32-bit and float values to 0..255 by their range."""
     low, high = float(values.min()), float(values.max())
     if not np.isfinite([low, high]).all():
-        raise DataError(f"{path}: has pixel values that are no numbers; write finite ones.")
+        raise DataError(f"{path}: has NaN or infinite pixel values; expected finite ones.")
     if values.dtype.kind in "iu" and low >= 0 and high <= 65535:
         top = next(2**bits - 1 for bits in _SENSOR_BITS if high < 2**bits)
         return ((values.astype(np.uint32) * 255 + top // 2) // top).astype(np.uint8)

@@ -1,6 +1,6 @@
-"""Look-up tables between the values in mask files and training indices.
+"""Lookup tables between the values in mask files and training indices.
 
-`encode_by_id` and `encode_by_color` do the work of `ClassMap`; nothing here knows about names.
+`encode_by_id` and `encode_by_color` are used by `ClassMap`.
 """
 
 from __future__ import annotations
@@ -14,12 +14,12 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-IGNORE_INDEX: Final = 255  # of ignored pixels in training label maps, whose classes are 0..K-1
-MAX_ID: Final = 65535  # what a 16-bit mask can hold
+IGNORE_INDEX: Final = 255  # ignored pixels in training label maps, whose classes are 0..K-1
+MAX_ID: Final = 65535  # limit of 16-bit masks
 _UNKNOWN: Final = 256  # in the tables only, which are therefore uint16
-_HUE_STEPS: Final = 8192  # give some 2,800 different colors; more steps give hardly any new ones
+_HUE_STEPS: Final = 8192  # gives about 2,800 distinct colors; more steps add hardly any
 _NUM_COLORS: Final = 1 << 24
-_COLOR_STRIDE: Final = 0x9E3779  # odd, so that its multiples modulo 2^24 are all the colors
+_COLOR_STRIDE: Final = 0x9E3779  # odd, so that its multiples modulo 2^24 reach every color
 
 Color = tuple[int, int, int]
 Counts = dict[int, int]
@@ -29,12 +29,12 @@ UInt8Array = npt.NDArray[np.uint8]
 def encode_by_id(
     id_map: npt.NDArray[np.integer[Any]], ids: tuple[int, ...], ignored_ids: tuple[int, ...]
 ) -> tuple[UInt8Array, Counts]:
-    """Turn ids into indices 0..K-1, 255 where ignored; count the pixels of every other value.
+    """Convert ids to indices 0..K-1, 255 where ignored; count the pixels of every other value.
 
     Args:
-        id_map: Integers of any width, [H, W].
+        id_map: Integers of any width [H, W].
         ids: The id of each class, in the order of the indices.
-        ignored_ids: The ids to turn into 255.
+        ignored_ids: The ids that become 255.
 
     Returns:
         The indices [H, W] (255 at unknown values) and the pixels per unknown value.
@@ -50,7 +50,7 @@ def encode_by_id(
 def encode_by_color(
     color_mask: UInt8Array, colors: tuple[Color, ...], ignored_colors: tuple[Color, ...]
 ) -> tuple[UInt8Array, Counts]:
-    """Do the same as `encode_by_id` for colors [H, W, 3]; the counts go by `pack_color`."""
+    """Like `encode_by_id` for colors [H, W, 3]; the counts are keyed by `pack_color`."""
     red, green, blue = (color_mask[..., channel].astype(np.int32) for channel in range(3))
     packed = (red << 16) | (green << 8) | blue  # [H, W]
     codes = _color_table(colors, ignored_colors)[packed] ^ _UNKNOWN
@@ -81,9 +81,11 @@ def _id_table(ids: tuple[int, ...], ignored_ids: tuple[int, ...]) -> npt.NDArray
 def _color_table(
     colors: tuple[Color, ...], ignored_colors: tuple[Color, ...]
 ) -> npt.NDArray[np.uint16]:
-    # One entry per 24-bit color: 32 MB that are mapped but mostly never touched. Searching a
-    # sorted list of colors takes five times as long per image.
-    table = np.zeros(_NUM_COLORS, np.uint16)  # holds code ^ 256: 0, the untouched page, is unknown
+    # One element per 24-bit color: 32 MB, most of which is never accessed. Searching a sorted list
+    # of colors takes five times as long per image.
+    table = np.zeros(
+        _NUM_COLORS, np.uint16
+    )  # holds code ^ 256, so that 0, an untouched page, is unknown
     for color in ignored_colors:
         table[pack_color(color)] = IGNORE_INDEX ^ _UNKNOWN
     for index, color in enumerate(colors):
@@ -103,14 +105,14 @@ def unpack_color(packed: int) -> Color:
 
 
 def distinct_colors(count: int, taken: Sequence[Color] = ()) -> list[Color]:
-    """Return `count` colors that differ from each other and from `taken`, always the same ones.
+    """Return `count` colors that differ from each other and from `taken`; deterministic.
 
     Raises:
-        ValueError: There are not so many 24-bit colors.
+        ValueError: There are fewer 24-bit colors than that.
     """
     used = set(taken)
     if count > _NUM_COLORS - len(used):
-        raise ValueError(f"{count} colors are wanted; {_NUM_COLORS - len(used)} are left")
+        raise ValueError(f"requested {count} colors; only {_NUM_COLORS - len(used)} are left")
     return list(islice(_unused(_all_colors(), used), count))
 
 
@@ -122,7 +124,7 @@ def _unused(colors: Iterable[Color], used: set[Color]) -> Iterator[Color]:
 
 
 def _all_colors() -> Iterator[Color]:
-    """Yield every 24-bit color, those first that are easy to tell apart; some come twice."""
+    """Yield every 24-bit color, easily distinguished ones first; some are repeated."""
     for step in range(_HUE_STEPS):
         hue = (0.58 + step * 0.6180339887) % 1.0  # the golden ratio spreads hues evenly
         saturation, value = ((0.75, 0.9), (0.55, 0.65), (0.9, 0.6), (0.4, 0.95))[step % 4]

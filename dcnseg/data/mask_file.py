@@ -1,4 +1,4 @@
-"""What a mask file's pixels say, before any class list: `read_mask_file`."""
+"""Reads the pixels of a mask file, before a class list is applied: `read_mask_file`."""
 
 from __future__ import annotations
 
@@ -25,16 +25,16 @@ _WITH_ALPHA: Final = ("LA", "PA", "RGBA", "La", "RGBa")
 
 @dataclass(frozen=True)
 class MaskFile:
-    """A mask as its file holds it.
+    """The content of a mask file.
 
     Attributes:
         values: Ids int32 [H, W], or colors uint8 [H, W, 3] (RGB), as displayed.
-        encoding: "values", "colors" or "alpha", the part of the file that they come from.
+        encoding: The origin of the values: "values", "colors" or "alpha".
         file_format: Pillow's name of the format.
         mode: Pillow's name of the channels.
         bits: Bits per channel in the file.
         orientation: EXIF orientation 1..8 that has been applied.
-        palette: Colors of the indices, uint8 [N, 3], of a palette file; else None.
+        palette: Colors of the indices of a palette file, uint8 [N, 3]; else None.
     """
 
     values: npt.NDArray[Any]
@@ -49,13 +49,13 @@ class MaskFile:
 def read_mask_file(path: Path) -> MaskFile:
     """Read a mask in any encoding.
 
-    Ids come from 1-, 2-, 4-, 8- and 16-bit gray files as they stand (1-bit gives 0 and 1) and from
-    palette files, of which the palette itself is disregarded. An alpha channel is dropped unless it
-    alone holds something; then its values are the ids.
+    Ids are the values of 1-, 2-, 4-, 8- and 16-bit gray files (1-bit gives 0 and 1) and the indices
+    of palette files. An alpha channel is dropped, unless the other channels are constant; then its
+    values are the ids.
 
     Raises:
-        DataError: The file is missing, broken, cut off or no image, or has values that are not
-            whole numbers.
+        DataError: The file is missing, damaged, truncated or not an image, or has values that are
+            not integers.
     """
     with open_image(path) as image:
         scale = _gray_scale(image, path)
@@ -68,7 +68,7 @@ def read_mask_file(path: Path) -> MaskFile:
             values, encoding = _values(image, path)
         else:
             values, encoding = _deep_values(deep, path)
-        if image.format != "TIFF":  # Pillow turns TIFF files itself
+        if image.format != "TIFF":  # Pillow rotates TIFF files itself
             values = apply_orientation(values, orientation)
         if scale != 1:
             values = values // scale
@@ -90,25 +90,23 @@ def _require_whole(values: npt.NDArray[Any], path: Path) -> None:
     is_whole = np.isfinite(values)
     is_whole[is_whole] = (values[is_whole] % 1 == 0) & (np.abs(values[is_whole]) < 2**31)
     if not is_whole.all():
-        raise DataError(
-            f"{path}: has pixel values that are not whole numbers; a mask holds class ids."
-        )
+        raise DataError(f"{path}: has pixel values that are not integers; expected class ids.")
 
 
 def _split_alpha(values: npt.NDArray[Any]) -> tuple[npt.NDArray[Any], str]:
-    """Drop the last channel of LA, PA or RGBA, or take it alone if the others say nothing."""
+    """Drop the last channel of LA, PA or RGBA, or return only it if the others are constant."""
     content, alpha = values[..., :-1], values[..., -1]
     if (content == content[:1, :1]).all() and alpha.min() < alpha.max():
         return alpha.astype(np.int32), "alpha"
     if (content == content[:1, :1]).all() and alpha.max() == 0:
-        return np.zeros(alpha.shape, np.int32), "alpha"  # drawn in alpha, and nothing is
+        return np.zeros(alpha.shape, np.int32), "alpha"  # an empty mask in the alpha channel
     if content.shape[2] == 1:
         return content[..., 0].astype(np.int32), "values"
     return content.copy(), "colors"
 
 
 def _deep_values(deep: npt.NDArray[np.uint16], path: Path) -> tuple[npt.NDArray[Any], str]:
-    """Ids from equal 16-bit channels, colors from others whose 16 bits repeat 8."""
+    """Return ids from equal 16-bit channels, colors from 16-bit colors that fit 8 bits."""
     if deep.shape[2] == 4:
         values, encoding = _split_alpha(deep)
         if encoding == "alpha":
@@ -118,7 +116,7 @@ def _deep_values(deep: npt.NDArray[np.uint16], path: Path) -> tuple[npt.NDArray[
         return colors[..., 0].astype(np.int32), "values"
     high = colors >> 8
     if not ((colors == high * 257) | (colors == high << 8)).all():
-        raise DataError(f"{path}: has 16-bit colors that no 8-bit color equals; save it in 8.")
+        raise DataError(f"{path}: has 16-bit colors that do not fit 8 bits; save it with 8 bits.")
     return high.astype(np.uint8), "colors"
 
 
@@ -128,7 +126,7 @@ def _palette(image: Image.Image) -> npt.NDArray[np.uint8] | None:
 
 
 def _gray_scale(image: Image.Image, path: Path) -> int:
-    """By what Pillow multiplies the values of this gray PNG: 2-bit ids come as 0, 85, 170, 255."""
+    """Return the factor that Pillow applies to a gray PNG: 2-bit ids become 0, 85, 170, 255."""
     header = png_header(image, path)
     if header is None or image.mode != "L":
         return 1

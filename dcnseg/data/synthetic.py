@@ -1,8 +1,8 @@
-"""Generated scenes of bent, textured shapes on clutter, for the demo and the tests.
+"""Generates scenes of bent, textured shapes on clutter, for the demo and the tests.
 
-The entry points are `generate_scene` and `write_scenes`. The classes differ in texture and shape;
-colors only help, since clutter without texture is painted in the same ones. Every object is
-scaled, rotated, sheared and bent, which is what deformable convolutions are there for.
+The entry points are `generate_scene` and `write_scenes`. The classes differ in texture and shape.
+Color alone does not separate them, since clutter without texture has the same colors. Objects are
+scaled, rotated, sheared and bent, the variation that deformable convolutions adapt to.
 """
 
 from __future__ import annotations
@@ -31,8 +31,8 @@ SCENE_CLASSES: Final = ClassMap(
     source="the generated scenes",
 )
 _HUES: Final = {1: 0.01, 2: 0.34, 3: 0.60, 4: 0.14}  # center of each class's colors, 0..1
-_MAX_ATTEMPTS: Final = 10  # at painting 3 to 5 objects
-_MAX_OVERLAP: Final = 0.2  # of an object's pixels may lie over other objects
+_MAX_ATTEMPTS: Final = 10  # to paint 3 to 5 objects
+_MAX_OVERLAP: Final = 0.2  # fraction of an object's pixels over other objects
 _HUE_SPREAD: Final = 0.06
 
 FloatArray = npt.NDArray[np.float32]
@@ -59,11 +59,11 @@ def generate_scene(
     rng = np.random.default_rng(seed)
     image = _background(rng, size_hw)  # [H, W, 3] in 0..1
     labels = np.zeros(size_hw, np.uint8)
-    left_to_paint = int(rng.integers(3, 6))
+    num_left = int(rng.integers(3, 6))
     for _ in range(_MAX_ATTEMPTS):
         class_id = int(rng.integers(1, SCENE_CLASSES.num_classes))
-        left_to_paint -= _paint_object(rng, image, labels, class_id)
-        if left_to_paint == 0:
+        num_left -= _paint_object(rng, image, labels, class_id)
+        if num_left == 0:
             break
     image = cv2.GaussianBlur(image, (3, 3), 0.5).astype(np.float32, copy=False)
     image *= rng.uniform(0.85, 1.1)
@@ -93,7 +93,7 @@ def write_scenes(
 
 
 def _background(rng: np.random.Generator, size_hw: tuple[int, int]) -> FloatArray:
-    """Return a mottled gradient of two dull colors with plain clutter in the objects' colors."""
+    """Return a noisy gradient of two dull colors with untextured clutter in object colors."""
     height, width = size_hw
     angle = rng.uniform(0, 2 * np.pi)
     y, x = np.mgrid[0:height, 0:width].astype(np.float32)
@@ -130,7 +130,7 @@ def _paint_clutter(rng: np.random.Generator, layer: FloatArray) -> None:
 def _paint_object(
     rng: np.random.Generator, image: FloatArray, labels: UInt8Array, class_id: int
 ) -> bool:
-    """Paint one object with its shadow, unless it would hide much of others; return whether."""
+    """Paint an object and its shadow, unless it covers too much of others; return whether."""
     canvas = _place(rng, (labels.shape[0], labels.shape[1]))
     distance, texture = _SHAPES[class_id](rng, canvas.u, canvas.v)
     inside_px = -distance * canvas.unit_px  # > 0 inside, roughly in pixels
@@ -139,7 +139,7 @@ def _paint_object(
         return False
     light, dark = _object_colors(rng, class_id)
     colors = dark + (light - dark) * texture[..., None]
-    # Darker towards the rim, so that it looks round.
+    # Darker toward the edge, for a rounded look.
     colors *= (0.72 + 0.38 * (inside_px / (0.3 * canvas.unit_px)).clip(0, 1))[..., None]
     patch = image[canvas.window]
     patch *= (1 - 0.45 * _shadow(inside_px > 0, canvas.unit_px * 0.1))[..., None]
@@ -150,7 +150,7 @@ def _paint_object(
 
 
 def _shadow(shape: npt.NDArray[np.bool_], depth_px: float) -> FloatArray:
-    """The shape, blurred and moved down to the right."""
+    """Return the shape, blurred and shifted down and to the right."""
     shift = max(1, round(depth_px))
     moved = np.zeros(shape.shape, np.float32)
     moved[shift:, shift:] = shape[:-shift, :-shift]
@@ -158,7 +158,7 @@ def _shadow(shape: npt.NDArray[np.bool_], depth_px: float) -> FloatArray:
 
 
 def _place(rng: np.random.Generator, size_hw: tuple[int, int]) -> _Canvas:
-    """Draw scale, rotation, shear, bend and place; return the coordinates that undo them."""
+    """Draw scale, rotation, shear, bend and position; return the object coordinates."""
     height, width = size_hw
     unit_px = 0.22 * min(size_hw) * float(np.exp(rng.uniform(np.log(0.6), np.log(1.6))))
     center_y, center_x = rng.uniform(0.16, 0.84) * height, rng.uniform(0.16, 0.84) * width
@@ -211,17 +211,17 @@ def _star(rng: np.random.Generator, u: FloatArray, v: FloatArray) -> tuple[Float
 
 
 _Shape = Callable[[np.random.Generator, FloatArray, FloatArray], tuple[FloatArray, FloatArray]]
-# Each returns how far a point is outside the shape (in units, roughly) and the texture in 0..1.
+# Each returns the approximate signed distance to the shape, in units, and the texture in 0..1.
 _SHAPES: Final[dict[int, _Shape]] = {1: _snake, 2: _leaf, 3: _ladybird, 4: _star}
 
 
 def _contrast(wave: FloatArray) -> FloatArray:
-    """Make a wave of -1..1 nearly two-valued, 0..1, with soft steps."""
+    """Map a wave in -1..1 to nearly binary values in 0..1 with soft steps."""
     return (0.5 + 1.2 * wave).clip(0, 1).astype(np.float32)
 
 
 def _object_colors(rng: np.random.Generator, class_id: int) -> tuple[FloatArray, FloatArray]:
-    """The light and the dark color of one object, around the hue of its class."""
+    """Return the light and the dark color of an object, around the hue of its class."""
     hue = _HUES[class_id] + rng.uniform(-_HUE_SPREAD, _HUE_SPREAD)
     light = _color(hue, rng.uniform(0.35, 0.75), rng.uniform(0.85, 1.0))
     dark = _color(hue + rng.uniform(-0.03, 0.03), rng.uniform(0.5, 0.95), rng.uniform(0.25, 0.5))

@@ -1,7 +1,7 @@
 """Joint augmentation of image and label map, and normalization.
 
-The entry point is `build_train_transform`; what it returns is called with an image uint8 [3, H, W]
-and training indices uint8 [H, W], and returns float32 and int64.
+The entry point is `build_train_transform`; its result is called with an image uint8 [3, H, W] and
+training indices uint8 [H, W], and returns float32 and int64.
 """
 
 from __future__ import annotations
@@ -31,7 +31,7 @@ Augmentation = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
 
 @dataclass(frozen=True)
 class _Crop:
-    """Rows and columns of the image, the size they get, and where they lie in the crop."""
+    """A part of the image, its size after resizing, and its padding in the crop."""
 
     source: tuple[int, int, int, int]  # top, left, height, width
     size_hw: tuple[int, int]
@@ -39,13 +39,13 @@ class _Crop:
 
 
 class RandomScaledCrop(v2.Transform):  # type: ignore[misc]
-    """Scale by a random factor, pad to the crop size where needed, crop at a random place.
+    """Scale by a random factor, pad to the crop size if needed, crop at a random position.
 
-    The factor is the same for height and width, uniform in `scale_range`. An image that is smaller
-    than the crop lies at a random place in it, on `fill` (label map: 255). Only the part of the
-    image that ends up in the crop is resized. Label maps take the nearest pixel's value.
+    The factor is the same for height and width, uniform in `scale_range`. An image smaller than the
+    crop gets a random position in it and is padded with `fill` (label map: 255). Only the part of
+    the image in the crop is resized. Label maps use nearest-neighbor interpolation.
 
-    A crop may hold ignored pixels alone; the loss has to bear that.
+    A crop may consist of ignored pixels only; the loss must support that.
     """
 
     def __init__(
@@ -57,7 +57,7 @@ class RandomScaledCrop(v2.Transform):  # type: ignore[misc]
         self.fill = list(fill)
 
     def make_params(self, flat_inputs: list[Any]) -> dict[str, Any]:
-        """Draw the factor and the place."""
+        """Draw the factor and the position."""
         size_hw = F.get_size(flat_inputs[0])
         low, high = self.scale_range
         scale, *places = torch.rand(3).tolist()
@@ -75,7 +75,7 @@ class RandomScaledCrop(v2.Transform):  # type: ignore[misc]
         return {"crop": crop}
 
     def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
-        """Cut out, resize and pad one image or label map."""
+        """Crop, resize and pad an image or label map."""
         crop: _Crop = params["crop"]
         part = F.crop(inpt, *crop.source)
         is_labels = isinstance(inpt, tv_tensors.Mask)
@@ -87,7 +87,7 @@ class RandomScaledCrop(v2.Transform):  # type: ignore[misc]
 
 
 class RandomQuarterTurns(v2.Transform):  # type: ignore[misc]
-    """Turn by a random multiple of 90 or 180 degrees; no value is interpolated."""
+    """Rotate by a random multiple of 90 or 180 degrees, without interpolation."""
 
     def __init__(self, degrees: int) -> None:
         super().__init__()
@@ -98,15 +98,15 @@ class RandomQuarterTurns(v2.Transform):  # type: ignore[misc]
         return {"turns": self.step * int(torch.randint(4 // self.step, ()))}
 
     def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
-        """Turn one image or label map."""
+        """Rotate an image or label map."""
         return tv_tensors.wrap(torch.rot90(inpt, params["turns"], (-2, -1)), like=inpt)
 
 
 class RandomTilt(v2.Transform):  # type: ignore[misc]
-    """Turn by a random angle up to `degrees` either way, and keep the middle of the result.
+    """Rotate by a random angle of at most `degrees` in both directions, and crop the center.
 
-    It is given `source_hw` pixels, which cover the result at every angle, so that no corner is
-    empty unless the image ends there. Label maps take the nearest pixel's value.
+    The input has `source_hw` pixels, which cover the result at every angle, so that corners are
+    empty only outside the image. Label maps use nearest-neighbor interpolation.
     """
 
     def __init__(self, crop_hw: tuple[int, int], degrees: float, fill: Sequence[int]) -> None:
@@ -117,7 +117,7 @@ class RandomTilt(v2.Transform):  # type: ignore[misc]
 
     @property
     def source_hw(self) -> tuple[int, int]:
-        """Height and width of the box around the result in its widest position, and a border."""
+        """Height and width of the largest bounding box of the rotated result, plus a border."""
         height, width = self.crop_hw
         most = math.radians(self.degrees)
 
@@ -125,7 +125,7 @@ class RandomTilt(v2.Transform):  # type: ignore[misc]
             # along * cos + across * sin grows up to the angle of the diagonal.
             angle = min(most, math.atan2(across, along))
             widest = math.ceil(along * math.cos(angle) + across * math.sin(angle))
-            # Bilinear interpolation reads a neighbor; an even difference keeps the middle there.
+            # Bilinear interpolation reads a neighbor; an even difference keeps the center.
             return widest + 2 + (widest - along) % 2
 
         return extent(height, width), extent(width, height)
@@ -135,7 +135,7 @@ class RandomTilt(v2.Transform):  # type: ignore[misc]
         return {"angle": self.degrees * (2 * float(torch.rand(())) - 1)}
 
     def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
-        """Turn one image or label map and cut out its middle."""
+        """Rotate an image or label map and crop its center."""
         is_labels = isinstance(inpt, tv_tensors.Mask)
         turned = F.rotate(
             inpt,
@@ -147,14 +147,14 @@ class RandomTilt(v2.Transform):  # type: ignore[misc]
 
 
 class CustomAugmentation(v2.Transform):  # type: ignore[misc]
-    """Call an augmentation that is not dcnseg's own with an image and its label map.
+    """Call a user-defined augmentation with an image and its label map.
 
-    Whatever generator it draws from (torch, NumPy's or Python's global one), its numbers follow
-    from torch's generator alone, which the data set seeds for each item.
+    The global generators of torch, NumPy and Python are seeded from torch's generator, which the
+    data set seeds for each item.
 
     Args:
         augment: Called with a `tv_tensors.Image`, uint8 [3, H, W], and a `tv_tensors.Mask`, uint8
-            [H, W] of training indices, 255 where ignored; returns two such tensors of one size.
+            [H, W] of training indices, 255 where ignored; returns two such tensors of equal size.
     """
 
     def __init__(self, augment: Augmentation) -> None:
@@ -162,10 +162,10 @@ class CustomAugmentation(v2.Transform):  # type: ignore[misc]
         self.augment = augment
 
     def forward(self, *inputs: Any) -> Any:
-        """Augment and check what comes back.
+        """Augment and check the result.
 
         Raises:
-            ConfigError: the result is not an image and a label map.
+            ConfigError: The result is not an image and a label map.
         """
         with _seeded_globals(int(torch.randint(2**32, ()))):
             result = self.augment(*inputs)
@@ -182,7 +182,7 @@ class CustomAugmentation(v2.Transform):  # type: ignore[misc]
 
 
 def name_of(augment: Callable[..., Any]) -> str:
-    """Module and name of a function, or of an object's class, by which a run remembers it."""
+    """Return module and name of a function, or of an object's class, as a run records it."""
     named = augment if hasattr(augment, "__qualname__") else type(augment)
     return f"{named.__module__}.{named.__qualname__}"
 
@@ -206,7 +206,7 @@ def _check_augmented(name: str, kind: str, value: Any, shape: str, image: Any) -
 
 @contextmanager
 def _seeded_globals(seed: int) -> Iterator[None]:
-    """Within it, the generators of Python and NumPy begin at `seed`; afterwards they go on."""
+    """Seed the generators of Python and NumPy temporarily, and restore their state."""
     python, numpy = random.getstate(), np.random.get_state()
     random.seed(seed)
     np.random.seed(seed)
@@ -218,7 +218,7 @@ def _seeded_globals(seed: int) -> Iterator[None]:
 
 
 class Normalize(v2.Transform):  # type: ignore[misc]
-    """Turn uint8 images into (x / 255 - mean) / std as float32, and label maps into int64."""
+    """Convert uint8 images to (x / 255 - mean) / std as float32, and label maps to int64."""
 
     def __init__(self, mean: Sequence[float], std: Sequence[float]) -> None:
         super().__init__()
@@ -226,7 +226,7 @@ class Normalize(v2.Transform):  # type: ignore[misc]
         self.std = list(std)
 
     def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
-        """Convert one image or label map; the results are plain tensors."""
+        """Convert an image or label map to a plain tensor."""
         if isinstance(inpt, tv_tensors.Mask):
             return inpt.as_subclass(Tensor).long()
         values = F.to_dtype(inpt.as_subclass(Tensor), torch.float32, scale=True)
@@ -234,13 +234,13 @@ class Normalize(v2.Transform):  # type: ignore[misc]
 
 
 class JointTransform:
-    """Hand an image and its label map, plain tensors, to a torchvision v2 transform."""
+    """Apply a torchvision v2 transform to an image and its label map, plain tensors."""
 
     def __init__(self, transform: v2.Transform) -> None:
         self.transform = transform
 
     def __call__(self, image: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
-        """Transform uint8 [3, H, W] and uint8 [H, W] into float32 [3, h, w] and int64 [h, w]."""
+        """Transform uint8 [3, H, W] and uint8 [H, W] to float32 [3, h, w] and int64 [h, w]."""
         result: tuple[Tensor, Tensor] = self.transform(
             tv_tensors.Image(image), tv_tensors.Mask(labels)
         )
@@ -260,30 +260,30 @@ def build_train_transform(
     mean: Sequence[float],
     std: Sequence[float],
 ) -> JointTransform:
-    """Own augmentation, random scale, crop and rotation, flips, color jitter, blur, normalization.
+    """Build user augmentation, scale, crop, rotation, flips, color jitter, blur, normalization.
 
-    A step that is off draws no random numbers, so that runs without it stay what they were.
+    A disabled step draws no random numbers, so that results without it do not change.
 
     Args:
-        crop_hw: Size of every result, in pixels.
-        scale_range: Least and greatest factor by which the image is scaled before the crop.
-        flip: Mirror every other image left to right.
-        vertical_flip: Mirror every other image top to bottom.
-        rotate: 90 and 180: a random multiple of it, without interpolation; another value: a random
-            angle of at most as many degrees either way.
-        color_jitter: Brightness, contrast and saturation change by up to this share, 0..1.
-        blur: Blur every other image, with a Gaussian whose sigma is up to as many pixels, 0..10.
+        crop_hw: Height and width of every result, in pixels.
+        scale_range: Minimum and maximum factor by which the image is scaled before the crop.
+        flip: Mirror left to right with probability 0.5.
+        vertical_flip: Mirror top to bottom with probability 0.5.
+        rotate: 90 and 180: random multiples, without interpolation; another value: a random angle
+            of at most that many degrees in both directions.
+        color_jitter: Maximum relative change of brightness, contrast and saturation, 0..1.
+        blur: Maximum sigma in pixels of a Gaussian blur with probability 0.5, 0..10.
         augment: Called first, see `CustomAugmentation`.
-        mean: Per channel (RGB), of images in 0..1; also the color beside a small image.
-        std: As `mean`.
+        mean: Per channel (RGB), of images in 0..1; also the color of padding.
+        std: Like `mean`.
 
     Raises:
-        ConfigError: A value is out of its range.
+        ConfigError: A value is out of range.
     """
     if min(crop_hw) < 1:
         raise ConfigError(f"`crop_hw` is {crop_hw}; both must be at least 1.")
     if not 0 < scale_range[0] <= scale_range[1]:
-        raise ConfigError(f"`scale_range` is {scale_range}; it must be 0 < least <= greatest.")
+        raise ConfigError(f"`scale_range` is {scale_range}; it must be 0 < minimum <= maximum.")
     if not 0 <= color_jitter <= 1:
         raise ConfigError(f"`color_jitter` is {color_jitter}; it must be in 0..1.")
     if not 0 <= rotate <= MAX_ROTATION:
@@ -305,14 +305,14 @@ def build_train_transform(
     if color_jitter:
         steps.append(v2.ColorJitter(color_jitter, color_jitter, color_jitter))
     if blur:
-        # Reflected at the border, which cannot be farther away than the other side.
+        # Reflection padding must be smaller than the image.
         radius = min(math.ceil(3 * blur), min(crop_hw) - 1)
         steps.append(v2.RandomApply([v2.GaussianBlur(2 * radius + 1, (blur / 100, blur))]))
     return JointTransform(v2.Compose([*steps, Normalize(mean, std)]))
 
 
 def _place_axis(size: int, crop: int, scale: float, place: float) -> tuple[int, ...]:
-    """Place the crop on one axis; `place` in [0, 1) says where.
+    """Position the crop on one axis; `place` in [0, 1) is the relative position.
 
     Returns:
         Start and length in the image, length in the crop, padding before and after.
@@ -332,7 +332,7 @@ def _resize(image: Any, size_hw: tuple[int, int]) -> Any:
 
 
 def _resize_nearest(labels: Any, size_hw: tuple[int, int]) -> Any:
-    # torchvision resizes a Mask by NEAREST, which shifts it by up to half a pixel against the
+    # torchvision resizes a Mask with NEAREST, which shifts it by up to half a pixel relative to the
     # image; NEAREST_EXACT does not.
     exact = v2.InterpolationMode.NEAREST_EXACT
     resized = F.resize(labels.as_subclass(Tensor)[None], list(size_hw), interpolation=exact)

@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from dcnseg.config import Preprocessing, TrainConfig
-from dcnseg.data.check.findings import WARNING, by_severity, raise_errors, shortened
+from dcnseg.data.check.findings import WARNING, by_severity, format_findings, raise_errors
 from dcnseg.data.check.report import CheckReport, check_data
 from dcnseg.data.class_map import ClassMap
 from dcnseg.data.dataset import SegmentationDataset
@@ -83,7 +83,7 @@ def prepare_data(
     report = _check(config, Pairing(splits), on_progress)
     raise_errors(report.findings)
     if on_warning:
-        for line in shortened(by_severity(report.findings, WARNING), _SHOWN_WARNINGS):
+        for line in format_findings(by_severity(report.findings, WARNING), _SHOWN_WARNINGS):
             on_warning(line)
     assert report.class_map is not None  # a missing class map is an error above
     return TrainingData(report.class_map, splits, torch.tensor(report.train_pixels))

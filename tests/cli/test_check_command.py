@@ -125,7 +125,7 @@ def test_train_lists_all_errors(invoke: Invoke, binary: Path, tmp_path: Path) ->
     write_png(binary / "masks" / "alone.png", HALVES)
     result = invoke("train", binary, "--out", tmp_path / "run")
     assert result.exit_code == 3
-    assert "3 things are wrong with the data:" in result.stderr
+    assert "Found 3 problems in the dataset:" in result.stderr
     assert not (tmp_path / "run" / "config.json").exists()
 
 
@@ -143,7 +143,7 @@ def test_what_predict_wrote_is_neither_mask_nor_input(
     assert result.exit_code == 3
     assert "1 error\n" in result.stdout
     assert (
-        f"  {photos}: No masks here, only 3 images. To label these with a trained" in result.stdout
+        f"  {photos}: has no masks, only 3 images. To label these with a trained" in result.stdout
     )
     assert f"use `dcnseg predict RUN {photos} --out OUT`. To train on them" in result.stdout
     assert "go on with" not in result.stdout
@@ -156,7 +156,7 @@ def test_what_predict_wrote_is_neither_mask_nor_input(
     assert len(content["images_without_mask"]) == 3
     result = invoke("train", photos, "--out", tmp_path / "run")
     assert result.exit_code == 3
-    assert f"Error: {photos}: No masks here, only 3 images." in result.stderr
+    assert f"Error: {photos}: has no masks, only 3 images." in result.stderr
 
 
 def test_a_class_list_in_the_folder_above_is_pointed_out(
@@ -168,7 +168,7 @@ def test_a_class_list_in_the_folder_above_is_pointed_out(
     warning = (
         f"{binary}: has no class list, and {binary.parent / 'classes.json'} in the folder above"
     )
-    assert f"{warning} is not read. Give {binary.parent} as DATA, or copy" in result.stdout
+    assert f"{warning} is not read. Pass {binary.parent} as DATA, or copy" in result.stdout
     monkeypatch.chdir(binary)
     assert "classes.json in the folder above is not read" in invoke("check", ".").stdout
     shutil.copy(binary.parent / "classes.json", binary)

@@ -1,4 +1,4 @@
-"""Every trap is set in a small generated data folder; each test says what comes out of it."""
+"""Each common problem in a small generated data folder, and what a check reports."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ from hypothesis import strategies as st
 from PIL import ExifTags, Image
 
 from dcnseg.data.check import pairs
-from dcnseg.data.check.findings import Finding, raise_errors, shortened
+from dcnseg.data.check.findings import Finding, format_findings, raise_errors
 from dcnseg.data.check.inspection import MaskFacts, inspect_mask
 from dcnseg.data.check.report import CheckReport
 from dcnseg.data.class_map import ClassMap
@@ -79,7 +79,7 @@ def test_clean_data_is_counted(tmp_path: Path) -> None:
     assert report.ignored_pixels == 3 * pixels // 4
     assert report.train_pixels == (2 * pixels // 4, 2 * pixels // 2)
     assert [entry.value for entry in report.values] == [1, 0, 255]
-    assert report.passed_over == (str(tmp_path / "images" / "Thumbs.db"),)
+    assert report.other_files == (str(tmp_path / "images" / "Thumbs.db"),)
     assert calls == [(1, 3), (2, 3), (3, 3)]
     json.dumps(report.to_dict(), allow_nan=False)
 
@@ -103,9 +103,9 @@ def test_all_problems_are_reported_at_once(tmp_path: Path) -> None:
     with pytest.raises(DataError) as caught:
         raise_errors(report.findings)
     text = str(caught.value)
-    assert text.startswith("5 things are wrong with the data:\n")
-    assert "images/page.png: holds an HTML page" in text
-    assert "masks/cut.png: is empty. Make the mask again" in text
+    assert text.startswith("Found 5 problems in the dataset:\n")
+    assert "images/page.png: is an HTML page" in text
+    assert "masks/cut.png: is empty. Restore the file" in text
     assert "masks/size.png: is 48x20 pixels, but its image size.png is 48x40" in text
     assert "masks/value.png: 960 pixels have the value 7; the 2 classes of classes.json" in text
     assert "images/alone.png: has no mask" in text
@@ -114,7 +114,7 @@ def test_all_problems_are_reported_at_once(tmp_path: Path) -> None:
 def test_long_lists_are_shortened_by_kind() -> None:
     findings = [Finding("error", "a", f"{i}.png", "is bad.") for i in range(12)]
     findings.append(Finding("error", "b", "x.png", "is worse.", "Fix it."))
-    lines = shortened(findings)
+    lines = format_findings(findings)
     assert lines[0] == "0.png: is bad."
     assert lines[10:] == ["... and 2 more of this kind (a)", "x.png: is worse. Fix it."]
     with pytest.raises(DataError, match=r"^x\.png: is worse\. Fix it\.$"):
@@ -282,7 +282,7 @@ def test_colors_for_a_list_without_any_are_an_error(tmp_path: Path) -> None:
     (tmp_path / "classes.txt").write_text("a\nb\n")
     report = check(tmp_path)
     assert errors(report) == ["colors-without-classes"] * 3
-    assert "classes.txt gives its classes none" in report.findings[0].what
+    assert "there are no class colors in classes.txt" in report.findings[0].what
 
 
 def test_equal_channels_are_ids(tmp_path: Path) -> None:
@@ -315,7 +315,7 @@ def test_values_shifted_by_one_are_recognized(tmp_path: Path) -> None:
     write_data(tmp_path, three(ids(1, 2, 3)), [0, 1, 2])
     report = check(tmp_path)
     assert "shifted-by-one" in errors(report)
-    assert "hold 1..3, and the ids of the 3 classes are 0..2" in report.findings[0].what
+    assert "have the values 1..3, but the ids of the 3 classes are 0..2" in report.findings[0].what
     assert report.suggestion.classes is not None
     (tmp_path / "classes.json").write_text(json.dumps(report.suggestion.classes))
     report = check(tmp_path)
@@ -383,7 +383,7 @@ def test_masks_that_fit_the_stored_pixels_are_said_to_be_turned(tmp_path: Path) 
     report = check(write_turned(tmp_path, {"a": 6, "b": 8, "c": 1}, stored=True))
     assert report.is_clean
     assert warnings(report) == ["mask-turned"]
-    assert "as 2 of the masks do" in finding(report, "mask-turned").what
+    assert "like 2 of the masks" in finding(report, "mask-turned").what
     write_turned(tmp_path, {"d": 3}, stored=True)
     report = check(tmp_path)
     assert errors(report) == ["rotation-unknown"]  # most likely it is stored too
@@ -395,8 +395,8 @@ def test_rotations_that_sizes_do_not_tell_are_warned_about_once(tmp_path: Path) 
     assert report.is_clean
     assert warnings(report) == ["rotation-unknown"]
     text = finding(report, "rotation-unknown").what
-    assert "has the EXIF orientation 2, and 3 of the images" in text
-    assert "the masks of 1 images on their side do" in text
+    assert "has the EXIF orientation 2. For 3 rotated or mirrored images" in text
+    assert "the masks of 1 rotated images fit so" in text
 
 
 def test_tiny_images_are_named(tmp_path: Path) -> None:
@@ -453,7 +453,7 @@ def test_many_equal_files_are_one_finding(tmp_path: Path) -> None:
     assert double.files[0] == double.file
     assert "and 9 others are the same file: " in double.what
     assert double.what.endswith(", ... and 6 more.")
-    assert double.advice == "Keep them all in one split, or the scores will flatter."
+    assert double.advice == "Keep them all in one split, or the scores will be too high."
     [entry] = report.to_dict()["findings"]
     assert sorted(Path(file).name for file in entry["files"]) == [f"{i:02}.png" for i in range(10)]
 
@@ -467,8 +467,7 @@ def test_many_that_look_alike_are_one_finding(tmp_path: Path) -> None:
     [double] = check(tmp_path).findings
     where = tmp_path / "train" / "images"
     assert str(double).startswith(
-        f"{where / '0.png'}: (train) and 4 others look nearly the same, each as another one of "
-        f"them: {where / '1.png'} (train), "
+        f"{where / '0.png'}: (train) and 4 others look nearly the same: {where / '1.png'} (train), "
     )
     assert len(double.files) == 5
 

@@ -78,7 +78,7 @@ def test_one_bad_labelme_file_does_not_make_the_others_fail(polygons: Path) -> N
     report = check(polygons)
     [(file, what)] = errors(report)
     assert file == "0.json"
-    assert what.startswith("is no readable JSON")
+    assert what.startswith("is not valid JSON")
     assert report.mask_modes == {"JSON polygons 0 bit, values": 3}
     assert [(entry.name, entry.images) for entry in report.classes] == [
         ("background", 3),
@@ -124,7 +124,7 @@ def test_each_problem_of_a_coco_file_is_a_finding(listed: Path) -> None:
         "'cat' and 'dog'",
         "annotation 9 of image 77",
         "categories[2]",
-        "the annotation 2 of 2.png has no segmentation, as a mere box has none; take it out.",
+        "the annotation 2 of 2.png has no segmentation, only a box. Remove it or add polygons.",
     ]
     assert {file for file, _ in errors(report)} == {"annotations.json"}
     assert report.mask_modes == {"JSON polygons 0 bit, values": 3}  # 2.png has none
@@ -135,13 +135,13 @@ def test_an_unreadable_coco_file_beside_a_good_one_is_named(listed: Path) -> Non
     report = check(listed)
     assert [file for file, _ in errors(report)] == ["instances_val.json"]
     assert sum(report.splits.values()) == len(NAMES)
-    with pytest.raises(DataError, match=r"instances_val\.json: is no readable JSON"):
+    with pytest.raises(DataError, match=r"instances_val\.json: is not valid JSON"):
         find_splits(listed)
 
 
 def test_an_unreadable_coco_file_alone_is_named(listed: Path) -> None:
     (listed / "annotations.json").write_text("[")
-    assert ("annotations.json", "is no readable JSON") in [
+    assert ("annotations.json", "is not valid JSON") in [
         (file, what.partition(" (")[0]) for file, what in errors(check(listed))
     ]
 

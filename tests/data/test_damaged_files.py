@@ -106,7 +106,7 @@ def test_damage_gives_an_array_or_a_named_error(
 def test_headers_without_an_end_are_refused_at_once(tmp_path: Path, header: bytes) -> None:
     path = tmp_path / "a.ppm"
     path.write_bytes(header)
-    with pytest.raises(DataError, match=r"a\.ppm: is a PNM file, but no width, height and maximum"):
+    with pytest.raises(DataError, match=r"a\.ppm: is a PNM file without width, height and maximum"):
         read_image(path)
 
 

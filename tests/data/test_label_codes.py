@@ -59,5 +59,5 @@ def test_any_number_of_colors_is_made_or_refused() -> None:
     # Saved runs and their images have these.
     assert colors[:255:127] == [(57, 147, 230), (242, 186, 145), (15, 103, 153)]
     assert colors[2399] == (75, 166, 92)
-    with pytest.raises(ValueError, match="16777216 colors are wanted; 16777215 are left"):
+    with pytest.raises(ValueError, match="requested 16777216 colors; only 16777215 are left"):
         distinct_colors(1 << 24, taken=[(0, 0, 0)])

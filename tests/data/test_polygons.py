@@ -105,11 +105,11 @@ def test_shapes_may_reach_beyond_the_image(tmp_path: Path) -> None:
         (shape("bird", CAT), "the label 'bird'; the classes are background, cat, dog"),
         (shape("cat", [[1, 1], [2, 2]], "line"), r"shapes\[0\], a line of 'cat', has no area"),
         (shape("cat", [[1, 1]], "point"), "a point of 'cat', has no area"),
-        (shape("cat", [[1, 1], [2, 2]]), "has 2 points; an outline needs at least three"),
-        (shape("cat", [[1, 1], [2, 2], [3, 1e300]]), "needs points of two numbers, in pixels"),
-        (shape("cat", [["x", 1], [2, 2], [3, 3]]), "points that are no numbers"),
-        (shape("cat", [[1, 1], [2, 2]], "mask", mask="!"), "pixels that cannot be decoded"),
-        ({"points": CAT}, "a shape without a label"),
+        (shape("cat", [[1, 1], [2, 2]]), "has 2 points; expected at least three"),
+        (shape("cat", [[1, 1], [2, 2], [3, 1e300]]), "invalid points; expected pairs of numbers"),
+        (shape("cat", [["x", 1], [2, 2], [3, 3]]), "points that are not numbers"),
+        (shape("cat", [[1, 1], [2, 2]], "mask", mask="!"), "a mask that cannot be decoded"),
+        ({"points": CAT}, "shapes.0. has no label"),
     ],
 )
 def test_shapes_that_cannot_be_drawn_are_refused(
@@ -129,7 +129,7 @@ def test_polygons_belong_to_the_image_as_displayed(tmp_path: Path) -> None:
         write_labelme(sample.mask, [shape("cat", CAT)], imageHeight=height, imageWidth=width)
         assert rasterize(sample, IDS).shape == (8, 6)
     write_labelme(sample.mask, [], imageHeight=-1)
-    with pytest.raises(DataError, match="the size 8 x -1, which is none"):
+    with pytest.raises(DataError, match="the size 8 x -1; expected positive integers"):
         rasterize(sample, IDS)
 
 
@@ -253,7 +253,7 @@ def test_images_that_coco_does_not_list_and_the_reverse(tmp_path: Path) -> None:
     ("change", "message"),
     [
         ({"segmentation": []}, "annotation 1 of a.jpg has no segmentation"),
-        ({"segmentation": [[1, 2, 3]]}, "no list of x, y"),
+        ({"segmentation": [[1, 2, 3]]}, "not a list x, y"),
         ({"segmentation": [[1, 2, 3, 4]]}, "has 2 points"),
         ({"category_id": 99}, "category 99, not listed"),
         (
@@ -282,7 +282,7 @@ def test_other_json_is_refused(tmp_path: Path, text: str) -> None:
     path = tmp_path / "a.json"
     path.write_bytes(text.encode("utf-8", "surrogatepass"))
     write_image(tmp_path / "a.jpg")
-    with pytest.raises(DataError, match=r"a\.json: is (no readable JSON|neither a LabelMe)"):
+    with pytest.raises(DataError, match=r"a\.json: is (not valid JSON|neither a LabelMe)"):
         rasterize(Sample(tmp_path / "a.jpg", path, "a"), IDS)
 
 
@@ -291,7 +291,7 @@ def test_incomplete_coco_entries_are_refused(tmp_path: Path) -> None:
     del content["images"][0]["height"]
     write_image(tmp_path / "a.jpg")
     write_coco(tmp_path / "c.json", content)
-    with pytest.raises(DataError, match=r"c\.json: .*image a\.jpg: it gives the size 8 x None"):
+    with pytest.raises(DataError, match=r"c\.json: .*image a\.jpg: it has the size 8 x None"):
         rasterize(Sample(tmp_path / "a.jpg", tmp_path / "c.json", "a"), IDS)
 
 
@@ -362,14 +362,17 @@ def test_a_run_length_near_2_63_is_refused() -> None:
     ("change", "problem"),
     [
         ({"categories": [{"id": 17, "name": "cat"}]}, "'zebra' and 'cat': two categories have"),
-        ({"categories": [{"id": 3, "name": None}]}, r"categories\[3\]: a category needs a whole"),
+        (
+            {"categories": [{"id": 3, "name": None}]},
+            r"categories\[3\]: a category needs an integer",
+        ),
         (
             {"categories": [{"id": "x", "name": "cat"}]},
-            r"categories\[3\]: a category needs a whole",
+            r"categories\[3\]: a category needs an integer",
         ),
-        ({"categories": [None]}, r"categories\[3\]: a category needs a whole"),
-        ({"categories": [{"id": 3, "name": "a\nb"}]}, "a `name` of one line"),
-        ({"annotations": [{"id": 9, "image_id": 7}]}, "annotation 9 of image 7: the file lists no"),
+        ({"categories": [None]}, r"categories\[3\]: a category needs an integer"),
+        ({"categories": [{"id": 3, "name": "a\nb"}]}, "a `name` on one line"),
+        ({"annotations": [{"id": 9, "image_id": 7}]}, "annotation 9 of image 7: the file does not"),
         ({"annotations": [{"id": 9, "image_id": [7]}]}, r"annotations\[2\]: an annotation needs"),
         ({"annotations": [3]}, r"annotations\[2\]: an annotation needs an `image_id`"),
         (
@@ -377,7 +380,7 @@ def test_a_run_length_near_2_63_is_refused() -> None:
             "a.jpg and c.jpg: two images have the id 5",
         ),
         ({"images": [{"id": 8, "file_name": None}]}, r"images\[2\]: an image needs"),
-        ({"images": [{"id": 8, "file_name": "c.jpg"}]}, "image c.jpg: it gives the size None x"),
+        ({"images": [{"id": 8, "file_name": "c.jpg"}]}, "image c.jpg: it has the size None x"),
         ({"images": [[]]}, r"images\[2\]: an image needs an `id` and a `file_name`"),
     ],
 )
@@ -415,7 +418,7 @@ def test_many_entries_with_one_problem_are_one_sentence(tmp_path: Path) -> None:
     coco = read_coco(tmp_path / "a.json")
     assert len(coco.problems) == 1
     assert coco.problems[0].startswith("annotation 0 of image 7, annotation 1 of image 7, ")
-    assert " and 995 more: the file lists no such image." in coco.problems[0]
+    assert " and 995 more: the file does not list this image." in coco.problems[0]
 
 
 def test_ids_may_be_written_as_texts_or_floats(tmp_path: Path) -> None:

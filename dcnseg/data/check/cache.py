@@ -1,7 +1,7 @@
-"""Remembers what was seen in files that have not changed since; the entry point is `FactsCache`.
+"""Caches facts about unchanged files between checks; the entry point is `FactsCache`.
 
-The memory is a JSON file in the user's cache folder, never in the data folder. Where it cannot be
-read or written, everything is looked at again: it is a convenience, and no result depends on it.
+The cache is a JSON file in the user's cache folder, never in the data folder. If it cannot be read
+or written, all files are inspected again; no result depends on it.
 """
 
 from __future__ import annotations
@@ -26,7 +26,7 @@ def cache_folder() -> Path:
 
 
 class FactsCache:
-    """Facts of the files of one data folder, by name, size and time of change.
+    """Facts about the files of one data folder, by name, size and modification time.
 
     Args:
         root: The data folder.
@@ -43,7 +43,7 @@ class FactsCache:
             self._known = _load(self._path)
 
     def get(self, path: Path, role: str) -> dict[str, Any] | None:
-        """Return the facts of a file in a role (image, mask) if it is as it was, else None."""
+        """Return the facts of a file in a role (image, mask) if it is unchanged, else None."""
         key = self._key(path, role)
         entry = self._known.get(key)
         if not isinstance(entry, dict) or entry.get("stamp") != _stamp(path):
@@ -55,11 +55,11 @@ class FactsCache:
         return facts
 
     def stamp(self, path: Path) -> list[int] | None:
-        """Return size and time of a file, to be taken before it is read."""
+        """Return size and modification time of a file; call it before reading the file."""
         return _stamp(path)
 
     def put(self, path: Path, role: str, stamp: list[int] | None, facts: dict[str, Any]) -> None:
-        """Remember the facts of a file that had this stamp."""
+        """Store the facts of a file that had this stamp."""
         if stamp is not None:
             self._used[self._key(path, role)] = {"stamp": stamp, "facts": facts}
 
@@ -68,7 +68,7 @@ class FactsCache:
         return f"{role} {path.relative_to(self._root) if is_inside else path.resolve()}"
 
     def save(self) -> None:
-        """Write what was used or added, if anything is new; forget the rest."""
+        """Write the facts that were used or added, if any are new; drop the others."""
         if self._path is None or self._used == self._known:
             return
         text = json.dumps({"format": _FORMAT, "files": self._used})

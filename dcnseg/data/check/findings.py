@@ -1,4 +1,4 @@
-"""What a check of a data set may find: `Finding`, and how many of them are told."""
+"""Errors and warnings of a check: `Finding`, and how they are listed."""
 
 from __future__ import annotations
 
@@ -16,15 +16,15 @@ _SHOWN_PER_KIND: Final = 10
 
 @dataclass(frozen=True)
 class Finding:
-    """One thing that is wrong, or may be.
+    """An error or a warning.
 
     Attributes:
         severity: "error" (training refuses the data) or "warning".
         kind: A short name for programs, such as "size-mismatch".
-        file: The file or folder it is about.
-        what: What is wrong, with the value or size.
+        file: The file or folder.
+        what: The problem, with the value or size that was found.
         advice: What to do.
-        files: All files of a group that one finding is about.
+        files: All files, if the finding is about a group.
     """
 
     severity: str
@@ -43,7 +43,7 @@ class Finding:
 
 
 def from_error(kind: str, path: Path, error: Exception, advice: str = "") -> Finding:
-    """Make an error of an exception, whose text usually begins with the file's name."""
+    """Convert an exception, whose text usually begins with the file name, into an error."""
     text = str(error).removeprefix(f"{path}: ").removeprefix(f"{path} ")
     return Finding(ERROR, kind, str(path), text, advice)
 
@@ -53,8 +53,8 @@ def by_severity(findings: Sequence[Finding], severity: str) -> list[Finding]:
     return [finding for finding in findings if finding.severity == severity]
 
 
-def shortened(findings: Sequence[Finding], limit: int = _SHOWN_PER_KIND) -> list[str]:
-    """Write the findings as lines: of each kind the first `limit`, and how many more there are."""
+def format_findings(findings: Sequence[Finding], limit: int = _SHOWN_PER_KIND) -> list[str]:
+    """Return the findings as lines: the first `limit` of each kind, and the number of others."""
     kinds: dict[str, list[Finding]] = {}
     for finding in findings:
         kinds.setdefault(finding.kind, []).append(finding)
@@ -67,10 +67,10 @@ def shortened(findings: Sequence[Finding], limit: int = _SHOWN_PER_KIND) -> list
 
 
 def raise_errors(findings: Sequence[Finding]) -> None:
-    """Raise a DataError that lists all errors, if there is one."""
+    """Raise a DataError that lists all errors, if there are any."""
     errors = by_severity(findings, ERROR)
     if len(errors) == 1:
         raise DataError(str(errors[0]))
     if errors:
-        lines = "\n".join(f"  {line}" for line in shortened(errors))
-        raise DataError(f"{len(errors)} things are wrong with the data:\n{lines}")
+        lines = "\n".join(f"  {line}" for line in format_findings(errors))
+        raise DataError(f"Found {len(errors)} problems in the dataset:\n{lines}")

@@ -1,4 +1,4 @@
-"""What is wrong with a data folder before a file is opened; entry `check_folder`."""
+"""Checks the files of a data folder without opening them; entry point `check_folder`."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from dcnseg.files import OUTPUT_MARKER
 
 
 def check_folder(root: Path, pairing: Pairing) -> list[Finding]:
-    """Find files without a partner or with two, too few pairs, a class list or masks out of place.
+    """Find unpaired and double files, too few pairs, and a misplaced class list or output folder.
 
     Args:
         root: The data folder.
@@ -36,7 +36,7 @@ def _has_no_masks(pairing: Pairing) -> bool:
 
 def _no_masks(root: Path, pairing: Pairing) -> Finding:
     count = len(pairing.images_without_mask)
-    what = f"No masks here, only {count} image{'s' * (count != 1)}."
+    what = f"has no masks, only {count} image{'s' * (count != 1)}."
     advice = (
         f"To label these with a trained network, use `dcnseg predict RUN {root} --out OUT`. "
         f"To train on them, they need masks. {pairing.advice}"
@@ -48,7 +48,11 @@ def _unpaired(pairing: Pairing) -> list[Finding]:
     groups = (
         ("image-without-mask", pairing.images_without_mask, "has no mask."),
         ("mask-without-image", pairing.masks_without_image, "has no image."),
-        ("double-name", pairing.doubles, "shares its name but for the ending with another file."),
+        (
+            "double-name",
+            pairing.doubles,
+            "has the same name as another file except for the extension.",
+        ),
     )
     return [
         Finding(ERROR, kind, str(path), what, "" if index else pairing.advice)
@@ -69,20 +73,20 @@ def _too_few(root: Path, pairing: Pairing) -> list[Finding]:
 
 
 def _class_list_above(root: Path) -> list[Finding]:
-    """Warn where a split's folder was given instead of the whole data with its class list."""
+    """Warn if DATA is the folder of a split and the class list is in the folder above."""
     above = root.parent if root.name not in ("", "..") else root.resolve().parent
     class_list = find_class_list(above)
     if class_list is None or find_class_list(root) is not None or written_by_dcnseg(above):
         return []
     what = f"has no class list, and {class_list} in the folder above is not read."
-    advice = f"Give {os.path.normpath(above)} as DATA, or copy the list to {root}."
+    advice = f"Pass {os.path.normpath(above)} as DATA, or copy the list to {root}."
     return [Finding(WARNING, "class-list-above", str(root), what, advice)]
 
 
 def _unmarked_outputs(pairing: Pairing) -> list[Finding]:
-    """Warn where masks lie in a folder such as `dcnseg predict` wrote before it marked these.
+    """Warn if masks are in a folder like the unmarked outputs of early versions of predict.
 
-    Such a folder is not skipped: it may as well hold masks that somebody has drawn.
+    Such a folder is not skipped: it may also contain annotated masks.
     """
     folders = {sample.mask.parent for sample in pairing.splits.all_samples()}
     likely = {
@@ -92,9 +96,11 @@ def _unmarked_outputs(pairing: Pairing) -> list[Finding]:
         if above.name == "labels" and _is_like_output(above.parent)
     }
     what = (
-        "holds labels/ and overlays/, as dcnseg predict writes them; the labels are taken as masks."
+        "has labels/ and overlays/ like an output of dcnseg predict; the labels are taken as masks."
     )
-    advice = f"If it is an output of predict, create an empty file {OUTPUT_MARKER} in it."
+    advice = (
+        f"If it is an output of predict, create an empty file {OUTPUT_MARKER} in it to skip it."
+    )
     return [Finding(WARNING, "likely-output", str(path), what, advice) for path in sorted(likely)]
 
 

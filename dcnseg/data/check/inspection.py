@@ -1,4 +1,4 @@
-"""What can be said of one file without knowing the classes: `inspect_image`, `inspect_mask`."""
+"""Facts about one file that do not depend on the classes: `inspect_image`, `inspect_mask`."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ from dcnseg.data.sample import Sample
 from dcnseg.files import open_regular_file
 
 _THUMBNAIL_BYTES: Final = 8 * 9
-MAX_COUNTED: Final = 4096  # distinct colors of one mask; a smeared one has a hundred thousand
+MAX_COUNTED: Final = 4096  # distinct colors of one mask; a blurred one has a hundred thousand
 
 
 @dataclass(frozen=True)
@@ -42,14 +42,14 @@ class ImageFacts:
 
     @classmethod
     def from_json(cls, content: dict[str, Any]) -> ImageFacts:
-        """Rebuild what `to_json` gave.
+        """Rebuild the facts from the result of `to_json`.
 
         Raises:
-            ValueError: The content is something else.
+            ValueError: The content is not such a result.
         """
         _check_fields(cls, content)
         if len(bytes.fromhex(content["thumbnail"])) != _THUMBNAIL_BYTES:
-            raise ValueError("the thumbnail has another size")
+            raise ValueError(f"the thumbnail does not have {_THUMBNAIL_BYTES} bytes")
         return cls(**(content | {"size_hw": _pair(content["size_hw"])}))
 
 
@@ -64,8 +64,8 @@ class MaskFacts:
         bits: Bits per channel in the file.
         orientation: EXIF orientation of the mask file itself.
         encoding: "values", "alpha", "equal channels" or "colors".
-        counts: Pixels per value, or per color 0xRRGGBB; of many the 4096 most frequent.
-        num_values: How many different ones there are.
+        counts: Pixels per value, or per color 0xRRGGBB; at most the 4096 most frequent.
+        num_values: Number of distinct values or colors.
         palette: Of a palette file, the color 0xRRGGBB of each value that occurs.
     """
 
@@ -81,7 +81,7 @@ class MaskFacts:
 
     @property
     def is_colored(self) -> bool:
-        """Whether the channels differ, so that only colors can tell the classes."""
+        """Whether the channels differ, so that colors define the classes."""
         return self.encoding == "colors"
 
     def distinct(self) -> npt.NDArray[Any]:
@@ -104,10 +104,10 @@ class MaskFacts:
 
     @classmethod
     def from_json(cls, content: dict[str, Any]) -> MaskFacts:
-        """Rebuild what `to_json` gave.
+        """Rebuild the facts from the result of `to_json`.
 
         Raises:
-            ValueError: The content is something else.
+            ValueError: The content is not such a result.
         """
         _check_fields(cls, content)
         changed = {
@@ -119,25 +119,21 @@ class MaskFacts:
 
 
 def _check_fields(kind: type, content: dict[str, Any]) -> None:
-    """Raise a ValueError unless the content has the fields of a class, in the types of JSON."""
-    types = {
-        "int": int,
-        "str": str,
-        "bool": bool,
-    }  # annotations are texts; all else is written as a list
+    """Raise a ValueError unless the content has the fields of a class with their JSON types."""
+    types = {"int": int, "str": str, "bool": bool}  # other fields are written as lists
     expected = {f.name: types.get(str(f.type), list) for f in fields(kind)}
     if {name: type(value) for name, value in content.items()} != expected:
-        raise ValueError(f"these are no {kind.__name__}")
+        raise ValueError(f"the content is not that of {kind.__name__}")
 
 
 def _pair(values: Any) -> tuple[int, int]:
     if not isinstance(values, list) or [type(value) for value in values] != [int, int]:
-        raise ValueError("these are not two whole numbers")
+        raise ValueError("expected two integers")
     return values[0], values[1]
 
 
 def inspect_image(path: Path) -> ImageFacts:
-    """Look at an image.
+    """Read the facts of an image.
 
     Raises:
         DataError: It cannot be read.
@@ -179,7 +175,7 @@ def inspect_polygons(sample: Sample, ids: Mapping[str, int]) -> MaskFacts:
 
 
 def inspect_mask(path: Path) -> MaskFacts:
-    """Look at a mask and count its values.
+    """Read the facts of a mask and count its values.
 
     Raises:
         DataError: It cannot be read.
@@ -217,7 +213,7 @@ def _plain_values(mask: MaskFile) -> tuple[str, npt.NDArray[Any]]:
 
 
 def _count(values: npt.NDArray[Any]) -> tuple[npt.NDArray[Any], npt.NDArray[Any]]:
-    """Return the different values, ascending, and their pixels."""
+    """Return the distinct values, ascending, and their pixel counts."""
     low, high = int(values.min()), int(values.max())
     if low < 0 or high > 65535:
         return np.unique(values, return_counts=True)

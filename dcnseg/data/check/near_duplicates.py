@@ -1,4 +1,4 @@
-"""The same or nearly the same image several times; the entry point is `find_near_duplicates`."""
+"""Finds equal and nearly equal images; the entry point is `find_near_duplicates`."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ _CELLS: Final = 8 * 9  # of a thumbnail
 _MAX_BITS: Final = 4  # of 64 that may differ in the hashes of nearly equal images
 _MAX_DIFFERENCE: Final = 3  # mean difference of nearly equal thumbnails, in gray levels
 _MIN_CONTRAST: Final = 2.0  # standard deviation below which all thumbnails look alike
-_FEW_CELLS: Final = 8  # by which most thumbnails that differ can be told apart
+_FEW_CELLS: Final = 8  # enough to distinguish most thumbnails
 # Hashes that differ in at most 4 bits are equal in at least one of these 5 bands of bits.
 _BANDS: Final = tuple(
     np.uint64((1 << end) - (1 << start)) for start, end in pairwise((0, 13, 26, 39, 52, 64))
@@ -36,7 +36,7 @@ class ImageSignature:
 
 @dataclass(frozen=True)
 class DuplicateGroup:
-    """Two images or more, in their order; `is_exact` if their files are equal byte by byte."""
+    """Two or more images, in order; `is_exact` if their files are equal byte by byte."""
 
     images: tuple[ImageSignature, ...]
     is_exact: bool
@@ -50,10 +50,10 @@ class DuplicateGroup:
 def find_near_duplicates(images: Sequence[ImageSignature]) -> list[DuplicateGroup]:
     """Find equal files anywhere, and images of different splits that look nearly the same.
 
-    Two images look the same if of the 64 signs of the horizontal differences in their thumbnails
-    at most 4 differ, and the thumbnails by at most 3 gray levels in the mean after levelling their
-    brightness. Images almost without contrast are left out, unless the files are equal. A group
-    of images that look the same are those that such pairs connect.
+    Two images look the same if at most 4 of the 64 signs of the horizontal differences in their
+    thumbnails differ, and the mean difference of the thumbnails, after subtracting their mean, is
+    at most 3 gray levels. Images with very low contrast count only if their files are equal. Pairs
+    that share an image are joined into one group.
 
     Returns:
         The groups in the order of their first images.
@@ -62,7 +62,7 @@ def find_near_duplicates(images: Sequence[ImageSignature]) -> list[DuplicateGrou
     groups += [
         (group, False)
         for group in _near_groups(images)
-        if len({images[index].digest for index in group}) > 1  # else it is one of those
+        if len({images[index].digest for index in group}) > 1  # else it is an exact group
     ]
     return [
         DuplicateGroup(tuple(images[index] for index in group), is_exact)
@@ -79,7 +79,7 @@ def _grouped(keys: Iterable[Hashable]) -> list[list[int]]:
 
 
 def _near_groups(images: Sequence[ImageSignature]) -> list[list[int]]:
-    """Return the positions of images that look nearly the same, by groups."""
+    """Return the positions of nearly equal images, by group."""
     members: dict[tuple[str, str], list[int]] = defaultdict(list)
     for index, image in enumerate(images):
         members[image.thumbnail, image.split].append(index)
@@ -92,39 +92,39 @@ def _near_groups(images: Sequence[ImageSignature]) -> list[list[int]]:
 
 @dataclass(frozen=True)
 class _Nodes:
-    """Different thumbnails of each split.
+    """The distinct thumbnails of each split.
 
     Attributes:
-        splits: Number of the split of each.
-        hashes: 64 signs of differences, uint64.
-        levelled: Gray levels less their mean, times 72 so that they are whole numbers, [N, 72]; the
-            cells in which thumbnails differ the most come first.
-        has_contrast: Whether it is compared at all.
+        splits: Index of the split, [N].
+        hashes: 64 signs of differences, uint64 [N].
+        centered: Gray levels minus their mean, times 72 to make them integers, [N, 72]; the cells
+            in which thumbnails differ most come first.
+        has_contrast: Whether the thumbnail is compared, [N].
     """
 
     splits: IntArray
     hashes: npt.NDArray[np.uint64]
-    levelled: npt.NDArray[np.int32]
+    centered: npt.NDArray[np.int32]
     has_contrast: npt.NDArray[np.bool_]
 
     @classmethod
     def of(cls, thumbnails: Sequence[str], splits: Sequence[str]) -> _Nodes:
-        """Compute what thumbnails are compared by."""
+        """Compute the values that are compared."""
         levels = np.frombuffer(bytes.fromhex("".join(thumbnails)), np.uint8).reshape(-1, _CELLS)
         signs = np.diff(levels.reshape(-1, 8, 9).astype(np.int16), axis=2) > 0
-        levelled = levels.astype(np.int32) * _CELLS - levels.sum(axis=1, dtype=np.int32)[:, None]
+        centered = levels.astype(np.int32) * _CELLS - levels.sum(axis=1, dtype=np.int32)[:, None]
         return cls(
             np.unique(splits, return_inverse=True)[1],
             np.packbits(signs.reshape(-1, 64), axis=1).view(np.uint64)[:, 0],
-            levelled[:, np.argsort(-levelled.std(axis=0), kind="stable")],
+            centered[:, np.argsort(-centered.std(axis=0), kind="stable")],
             levels.std(axis=1) >= _MIN_CONTRAST,
         )
 
     def groups(self) -> Iterator[list[int]]:
-        """Yield the groups that pairs of near nodes in different splits connect.
+        """Yield the groups of nodes connected by near pairs in different splits.
 
-        A node that a group has taken leaves all buckets. Therefore many that are all alike take one
-        comparison each, and not one for each pair.
+        A node that belongs to a group leaves all buckets, so that N similar images take N
+        comparisons and not N^2.
         """
         if not self.has_contrast.any():
             return
@@ -136,7 +136,7 @@ class _Nodes:
                 continue
             is_taken[start] = True
             group = [start]
-            for node in group:  # which grows
+            for node in group:  # grows in the loop
                 for index in range(len(_BANDS)):
                     key = keys[index][node]
                     bucket = buckets[index].get(key)
@@ -149,7 +149,7 @@ class _Nodes:
                 yield group
 
     def _buckets(self, band: np.uint64) -> dict[int, IntArray]:
-        """Return the nodes by a band of their hashes, where there are two or more."""
+        """Return the nodes by a band of their hashes, for bands with two or more nodes."""
         used = np.flatnonzero(self.has_contrast)
         keys = self.hashes[used] & band
         order = np.argsort(keys, kind="stable")
@@ -158,7 +158,7 @@ class _Nodes:
         return {key: part for key, part in zip(found.tolist(), parts, strict=True) if len(part) > 1}
 
     def _near(self, node: int, others: IntArray, compared: Sequence[np.uint64]) -> IntArray:
-        """Return which of `others` look nearly the same, but for those that share other bands."""
+        """Return those of `others` that look nearly the same, without equal `compared` bands."""
         others = others[self.splits[others] != self.splits[node]]
         if not len(others):
             return others
@@ -168,6 +168,6 @@ class _Nodes:
             is_near &= (changed & band) != 0
         others = others[is_near]
         for count in (_FEW_CELLS, _CELLS):
-            differences = np.abs(self.levelled[others, :count] - self.levelled[node, :count])
+            differences = np.abs(self.centered[others, :count] - self.centered[node, :count])
             others = others[differences.sum(axis=1) <= _MAX_DIFFERENCE * _CELLS * _CELLS]
         return others

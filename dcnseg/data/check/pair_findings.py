@@ -1,4 +1,4 @@
-"""What is wrong with pairs apart from the classes: sizes, EXIF rotation, doubles, left-overs."""
+"""Checks pairs apart from their classes: sizes, EXIF rotation, duplicates."""
 
 from __future__ import annotations
 
@@ -10,12 +10,12 @@ from dcnseg.data.check.near_duplicates import DuplicateGroup, ImageSignature, fi
 from dcnseg.data.check.pairs import InspectedPair
 from dcnseg.data.dataset import size_mismatch
 
-_SHOWN: Final = 3  # images of a group that are named
-_TINY: Final = 32  # pixels; the network halves an image four times before it looks around
+_SHOWN: Final = 3  # images of a group that are listed
+_TINY: Final = 32  # pixels; an output stride of 16 leaves less than 2x2 features
 
 
 def check_pairs(pairs: Sequence[InspectedPair]) -> list[Finding]:
-    """Find masks of another size, doubtful rotations, tiny images, and images that occur twice.
+    """Find size mismatches, ambiguous rotations, tiny images, and duplicates.
 
     Args:
         pairs: Every pair of the data.
@@ -66,7 +66,7 @@ def _mismatch(pair: InspectedPair) -> Finding:
     assert pair.mask is not None
     text = size_mismatch(pair.sample, pair.image.size_hw, pair.mask.size_hw)
     what = text.removeprefix(f"{pair.sample.mask}: ")
-    advice = "Make the mask again for this image; a mask is never resized on its own."
+    advice = "Create the mask again at the size of the image; masks are not resized."
     return Finding(ERROR, "size-mismatch", str(pair.sample.mask), what, advice)
 
 
@@ -82,15 +82,15 @@ def _check_rotations(
                 WARNING,
                 "mask-turned",
                 str(turned[0].sample.mask),
-                f"fits its image only as stored, before EXIF rotation, as {len(turned)} of the "
-                "masks do; these are turned as their images are.",
-                "Look at one of them to make sure.",
+                f"fits its image only as stored, before EXIF rotation, like {len(turned)} of the "
+                "masks; these are rotated with their images.",
+                "Verify one of them.",
             )
         )
     if doubtful and turned:
         findings += [_ambiguous_rotation(pair) for pair in doubtful]
     elif doubtful:
-        known = f" (the masks of {len(upright)} images on their side do)" if upright else ""
+        known = f" (the masks of {len(upright)} rotated images fit so)" if upright else ""
         first = doubtful[0]
         assert first.image is not None
         findings.append(
@@ -98,10 +98,10 @@ def _check_rotations(
                 WARNING,
                 "rotation-unknown",
                 str(first.sample.image),
-                f"has the EXIF orientation {first.image.orientation}, and {len(doubtful)} of the "
-                "images are turned or mirrored in a way that their masks' sizes do not tell; the "
-                f"masks are taken to fit the images as displayed{known}.",
-                "If they fit the pixels as stored, remove the EXIF orientation of the images.",
+                f"has the EXIF orientation {first.image.orientation}. For {len(doubtful)} rotated "
+                "or mirrored images the mask size does not show whether the mask fits the image as "
+                f"displayed or as stored; it is taken as displayed{known}.",
+                "If the masks fit the pixels as stored, remove the EXIF orientation of the images.",
             )
         )
     return findings
@@ -113,9 +113,9 @@ def _ambiguous_rotation(pair: InspectedPair) -> Finding:
         ERROR,
         "rotation-unknown",
         str(pair.sample.mask),
-        f"may fit its image, of EXIF orientation {pair.image.orientation}, as displayed or as "
+        f"may fit its image, with EXIF orientation {pair.image.orientation}, as displayed or as "
         "stored: the size is the same, and other masks of the data fit the pixels as stored.",
-        "Save image and mask without EXIF orientation, both turned alike.",
+        "Save image and mask without EXIF orientation, with the same rotation.",
     )
 
 
@@ -124,8 +124,8 @@ def _find_tiny(pairs: Sequence[InspectedPair]) -> list[Finding]:
     for pair in pairs:
         if pair.image is not None and min(pair.image.size_hw) < _TINY:
             height, width = pair.image.size_hw
-            what = f"is {width}x{height} pixels, smaller than {_TINY}; it is padded to the crop"
-            advice = "and teaches little. Leave it out if it is there by mistake."
+            what = f"is {width}x{height} pixels, smaller than {_TINY}; most of its crop is padding."
+            advice = "Remove it if it is there by mistake."
             found.append(Finding(WARNING, "tiny", str(pair.sample.image), what, advice))
     return found
 
@@ -149,7 +149,7 @@ def _find_duplicates(pairs: Sequence[InspectedPair]) -> list[Finding]:
 
 
 def _duplicate(group: DuplicateGroup) -> Finding:
-    """Write of two images what the second is, and of more what the first is."""
+    """Describe a group: of two images the second, of more the first."""
     *others, last = group.images
     first, rest = (last, others) if len(others) == 1 else (others[0], [*others[1:], last])
     if len(rest) == 1:
@@ -157,7 +157,7 @@ def _duplicate(group: DuplicateGroup) -> Finding:
     elif group.is_exact:
         how = f"and {len(rest)} others are the same file:"
     else:
-        how = f"and {len(rest)} others look nearly the same, each as another one of them:"
+        how = f"and {len(rest)} others look nearly the same:"
     names = ", ".join(f"{image.file} ({image.split})" for image in rest[:_SHOWN])
     more = f", ... and {len(rest) - _SHOWN} more" if len(rest) > _SHOWN else ""
     is_across = group.is_across_splits
@@ -167,7 +167,7 @@ def _duplicate(group: DuplicateGroup) -> Finding:
         "same-image-in-two-splits" if is_across else "same-image-twice",
         first.file,
         f"({first.split}) {how} {names}{more}.",
-        f"Keep {keep} in one split, or the scores will flatter."
+        f"Keep {keep} in one split, or the scores will be too high."
         if is_across
         else f"Remove {'one' if len(rest) == 1 else 'all but one'}.",
         tuple(image.file for image in group.images),

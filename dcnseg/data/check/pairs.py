@@ -1,9 +1,9 @@
-"""Looks at all pairs in parallel; the entry point is `inspect_pairs`."""
+"""Inspects all pairs in parallel; the entry point is `inspect_pairs`."""
 
 from __future__ import annotations
 
 import os
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Mapping
 from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import suppress
 from dataclasses import dataclass
@@ -24,13 +24,13 @@ from dcnseg.data.polygons.drawings import is_polygon_file
 from dcnseg.data.sample import Sample
 from dcnseg.errors import DataError
 
-_REMOVE_IMAGE = "Get the file again, or take it and its mask out of the data."
-_REMOVE_MASK = "Make the mask again, or take it and its image out of the data."
+_REMOVE_IMAGE = "Restore the file, or remove it and its mask from the data."
+_REMOVE_MASK = "Restore the file, or remove it and its image from the data."
 
 
 @dataclass(frozen=True)
 class InspectedPair:
-    """A pair of a split; a file that cannot be read has no facts."""
+    """A pair of a split; the facts of an unreadable file are None."""
 
     split: str
     sample: Sample
@@ -46,12 +46,12 @@ def inspect_pairs(
     workers: int = 0,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> tuple[list[InspectedPair], list[Finding]]:
-    """Return what was seen of each pair, and the files that cannot be read.
+    """Return the facts of each pair, and the files that cannot be read.
 
     Args:
-        splits: What to look at.
-        cache: Asked first, and told what is new; it is not saved.
-        polygon_ids: The ids of classes by name, for masks that are polygons.
+        splits: The pairs.
+        cache: Known facts; new ones are added, but the cache is not saved.
+        polygon_ids: Id of each polygon label.
         workers: Threads; 0 means one per processor.
         on_progress: Called with (done, total) after each pair, from the calling thread.
     """
@@ -62,18 +62,14 @@ def inspect_pairs(
         ]
         try:
             for done, future in enumerate(as_completed(futures), 1):
-                future.result()  # raises what was raised in it
+                future.result()  # raises the exception of the thread
                 if on_progress:
                     on_progress(done, len(pairs))
         except BaseException:
-            pool.shutdown(wait=False, cancel_futures=True)  # Ctrl-C: do not decode the rest
+            pool.shutdown(wait=False, cancel_futures=True)  # Ctrl-C: skip the rest
             raise
     results = [future.result() for future in futures]
-    return [inspected for inspected, _ in results], _concat([findings for _, findings in results])
-
-
-def _concat(groups: Sequence[Sequence[Finding]]) -> list[Finding]:
-    return [finding for group in groups for finding in group]
+    return [pair for pair, _ in results], [f for _, findings in results for f in findings]
 
 
 def _inspect(
@@ -87,7 +83,7 @@ def _inspect(
     except DataError as error:
         findings.append(from_error("unreadable-image", sample.image, error, _REMOVE_IMAGE))
     try:
-        if is_polygon_file(sample.mask):  # what they give depends on the classes, too
+        if is_polygon_file(sample.mask):  # not cached: the values depend on the classes
             mask = inspect_polygons(sample, polygon_ids)
         else:
             mask = _facts(sample.mask, "mask", cache, MaskFacts, inspect_mask)
@@ -104,7 +100,7 @@ def _facts(
 ) -> Facts:
     known = cache.get(path, role)
     if known is not None:
-        with suppress(ValueError):  # what a damaged cache holds is not known
+        with suppress(ValueError):  # a damaged cache
             return kind.from_json(known)
     stamp = cache.stamp(path)
     facts = inspect(path)

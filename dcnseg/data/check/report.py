@@ -1,4 +1,4 @@
-"""What a data set holds and what is wrong with it; the entry point is `check_data`."""
+"""Checks a whole data set; the entry point is `check_data`."""
 
 from __future__ import annotations
 
@@ -50,7 +50,7 @@ class ValueCount:
 
 @dataclass(frozen=True)
 class CheckReport:
-    """What a check has found.
+    """The result of a check.
 
     Attributes:
         root: The data folder.
@@ -58,19 +58,19 @@ class CheckReport:
         splits: Pairs per split.
         images_without_mask: Files.
         masks_without_image: Files.
-        passed_over: Other files in the folder; up to 100.
-        skipped: Files and folders of which one may expect that they are read, and why they are
+        other_files: Other files in the folder; up to 100.
+        skipped: Files and folders that a user may expect to be read, and the reason why they are
             not; up to 100.
         sizes: Images per "WIDTHxHEIGHT".
         image_modes: Images per format, channels and bits.
         mask_modes: Masks per format, channels, bits and encoding.
         values: The values of the masks, the most frequent first; up to 256.
-        classes: Every class; empty if they are not known.
-        ignored_pixels: Pixels of no class.
+        classes: Every class; empty if they are unknown.
+        ignored_pixels: Pixels without a class.
         train_pixels: Pixels per class of the train split.
         findings: Errors first.
-        class_map: The classes as training takes them, or None.
-        suggestion: What to go on with.
+        class_map: The classes for training, or None.
+        suggestion: Settings for training.
     """
 
     root: Path
@@ -78,7 +78,7 @@ class CheckReport:
     splits: dict[str, int]
     images_without_mask: tuple[str, ...]
     masks_without_image: tuple[str, ...]
-    passed_over: tuple[str, ...]
+    other_files: tuple[str, ...]
     skipped: dict[str, str]
     sizes: dict[str, int]
     image_modes: dict[str, int]
@@ -93,19 +93,19 @@ class CheckReport:
 
     @property
     def is_clean(self) -> bool:
-        """Whether training would take the data; there may be warnings."""
+        """Whether training accepts the data; there may be warnings."""
         return not by_severity(self.findings, ERROR)
 
     def to_dict(self) -> dict[str, Any]:
         """Return everything as JSON values."""
-        content = {
+        return {
             "root": str(self.root),
             "is_clean": self.is_clean,
             "layout": self.layout,
             "splits": self.splits,
             "images_without_mask": list(self.images_without_mask),
             "masks_without_image": list(self.masks_without_image),
-            "passed_over": list(self.passed_over),
+            "passed_over": list(self.other_files),
             "skipped": [{"file": file, "reason": reason} for file, reason in self.skipped.items()],
             "sizes": self.sizes,
             "image_modes": self.image_modes,
@@ -116,7 +116,6 @@ class CheckReport:
             "findings": [finding.to_dict() for finding in self.findings],
             "suggestion": asdict(self.suggestion),
         }
-        return content
 
 
 def _with_shares(
@@ -143,18 +142,18 @@ def check_data(
     on_progress: Callable[[int, int], None] | None = None,
     layout_options: Sequence[str] = (),
 ) -> CheckReport:
-    """Look at every file, and report all that is wrong at once.
+    """Check every file and report all problems at once.
 
     Files that have not changed since the last check are not opened again.
 
     Args:
-        root: The data folder; a class list is sought in it.
+        root: The data folder, with or without a class list.
         pairing: Its images and masks.
-        ignore: Ids to ignore besides those that the list ignores.
+        ignore: Ids to ignore in addition to those of the class list.
         mask_threshold: Gray value from which masks mean the class of the greater id; 0: ids.
         workers: Threads; 0 means one per processor.
         on_progress: Called with (done, total) after each pair, from the calling thread.
-        layout_options: Options by which the images were found, for the command to go on with.
+        layout_options: Options by which the images were found, for the suggested command.
     """
     cache = FactsCache(root)
     skipped = find_unsupported(root)
@@ -182,7 +181,7 @@ def check_data(
         splits={name: len(getattr(pairing.splits, name)) for name in SPLIT_NAMES},
         images_without_mask=tuple(map(str, pairing.images_without_mask)),
         masks_without_image=tuple(map(str, pairing.masks_without_image)),
-        passed_over=_other_files(root, pairing, skipped),
+        other_files=_other_files(root, pairing, skipped),
         skipped={str(path): reason for path, reason in islice(skipped.items(), _MAX_OTHER_FILES)},
         sizes=_sizes(pairs),
         image_modes=_modes(pairs, of_masks=False),
@@ -206,14 +205,14 @@ def check_data(
 
 
 def _without_repeats(files: Sequence[Finding], images: Sequence[Finding]) -> list[Finding]:
-    """Leave out of the findings of whole files what the findings of their images repeat."""
+    """Join findings of whole files and of their images without repeating any."""
     known = {(finding.file, finding.what) for finding in images}
     kept = [finding for finding in files if (finding.file, finding.what) not in known]
     return kept + list(dict.fromkeys(images))
 
 
 def _other_files(root: Path, pairing: Pairing, skipped: Mapping[Path, str]) -> tuple[str, ...]:
-    """Return the files below `root` that are no image, mask or class list of the pairs."""
+    """Return the files below `root` that are not an image, a mask or a class list."""
     samples = pairing.splits.all_samples()
     known = {path for sample in samples for path in (sample.image, sample.mask)}
     known |= {*pairing.images_without_mask, *pairing.masks_without_image, *pairing.doubles}

@@ -1,4 +1,4 @@
-"""What to train with, from what a check has seen: `suggest`."""
+"""Suggests training settings from the results of a check: `suggest`."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ _MAX_CROP: Final = 512
 _MIN_CROP: Final = 64
 _CROP_STEP: Final = 32
 _MAX_BATCH: Final = 8
-_RARE: Final = 0.1  # of an equal share of the pixels; rarer classes are given more weight
+_RARE: Final = 0.1  # fraction of an equal share of the pixels; rarer classes get more weight
 _BLACK: Final = 0
 
 
@@ -35,13 +35,13 @@ class Suggestion:
     """Settings for `dcnseg train`.
 
     Attributes:
-        classes: Content for classes.json, or None where the present list will do.
+        classes: Content for classes.json, or None if no new list is needed.
         ignore_index: Mask values to ignore.
-        mask_threshold: Gray value from which masks mean the foreground; 0: they hold ids.
+        mask_threshold: Gray values from this one on are the foreground; 0: masks hold ids.
         class_weights: "none", "sqrt" or "balanced".
         crop_size: Height and width of the crops.
         batch_size: Images per batch.
-        command: The command line to go on with.
+        command: The command line for training.
     """
 
     classes: dict[str, Any] | None

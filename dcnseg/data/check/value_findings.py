@@ -1,7 +1,4 @@
-"""What the values of masks mean for given classes, and what does not belong to them.
-
-The entry point is `check_values`.
-"""
+"""Checks the values of masks against the classes; the entry point is `check_values`."""
 
 from __future__ import annotations
 
@@ -30,21 +27,23 @@ from dcnseg.data.label_codes import MAX_ID, unpack_color
 from dcnseg.errors import ConfigError
 
 _LOSSY: Final = ("JPEG", "JPEG2000")
-_TOPS: Final = (1, IGNORE_INDEX, MAX_ID)  # how tools write the foreground of two classes
+_TOPS: Final = (1, IGNORE_INDEX, MAX_ID)  # usual values of the foreground of two classes
+
+_SAME_ENCODING: Final = "Use the same encoding for all masks."
 
 Histogram = npt.NDArray[np.int64]
 
 
 @dataclass(frozen=True)
 class LabelStats:
-    """The masks that could be decoded, with their pixels per training index (256 entries)."""
+    """The masks that could be decoded, with their pixels per training index (256 elements)."""
 
     pairs: list[InspectedPair]
     histograms: list[Histogram]
     findings: list[Finding]
 
     def histogram(self, split: str | None = None) -> Histogram:
-        """Return the pixels per training index of a split, or of all."""
+        """Return the pixels per training index of a split, or of all splits."""
         chosen = [
             histogram
             for pair, histogram in zip(self.pairs, self.histograms, strict=True)
@@ -57,13 +56,13 @@ class LabelStats:
 def check_values(
     root: Path, pairs: Sequence[InspectedPair], class_map: ClassMap, ignore: Sequence[int] = ()
 ) -> LabelStats:
-    """Decode the counted values of every mask, and find what does not belong to the classes.
+    """Decode the counted values of every mask, and find values that belong to no class.
 
     Args:
         root: The data folder.
         pairs: Every pair.
         class_map: The classes.
-        ignore: Ids that were given by option to be ignored; advice names them too.
+        ignore: Ids of --ignore-index; the advice includes them.
     """
     label_stats = LabelStats([], [], [])
     encodings: dict[str, list[InspectedPair]] = defaultdict(list)
@@ -121,18 +120,20 @@ def _check_mask(pair: InspectedPair, histogram: Histogram, class_map: ClassMap) 
     present = np.flatnonzero(histogram[: class_map.num_classes])
     if not len(present):
         shown = ", ".join(_shown(pair.mask, value) for value in list(pair.mask.counts)[:3])
-        what = f"every pixel is ignored (its values: {shown}); there is nothing to learn from."
-        findings.append(Finding(WARNING, "all-ignored", path, what, "Leave the pair out."))
+        what = (
+            f"every pixel is ignored (values: {shown}); the pair does not contribute to training."
+        )
+        findings.append(Finding(WARNING, "all-ignored", path, what, "Remove the pair."))
     elif len(present) == 1 and not histogram[IGNORE_INDEX]:
         name = class_map.names[present[0]]
-        what = f"holds one class only, {name!r} (id {class_map.ids[present[0]]})."
-        advice = "Fine if the image shows nothing else."
+        what = f"has only the class {name!r} (id {class_map.ids[present[0]]})."
+        advice = "Ignore this if the image shows nothing else."
         findings.append(Finding(WARNING, "one-class", path, what, advice))
     if pair.mask.file_format in _LOSSY and not class_map.threshold:
         is_certain = pair.mask.num_values <= 2
         what = f"is a {pair.mask.file_format}, which changes values at the edges of classes"
         what += "." if is_certain else f": {pair.mask.num_values} values."
-        advice = "Make the mask again as PNG"
+        advice = "Save the mask again as PNG"
         advice += "." if is_certain else f", or pass --mask-threshold {THRESHOLD} for two classes."
         severity = WARNING if is_certain else ERROR
         findings.append(Finding(severity, "lossy-mask", path, what, advice))
@@ -154,17 +155,17 @@ def _shifted(
     if not unknown or min(values, default=0) != ids[0] + 1 or max(values) != ids[-1] + 1:
         return []
     what = (
-        f"the masks hold {describe_ids(sorted(values))}, and the ids of the {len(ids)} classes are "
-        f"{describe_ids(ids)}: the values are shifted by one."
+        f"the masks have the values {describe_ids(sorted(values))}, but the ids of the {len(ids)} "
+        f"classes are {describe_ids(ids)}: the values are shifted by one."
     )
-    advice = "Write the ids that the masks hold into classes.json (below)."
+    advice = "Write the ids of the masks to classes.json (below)."
     return [Finding(ERROR, "shifted-by-one", str(root), what, advice)]
 
 
 def _unknown_values(
     unknown: Sequence[tuple[InspectedPair, UnknownLabelsError]], ignore: Sequence[int]
 ) -> list[Finding]:
-    """Advise for all masks together: who gives an option at all must give one for all of them."""
+    """Report unknown values; the advised --ignore-index covers all masks together."""
     values = {value for _, error in unknown for value in error.counts if isinstance(value, int)}
     common = labels_advice(values | set(ignore)) if values else ""
     findings = []
@@ -177,20 +178,19 @@ def _unknown_values(
 
 
 def _mixed(encodings: dict[str, list[InspectedPair]]) -> list[Finding]:
-    """Some masks as ids, some as colors: one of the two was probably not meant."""
+    """Find a mixture of masks with ids and masks with colors."""
     if len(encodings) < 2:
         return []
     ordered = sorted(encodings.items(), key=lambda item: -len(item[1]))
     counts = " and ".join(f"{len(pairs)} masks as {name}" for name, pairs in ordered)
     rare, pairs = ordered[-1]
     what = f"is read as {rare}, unlike others ({counts})."
-    return [
-        Finding(ERROR, "mixed-encodings", str(pairs[0].sample.mask), what, "Write all in one way.")
-    ]
+    path = str(pairs[0].sample.mask)
+    return [Finding(ERROR, "mixed-encodings", path, what, _SAME_ENCODING)]
 
 
 def _foregrounds(root: Path, pairs: Sequence[InspectedPair], class_map: ClassMap) -> list[Finding]:
-    """Two classes whose foreground is 1 here and 255 there, or 255 everywhere but in the list."""
+    """Find foregrounds that are 1 in some masks and 255 in others, or 255 but 1 in the list."""
     given = {entry.id for entry in class_map.ignored}
     by_top: dict[int, list[InspectedPair]] = defaultdict(list)
     for pair in pairs:
@@ -198,20 +198,20 @@ def _foregrounds(root: Path, pairs: Sequence[InspectedPair], class_map: ClassMap
         top = max(values)
         if top and (top not in _TOPS or not values <= {0, top}):
             return []
-        if top and 0 in values and top not in given:  # 255 alone is a mask without labels
+        if top and 0 in values and top not in given:  # a mask of 255 only has no labels
             by_top[top].append(pair)
     if len(by_top) > 1:
         ordered = sorted(by_top.items(), key=lambda item: -len(item[1]))
         counts = " and ".join(f"{len(pairs)} masks 0/{top}" for top, pairs in ordered)
         top, pairs = ordered[-1]
-        what = f"holds 0 and {top}, unlike others ({counts}); one value must mean one class."
-        advice = "Write all in one way."
-        return [Finding(ERROR, "mixed-foreground", str(pairs[0].sample.mask), what, advice)]
+        what = f"has the values 0 and {top}, unlike others ({counts}); a class must have one value."
+        path = str(pairs[0].sample.mask)
+        return [Finding(ERROR, "mixed-foreground", path, what, _SAME_ENCODING)]
     for top, pairs in by_top.items():
         if top in class_map.ignored_ids and 1 in class_map.ids and len(class_map.ids) == 2:
             what = (
-                f"{len(pairs)} masks hold 0 and {top} only, and {top} is ignored; the id 1 of "
-                f"{class_map.names[class_map.ids.index(1)]!r} occurs in none."
+                f"{len(pairs)} masks have only the values 0 and {top}, but {top} is ignored and no "
+                f"mask has the id 1 of {class_map.names[class_map.ids.index(1)]!r}."
             )
             advice = f"Give that class the id {top} in classes.json."
             return [Finding(ERROR, "foreground-ignored", str(root), what, advice)]
@@ -219,18 +219,20 @@ def _foregrounds(root: Path, pairs: Sequence[InspectedPair], class_map: ClassMap
 
 
 def _palettes(pairs: Sequence[InspectedPair]) -> list[Finding]:
-    """Palette files in which one index has different colors: their order was drawn per file."""
+    """Find palette files in which an index has different colors."""
     first: dict[int, tuple[int, InspectedPair]] = {}
     for pair in pairs:
         for value, color in (pair.mask.palette if pair.mask else {}).items():
             known, owner = first.setdefault(value, (color, pair))
             if known != color:
                 what = (
-                    f"its palette gives the index {value} the color {unpack_color(color)}, that "
-                    f"of {owner.sample.mask.name} {unpack_color(known)}; the indices are taken as "
-                    "ids, whatever their colors."
+                    f"its palette gives the index {value} the color {unpack_color(color)}, but "
+                    f"{owner.sample.mask.name} gives it {unpack_color(known)}; the indices are "
+                    "taken as ids, and their colors are ignored."
                 )
-                advice = "If the colors count, save the masks as RGB and give classes colors."
+                advice = (
+                    "If the colors define the classes, save the masks as RGB and list the colors."
+                )
                 path = str(pair.sample.mask)
                 return [Finding(WARNING, "palettes-differ", path, what, advice)]
     return []
@@ -243,16 +245,15 @@ def _without_pixels(root: Path, label_stats: LabelStats, class_map: ClassMap) ->
         masks = [pair.sample.mask for pair in label_stats.pairs if pair.split == split]
         if masks and not label_stats.histogram(split)[:count].any():
             what = (
-                f"every pixel of all {len(masks)} masks is ignored; there is nothing to learn from."
+                f"every pixel of all {len(masks)} masks is ignored; training needs labeled pixels."
             )
             advice = "Check `ignore` in the class list and --ignore-index."
             findings.append(Finding(ERROR, "nothing-to-learn", str(masks[0].parent), what, advice))
     histogram = label_stats.histogram("train")[:count]
     if histogram.any():
         for index in np.flatnonzero(histogram == 0):
-            what = f"the class {class_map.names[index]!r} (id {class_map.ids[index]}) occurs in no"
-            advice = "It cannot be learned; take it out of the list if it is not needed."
-            findings.append(
-                Finding(WARNING, "absent-class", str(root), f"{what} training mask.", advice)
-            )
+            name = class_map.names[index]
+            what = f"no training mask has the class {name!r} (id {class_map.ids[index]})."
+            advice = "It cannot be learned. Remove it from the class list if it is not needed."
+            findings.append(Finding(WARNING, "absent-class", str(root), what, advice))
     return findings

@@ -1,4 +1,4 @@
-"""What a COCO file holds, and what is wrong with it; the entry point is `read_coco`."""
+"""Reads COCO files and collects their problems; the entry point is `read_coco`."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ Entry = Mapping[str, Any]
 
 @dataclass(frozen=True)
 class CocoImage:
-    """An image of a COCO file; its annotations are read when they are asked for."""
+    """An image of a COCO file; its annotations are parsed on request."""
 
     file_name: str
     size_hw: tuple[int, int]
@@ -43,9 +43,9 @@ class CocoImage:
 
 @dataclass(frozen=True)
 class CocoFile:
-    """A COCO file: its images by the last part of their name, and its classes in their order.
+    """A COCO file: its images by file name without folders, and its classes in order.
 
-    `problems` says which entries were skipped and why, each in one sentence.
+    `problems` names the entries that were skipped and the reasons, one sentence each.
     """
 
     path: Path
@@ -81,18 +81,18 @@ class CocoFile:
         if isinstance(outline, dict):
             return Shape(name, (), _decode(outline, coco_image.size_hw, what))
         if not isinstance(outline, list) or not outline:
-            raise DataError(f"{what} has no segmentation, as a mere box has none; take it out.")
+            raise DataError(f"{what} has no segmentation, only a box. Remove it or add polygons.")
         return Shape(name, tuple(_ring(flat, what) for flat in outline))
 
 
 def is_name_of(file_name: str, path: Path) -> bool:
-    """Whether a path ends with a name that a COCO file gives."""
+    """Whether a path ends with a `file_name` of a COCO file."""
     parts = PurePosixPath(to_nfc(file_name)).parts
     return tuple(map(to_nfc, path.parts))[-len(parts) :] == parts
 
 
 class _OtherJsonError(Exception):
-    """A JSON file is not in COCO's form; an exception, because a cache does not keep these."""
+    """A JSON file does not have the form of COCO; raised because exceptions are not cached."""
 
     def __init__(self, content: Any) -> None:
         super().__init__()
@@ -100,9 +100,9 @@ class _OtherJsonError(Exception):
 
 
 def read_coco(path: Path) -> CocoFile | Any:
-    """Read a COCO file, or return what a JSON file of another form holds.
+    """Read a COCO file, or return the content of a JSON file of another form.
 
-    A COCO file is read once as long as it does not change.
+    An unchanged COCO file is read only once.
 
     Raises:
         DataError: The file cannot be read.
@@ -126,7 +126,7 @@ def _read_coco(path: Path, mtime_ns: int, num_bytes: int) -> CocoFile:
 
 
 class _Problems:
-    """Entries that cannot be used, grouped by what is wrong with them."""
+    """Invalid entries, grouped by problem."""
 
     def __init__(self) -> None:
         self._entries: dict[str, list[str]] = defaultdict(list)
@@ -144,10 +144,10 @@ def _sentence(what: str, entries: Sequence[str]) -> str:
 
 
 def parse_coco(content: Mapping[str, Sequence[Any]], path: Path) -> CocoFile:
-    """Sort the annotations of a COCO file by image; entries that cannot be used are problems.
+    """Group the annotations of a COCO file by image; invalid entries become problems.
 
     Args:
-        content: What the file holds, with the three lists in it.
+        content: Content of the file, with the three lists.
         path: The file, for messages.
     """
     problems = _Problems()
@@ -159,7 +159,9 @@ def parse_coco(content: Mapping[str, Sequence[Any]], path: Path) -> CocoFile:
             problems.add(f"annotations[{index}]", "an annotation needs an `image_id`.")
         elif key not in by_image:
             name = f"annotation {short_repr(entry.get('id'))} of image {short_repr(key)}"
-            problems.add(name, "the file lists no such image. Add it, or remove the annotation.")
+            problems.add(
+                name, "the file does not list this image. Add it, or remove the annotation."
+            )
         else:
             by_image[key].append(entry)
     coco_images: dict[str, list[CocoImage]] = defaultdict(list)
@@ -193,13 +195,13 @@ def _images_by_id(entries: Sequence[Any], problems: _Problems) -> dict[Key, tupl
 def _category_names(
     entries: Sequence[Any], by_image: Mapping[Key, Sequence[Entry]], problems: _Problems
 ) -> dict[int, str]:
-    """Return the names by id, in its order, without unused heads of groups of classes."""
+    """Return the names in the order of their ids, without unused supercategories."""
     named: dict[int, str] = {}
     heads: set[str] = set()
     for index, entry in enumerate(entries):
         number = _whole(entry.get("id")) if isinstance(entry, dict) else None
         if number is None or not is_class_name(entry.get("name")):
-            what = "a category needs a whole number `id` and a `name` of one line."
+            what = "a category needs an integer `id` and a `name` on one line."
             problems.add(f"categories[{index}]", what)
             continue
         name = entry["name"].strip()
@@ -212,12 +214,12 @@ def _category_names(
 
 
 def _key(value: Any) -> Key | None:
-    """Return the id of an image, a whole number or a text; None if it is neither."""
+    """Return the id of an image, an integer or a string; None if it is neither."""
     return value if type(value) is str else _whole(value)
 
 
 def _whole(value: Any, default: int | None = None) -> Any:
-    """Return a whole number that may be written 3, 3.0 or "3", else the default."""
+    """Return an integer that may be written 3, 3.0 or "3", else the default."""
     if type(value) is int:
         return value
     if type(value) is float and value.is_integer():
@@ -229,7 +231,7 @@ def _whole(value: Any, default: int | None = None) -> Any:
 
 def _ring(flat: Any, what: str) -> npt.NDArray[np.float64]:
     if not isinstance(flat, list) or len(flat) % 2:
-        raise DataError(f"{what} has an outline that is no list of x, y, x, y, ...")
+        raise DataError(f"{what} has an outline that is not a list x, y, x, y, ...")
     return read_ring([flat[i : i + 2] for i in range(0, len(flat), 2)], what)
 
 

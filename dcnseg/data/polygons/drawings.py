@@ -1,4 +1,4 @@
-"""Masks that are given as polygons, in LabelMe or COCO files.
+"""Draws masks from polygons in LabelMe or COCO files.
 
 The entry points are `rasterize`, `load_polygons` and `polygon_names`.
 """
@@ -26,7 +26,7 @@ _BACKGROUND_NAMES: Final = ("background", "_background_", "__background__", "bg"
 
 
 def is_polygon_file(path: Path) -> bool:
-    """Whether a mask is a file of polygons, by its ending."""
+    """Whether a mask is a file of polygons, by its suffix."""
     return path.suffix.lower() == ".json"
 
 
@@ -34,7 +34,7 @@ def load_polygons(sample: Sample, class_map: ClassMap) -> UInt8Array:
     """Return the training indices of an image whose annotation is polygons, uint8 [H, W].
 
     Raises:
-        DataError: As `rasterize`; or the file has entries that cannot be used, of any image.
+        DataError: As `rasterize`; also if the file has invalid entries for any image.
     """
     try:
         content = _read_file(sample.mask)
@@ -47,16 +47,15 @@ def load_polygons(sample: Sample, class_map: ClassMap) -> UInt8Array:
 def rasterize(sample: Sample, ids: Mapping[str, int]) -> npt.NDArray[np.int32]:
     """Return the mask of an image whose annotation is polygons, ids int32 [H, W].
 
-    A pixel belongs to the last shape that its center lies in. The size is the one that the file
-    gives for the image as displayed, else the image's own.
+    A pixel belongs to the last shape that contains its center.
 
     Args:
-        sample: An image, and the LabelMe or COCO file that tells of it.
-        ids: Id of each class by its name. Pixels in no shape get that of "background".
+        sample: An image, and the LabelMe or COCO file that annotates it.
+        ids: Id of each class by its name. Pixels outside all shapes get that of "background".
 
     Raises:
-        DataError: The file is damaged or gives another size than the image's, a label is no
-            class, or pixels are in no shape and no class is called background.
+        DataError: The file is damaged or its image size differs from that of the displayed image, a
+            label is not a class, or pixels are outside all shapes and no class is "background".
     """
     return _draw(_read_file(sample.mask), sample, ids)
 
@@ -70,7 +69,7 @@ def _draw(
     if content.size_hw not in (None, size_hw):
         assert content.size_hw is not None
         height, width = content.size_hw
-        hint = " The image is turned by EXIF." if (width, height) == size_hw else ""
+        hint = " The image has an EXIF rotation." if (width, height) == size_hw else ""
         raise DataError(
             f"{sample.mask}: its polygons are for {width}x{height} pixels, but "
             f"{sample.image.name} is displayed as {size_hw[1]}x{size_hw[0]}.{hint} Annotate the "
@@ -91,8 +90,8 @@ def _draw(
 def polygon_names(paths: Iterable[Path]) -> tuple[list[str], list[FileProblem]]:
     """Return the class names in files of polygons: "background", then all others.
 
-    Those of COCO files come in the order of their ids, then those of LabelMe files by alphabet.
-    What cannot be read is a problem, and the names of the rest are returned.
+    Names of COCO files come in the order of their ids, then those of LabelMe files alphabetically.
+    Files that cannot be read are returned as problems.
     """
     numbered: set[tuple[int, str]] = set()
     labels: set[str] = set()
@@ -114,7 +113,7 @@ def polygon_names(paths: Iterable[Path]) -> tuple[list[str], list[FileProblem]]:
 
 
 def is_background(name: str) -> bool:
-    """Whether a class name means the pixels outside all shapes."""
+    """Whether a class name denotes the pixels outside all shapes."""
     return name.lower() in _BACKGROUND_NAMES
 
 
@@ -126,17 +125,17 @@ def _fill_background(canvas: npt.NDArray[np.int32], sample: Sample, ids: Mapping
     if number is None:
         raise DataError(
             f"{sample.mask}: {int(is_free.sum())} pixels of {sample.image.name} are in no polygon, "
-            f'and no class is called {BACKGROUND}. Add {{"id": ..., "name": "{BACKGROUND}"}} to '
+            f'and no class is named {BACKGROUND}. Add {{"id": ..., "name": "{BACKGROUND}"}} to '
             "the classes, or to `ignore`."
         )
     canvas[is_free] = number
 
 
 def _refuse_problems(content: CocoFile | Annotation) -> None:
-    """Raise a DataError if entries of a COCO file cannot be used, be they of this image or not."""
+    """Raise a DataError if a COCO file has invalid entries, even for other images."""
     if isinstance(content, CocoFile) and content.problems:
         rest = len(content.problems) - 1
-        more = f" {rest} more such problems are listed by `dcnseg check`." if rest else ""
+        more = f" `dcnseg check` lists {rest} more problems." if rest else ""
         raise DataError(f"{content.path}: {content.problems[0]}{more}")
 
 

@@ -1,4 +1,4 @@
-"""LabelMe files, one per image; the entry point is `parse_labelme`."""
+"""Reads LabelMe files, one per image; the entry point is `parse_labelme`."""
 
 from __future__ import annotations
 
@@ -28,7 +28,7 @@ _KINDS: Final = ("polygon", "rectangle", "circle", "mask", "line", "linestrip", 
 
 
 def is_labelme(path: Path) -> bool:
-    """Whether a file is one of LabelMe's; one that is no JSON at all is none."""
+    """Whether a file is a LabelMe file; False if it is not valid JSON."""
     try:
         return looks_like_labelme(read_json(path))
     except DataError:
@@ -36,7 +36,7 @@ def is_labelme(path: Path) -> bool:
 
 
 def looks_like_labelme(content: Any) -> bool:
-    """Whether the content of a JSON file has LabelMe's form."""
+    """Whether the content of a JSON file has the form of LabelMe."""
     return isinstance(content, dict) and isinstance(content.get("shapes"), list)
 
 
@@ -44,11 +44,11 @@ def parse_labelme(content: Any, path: Path) -> Annotation:
     """Return the shapes of a LabelMe file: polygons, rectangles, circles and masks.
 
     Args:
-        content: What the file holds.
+        content: Content of the file.
         path: The file, for messages.
 
     Raises:
-        DataError: A shape has no area, as points and lines have none, or is damaged.
+        DataError: A shape is damaged or has no area, such as a point or line.
     """
     height, width = content.get("imageHeight"), content.get("imageWidth")
     size_hw = None if height is None or width is None else read_size_hw(height, width, f"{path}:")
@@ -59,7 +59,7 @@ def parse_labelme(content: Any, path: Path) -> Annotation:
 def _shape(item: tuple[int, Any], path: Path) -> Shape:
     index, entry = item
     if not isinstance(entry, dict) or not is_class_name(entry.get("label")):
-        raise DataError(f"{path}: shapes[{index}] is a shape without a label of one line.")
+        raise DataError(f"{path}: shapes[{index}] has no label; expected text on one line.")
     name, kind = entry["label"].strip(), entry.get("shape_type") or "polygon"
     shown = kind if kind in _KINDS else f"shape of the type {short_repr(kind)}"
     what = f"{path}: shapes[{index}], a {shown} of {short_repr(name)},"
@@ -76,7 +76,7 @@ def _shape(item: tuple[int, Any], path: Path) -> Shape:
         right, bottom = np.floor(corners.max(axis=0)).astype(int).tolist()
         box_hw = (bottom - top + 1, right - left + 1)
         return Shape(name, (), _embedded_mask(entry.get("mask"), box_hw, what), (top, left))
-    raise DataError(f"{what} has no area; draw polygons, or take it out.")
+    raise DataError(f"{what} has no area. Draw a polygon, or remove it.")
 
 
 def _rectangle(corners: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
@@ -87,7 +87,7 @@ def _rectangle(corners: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
 
 
 def _circle(corners: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
-    """Return a polygon about a center; the second point lies on the edge."""
+    """Return a polygon around the center, the first point; the second is on the edge."""
     center, edge = corners
     angles = np.linspace(0, 2 * np.pi, _CIRCLE_CORNERS, endpoint=False)
     radius = float(np.linalg.norm(edge - center))
@@ -95,9 +95,9 @@ def _circle(corners: npt.NDArray[np.float64]) -> npt.NDArray[np.float64]:
 
 
 def _embedded_mask(text: Any, box_hw: tuple[int, int], what: str) -> npt.NDArray[np.bool_]:
-    """Decode the PNG that a shape of the kind "mask" holds as base64.
+    """Decode the base64 PNG of a shape of the kind "mask".
 
-    LabelMe counts the box's last row and column to the box, others do not.
+    LabelMe includes the last row and column in the box, other programs do not.
     """
     height, width = box_hw
     try:
@@ -108,12 +108,12 @@ def _embedded_mask(text: Any, box_hw: tuple[int, int], what: str) -> npt.NDArray
                 height - 1,
             ):
                 raise DataError(
-                    f"{what} holds a mask of {image.width}x{image.height} pixels, but its box "
+                    f"{what} has a mask of {image.width}x{image.height} pixels, but its box "
                     f"has {width}x{height}."
                 )
             return np.asarray(image.convert("L")) > 0
     except DataError:
         raise
-    # Pillow's decoders raise nearly anything at broken files.
+    # Pillow's decoders raise many types of exceptions for damaged files.
     except Exception as error:
-        raise DataError(f"{what} holds pixels that cannot be decoded ({error}).") from error
+        raise DataError(f"{what} has a mask that cannot be decoded ({error}).") from error

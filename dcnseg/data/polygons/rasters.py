@@ -1,4 +1,4 @@
-"""Outlines and run lengths -> pixels; entry points `fill_ring` and `decode_runs`."""
+"""Converts outlines and run lengths to pixels; entry points `fill_ring` and `decode_runs`."""
 
 from __future__ import annotations
 
@@ -11,10 +11,10 @@ BoolArray = npt.NDArray[np.bool_]
 
 
 def fill_ring(size_hw: tuple[int, int], ring: npt.NDArray[np.float64]) -> BoolArray:
-    """Return the pixels whose center lies in a closed outline, bool [H, W].
+    """Return the pixels whose center is in a closed outline, bool [H, W].
 
-    Polygons that share an edge share no pixel and leave none out. Where an outline crosses itself,
-    what it goes round twice is outside.
+    Polygons that share an edge have neither common pixels nor gaps. Self-intersecting outlines use
+    the even-odd rule.
 
     Args:
         size_hw: Height and width of the result.
@@ -22,8 +22,8 @@ def fill_ring(size_hw: tuple[int, int], ring: npt.NDArray[np.float64]) -> BoolAr
             (0.5, 0.5) its center.
     """
     height, width = size_hw
-    # Every crossing of a row's center line turns the rest of the row from outside to inside or
-    # back; a column more than the image has takes those beyond its right edge.
+    # Every crossing of a row's center line toggles the rest of the row; the additional column holds
+    # the crossings beyond the right edge.
     turns = np.zeros((height, width + 1), np.int32)
     for (x0, y0), (x1, y1) in zip(ring, np.roll(ring, -1, axis=0), strict=True):
         if y0 == y1:
@@ -42,16 +42,16 @@ def decode_runs(size_hw: tuple[int, int], counts: Sequence[int] | str) -> BoolAr
 
     Args:
         size_hw: Height and width of the image.
-        counts: Lengths of alternating runs outside and inside, down the columns from the left one;
-            or the text that packs them.
+        counts: Lengths of alternating runs outside and inside, in column-major order, or their
+            compressed text.
 
     Raises:
-        ValueError: The lengths are negative or do not add up to H*W, or the text is damaged.
+        ValueError: A length is negative, their sum is not H*W, or the text is damaged.
     """
     height, width = size_hw
     lengths = np.array(unpack_runs(counts) if isinstance(counts, str) else counts, np.int64)
     size = height * width
-    # The greatest one by itself: a sum of numbers near 2^63 may wrap around to any other.
+    # Check each length first: a sum of numbers near 2^63 may overflow.
     is_possible = lengths.ndim == 1 and ((lengths >= 0) & (lengths <= size)).all()
     if not is_possible or lengths.sum() != size:
         raise ValueError(f"the run lengths do not add up to {width}x{height} pixels")
@@ -60,11 +60,11 @@ def decode_runs(size_hw: tuple[int, int], counts: Sequence[int] | str) -> BoolAr
 
 
 def unpack_runs(text: str) -> list[int]:
-    """Return the run lengths that a COCO text packs.
+    """Return the run lengths of a compressed COCO text.
 
-    Each character stands for six bits, from "0" = 0 on: five of a number, the lowest first, and one
-    that says whether more of it follow. The top bit of the last five is the sign. From the fourth
-    on, a number is the difference from the one two places before.
+    Each character encodes six bits, starting at "0" = 0: five bits of a number, the lowest first,
+    and a continuation bit. The top bit of the last five is the sign. From the fourth number on,
+    each is the difference from the number two places before.
 
     Raises:
         ValueError: A character is outside that range, or the text ends within a number.
@@ -74,7 +74,7 @@ def unpack_runs(text: str) -> list[int]:
     for character in text:
         bits = ord(character) - 48
         if not 0 <= bits < 64:
-            raise ValueError(f"the run lengths hold the character {character!r}")
+            raise ValueError(f"the run lengths contain the character {character!r}")
         value |= (bits & 31) << shift
         shift += 5
         if bits & 32:

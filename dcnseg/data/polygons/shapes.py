@@ -1,4 +1,4 @@
-"""The annotated shapes of one image, as LabelMe and COCO files give them."""
+"""The annotated shapes of one image in a LabelMe or COCO file."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from dcnseg import files
 from dcnseg.data.polygons.rasters import BoolArray, fill_ring
 from dcnseg.errors import DataError, short_repr
 
-_MAX_PIXELS: Final = 178_956_970  # where Pillow refuses an image, too
+_MAX_PIXELS: Final = 178_956_970  # Pillow's limit
 _MAX_COORDINATE: Final = 1e9
 
 Raw = TypeVar("Raw")
@@ -22,13 +22,13 @@ Raw = TypeVar("Raw")
 
 @dataclass(frozen=True)
 class Shape:
-    """An area of one class: outlines, of which each adds to it, and pixels.
+    """An area of one class: the union of outlines and pixels.
 
     Attributes:
         name: The class.
         rings: Corners (x, y) of each outline, [N, 2].
-        pixels: Part of the area, bool [h, w]; None: there is none.
-        corner: Row and column of the upper left one of `pixels`.
+        pixels: Part of the area, bool [h, w], or None.
+        corner: Row and column of the upper left element of `pixels`.
     """
 
     name: str
@@ -39,7 +39,7 @@ class Shape:
 
 @dataclass(frozen=True)
 class Annotation:
-    """The shapes of an image, the later ones above; the size is None where the file gives none."""
+    """The shapes of an image, later ones on top; the size is None if the file has none."""
 
     size_hw: tuple[int, int] | None
     shapes: tuple[Shape, ...]
@@ -67,7 +67,7 @@ def read_shapes(entries: Iterable[Raw], read: Callable[[Raw], Shape]) -> tuple[S
     """Read the shapes of one image.
 
     Raises:
-        DataError: One of them cannot be read; gives the reason of the first, and how many more.
+        DataError: A shape is invalid; gives the first reason and the number of others.
     """
     shapes: list[Shape] = []
     errors: list[DataError] = []
@@ -86,13 +86,13 @@ def read_shapes(entries: Iterable[Raw], read: Callable[[Raw], Shape]) -> tuple[S
 
 
 def read_json(path: Path) -> Any:
-    """Return what a JSON file holds; DataError if it cannot be read."""
+    """Return the content of a JSON file; DataError if it cannot be read."""
     try:
         return files.read_json(path)
     except OSError as error:
         raise DataError(f"{path}: cannot be read ({error.strerror or error}).") from error
     except ValueError as error:
-        raise DataError(f"{path}: is no readable JSON ({error}).") from error
+        raise DataError(f"{path}: is not valid JSON ({error}).") from error
 
 
 def read_points(points: Any, what: str) -> npt.NDArray[np.float64]:
@@ -100,29 +100,29 @@ def read_points(points: Any, what: str) -> npt.NDArray[np.float64]:
     try:
         values = np.asarray(points, np.float64)
     except (TypeError, ValueError, OverflowError) as error:
-        raise DataError(f"{what} holds points that are no numbers.") from error
+        raise DataError(f"{what} has points that are not numbers.") from error
     if values.ndim != 2 or values.shape[1] != 2 or not (np.abs(values) < _MAX_COORDINATE).all():
-        raise DataError(f"{what} needs points of two numbers, in pixels.")
+        raise DataError(f"{what} has invalid points; expected pairs of numbers, in pixels.")
     return values
 
 
 def read_ring(points: Any, what: str) -> npt.NDArray[np.float64]:
-    """Return at least three points as `read_points` does."""
+    """Return at least three points, like `read_points`."""
     ring = read_points(points, what)
     if len(ring) < 3:
-        raise DataError(f"{what} has {len(ring)} points; an outline needs at least three.")
+        raise DataError(f"{what} has {len(ring)} points; expected at least three.")
     return ring
 
 
 def read_size_hw(height: Any, width: Any, what: str) -> tuple[int, int]:
-    """Return an image's size; DataError that begins with `what` if it is none."""
+    """Return an image size; DataError that begins with `what` if it is invalid."""
     for value in (height, width):
         is_number = isinstance(value, int | float) and not isinstance(value, bool)
         if not is_number or not 1 <= value < _MAX_COORDINATE or value != int(value):
             size = f"{short_repr(width)} x {short_repr(height)}"
-            raise DataError(f"{what} gives the size {size}, which is none.")
+            raise DataError(f"{what} has the size {size}; expected positive integers.")
     if height * width > _MAX_PIXELS:
         raise DataError(
-            f"{what} gives the size {width} x {height}, more than {_MAX_PIXELS} pixels."
+            f"{what} has the size {width} x {height}; expected at most {_MAX_PIXELS} pixels."
         )
     return int(height), int(width)
