@@ -63,7 +63,11 @@ def report_errors(command: Command) -> Command:
             if is_usage_error(error):
                 raise
             reason = f"{type(error).__name__}: {error}".partition("\n")[0]
-            fail(f"unexpected {reason} (set {DEBUG_VARIABLE}=1 for the traceback)", FAILURE, error)
+            fail(
+                f"unexpected error: {reason} (set {DEBUG_VARIABLE}=1 for the traceback)",
+                FAILURE,
+                error,
+            )
 
     return wrapper  # type: ignore[return-value]
 

@@ -1,1 +1,1 @@
-"""From a trained network and an image to a label map."""
+"""Prediction of label maps with a trained network."""

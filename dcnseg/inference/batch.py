@@ -1,7 +1,4 @@
-"""Many images in, many files out; decoding and writing overlap with the network.
-
-Entry point: `predict_files`.
-"""
+"""Prediction of many files, with decoding and writing in parallel; entry point `predict_files`."""
 
 from __future__ import annotations
 
@@ -21,19 +18,19 @@ from dcnseg.data.image_io import ImageHeader, read_header
 from dcnseg.device import explain_out_of_memory
 from dcnseg.errors import ConfigError, DataError
 from dcnseg.files import has_foreign_files, mark_output_folder
-from dcnseg.inference.image_stats import differences_from_training
+from dcnseg.inference.image_stats import compare_with_training
 from dcnseg.inference.inputs import InputImage
 from dcnseg.inference.memory import check_probabilities_fit, out_of_memory_error
 from dcnseg.inference.prediction import Prediction
 from dcnseg.inference.predictor import Predictor
 from dcnseg.inference.read_ahead import read_ahead
 from dcnseg.inference.results import FileResult, count_shares, failed_result
-from dcnseg.inference.writers import OUTPUT_FOLDERS, output_paths, write_prediction
+from dcnseg.inference.writers import OUTPUT_FOLDERS, get_output_paths, write_prediction
 
-WRITE_BEHIND = 3  # predictions that wait for the disk
-LARGE_PIXELS: Final = 1 << 24  # from here on one image at a time, so that memory stays bounded
+WRITE_BEHIND = 3  # unwritten predictions in memory
+LARGE_PIXELS: Final = 1 << 24  # larger images are processed alone, to limit memory
 
-# What the next image would meet as well.
+# Errors that the next image would hit as well.
 _FATAL_ERRNOS: Final = frozenset(
     {errno.ENOSPC, errno.EDQUOT, errno.EROFS, errno.EIO, errno.EMFILE, errno.ENFILE, errno.ENOMEM}
 )
@@ -43,7 +40,7 @@ Image = npt.NDArray[np.uint8]
 
 @dataclass(frozen=True)
 class _Job:
-    """One image on its way: its header if it can be read, and the array or what went wrong."""
+    """An image being decoded; `header` is None if it cannot be read."""
 
     image: InputImage
     header: ImageHeader | None
@@ -63,21 +60,21 @@ def predict_files(
     skip_existing: bool = False,
     on_result: Callable[[FileResult], None] | None = None,
 ) -> list[FileResult]:
-    """Predict every image and write the outputs; a broken image does not stop the others.
+    """Predict images and write the outputs; an unreadable image does not stop the others.
 
-    The output folder is marked as dcnseg's, or, where it holds files of others, its subfolders.
+    The output folder is marked as written by dcnseg, or only its subfolders if it has other files.
 
     Args:
-        predictor: The network.
+        predictor: The predictor.
         images: Images and the names of their outputs.
         out: Output folder.
-        kinds: Which of "labels", "overlay", "confidence" and "probabilities" to write.
-        skip_existing: Leave out images all of whose outputs are there; their results come first.
-        on_result: Called with each result in order, once its files are complete.
+        kinds: Outputs to write: "labels", "overlay", "confidence", "probabilities".
+        skip_existing: Skip images with all outputs present; their results come first.
+        on_result: Called with each result in order, after its files are written.
 
     Raises:
-        ConfigError: files of others lie where outputs are to be written.
-        OSError: no output can be written, as on a full disk; those before it are complete.
+        ConfigError: An output subfolder has files that dcnseg did not write.
+        OSError: Outputs cannot be written, for example because the disk is full.
     """
     results: list[FileResult] = []
 
@@ -86,21 +83,21 @@ def predict_files(
         if on_result:
             on_result(result)
 
-    outputs = {image: output_paths(out, image.name, kinds) for image in images}
-    marked = _folders_to_mark(out, kinds)
+    outputs = {image: get_output_paths(out, image.name, kinds) for image in images}
+    folders = _find_folders_to_mark(out, kinds)
     skipped = [image for image in images if skip_existing and _are_files(outputs[image].values())]
     for image in skipped:
         finish(FileResult(image, outputs[image], {}, is_skipped=True))
-    left = [image for image in images if image not in set(skipped)] if skipped else images
+    remaining = [image for image in images if image not in set(skipped)] if skipped else images
     with ThreadPoolExecutor(max_workers=2) as pool:
         writing: deque[Future[FileResult]] = deque()
-        for job in _read_ahead(pool, left):
+        for job in _read_ahead(pool, remaining):
             outcome = _predict(predictor, job, kinds)
             if not isinstance(outcome, Exception):
-                for folder in marked:
+                for folder in folders:
                     mark_output_folder(folder)
             writing.append(pool.submit(_write, predictor, job, outcome, outputs[job.image]))
-            del outcome  # its memory is free as soon as it is written
+            del outcome  # frees its memory after writing
             while len(writing) > (0 if job.is_large else WRITE_BEHIND):
                 finish(writing.popleft().result())
         for future in writing:
@@ -108,11 +105,11 @@ def predict_files(
     return results
 
 
-def _folders_to_mark(out: Path, kinds: Sequence[str]) -> tuple[Path, ...]:
-    """The output folder, or its subfolders where it holds files of others itself.
+def _find_folders_to_mark(out: Path, kinds: Sequence[str]) -> tuple[Path, ...]:
+    """Return the output folder, or its subfolders if it has files that dcnseg did not write.
 
     Raises:
-        ConfigError: such a subfolder holds files that dcnseg did not write, such as masks.
+        ConfigError: A subfolder has such files (masks, for example), which could be overwritten.
     """
     if not has_foreign_files(out):
         return (out,)
@@ -120,9 +117,9 @@ def _folders_to_mark(out: Path, kinds: Sequence[str]) -> tuple[Path, ...]:
     for folder in folders:
         if has_foreign_files(folder):
             raise ConfigError(
-                f"--out is {out}, and {folder} holds files that dcnseg did not write, or did not "
-                "mark as written; predictions could replace them. Choose another folder for --out, "
-                "or delete that one if it holds predictions."
+                f"--out is {out}, but {folder} has files that dcnseg did not write, or did not "
+                "mark as its own; predictions could overwrite them. Use another --out, or delete "
+                "the folder if it only has old predictions."
             )
     return folders
 
@@ -133,9 +130,9 @@ def _are_files(paths: Iterable[Path]) -> bool:
 
 def _read_ahead(pool: ThreadPoolExecutor, images: Sequence[InputImage]) -> Iterator[_Job]:
     """Decode the next images while one is in use, but a large one alone."""
-    items = ((image, _peek(image)) for image in images)
+    items = ((image, _try_read_header(image)) for image in images)
     for (image, header), decoded in read_ahead(
-        pool, items, lambda item: _read(item[0]), is_large=lambda item: _is_large(item[1])
+        pool, items, lambda item: _try_read(item[0]), is_large=lambda item: _is_large(item[1])
     ):
         yield _Job(image, header, decoded)
 
@@ -144,17 +141,17 @@ def _is_large(header: ImageHeader | None) -> bool:
     return header is not None and header.num_pixels >= LARGE_PIXELS
 
 
-def _peek(image: InputImage) -> ImageHeader | None:
+def _try_read_header(image: InputImage) -> ImageHeader | None:
     try:
         return None if image.problem else read_header(image.path)
     except DataError:
-        return None  # reading it tells
+        return None  # reading the image raises the error
 
 
-def _read(image: InputImage) -> Image | Exception:
+def _try_read(image: InputImage) -> Image | Exception:
     try:
         return image.read()
-    except Exception as error:  # whatever it is, it is this image's
+    except Exception as error:  # reported with the image's result
         return error
 
 
@@ -175,7 +172,7 @@ def _predict(
                 with_probabilities="probabilities" in kinds,
             )
     except torch.AcceleratorError:
-        raise  # no later image can be predicted either
+        raise  # the device is unusable from here on
     except Exception as error:
         return error
 
@@ -191,7 +188,7 @@ def _write(
     decoded, prediction = outcome
     try:
         write_prediction(prediction, decoded, paths)
-        seen = predictor.training_data
+        stats = predictor.training_data
         below, shares = count_shares(prediction)
         return FileResult(
             job.image,
@@ -199,11 +196,11 @@ def _write(
             shares,
             share_below=below,
             size_hw=(decoded.shape[0], decoded.shape[1]),
-            unlike_training=() if seen is None else differences_from_training(decoded, seen),
+            unlike_training=() if stats is None else compare_with_training(decoded, stats),
             has_more_frames=job.header is not None and job.header.has_more_frames,
         )
     except Exception as error:
-        if isinstance(error, OSError) and error.filename is None:  # as where the disk is full
+        if isinstance(error, OSError) and error.filename is None:  # for example on a full disk
             error.filename = str(next(iter(paths.values())))
         if isinstance(error, OSError) and error.errno in _FATAL_ERRNOS:
             raise

@@ -1,6 +1,6 @@
-"""How much an image is like those that a network was trained on.
+"""Comparison of images with the training images.
 
-Entry points: `summarize_training_images` for the training, `differences` for the prediction.
+Entry points: `summarize_training_images` in training, `compare_with_training` in prediction.
 """
 
 from __future__ import annotations
@@ -16,19 +16,19 @@ import numpy.typing as npt
 from dcnseg.checkpoint import TrainingDataStats
 from dcnseg.data.image_io import read_image
 
-MOST_EXAMPLES: Final = 16
-# Training sees every image at half to twice its size, unless told otherwise.
+MAX_SAMPLES: Final = 16
+# Training scales images by 0.5 to 2 by default.
 SIZE_TOLERANCE: Final = 2.0
 LARGER, SMALLER, GRAY, COLORED = "larger", "smaller", "gray", "colored"
 
 
 def summarize_training_images(paths: Sequence[Path]) -> TrainingDataStats:
-    """What up to 16 images, evenly spread over `paths`, are like.
+    """Compute the statistics of up to 16 images, evenly sampled from `paths`.
 
     Raises:
-        DataError: an image cannot be read; the message names it.
+        DataError: An image cannot be read; the message names it.
     """
-    count = min(len(paths), MOST_EXAMPLES)
+    count = min(len(paths), MAX_SAMPLES)
     images = (read_image(paths[i * len(paths) // count]) for i in range(count))
     inspected = [(image.shape[0], image.shape[1], is_gray(image)) for image in images]
     heights, widths, are_gray = zip(*inspected, strict=True)
@@ -40,29 +40,28 @@ def summarize_training_images(paths: Sequence[Path]) -> TrainingDataStats:
     )
 
 
-def differences_from_training(
-    image: npt.NDArray[np.uint8], seen: TrainingDataStats
+def compare_with_training(
+    image: npt.NDArray[np.uint8], stats: TrainingDataStats
 ) -> tuple[str, ...]:
-    """In what an image is much unlike the training's: some of "larger", "smaller", and so on.
+    """List how an image [H, W, 3] differs from the training images.
 
-    Args:
-        image: RGB, uint8 [H, W, 3].
-        seen: What the training images were like.
+    Returns:
+        Some of "larger" (more than 2 times the size), "smaller", "gray" and "colored".
     """
     side = sqrt(image.shape[0] * image.shape[1])
     found = []
-    if side > SIZE_TOLERANCE * sqrt(seen.max_size_hw[0] * seen.max_size_hw[1]):
+    if side > SIZE_TOLERANCE * sqrt(stats.max_size_hw[0] * stats.max_size_hw[1]):
         found.append(LARGER)
-    if side * SIZE_TOLERANCE < sqrt(seen.min_size_hw[0] * seen.min_size_hw[1]):
+    if side * SIZE_TOLERANCE < sqrt(stats.min_size_hw[0] * stats.min_size_hw[1]):
         found.append(SMALLER)
-    if seen.gray_share in (0, 1) and is_gray(image) != bool(seen.gray_share):
-        found.append(COLORED if seen.gray_share else GRAY)
+    if stats.gray_share in (0, 1) and is_gray(image) != bool(stats.gray_share):
+        found.append(COLORED if stats.gray_share else GRAY)
     return tuple(found)
 
 
 def is_gray(image: npt.NDArray[np.uint8]) -> bool:
     """Whether an RGB image [H, W, 3] has no colors."""
-    # A few rows first: most images with colors show them there.
+    # Check a few rows first, which is enough for most color images.
     for part in (image[:: max(1, len(image) // 8)], image):
         if not ((part[..., 0] == part[..., 1]) & (part[..., 0] == part[..., 2])).all():
             return False

@@ -1,4 +1,4 @@
-"""Which images a command's arguments mean; entry point `find_inputs`."""
+"""Expansion of a command's arguments to images; entry point `find_inputs`."""
 
 from __future__ import annotations
 
@@ -8,7 +8,7 @@ import os
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path, PurePath
 from typing import Final
 
@@ -40,13 +40,13 @@ _IMAGES_AND_MASKS = (
 
 @dataclass(frozen=True)
 class InputImage:
-    """An image to work on, and the name of what is made from it.
+    """An input image and the name of its outputs.
 
     Attributes:
         path: The file.
-        name: Below a given folder, or the fixed part of a pattern, the folders are kept. Without
-            the suffix, unless two images differ in it alone.
-        problem: Why it cannot be read, as far as that is known already.
+        name: Path relative to the given folder, or to the fixed part of a pattern. Without the
+            suffix, unless two images differ only in it.
+        problem: Error message if the file is already known to be unreadable.
     """
 
     path: Path
@@ -58,10 +58,10 @@ class InputImage:
         return str(self.path)
 
     def read(self) -> npt.NDArray[np.uint8]:
-        """The image as `read_image` returns it.
+        """Read the image as uint8 RGB [H, W, 3].
 
         Raises:
-            DataError: As `read_image`, or it has a problem.
+            DataError: As `read_image`, or the image has a problem.
         """
         if self.problem:
             raise DataError(self.problem)
@@ -77,182 +77,171 @@ def find_inputs(
 ) -> list[InputImage]:
     """Expand files, folders (recursively), glob patterns and "-" (a list on stdin).
 
-    The list has an image per line, or per NUL as `find -print0` writes it. A file that is named
-    but missing is kept, so that it is reported beside the others' results; so is a URL, and of
-    several arguments one for which nothing is found. Of a data folder that holds images and their
-    masks in two folders, the masks are left out.
+    The list has one image per line, or per NUL as `find -print0` writes it. Missing files and URLs
+    are kept, and so is each of several arguments that has no images, to be reported with the
+    results of the others. In data folders with an image and a mask folder, masks are skipped.
 
     Args:
-        arguments: What to expand.
-        stdin: Lines of the list; None where stdin is closed.
-        outputs: Folders that will be written to; files below them are left out.
-        on_note: Told what is left out.
+        arguments: Arguments of a command.
+        stdin: Lines of the list; None if stdin is closed.
+        outputs: Output folders, whose files are skipped.
+        on_note: Called with a message about skipped files.
 
     Raises:
-        ConfigError: two images would write the same output.
-        DataError: nothing was found for the only argument.
+        ConfigError: Two images have the same output name.
+        DataError: The only argument has no images.
     """
-    found: dict[str, tuple[InputImage, PurePath]] = {}  # by the file, however it was spelled
-    left_out = _OutputFilter([os.path.realpath(folder) for folder in outputs])
-    named_files = list(_with_stdin(arguments, stdin))
-    for argument in named_files:
+    search = _Search([os.path.realpath(folder) for folder in outputs], on_note or (lambda _: None))
+    found: dict[str, tuple[InputImage, PurePath]] = {}  # by the resolved path
+    expanded_arguments = list(_expand_stdin(arguments, stdin))
+    for argument in expanded_arguments:
         try:
-            expanded = _expand(argument, left_out, on_note)
+            images = search.expand(argument)
         except DataError as error:
-            if len(named_files) == 1:
+            if len(expanded_arguments) == 1:
                 raise
-            expanded = [_rejected(argument, str(error))]  # the others are worked on
-        for image in expanded:
+            images = [_make_input(argument, str(error))]
+        for image in images:
             found.setdefault(image.problem or os.path.realpath(image.path), (image, image.name))
-    left_out.report(on_note)
+    if search.skipped:
+        count, first = len(search.skipped), search.skipped[0]
+        files = "file" if count == 1 else "files"
+        search.on_note(f"Skipped {count} {files} in the output folder, for example {first}.")
     if not found:
-        raise DataError(f"{', '.join(arguments)}: no images but those in the output folder.")
-    named = _with_unique_names(list(found.values()))
-    sharing = Counter(full_name.with_suffix("") for _, full_name in named)
-    images: dict[PurePath, InputImage] = {}
-    for image, full_name in named:
-        stem = full_name.with_suffix("")
-        name = full_name if sharing[stem] > 1 else stem
-        other = images.setdefault(name, InputImage(image.path, name, image.problem))
-        if other.path != image.path:
-            raise ConfigError(
-                f"{other} and {image} would both be written as {name}. "
-                "Rename one, or call once for each of them."
-            )
-    return list(images.values())
+        raise DataError(f"{', '.join(arguments)}: all images are in the output folder.")
+    return _assign_names(_make_names_unique(list(found.values())))
 
 
-class _OutputFilter:
-    """Leaves out what lies in the output folders, and remembers it for one note."""
+@dataclass
+class _Search:
+    """Expands arguments and skips the files of the output folders."""
 
-    def __init__(self, folders: Sequence[str]) -> None:
-        self._folders = folders
-        self._paths: list[Path] = []
+    output_folders: Sequence[str]
+    on_note: Callable[[str], None]
+    skipped: list[Path] = field(default_factory=list)
 
-    def without_outputs(self, files: Sequence[Path]) -> list[Path]:
-        """The files that do not lie in an output folder."""
-        if not self._folders:
+    def expand(self, argument: str) -> list[InputImage]:
+        path = Path(argument)
+        # os.path's functions, because pathlib's raise an error for a name that is too long.
+        if os.path.isdir(path):  # noqa: PTH112
+            return self._expand_folder(path)
+        if os.path.lexists(path):
+            return _name_below(path.parent, self._skip_outputs([path]))
+        if _URL.match(argument):
+            text = f"{argument}: URLs are not supported; download the image first."
+            return [_make_input(argument, text)]
+        if glob.has_magic(argument):
+            # pathlib's glob does not support absolute patterns.
+            matches = sorted(glob.glob(argument, recursive=True))  # noqa: PTH207
+            files = [Path(match) for match in matches if not os.path.isdir(match)]  # noqa: PTH112
+            if not files:
+                raise DataError(f"{argument}: no file matches this pattern.")
+            return _name_below(_get_fixed_part(path), self._skip_outputs(files))
+        return [_make_input(argument)]  # a missing file: reading it raises the error
+
+    def _expand_folder(self, folder: Path) -> list[InputImage]:
+        images = find_images(folder)
+        files = self._skip_masks(folder, self._skip_outputs(images))
+        unsupported = _count_unsupported(folder)
+        if not files:
+            outside = " outside the output folder" if images else ""
+            rest = f" (not supported: {unsupported})" if unsupported else ""
+            raise DataError(f"{folder}: no images in this folder{outside}{rest}.")
+        if unsupported:
+            self.on_note(f"{folder}: skipped {unsupported} (format not supported).")
+        for path, reason in find_unsupported(folder).items():
+            if reason.startswith((NOT_REGULAR, UNREADABLE)):
+                self.on_note(f"Skipped {path}: {reason}.")
+        return _name_below(folder, files)
+
+    def _skip_outputs(self, files: Sequence[Path]) -> list[Path]:
+        if not self.output_folders:
             return list(files)
         kept: list[Path] = []
         for file in files:
             parents = {str(parent) for parent in Path(os.path.realpath(file)).parents}
-            (self._paths if parents.intersection(self._folders) else kept).append(file)
+            (kept if parents.isdisjoint(self.output_folders) else self.skipped).append(file)
         return kept
 
-    def report(self, on_note: Callable[[str], None] | None) -> None:
-        """Tell how many files were left out."""
-        if self._paths and on_note:
-            count = len(self._paths)
-            on_note(
-                f"{count} {'file' if count == 1 else 'files'} in the output folder "
-                f"{'is' if count == 1 else 'are'} not taken as input, {self._paths[0]} for one."
+    def _skip_masks(self, folder: Path, files: list[Path]) -> list[Path]:
+        """Skip files in folders such as masks/ that have a sibling such as images/."""
+        folders = {parent for file in files for parent in file.relative_to(folder).parents}
+        masks = {
+            parent / mask_name
+            for parent in folders
+            for image_name, mask_name in _IMAGES_AND_MASKS
+            if parent / image_name in folders and parent / mask_name in folders
+        }
+        kept = [file for file in files if masks.isdisjoint(file.relative_to(folder).parents)]
+        if masks:
+            names = ", ".join(str(folder / mask) for mask in sorted(masks))
+            self.on_note(
+                f"{folder} is a data folder: using its {len(kept)} images, and skipping "
+                f"{len(files) - len(kept)} masks in {names}."
             )
+        return kept
 
 
-def _with_unique_names(
+def _assign_names(named: list[tuple[InputImage, PurePath]]) -> list[InputImage]:
+    """Drop the suffix of names that are unique without it; names must not repeat then."""
+    counts = Counter(full_name.with_suffix("") for _, full_name in named)
+    images: dict[PurePath, InputImage] = {}
+    for image, full_name in named:
+        stem = full_name.with_suffix("")
+        name = full_name if counts[stem] > 1 else stem
+        other = images.setdefault(name, InputImage(image.path, name, image.problem))
+        if other.path != image.path:
+            raise ConfigError(
+                f"{other} and {image} have the same output name {name}. "
+                "Rename one of them, or process them in separate calls."
+            )
+    return list(images.values())
+
+
+def _make_names_unique(
     named: list[tuple[InputImage, PurePath]],
 ) -> list[tuple[InputImage, PurePath]]:
-    """Where two names are the same, all are named from the folder that the files have in common."""
+    """If two names are equal, make all names relative to the common parent folder."""
     if len({full_name for _, full_name in named}) == len(named):
         return named
     common = os.path.commonpath([image.path.absolute().parent for image, _ in named])
     return [(image, image.path.absolute().relative_to(common)) for image, _ in named]
 
 
-def _with_stdin(arguments: Sequence[str], stdin: Iterable[str] | None) -> Iterator[str]:
+def _expand_stdin(arguments: Sequence[str], stdin: Iterable[str] | None) -> Iterator[str]:
     for argument in arguments:
         if argument != STDIN:
             yield argument
             continue
-        if isinstance(stdin, io.TextIOWrapper):  # a name may hold any bytes
+        if isinstance(stdin, io.TextIOWrapper):  # file names may be any bytes
             stdin.reconfigure(errors="surrogateescape")
         listed = [
             part.strip("\ufeff \t\r") for line in stdin or () for part in re.split("[\n\0]", line)
         ]
         if not any(listed):
-            raise DataError("-: no images were listed on stdin.")
+            raise DataError("-: the list on stdin is empty.")
         yield from filter(None, listed)
 
 
-def _expand(
-    argument: str, left_out: _OutputFilter, on_note: Callable[[str], None] | None
-) -> list[InputImage]:
-    path = Path(argument)
-    # os.path's functions, because pathlib's raise an error for a name that is too long.
-    if os.path.isdir(path):  # noqa: PTH112
-        return _expand_folder(path, left_out, on_note)
-    if os.path.lexists(path):
-        return _in_folder(left_out.without_outputs([path]), path.parent)
-    if _URL.match(argument):
-        return [_rejected(argument, f"{argument}: URLs are not read; download the image first.")]
-    if glob.has_magic(argument):
-        # pathlib's glob takes no absolute pattern
-        matches = sorted(glob.glob(argument, recursive=True))  # noqa: PTH207
-        files = [Path(match) for match in matches if not os.path.isdir(match)]  # noqa: PTH112
-        if not files:
-            raise DataError(f"{argument}: no file matches this pattern.")
-        return _in_folder(left_out.without_outputs(files), _fixed_part(path))
-    return [InputImage(path, PurePath(path.name))]
-
-
-def _rejected(argument: str, problem: str) -> InputImage:
+def _make_input(argument: str, problem: str = "") -> InputImage:
     path = Path(argument)
     return InputImage(path, PurePath(path.name), problem)
 
 
-def _in_folder(files: Iterable[Path], folder: Path) -> list[InputImage]:
+def _name_below(folder: Path, files: Iterable[Path]) -> list[InputImage]:
     return [InputImage(file, file.relative_to(folder)) for file in files]
 
 
-def _expand_folder(
-    folder: Path, left_out: _OutputFilter, on_note: Callable[[str], None] | None
-) -> list[InputImage]:
-    listed = find_images(folder)
-    files = _without_masks(folder, left_out.without_outputs(listed), on_note)
-    unread = _describe_unsupported(folder)
-    if not files:
-        rest = f"; it has {unread}, which are not read" if unread else ""
-        own = " but those in the output folder" if listed else ""
-        raise DataError(f"{folder}: no images in this folder{own}{rest}.")
-    if unread and on_note:
-        on_note(f"{folder} has {unread}, which are not read; they are skipped.")
-    for path, reason in find_unsupported(folder).items():
-        if reason.startswith((NOT_REGULAR, UNREADABLE)) and on_note:
-            on_note(f"{path} is {reason}; it is skipped.")
-    return _in_folder(files, folder)
-
-
-def _describe_unsupported(folder: Path) -> str:
-    """The files that show something to people and are not read: "2 .heic and 1 .mp4 files"."""
+def _count_unsupported(folder: Path) -> str:
+    """Count the image and video files of unsupported formats: "2 .heic and 1 .mp4 files"."""
     counts = Counter(path.suffix.lower() for path in find_files(folder, UNSUPPORTED_KINDS))
     parts = [f"{count} {suffix}" for suffix, count in sorted(counts.items())]
     text = " and ".join([", ".join(parts[:-1]), parts[-1]] if len(parts) > 1 else parts)
     return f"{text} {'file' if counts.total() == 1 else 'files'}" if parts else ""
 
 
-def _without_masks(
-    folder: Path, files: list[Path], on_note: Callable[[str], None] | None
-) -> list[Path]:
-    """Leave out the files of folders like masks/ that stand beside one like images/."""
-    folders = {parent for file in files for parent in file.relative_to(folder).parents}
-    masks = {
-        parent / theirs
-        for parent in folders
-        for images, theirs in _IMAGES_AND_MASKS
-        if parent / images in folders and parent / theirs in folders
-    }
-    kept = [file for file in files if masks.isdisjoint(file.relative_to(folder).parents)]
-    if masks and on_note:
-        names = ", ".join(str(folder / mask) for mask in sorted(masks))
-        on_note(
-            f"{folder} is a data folder: its {len(kept)} images are taken, and the "
-            f"{len(files) - len(kept)} masks in {names} are left out."
-        )
-    return kept
-
-
-def _fixed_part(pattern: Path) -> Path:
-    """The folder before the first part of a pattern that has a wildcard."""
+def _get_fixed_part(pattern: Path) -> Path:
+    """Return the parent folders of a pattern up to the first wildcard."""
     fixed = Path()
     for part in pattern.parts[:-1]:
         if glob.has_magic(part):

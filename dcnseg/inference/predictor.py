@@ -1,4 +1,4 @@
-"""From a trained network and an image to its labels; entry: `Predictor.from_checkpoint`."""
+"""Prediction of single images; entry point `Predictor.from_checkpoint`."""
 
 from __future__ import annotations
 
@@ -25,18 +25,18 @@ from dcnseg.inference.strips import StripMap, cropped, resized, softmaxed, store
 from dcnseg.inference.tta import augmented
 from dcnseg.models.segmenter import Segmenter
 
-# Probabilities of one strip. On a CPU they should stay in its caches; a GPU wants large kernels.
+# Values per strip: small enough for a CPU's caches, large enough for efficient GPU kernels.
 STRIP_VALUES: Final = {"cpu": 1 << 21, "cuda": 1 << 26}
 
 
 class Predictor:
-    """Applies a network to images as they come from a file.
+    """Applies a trained network to images.
 
     Attributes:
         model: The network, in evaluation mode on `device`.
         class_map: Names, ids and colors of the K classes.
         preprocessing: Normalization and scale that the weights were trained with.
-        training_data: What the training images were like, if that is known.
+        training_data: Statistics of the training images, if known.
     """
 
     def __init__(
@@ -58,9 +58,9 @@ class Predictor:
         self.config = config or PredictConfig()
         if self.config.min_confidence and not class_map.ignored_ids:
             raise ConfigError(
-                f"--min-confidence is {self.config.min_confidence}, but there is no id for the "
-                "pixels below it: 255 is one of the classes, and none is ignored. Leave it out, or "
-                "use --save confidence."
+                f"--min-confidence is {self.config.min_confidence}, but no id is available for the "
+                "pixels below it: 255 is a class, and no id is ignored. Remove the option, or use "
+                "--save confidence."
             )
         self.training_data = training_data
         self._mean = torch.tensor(preprocessing.mean, device=device).view(3, 1, 1) * 255
@@ -84,10 +84,10 @@ class Predictor:
             config: Windows, test-time augmentation and the minimum confidence.
 
         Raises:
-            CheckpointError: there are no weights, or they are broken, of a newer version, or do
-                not fit what the file says of its classes and network.
-            ConfigError: the device is not there, or a minimum confidence is given and the classes
-                leave no id for the pixels below it.
+            CheckpointError: The weights are missing, damaged, of a newer version, or do not match
+                the model and classes in the file's metadata.
+            ConfigError: The device is not available, or there is no id for the pixels below the
+                minimum confidence.
         """
         model, info = load_segmenter(find_weights(Path(run)))
         chosen = select_device(device)
@@ -102,7 +102,7 @@ class Predictor:
         )
 
     def prepare(self, image: npt.NDArray[np.uint8]) -> Tensor:
-        """The network's input for an image, resized by `input_scale` and normalized.
+        """Resize an image by `input_scale` and normalize it.
 
         Args:
             image: RGB, uint8 [H, W, 3].
@@ -184,7 +184,7 @@ class Predictor:
         ]
 
     def _window_predictor(self, image: npt.NDArray[np.uint8]) -> Callable[[slice, slice], StripMap]:
-        """A function from the rows and columns of a window to the probabilities of its pixels."""
+        """Return a function that maps the rows and columns of a window to its probabilities."""
         predict = augmented(
             self._predict_probabilities, flip=self.config.flip, scales=self.config.scales
         )
@@ -196,15 +196,15 @@ class Predictor:
         return predict_window
 
     def _predict_probabilities(self, x: Tensor) -> StripMap:
-        """Probabilities at the size of the network's input [1, 3, h, w]."""
+        """Predict the probabilities of a network input [1, 3, h, w], at its size."""
         height, width = x.shape[-2:]
         is_segmenter = isinstance(self.model, Segmenter)
         with torch.autocast(
             self.device.type, dtype=self.amp_dtype, enabled=self.amp_dtype is not None
         ):
-            # Coarse ones are kept: those of the input's size would be 16 times as large.
+            # Coarse logits, which take 1/16 of the memory of upsampled ones.
             logits: Tensor = self.model.coarse_logits(x) if is_segmenter else self.model(x)
-        # Bilinear upsampling and softmax keep finite what is finite here.
+        # Checked before upsampling and softmax, which keep finite values finite.
         self._check_finite(logits)
         stride = self.model.logits_stride if is_segmenter else 1
         padded = resized(
@@ -217,10 +217,10 @@ class Predictor:
     def _check_finite(self, logits: Tensor) -> None:
         if bool(torch.isfinite(logits).all()):
             return
-        fp16 = "With --amp fp16, try --amp bf16 or off. " if self.amp_dtype == torch.float16 else ""
+        fp16 = "Use --amp bf16 or off instead of fp16. " if self.amp_dtype == torch.float16 else ""
         raise NotFiniteError(
             "the network's output has values that are not finite (NaN or infinity). "
-            f"{fp16}The weights are damaged, or their training has diverged; use other weights, or "
+            f"{fp16}The weights are damaged or their training diverged; use other weights, or "
             "train again with a lower --lr."
         )
 

@@ -1,4 +1,4 @@
-"""What became of each image of a call; entry points `FileResult` and `failed_result`."""
+"""Results of the images of a call; entry points `FileResult` and `failed_result`."""
 
 from __future__ import annotations
 
@@ -14,20 +14,21 @@ from dcnseg.inference.prediction import Prediction
 
 @dataclass(frozen=True)
 class FileResult:
-    """What became of one image.
+    """Result of one image.
 
     Attributes:
         image: The image.
-        outputs: Files written, or there already, by kind; empty after an error.
-        class_shares: Share of the pixels of each predicted class, by name; empty if none was made.
-        share_below: Share of the pixels below the minimum confidence; with the shares of the
-            classes it is 1.
-        error: Why there is no prediction, or None.
+        outputs: Files written or already present, by kind; empty after an error.
+        class_shares: Share of the pixels of each predicted class, by name, in [0, 1]; empty without
+            a prediction.
+        share_below: Share of the pixels below the minimum confidence, in [0, 1]. The class shares
+            and `share_below` add up to 1.
+        error: Error message if there is no prediction, or None.
         cause: The exception behind `error`.
         size_hw: Height and width in pixels; (0, 0) if it was not read.
-        unlike_training: In what it is much unlike the training's images, as `differences` says.
-        has_more_frames: Whether its file has further pages or frames, which are not read.
-        is_skipped: Whether all outputs were there before.
+        unlike_training: Differences from the training images, from `compare_with_training`.
+        has_more_frames: Whether the file has further pages or frames, which are ignored.
+        is_skipped: Whether all outputs were already present.
     """
 
     image: InputImage
@@ -48,34 +49,34 @@ class FileResult:
 
     @property
     def is_unexpected(self) -> bool:
-        """Whether the error is none that dcnseg foresees."""
+        """Whether the error is of a type that dcnseg does not expect."""
         return not isinstance(self.cause, DcnsegError | OSError | MemoryError | None)
 
 
 def failed_result(image: InputImage, error: Exception) -> FileResult:
-    """The result of an image whose reading, prediction or writing raised `error`."""
+    """Return the result of an image whose reading, prediction or writing raised `error`."""
     return FileResult(image, {}, {}, error=describe_error(image, error), cause=error)
 
 
 def describe_error(image: InputImage, error: Exception) -> str:
-    """What went wrong, in one line that begins with the image's name."""
+    """Describe an error in one line that names the image."""
     if isinstance(error, DataError):
         return str(error)
     if isinstance(error, DcnsegError):
         return f"{image}: {error}"
     if isinstance(error, MemoryError):
-        return f"{image}: does not fit into memory."
+        return f"{image}: out of memory."
     if isinstance(error, OSError):
         place = f"{error.filename}: " if error.filename else ""
         return f"{image}: {place}{error.strerror or error}"
     reason = f"{type(error).__name__}: {error}".partition("\n")[0]
-    return f"{image}: unexpected {reason}"
+    return f"{image}: unexpected error: {reason}"
 
 
 def count_shares(prediction: Prediction) -> tuple[float, dict[str, float]]:
-    """The share of the pixels below the minimum confidence, and that of each class found."""
+    """Return the share of pixels below the minimum confidence, and the shares of the classes."""
     counts = np.zeros(256, np.int64)
-    for row in prediction.labels:  # bincount of all pixels would make them 64-bit numbers
+    for row in prediction.labels:  # bincount of the whole image would convert it to int64
         counts += np.bincount(row, minlength=256)
     shares = {
         name: round(float(count / prediction.labels.size), 6)

@@ -1,9 +1,8 @@
-"""Images of any size through a network that sees one window at a time, in bounded memory.
+"""Sliding-window prediction of images of any size in bounded memory; entry point `predict_strips`.
 
-Windows overlap, and their probabilities are blended with weights that fall smoothly towards the
-window's edge. A window's result is a `StripMap`, and only a strip of a few rows is computed and
-blended at a time, so memory grows with what the network keeps of the windows of one or a few rows
-of windows, not with the image's area. Entry point: `predict_strips`.
+Windows overlap, and their probabilities are blended with weights that decrease smoothly towards the
+window's edges. A window's result is a `StripMap`: only a strip of a few rows is computed and
+blended at a time, so the memory depends on the width of the image, not on its height.
 """
 
 from __future__ import annotations
@@ -17,16 +16,16 @@ from torch import Tensor
 
 from dcnseg.inference.strips import StripMap
 
-EDGE_WEIGHT = 1e-3  # above zero, so that a pixel seen only by a window's edge keeps its value
+EDGE_WEIGHT = 1e-3  # positive, because some pixels are only at the edge of a window
 
 
-def window_starts(length: int, window: int, overlap: float) -> list[int]:
-    """Starts of evenly spread windows that cover 0..length.
+def compute_window_starts(length: int, window: int, overlap: float) -> list[int]:
+    """Return the starts of evenly spaced windows that cover `length` pixels.
 
     Args:
-        length: Pixels to cover.
-        window: Pixels of one window.
-        overlap: Least share of a window that its neighbor covers too, in [0, 1).
+        length: Number of pixels to cover.
+        window: Window size in pixels.
+        overlap: Minimum overlap of neighboring windows as a share of the window, in [0, 1).
     """
     if length <= window:
         return [0]
@@ -35,10 +34,10 @@ def window_starts(length: int, window: int, overlap: float) -> list[int]:
     return [(length - window) * i // gaps for i in range(gaps + 1)]
 
 
-def blending_profile(length: int) -> Tensor:
-    """Weights of a window's rows or columns, 1 in the middle and falling as sin^2 to the edges.
+def compute_blending_weights(length: int) -> Tensor:
+    """Return the sin^2 weights of a window's rows or columns, [length], in [EDGE_WEIGHT, 1].
 
-    The weight of a pixel is that of its row times that of its column.
+    The weight of a pixel is the product of its row and column weights.
     """
     phase = (torch.arange(length, dtype=torch.float32) + 0.5) * (torch.pi / length)
     return torch.sin(phase).square().clamp_min(EDGE_WEIGHT)
@@ -46,7 +45,7 @@ def blending_profile(length: int) -> Tensor:
 
 @dataclass(frozen=True)
 class _WindowRow:
-    """The windows that begin in one row of the image."""
+    """The windows that start in the same image row."""
 
     top: int
     maps: Sequence[StripMap]  # from left to right
@@ -60,26 +59,28 @@ def predict_strips(
     *,
     max_rows: int,
 ) -> Iterator[tuple[int, Tensor]]:
-    """Apply `predict_window` all over an image and blend.
+    """Predict overlapping windows of an image and blend them.
 
     Args:
-        predict_window: From the rows and columns of a window to the map of its values.
-        size_hw: The image's size in pixels.
-        window_hw: Size of a window; a smaller image is one smaller window.
-        overlap: Least share of a window that its neighbor covers too, in [0, 1).
-        max_rows: Most rows of a strip.
+        predict_window: Maps the rows and columns of a window to its values [K, rows, columns].
+        size_hw: Image size in pixels.
+        window_hw: Window size in pixels; clipped to the image size.
+        overlap: Minimum overlap of neighboring windows as a share of the window, in [0, 1).
+        max_rows: Maximum number of rows of a strip.
 
     Yields:
-        First row of a strip and its blended values, [K, rows, W]; the strips follow each other from
-        the top of the image to its bottom without gaps.
+        First row of a strip and its blended values, [K, rows, W]. The strips cover the image from
+        top to bottom without gaps.
     """
     height, width = size_hw
     window_h, window_w = min(window_hw[0], height), min(window_hw[1], width)
-    tops = window_starts(height, window_h, overlap)
-    lefts = window_starts(width, window_w, overlap)
-    blend = _Blender(blending_profile(window_h), blending_profile(window_w), lefts, width)
+    tops = compute_window_starts(height, window_h, overlap)
+    lefts = compute_window_starts(width, window_w, overlap)
+    blend = _Blender(
+        compute_blending_weights(window_h), compute_blending_weights(window_w), lefts, width
+    )
     active: list[_WindowRow] = []
-    # Between these edges the same windows cover every row.
+    # All rows between two edges are covered by the same windows.
     edges = sorted({*tops, *(top + window_h for top in tops)})
     for first, last in pairwise(edges):
         active = [row for row in active if row.top + window_h > first]
@@ -93,7 +94,7 @@ def predict_strips(
 
 @dataclass(frozen=True)
 class _Blender:
-    """Blends the windows' values; the weights of a pixel are scaled to a sum of 1."""
+    """Weighted mean of the values of overlapping windows."""
 
     row_weights: Tensor
     column_weights: Tensor
@@ -101,7 +102,7 @@ class _Blender:
     width: int
 
     def __call__(self, active: Sequence[_WindowRow], start: int, stop: int) -> Tensor:
-        """The values of rows start..stop, [K, rows, W], all of which each of `active` covers."""
+        """Blend rows start..stop, which all `active` windows cover, to [K, rows, W]."""
         if len(active) == len(self.lefts) == 1:
             return active[0].maps[0].rows(start - active[0].top, stop - active[0].top)
         weights = [self.row_weights[start - row.top : stop - row.top, None] for row in active]

@@ -1,8 +1,8 @@
-"""Maps of values that are computed a few rows at a time, so that large ones never exist whole.
+"""Lazy maps that are computed a few rows at a time, to save the memory of large maps.
 
-A `StripMap` says its size and computes any range of its rows. The functions here make one from a
-tensor (`stored`) or from other maps (`resized`, `cropped`, ...); nothing is computed before rows
-are asked for. Each gives what torch gives for the whole map, up to rounding.
+A `StripMap` has a size and computes any range of its rows on request. The functions create one from
+a tensor (`stored`) or from other maps (`resized`, `cropped`, ...). The values equal those of the
+corresponding torch operation on the whole map, up to rounding.
 """
 
 from __future__ import annotations
@@ -17,11 +17,11 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class StripMap:
-    """A map [K, H, W] whose rows are computed when they are needed.
+    """A map [K, H, W] whose rows are computed on request.
 
     Attributes:
         size_hw: H and W.
-        rows: From the first row and the one after the last to float32 [K, rows, W].
+        rows: Function of (start, stop) that returns rows start..stop - 1, float32 [K, rows, W].
     """
 
     size_hw: tuple[int, int]
@@ -29,29 +29,29 @@ class StripMap:
 
 
 def stored(values: Tensor) -> StripMap:
-    """The map of a tensor [K, H, W]."""
+    """Return a map with the values of a tensor [K, H, W]."""
     height, width = values.shape[-2:]
     return StripMap((height, width), lambda start, stop: values[:, start:stop].float())
 
 
 def cropped(source: StripMap, size_hw: tuple[int, int]) -> StripMap:
-    """The upper left part of a map."""
+    """Return the upper left part of a map."""
     width = size_hw[1]
     return StripMap(size_hw, lambda start, stop: source.rows(start, stop)[..., :width])
 
 
 def softmaxed(source: StripMap) -> StripMap:
-    """The probabilities of a map of logits."""
+    """Return the softmax over the K channels."""
     return StripMap(source.size_hw, lambda start, stop: source.rows(start, stop).softmax(dim=0))
 
 
 def mirrored(source: StripMap) -> StripMap:
-    """The map with left and right exchanged."""
+    """Return a horizontally flipped map."""
     return StripMap(source.size_hw, lambda start, stop: source.rows(start, stop).flip(-1))
 
 
 def averaged(sources: Sequence[StripMap]) -> StripMap:
-    """The mean of maps of one size."""
+    """Return the mean of maps of equal size."""
 
     def rows(start: int, stop: int) -> Tensor:
         total = sources[0].rows(start, stop)
@@ -63,7 +63,7 @@ def averaged(sources: Sequence[StripMap]) -> StripMap:
 
 
 def resized(source: StripMap, size_hw: tuple[int, int], *, align_corners: bool = False) -> StripMap:
-    """A map resized bilinearly, as `torch.nn.functional.interpolate` does."""
+    """Return a map that is resized bilinearly, like `torch.nn.functional.interpolate`."""
     if source.size_hw == size_hw:
         return source
 
@@ -83,7 +83,7 @@ def resized(source: StripMap, size_hw: tuple[int, int], *, align_corners: bool =
 def _source_positions(
     start: int, stop: int, source_length: int, length: int, align_corners: bool
 ) -> Tensor:
-    """Where rows start..stop of `length` lie between the rows of the source, in torch's float32."""
+    """Return the fractional source rows of output rows start..stop, in float32 like torch."""
     rows = torch.arange(start, stop, dtype=torch.float32)
     if align_corners:
         scale = (source_length - 1) / (length - 1) if length > 1 else 0.0

@@ -1,7 +1,4 @@
-"""Test-time augmentation: the mean over flips and scales of any function from image to values.
-
-Entry point: `augmented`.
-"""
+"""Test-time augmentation: mean over flips and scales; entry point `augmented`."""
 
 from __future__ import annotations
 
@@ -17,12 +14,12 @@ Predict = Callable[[Tensor], StripMap]
 
 
 def augmented(predict: Predict, *, flip: bool, scales: Sequence[float]) -> Predict:
-    """A function like `predict` that averages over scaled and mirrored copies of its input.
+    """Return a function that averages `predict` over scaled and flipped copies of its input.
 
     Args:
-        predict: From an image [1, 3, h, w] to values [K, h, w].
-        flip: Whether to add the mirror image (left to right) of every scale.
-        scales: Factors by which the image is resized; values are resized back.
+        predict: Maps an image [1, 3, h, w] to values [K, h, w].
+        flip: Whether to add a horizontal flip of every scale.
+        scales: Factors by which the image is resized; the values are resized back.
     """
     if not flip and tuple(scales) == (1.0,):
         return predict
@@ -30,8 +27,8 @@ def augmented(predict: Predict, *, flip: bool, scales: Sequence[float]) -> Predi
     def predict_augmented(image: Tensor) -> StripMap:
         views = [_at_scale(predict, image, scale) for scale in scales]
         if flip:
-            mirror_image = image.flip(-1)
-            views += [mirrored(_at_scale(predict, mirror_image, scale)) for scale in scales]
+            flipped = image.flip(-1)
+            views += [mirrored(_at_scale(predict, flipped, scale)) for scale in scales]
         return averaged(views)
 
     return predict_augmented

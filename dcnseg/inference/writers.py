@@ -1,4 +1,4 @@
-"""Predictions as files: label maps, overlays and more; entry point `write_prediction`."""
+"""Writing of predictions: label maps, overlays and more; entry point `write_prediction`."""
 
 from __future__ import annotations
 
@@ -23,20 +23,22 @@ OUTPUT_FOLDERS: Final = {
 }
 OUTPUT_KINDS: Final = tuple(OUTPUT_FOLDERS)
 _SUFFIXES: Final = {"labels": ".png", "overlay": ".jpg", "confidence": ".png"}
-_ROWS: Final = 256  # of large images at a time, so that temporary arrays stay small
+_ROWS: Final = 256  # rows processed at a time, to keep temporary arrays small
 
 
 def check_output_kinds(kinds: Collection[str]) -> None:
-    """Raise a ConfigError that names the first kind that is not one of OUTPUT_KINDS, or none."""
+    """Raise a ConfigError if `kinds` is empty or has a kind that is not in OUTPUT_KINDS."""
     if not kinds:
-        raise ConfigError(f"--save is empty; expected some of {', '.join(OUTPUT_KINDS)}.")
+        raise ConfigError(f"--save is empty; expected one or more of {', '.join(OUTPUT_KINDS)}.")
     for kind in kinds:
         if kind not in OUTPUT_KINDS:
-            raise ConfigError(f"--save is {kind!r}; expected some of {', '.join(OUTPUT_KINDS)}.")
+            raise ConfigError(
+                f"--save is {kind!r}; expected one or more of {', '.join(OUTPUT_KINDS)}."
+            )
 
 
-def output_paths(folder: Path, name: PurePath, kinds: Collection[str]) -> dict[str, Path]:
-    """Where `write_prediction` writes each kind of output of the image `name`."""
+def get_output_paths(folder: Path, name: PurePath, kinds: Collection[str]) -> dict[str, Path]:
+    """Return the path of each kind of output of the image `name`."""
     return {
         kind: folder / OUTPUT_FOLDERS[kind] / f"{name}{_SUFFIXES.get(kind, '.npz')}"
         for kind in OUTPUT_KINDS
@@ -47,18 +49,18 @@ def output_paths(folder: Path, name: PurePath, kinds: Collection[str]) -> dict[s
 def write_prediction(
     prediction: Prediction, image: npt.NDArray[np.uint8], paths: dict[str, Path]
 ) -> None:
-    """Write the outputs of one image; each file appears whole or not at all.
+    """Write the outputs of one image, each atomically.
 
     Args:
-        prediction: Labels of the image, and confidence and probabilities if they are to be written.
+        prediction: Prediction, with confidence and probabilities if they are in `paths`.
         image: The image, RGB uint8 [H, W, 3].
-        paths: Where to write which kind, from `output_paths`.
+        paths: Paths by kind, from `get_output_paths`.
     """
     class_map = prediction.class_map
     if "overlay" in paths:
         overlay = (
             draw_overlay(image[rows], prediction.labels[rows], class_map)
-            for rows in _row_slices(len(image))
+            for rows in _split_rows(len(image))
         )
         write_jpeg_strips(paths["overlay"], (image.shape[0], image.shape[1]), overlay)
     if "confidence" in paths:
@@ -67,19 +69,19 @@ def write_prediction(
     if "probabilities" in paths:
         assert prediction.probabilities is not None
         _write_probabilities(paths["probabilities"], prediction.probabilities, class_map)
-    if "labels" in paths:  # last: a label map that is there says that the image is done
+    if "labels" in paths:  # last, because its presence marks the image as done
         write_png(paths["labels"], prediction.label_map, palette=class_map.palette())
 
 
 def confidence_to_gray(confidence: npt.NDArray[np.float16]) -> npt.NDArray[np.uint8]:
-    """Confidence [H, W] from 0 to 1 as gray values from 0 to 255, rounded."""
+    """Convert confidence [H, W] in [0, 1] to gray levels in 0..255."""
     gray = np.empty(confidence.shape, np.uint8)
-    for rows in _row_slices(len(confidence)):
+    for rows in _split_rows(len(confidence)):
         gray[rows] = np.rint(confidence[rows].astype(np.float32) * 255)
     return gray
 
 
-def _row_slices(height: int) -> Iterator[slice]:
+def _split_rows(height: int) -> Iterator[slice]:
     return (slice(top, top + _ROWS) for top in range(0, height, _ROWS))
 
 

@@ -50,7 +50,8 @@ def test_unexpected_errors_are_one_line_unless_debugging(
     result = invoke("info", "run")
     assert result.exit_code == 1
     assert result.stderr == (
-        "Error: unexpected ZeroDivisionError: by zero (set DCNSEG_DEBUG=1 for the traceback)\n"
+        "Error: unexpected error: ZeroDivisionError: by zero "
+        "(set DCNSEG_DEBUG=1 for the traceback)\n"
     )
     monkeypatch.setenv("DCNSEG_DEBUG", "1")
     assert isinstance(invoke("info", "run").exception, ZeroDivisionError)

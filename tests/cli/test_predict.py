@@ -25,7 +25,9 @@ def test_a_data_folder(invoke: Invoke, run: Path, scenes: Path, tmp_path: Path) 
     assert result.stdout.splitlines() == [
         str(tmp_path / "out" / "labels" / "images" / f"scene_{i:04}.png") for i in range(3)
     ]
-    assert f"its 3 images are taken, and the 3 masks in {scenes / 'val' / 'masks'}" in result.stderr
+    assert (
+        f"using its 3 images, and skipping 3 masks in {scenes / 'val' / 'masks'}" in result.stderr
+    )
     assert len(list((tmp_path / "out" / "overlays").rglob("*.jpg"))) == 3
     with Image.open(labels[0]) as file:
         assert (file.mode, file.size) == ("P", (96, 64))
@@ -138,12 +140,11 @@ def test_images_unlike_the_trainings_are_warned_about(
     warnings = [line for line in result.stderr.splitlines() if line.startswith("Warning: ")]
     unlike = [line for line in warnings if "every pixel" not in line]
     assert len(unlike) == 3
-    assert "1 of 5 images is much larger than the training's (96x64)." in unlike[0]
+    assert "1 of 5 images is much larger than the training images (96x64)." in unlike[0]
     assert unlike[0].endswith("a_large.png (400x300).")
     assert "1 of 5 images is much smaller" in unlike[1]
-    assert "2 of 5 images are without colors" in unlike[2]
-    assert "The first is " in unlike[2]
-    assert "c_gray.png" in unlike[2]
+    assert "2 of 5 images are gray, but all training images are in color" in unlike[2]
+    assert f"Example: {tmp_path / 'in' / 'c_gray.png'} (" in unlike[2]
 
 
 def rewritten(
@@ -194,7 +195,7 @@ def test_weights_that_say_nothing_of_the_training_are_not_compared(
         *("predict", weights, tmp_path / "gray.png", "--out", tmp_path / "out"), "--device=cpu"
     )
     assert result.exit_code == 0, result.stderr
-    assert "training's" not in result.stderr
+    assert "training images" not in result.stderr
 
 
 def test_weights_of_other_classes_are_refused(invoke: Invoke, run: Path, tmp_path: Path) -> None:
@@ -224,7 +225,7 @@ def test_memory_that_is_not_enough(
     arguments = (tmp_path / "a.png", small, "--out", tmp_path / "out", "--window=256")
     result = invoke("predict", run, *arguments, "--device=cpu")
     assert result.exit_code == 3
-    text = "the memory of cpu is not enough for this image of 300x200 with --window 256. Try --wi"
+    text = "out of memory on cpu for an image of 300x200 pixels with --window 256. Use --wi"
     assert f"Error: {tmp_path / 'a.png'}: {text}ndow 128." in result.stderr
     assert "Predicted 1 of 2 images" in result.stderr
 
@@ -336,10 +337,10 @@ def test_bad_images_of_every_kind_do_not_stop_the_others(
         result = invoke(*arguments, "--overwrite")
         assert result.exit_code == 3
         for text in (
-            f"{tmp_path} has 1 .mp4 file, which are not read; they are skipped.",
-            f"{tmp_path / 'fifo.png'} is not a regular file; it is skipped.",
+            f"{tmp_path}: skipped 1 .mp4 file (format not supported).",
+            f"Skipped {tmp_path / 'fifo.png'}: not a regular file.",
             "loop.png: cannot be opened",
-            f"Error: {url}: URLs are not read; download the image first.",
+            f"Error: {url}: URLs are not supported; download the image first.",
             "Predicted 2 of 4 images",
         ):
             assert text in result.stderr
@@ -356,7 +357,9 @@ def test_an_unexpected_error_shows_its_traceback_on_request(
     arguments = ("predict", run, image, "--out", tmp_path / "out", "--device=cpu")
     result = invoke(*arguments)
     assert result.exit_code == 3
-    text = f"{image}: unexpected ZeroDivisionError: odd (set DCNSEG_DEBUG=1 for the traceback)"
+    text = (
+        f"{image}: unexpected error: ZeroDivisionError: odd (set DCNSEG_DEBUG=1 for the traceback)"
+    )
     assert text in result.stderr
     monkeypatch.setenv("DCNSEG_DEBUG", "1")
     assert "Traceback" in invoke(*arguments).stderr

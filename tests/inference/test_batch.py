@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import errno
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
@@ -20,14 +20,27 @@ from dcnseg.inference.inputs import InputImage, find_inputs
 from dcnseg.inference.prediction import Prediction, draw_overlay
 from dcnseg.inference.predictor import Predictor
 from dcnseg.inference.result_warnings import find_warnings
+from dcnseg.inference.results import FileResult
 from dcnseg.inference.writers import check_output_kinds, write_prediction
 
 KINDS = ("labels", "overlay", "confidence", "probabilities")
 
 
+def small(path: Path, width: int = 9, height: int = 8) -> Path:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    Image.new("RGB", (width, height)).save(path)
+    return path
+
+
+def predict(
+    predictor: Predictor, paths: Sequence[Path], out: Path, *kinds: str
+) -> list[FileResult]:
+    return predict_files(predictor, find_inputs(list(map(str, paths))), out, kinds or ("labels",))
+
+
 def test_every_kind_of_output(predictor: Predictor, scenes: Path, tmp_path: Path) -> None:
     folder = scenes / "val" / "images"
-    results = predict_files(predictor, find_inputs([str(folder)]), tmp_path, KINDS)
+    results = predict(predictor, [folder], tmp_path, *KINDS)
     assert [result.error for result in results] == [None] * 3
     for result in results:
         image = read_image(result.image.path)
@@ -51,7 +64,7 @@ def test_every_kind_of_output(predictor: Predictor, scenes: Path, tmp_path: Path
         assert sum(result.class_shares.values()) == pytest.approx(1, abs=1e-4)
 
 
-def test_a_broken_image_does_not_stop_the_others(
+def test_unreadable_image_does_not_stop_the_others(
     predictor: Predictor, scenes: Path, tmp_path: Path
 ) -> None:
     good = sorted((scenes / "val" / "images").iterdir())
@@ -74,7 +87,7 @@ def test_a_broken_image_does_not_stop_the_others(
     assert written == {path.with_suffix(".png").name for path in good} | {OUTPUT_MARKER}
 
 
-def test_overlay_lays_the_classes_colors_over_the_image(predictor: Predictor) -> None:
+def test_overlay_blends_the_class_colors(predictor: Predictor) -> None:
     image = np.full((1, 3, 3), 100, np.uint8)
     labels = np.array([[0, 1, 255]], np.uint8)
     overlay = draw_overlay(image, labels, predictor.class_map)
@@ -84,19 +97,15 @@ def test_overlay_lays_the_classes_colors_over_the_image(predictor: Predictor) ->
     np.testing.assert_array_equal(overlay[0, 2], 100)
 
 
-def test_unknown_kind_is_named() -> None:
-    with pytest.raises(ConfigError, match="--save is 'mask'; expected some of labels, overlay"):
+def test_unknown_kind_is_an_error() -> None:
+    with pytest.raises(
+        ConfigError, match="--save is 'mask'; expected one or more of labels, overlay"
+    ):
         check_output_kinds(["labels", "mask"])
 
 
-def small(path: Path, width: int = 9, height: int = 8) -> Path:
-    path.parent.mkdir(parents=True, exist_ok=True)
-    Image.new("RGB", (width, height)).save(path)
-    return path
-
-
 @pytest.mark.parametrize("stage", ["read", "predict", "write"])
-def test_any_exception_is_the_images_own(
+def test_exception_in_any_stage_fails_only_its_image(
     predictor: Predictor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch, stage: str
 ) -> None:
     files = [small(tmp_path / name) for name in ("a.png", "b.png", "c.png")]
@@ -119,10 +128,10 @@ def test_any_exception_is_the_images_own(
     }[stage]
     monkeypatch.setattr(batch, "ThreadPoolExecutor", lambda **_: ThreadPoolExecutor(1))
     monkeypatch.setattr(place, name, failing(getattr(place, name)))
-    results = predict_files(predictor, find_inputs(map_str(files)), tmp_path / "out", ("labels",))
+    results = predict(predictor, files, tmp_path / "out")
     assert [result.error for result in results] == [
         None,
-        f"{files[1]}: unexpected ZeroDivisionError: odd",
+        f"{files[1]}: unexpected error: ZeroDivisionError: odd",
         None,
     ]
     assert results[1].is_unexpected
@@ -130,15 +139,11 @@ def test_any_exception_is_the_images_own(
     assert [result.is_predicted for result in results] == [True, False, True]
 
 
-def map_str(paths: list[Path]) -> list[str]:
-    return [str(path) for path in paths]
-
-
 @pytest.mark.parametrize(
     ("number", "is_fatal"),
     [(errno.ENOSPC, True), (errno.EDQUOT, True), (errno.EROFS, True), (errno.ENAMETOOLONG, False)],
 )
-def test_a_full_disk_ends_all_and_an_impossible_name_does_not(
+def test_full_disk_stops_the_call_and_an_impossible_name_does_not(
     predictor: Predictor,
     tmp_path: Path,
     monkeypatch: pytest.MonkeyPatch,
@@ -153,24 +158,22 @@ def test_a_full_disk_ends_all_and_an_impossible_name_does_not(
         write_prediction(prediction, image, paths)
 
     monkeypatch.setattr(batch, "write_prediction", write)
-    inputs, out = find_inputs(map_str(files)), tmp_path / "out"
+    out = tmp_path / "out"
     if is_fatal:
         with pytest.raises(OSError, match="no") as caught:
-            predict_files(predictor, inputs, out, ("labels",))
+            predict(predictor, files, out)
         assert caught.value.filename == str(out / "labels" / "a.png")
         return
-    results = predict_files(predictor, inputs, out, ("labels",))
+    results = predict(predictor, files, out)
     assert results[0].error == f"{files[0]}: {out / 'labels' / 'a.png'}: no"
     assert not results[0].is_unexpected
     assert results[1].is_predicted
 
 
 @pytest.mark.slow
-def test_sides_that_a_jpeg_cannot_have(predictor: Predictor, tmp_path: Path) -> None:
+def test_sides_beyond_the_jpeg_limit(predictor: Predictor, tmp_path: Path) -> None:
     files = [small(tmp_path / "wide.png", 65501, 2), small(tmp_path / "high.png", 1, 65600)]
-    results = predict_files(
-        predictor, find_inputs(map_str(files)), tmp_path / "out", ("labels", "overlay")
-    )
+    results = predict(predictor, files, tmp_path / "out", "labels", "overlay")
     assert [result.error for result in results] == [None, None]
     sizes = []
     for result in results:
@@ -180,10 +183,9 @@ def test_sides_that_a_jpeg_cannot_have(predictor: Predictor, tmp_path: Path) -> 
     assert sizes == [(65501, 2), (65500, 2), (1, 65600), (1, 65500)]
 
 
-def test_large_images_go_one_by_one(
+def test_large_images_are_processed_alone(
     predictor: Predictor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """Between reading a large image and writing it no other one is held."""
     files = [small(tmp_path / f"{i}.png", *((40, 30) if i in (2, 3) else (4, 3))) for i in range(7)]
     monkeypatch.setattr(batch, "LARGE_PIXELS", 40 * 30)
     events: list[tuple[str, str]] = []
@@ -198,7 +200,7 @@ def test_large_images_go_one_by_one(
 
     monkeypatch.setattr(InputImage, "read", note_read)
     monkeypatch.setattr(batch, "write_prediction", note_write)
-    results = predict_files(predictor, find_inputs(map_str(files)), tmp_path / "out", ("labels",))
+    results = predict(predictor, files, tmp_path / "out")
     assert [result.image.path for result in results] == files
     for name in ("2", "3"):
         start, end = events.index(("read", name)), events.index(("write", name))
@@ -208,23 +210,21 @@ def test_large_images_go_one_by_one(
         assert not any(stem in earlier for what, stem in after if what == "write")
 
 
-def test_probabilities_that_do_not_fit_are_refused(
+def test_probabilities_that_exceed_the_memory_are_an_error(
     predictor: Predictor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     num_classes = predictor.class_map.num_classes
     monkeypatch.setattr(memory, "free_memory", lambda: 2.0 * num_classes * 9 * 8)
     files = [small(tmp_path / "fits.png"), small(tmp_path / "large.png", 9, 9)]
-    results = predict_files(
-        predictor, find_inputs(map_str(files)), tmp_path / "out", ("probabilities",)
-    )
+    results = predict(predictor, files, tmp_path / "out", "probabilities")
     assert results[0].error is None
-    assert f"large.png: the probabilities of {num_classes} classes for 9x9 pixels take" in str(
+    assert f"large.png: the probabilities of {num_classes} classes for 9x9 pixels need" in str(
         results[1].error
     )
     assert "use --save confidence instead" in str(results[1].error)
 
 
-def test_pixels_below_the_minimum_confidence_are_ignored(run: Path, tmp_path: Path) -> None:
+def test_pixels_below_min_confidence_are_ignored(run: Path, tmp_path: Path) -> None:
     noise = np.random.default_rng(3).integers(0, 256, (64, 96, 3), dtype=np.uint8)
     Image.fromarray(noise).save(tmp_path / "a.png")
     free = Predictor.from_checkpoint(run, device="cpu").predict(noise, with_confidence=True)
@@ -233,9 +233,7 @@ def test_pixels_below_the_minimum_confidence_are_ignored(run: Path, tmp_path: Pa
     predictor = Predictor.from_checkpoint(
         run, device="cpu", config=PredictConfig(min_confidence=least)
     )
-    (result,) = predict_files(
-        predictor, find_inputs([str(tmp_path / "a.png")]), tmp_path / "out", ("labels", "overlay")
-    )
+    (result,) = predict(predictor, [tmp_path / "a.png"], tmp_path / "out", "labels", "overlay")
     ids = read_mask(result.outputs["labels"])
     is_sure = ids != 255
     assert 0.2 < is_sure.mean() < 0.8
@@ -249,10 +247,9 @@ def test_pixels_below_the_minimum_confidence_are_ignored(run: Path, tmp_path: Pa
     assert (bare[is_sure] != noise[is_sure]).any()
 
 
-def test_no_pixel_above_the_minimum_confidence_is_said(run: Path, tmp_path: Path) -> None:
+def test_no_pixel_above_min_confidence_is_a_warning(run: Path, tmp_path: Path) -> None:
     predictor = Predictor.from_checkpoint(run, device="cpu", config=PredictConfig(min_confidence=1))
-    inputs = find_inputs([str(small(tmp_path / "a.png"))])
-    results = predict_files(predictor, inputs, tmp_path / "out", ("labels",))
+    results = predict(predictor, [small(tmp_path / "a.png")], tmp_path / "out")
     assert (results[0].class_shares, results[0].share_below) == ({}, 1)
     partly = replace(results[0], class_shares={"star": 0.01}, share_below=0.99)
     assert find_warnings([partly, partly], None, predictor.class_map.num_classes) == []
@@ -260,8 +257,8 @@ def test_no_pixel_above_the_minimum_confidence_is_said(run: Path, tmp_path: Path
     assert "no pixel reaches --min-confidence" in warning
 
 
-def test_outputs_are_not_taken_for_input(predictor: Predictor, tmp_path: Path) -> None:
-    """Twice into a folder within the input, then without its mark, as of older versions."""
+def test_outputs_are_not_used_as_input(predictor: Predictor, tmp_path: Path) -> None:
+    """Predicts twice into a subfolder of the input, then without its marker."""
     folder = tmp_path / "photos"
     notes: list[str] = []
     small(folder / "a.png")
@@ -278,27 +275,27 @@ def test_outputs_are_not_taken_for_input(predictor: Predictor, tmp_path: Path) -
     assert is_output_folder(out)
     assert names() == ["a", "sub/b"]
     (out / OUTPUT_MARKER).unlink()
-    with pytest.raises(ConfigError, match="did not mark as written"):
+    with pytest.raises(ConfigError, match="did not mark as its own"):
         names()
-    assert notes[-1].startswith("4 files in the output folder are not taken as input, ")
+    assert notes[-1].startswith("Skipped 4 files in the output folder, for example ")
 
 
-def test_a_folder_of_images_is_not_marked_but_its_outputs_are(
+def test_output_subfolders_are_marked_in_a_folder_of_images(
     predictor: Predictor, tmp_path: Path
 ) -> None:
-    inputs = find_inputs([str(small(tmp_path / "a.png"))])
-    predict_files(predictor, inputs, tmp_path, ("labels",))
+    files = [small(tmp_path / "a.png")]
+    predict(predictor, files, tmp_path)
     assert not is_output_folder(tmp_path)
     assert is_output_folder(tmp_path / "labels")
-    predict_files(predictor, inputs, tmp_path, ("labels",))
-    # Masks of the user's own.
+    predict(predictor, files, tmp_path)
+    # Could be the user's masks.
     (tmp_path / "labels" / OUTPUT_MARKER).unlink()
-    with pytest.raises(ConfigError, match=r"labels holds files that dcnseg did not write"):
-        predict_files(predictor, inputs, tmp_path, ("labels",))
+    with pytest.raises(ConfigError, match=r"labels has files that dcnseg did not write"):
+        predict(predictor, files, tmp_path)
 
 
 @pytest.mark.parametrize("is_linked", [False, True])
-def test_masks_are_never_replaced_by_predictions(
+def test_predictions_never_overwrite_masks(
     predictor: Predictor, tmp_path: Path, is_linked: bool
 ) -> None:
     inputs = find_inputs([str(small(tmp_path / "images" / "a.png"))])
@@ -309,7 +306,7 @@ def test_masks_are_never_replaced_by_predictions(
         out = tmp_path / "out"
         out.mkdir()
         (out / "labels").symlink_to(mask.parent)
-    with pytest.raises(ConfigError, match=r"labels holds files that dcnseg did not write"):
+    with pytest.raises(ConfigError, match=r"labels has files that dcnseg did not write"):
         predict_files(predictor, inputs, out, ("labels",), skip_existing=True)
     assert mask.read_bytes() == before
     predict_files(predictor, inputs, out, ("overlay",))
@@ -317,17 +314,15 @@ def test_masks_are_never_replaced_by_predictions(
     assert not is_output_folder(out)
 
 
-def test_the_first_of_several_pages_is_read_with_a_warning(
-    predictor: Predictor, tmp_path: Path
-) -> None:
+def test_several_pages_are_a_warning(predictor: Predictor, tmp_path: Path) -> None:
     frames = [Image.new("RGB", (9, 8), color) for color in ("red", "blue")]
     for name in ("a.gif", "b.tif", "c.png", "d.webp"):
         frames[0].save(tmp_path / name, save_all=True, append_images=frames[1:])
     small(tmp_path / "e.gif")
-    results = predict_files(predictor, find_inputs([str(tmp_path)]), tmp_path / "o", ("labels",))
+    results = predict(predictor, [tmp_path], tmp_path / "o")
     assert [result.has_more_frames for result in results] == [True] * 4 + [False]
     result_warnings = find_warnings(results, None, 1)
     assert result_warnings == [
-        f"4 of 5 images have several pages or frames, {tmp_path / 'a.gif'} for one; only the first "
-        "is read."
+        "4 of 5 images have several pages or frames, for example "
+        f"{tmp_path / 'a.gif'}; only the first one is used."
     ]

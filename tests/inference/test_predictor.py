@@ -20,7 +20,11 @@ from dcnseg.errors import CheckpointError, ConfigError, NotFiniteError, ShapeErr
 from dcnseg.inference import predictor as predictor_module
 from dcnseg.inference.prediction import Prediction
 from dcnseg.inference.predictor import Predictor
-from dcnseg.inference.sliding_window import blending_profile, predict_strips, window_starts
+from dcnseg.inference.sliding_window import (
+    compute_blending_weights,
+    compute_window_starts,
+    predict_strips,
+)
 from dcnseg.models.segmenter import Segmenter
 
 
@@ -29,7 +33,7 @@ def photo(height: int, width: int) -> np.ndarray[tuple[int, ...], np.dtype[np.ui
 
 
 @pytest.mark.parametrize("size", [(1, 1), (64, 96), (130, 75)])
-def test_labels_have_the_images_size(predictor: Predictor, size: tuple[int, int]) -> None:
+def test_labels_have_the_size_of_the_image(predictor: Predictor, size: tuple[int, int]) -> None:
     prediction = predictor.predict(photo(*size))
     assert prediction.labels.shape == size
     assert prediction.labels.max() < predictor.class_map.num_classes
@@ -45,8 +49,7 @@ def test_probabilities_agree_with_labels(predictor: Predictor) -> None:
     np.testing.assert_array_equal(chosen[0], top)
 
 
-def test_windows_give_what_the_whole_image_gives(predictor: Predictor) -> None:
-    """With a network that looks at single pixels, where a window ends must not matter."""
+def test_windows_equal_the_whole_image_for_a_pointwise_network(predictor: Predictor) -> None:
     image = photo(160, 224)
     pointwise = torch.nn.Conv2d(3, predictor.class_map.num_classes, 1)
     results = [
@@ -63,7 +66,7 @@ def test_windows_give_what_the_whole_image_gives(predictor: Predictor) -> None:
         np.testing.assert_allclose(tiled, whole, atol=1e-3)
 
 
-def test_normalization_and_scale_come_from_the_weights(predictor: Predictor) -> None:
+def test_prepare_normalizes_and_scales(predictor: Predictor) -> None:
     image = np.full((8, 8, 3), 51, np.uint8)
     halved = Predictor(
         predictor.model,
@@ -90,14 +93,14 @@ def test_bfloat16_agrees_with_float32(run: Path) -> None:
     "image",
     [np.zeros((4, 4), np.uint8), np.zeros((4, 4, 3), np.float32), np.zeros((0, 4, 3), np.uint8)],
 )
-def test_what_is_no_image_is_refused(
+def test_wrong_image_is_an_error(
     predictor: Predictor, image: np.ndarray[tuple[int, ...], np.dtype[np.uint8]]
 ) -> None:
     with pytest.raises(ShapeError, match=r"`image` is .*expected uint8 \[H, W, 3\]"):
         predictor.prepare(image)
 
 
-def test_missing_weights_are_never_made_up(tmp_path: Path) -> None:
+def test_missing_weights_are_an_error(tmp_path: Path) -> None:
     with pytest.raises(CheckpointError, match="no such run folder"):
         Predictor.from_checkpoint(tmp_path / "run")
 
@@ -105,7 +108,7 @@ def test_missing_weights_are_never_made_up(tmp_path: Path) -> None:
 def tiny_predictor(
     num_classes: int, config: PredictConfig, input_scale: float = 1.0, upsampling: int = 4
 ) -> Predictor:
-    """A segmenter of two convolutions, whose head upsamples as those of the real ones do."""
+    """A segmenter of two convolutions with a real segmentation head."""
     torch.manual_seed(num_classes)
     encoder = torch.nn.Conv2d(3, 4, 5, stride=upsampling, padding=2)
     head = SegmentationHead(4, num_classes, kernel_size=1, upsampling=upsampling)
@@ -124,15 +127,15 @@ def tiny_predictor(
 def predict_whole_windows(
     predictor: Predictor, image: np.ndarray[tuple[int, ...], np.dtype[np.uint8]]
 ) -> Tensor:
-    """The probabilities [K, H, W] without strips: every window upsampled wholly, then blended."""
+    """Oracle without strips: upsamples whole windows, then blends them to [K, H, W]."""
     config, (height, width) = predictor.config, image.shape[:2]
     side = max(1, round(config.window / predictor.preprocessing.input_scale))
     window_h, window_w = min(side, height), min(side, width)
-    weights = blending_profile(window_h)[:, None] * blending_profile(window_w)
+    weights = compute_blending_weights(window_h)[:, None] * compute_blending_weights(window_w)
     total = torch.zeros(predictor.class_map.num_classes, height, width)
     norm = torch.zeros(height, width)
-    for top in window_starts(height, window_h, config.overlap):
-        for left in window_starts(width, window_w, config.overlap):
+    for top in compute_window_starts(height, window_h, config.overlap):
+        for left in compute_window_starts(width, window_w, config.overlap):
             rows, columns = slice(top, top + window_h), slice(left, left + window_w)
             x = predictor.prepare(image[rows, columns])
             views = []
@@ -164,7 +167,7 @@ def predict_whole_windows(
     st.sampled_from([1, 4, 8]),
     st.integers(10, 16),
 )
-def test_strips_give_what_whole_windows_give(
+def test_strips_equal_whole_windows(
     height: int,
     width: int,
     num_classes: int,
@@ -190,15 +193,15 @@ def test_strips_give_what_whole_windows_give(
     torch.testing.assert_close(chosen, expected.amax(0), atol=1e-5, rtol=0)  # ties apart
 
 
-def test_no_more_than_a_strip_is_held_at_full_resolution(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_strips_have_a_limited_height(monkeypatch: pytest.MonkeyPatch) -> None:
     heights = []
 
-    def noting(*arguments: Any, **options: Any) -> Iterator[tuple[int, Tensor]]:
+    def record(*arguments: Any, **options: Any) -> Iterator[tuple[int, Tensor]]:
         for top, strip in predict_strips(*arguments, **options):
             heights.append(strip.shape[1])
             yield top, strip
 
-    monkeypatch.setattr(predictor_module, "predict_strips", noting)
+    monkeypatch.setattr(predictor_module, "predict_strips", record)
     monkeypatch.setitem(predictor_module.STRIP_VALUES, "cpu", 11 * 100 * 5)
     tiny_predictor(11, PredictConfig(window=64)).predict(photo(300, 100))
     assert max(heights) == 5
@@ -207,7 +210,7 @@ def test_no_more_than_a_strip_is_held_at_full_resolution(monkeypatch: pytest.Mon
 
 @pytest.mark.parametrize("value", [float("nan"), float("inf"), 3e38])
 def test_output_that_is_not_finite_is_an_error(value: float) -> None:
-    """Also where finite weights overflow; a NaN would become class 0."""
+    """Includes finite weights that overflow; argmax would turn NaN into class 0."""
     predictor = tiny_predictor(3, PredictConfig(window=64))
     with torch.no_grad():
         predictor.model.segmentation_head[0].weight.fill_(value)  # type: ignore[index]
@@ -215,7 +218,7 @@ def test_output_that_is_not_finite_is_an_error(value: float) -> None:
     with pytest.raises(NotFiniteError, match=r"not finite \(NaN or infinity\)\. The weights are"):
         predictor.predict(photo(100, 80))
     predictor.amp_dtype = torch.float16
-    with pytest.raises(NotFiniteError, match="With --amp fp16, try --amp bf16 or off"):
+    with pytest.raises(NotFiniteError, match="Use --amp bf16 or off instead of fp16"):
         predictor._check_finite(torch.tensor(float("inf")))
 
 
@@ -229,7 +232,7 @@ def test_output_that_is_not_finite_is_an_error(value: float) -> None:
         ((3, 4), (9,), [[3, 4, 255]]),
     ],
 )
-def test_label_maps_hold_class_ids(
+def test_label_map_has_class_ids(
     ids: tuple[int, ...], ignored: tuple[int, ...], expected: list[list[int]]
 ) -> None:
     class_map = ClassMap(
@@ -242,9 +245,9 @@ def test_label_maps_hold_class_ids(
     assert label_map.dtype == (np.uint16 if max(ids) > 255 else np.uint8)
 
 
-def test_a_minimum_confidence_needs_an_ignored_id() -> None:
+def test_min_confidence_needs_an_unused_id() -> None:
     class_map = ClassMap.binary(255)
-    with pytest.raises(ConfigError, match=r"255 is one of the classes, and none is ignored"):
+    with pytest.raises(ConfigError, match=r"255 is a class, and no id is ignored"):
         Predictor(
             tiny_predictor(2, PredictConfig()).model,
             class_map,

@@ -7,7 +7,11 @@ from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from torch import Tensor
 
-from dcnseg.inference.sliding_window import blending_profile, predict_strips, window_starts
+from dcnseg.inference.sliding_window import (
+    compute_blending_weights,
+    compute_window_starts,
+    predict_strips,
+)
 from dcnseg.inference.strips import StripMap, stored
 
 sizes = st.integers(1, 70)
@@ -16,9 +20,9 @@ overlaps = st.sampled_from([0.0, 0.25, 0.5, 0.75])
 
 
 def stitch(values: Tensor, window: tuple[int, int], overlap: float, max_rows: int = 7) -> Tensor:
-    """Predict an image with a network that returns its input, and put the bands together."""
+    """Predict with a network that returns its input, and concatenate the strips."""
     height, width = values.shape[-2:]
-    bands = list(
+    strips = list(
         predict_strips(
             lambda rows, columns: stored(values[:, rows, columns]),
             (height, width),
@@ -27,16 +31,16 @@ def stitch(values: Tensor, window: tuple[int, int], overlap: float, max_rows: in
             max_rows=max_rows,
         )
     )
-    tops = [top for top, _ in bands]
-    ends = [top + band.shape[1] for top, band in bands]
+    tops = [top for top, _ in strips]
+    ends = [top + strip.shape[1] for top, strip in strips]
     assert tops == [0, *ends[:-1]]  # no gap, no row twice
-    assert max(band.shape[1] for _, band in bands) <= max_rows
-    return torch.cat([band for _, band in bands], dim=1)
+    assert max(strip.shape[1] for _, strip in strips) <= max_rows
+    return torch.cat([strip for _, strip in strips], dim=1)
 
 
 @given(sizes, sizes, windows, windows, overlaps, st.integers(1, 80))
 @settings(max_examples=60, deadline=None)
-def test_identity_gives_the_image_back(
+def test_identity_network_returns_the_image(
     height: int, width: int, window_h: int, window_w: int, overlap: float, max_rows: int
 ) -> None:
     values = torch.randn(2, height, width)
@@ -45,8 +49,10 @@ def test_identity_gives_the_image_back(
 
 
 @given(st.integers(1, 500), st.integers(1, 100), overlaps)
-def test_windows_cover_all_and_overlap_enough(length: int, window: int, overlap: float) -> None:
-    starts = window_starts(length, window, overlap)
+def test_windows_cover_the_length_with_enough_overlap(
+    length: int, window: int, overlap: float
+) -> None:
+    starts = compute_window_starts(length, window, overlap)
     assert starts[0] == 0
     if length <= window:
         assert starts == [0]
@@ -64,10 +70,9 @@ def test_windows_cover_all_and_overlap_enough(length: int, window: int, overlap:
     st.floats(0, 0.9),
 )
 @settings(max_examples=60, deadline=None)
-def test_every_pixel_is_seen_with_a_positive_weight(
+def test_every_pixel_has_a_positive_weight(
     height: int, width: int, window_h: int, window_w: int, overlap: float
 ) -> None:
-    """Whatever the sizes: windows lie within the image, and none leaves a pixel out."""
     assume(max(height / window_h, width / window_w) * (1 - overlap) < 40)
     seen = torch.zeros(height, width)
 
@@ -79,41 +84,40 @@ def test_every_pixel_is_seen_with_a_positive_weight(
         seen[rows, columns] += 1
         return stored(torch.ones(1, rows.stop - rows.start, columns.stop - columns.start))
 
-    bands = list(
+    strips = list(
         predict_strips(predict, (height, width), (window_h, window_w), overlap, max_rows=50)
     )
     assert seen.min() >= 1
-    blended = torch.cat([band for _, band in bands], dim=1)
+    blended = torch.cat([strip for _, strip in strips], dim=1)
     assert blended.shape == (1, height, width)
     # A weight of zero would make a pixel NaN.
     torch.testing.assert_close(blended, torch.ones_like(blended), atol=1e-5, rtol=0)
 
 
 @given(st.integers(1, 2000))
-def test_weights_are_positive_at_any_size(length: int) -> None:
-    weights = blending_profile(length)
+def test_weights_are_positive_and_symmetric(length: int) -> None:
+    weights = compute_blending_weights(length)
     assert weights.min() > 0
     assert weights.max() <= 1
     torch.testing.assert_close(weights, weights.flip(0), atol=1e-5, rtol=0)
+    torch.testing.assert_close(weights[length // 2], weights.max())
 
 
 def test_blending_is_smooth() -> None:
-    """Two windows that disagree meet without a step."""
     calls = iter([0.0, 1.0])
 
     def predict(rows: slice, columns: slice) -> StripMap:
         return stored(torch.full((1, 64, 64), next(calls)))
 
-    ((_, band),) = predict_strips(predict, (64, 96), (64, 64), 0.5, max_rows=64)
-    row = band[0, 32]
+    ((_, strip),) = predict_strips(predict, (64, 96), (64, 64), 0.5, max_rows=64)
+    row = strip[0, 32]
     assert row[0] == 0
     assert row[-1] == 1
     assert row.diff().min() >= 0
     assert row.diff().max() < 0.08
 
 
-def test_windows_are_predicted_when_the_first_strip_needs_them() -> None:
-    """Of a tall image only the windows of the rows at hand are kept."""
+def test_windows_are_predicted_on_demand() -> None:
     predicted: list[int] = []
 
     def predict(rows: slice, columns: slice) -> StripMap:
@@ -122,9 +126,4 @@ def test_windows_are_predicted_when_the_first_strip_needs_them() -> None:
 
     for top, _ in predict_strips(predict, (4000, 32), (64, 64), 0.25, max_rows=8):
         assert max(predicted) <= top
-    assert len(predicted) == len(window_starts(4000, 64, 0.25))
-
-
-def test_weights_are_largest_in_the_middle() -> None:
-    weights = blending_profile(8)
-    assert weights[3:5].eq(weights.max()).all()
+    assert len(predicted) == len(compute_window_starts(4000, 64, 0.25))

@@ -27,7 +27,7 @@ def in_strips(values: StripMap, rows: int) -> Tensor:
 
 @given(sides, sides, sides, sides, st.booleans(), st.integers(1, 40))
 @settings(max_examples=150, deadline=None)
-def test_resizing_equals_torchs(
+def test_resized_equals_interpolate(
     h: int, w: int, height: int, width: int, align_corners: bool, rows: int
 ) -> None:
     values = torch.randn(3, h, w)
@@ -39,8 +39,8 @@ def test_resizing_equals_torchs(
     torch.testing.assert_close(in_strips(actual, rows), expected, atol=1e-5, rtol=1e-5)
 
 
-def test_a_large_map_is_resized_as_torch_does() -> None:
-    """Far from the origin too, where a position has few digits left for the share of a row."""
+def test_resized_far_from_the_origin() -> None:
+    """Where float32 positions have few digits left for the fraction."""
     values = torch.randn(1, 3000, 2)
     expected = F.interpolate(values[None], size=(12001, 2), mode="bilinear")[0]
     actual = resized(stored(values), (12001, 2)).rows(11000, 12001)
@@ -48,7 +48,7 @@ def test_a_large_map_is_resized_as_torch_does() -> None:
 
 
 @given(st.integers(1, 9))
-def test_maps_of_maps(rows: int) -> None:
+def test_maps_equal_the_tensor_operations(rows: int) -> None:
     values, other = torch.randn(2, 3, 9, 7)
     one, two = stored(values), stored(other)
     assert torch.equal(in_strips(mirrored(one), rows), values.flip(-1))
@@ -58,7 +58,7 @@ def test_maps_of_maps(rows: int) -> None:
     assert averaged([one]) is one
 
 
-def test_huge_logits_stay_finite() -> None:
+def test_huge_logits_give_finite_probabilities() -> None:
     values = torch.tensor([[[3e38], [-3e38]], [[-3e38], [3e38]]])
     probabilities = softmaxed(resized(stored(values), (7, 1), align_corners=True))
     assert probabilities.rows(0, 7).isfinite().all()

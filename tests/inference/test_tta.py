@@ -11,7 +11,7 @@ def whole(values: StripMap) -> Tensor:
     return values.rows(0, values.size_hw[0])
 
 
-def test_without_augmentation_the_function_itself_comes_back() -> None:
+def test_no_augmentation_returns_the_function() -> None:
     def predict(x: Tensor) -> StripMap:
         return stored(x[0])
 
@@ -24,13 +24,13 @@ def test_flip_averages_both_views() -> None:
     assert torch.equal(whole(predict(torch.zeros(1, 1, 1, 4))), torch.full((1, 1, 4), 1.5))
 
 
-def test_a_function_that_follows_flips_is_unchanged() -> None:
+def test_flip_equivariant_function_is_unchanged() -> None:
     x = torch.randn(1, 3, 8, 10)
     predict = augmented(lambda v: stored(v[0] * 2), flip=True, scales=(1.0,))
     torch.testing.assert_close(whole(predict(x)), x[0] * 2)
 
 
-def test_scales_are_seen_and_undone() -> None:
+def test_scales_are_applied_and_undone() -> None:
     seen = []
 
     def predict(x: Tensor) -> StripMap:
