@@ -14,7 +14,7 @@ from dcnseg.data.image_io import read_image, write_jpeg
 from dcnseg.inference.prediction import draw_overlay
 from dcnseg.inference.predictor import Predictor
 from dcnseg.visualize.canvas import Panel, compose
-from dcnseg.visualize.offsets import capture_offsets, cascade_positions
+from dcnseg.visualize.offsets import capture_offsets, trace_cascade
 
 IMAGE = Path(__file__).parent / "images" / "scene.jpg"
 GREEN, RED, WHITE = (40, 220, 90), (230, 30, 30), (255, 255, 255)
@@ -34,7 +34,7 @@ def draw(demo: Path, scene: int, point_xy: tuple[float, float]) -> None:
     for title, is_plain in (("plain sampling", True), ("deformable sampling", False)):
         panel = Panel.from_image(image)
         for depth, radius in ((2, 2.5), (1, 6.0)):
-            samples = cascade_positions(layers[-depth:], point_xy, is_plain=is_plain)
+            samples = trace_cascade(layers[-depth:], point_xy, is_plain=is_plain)
             panel.dots(samples.positions_xy.numpy(), radius, RED, WHITE)
         panel.square(samples.location_xy, 9.0, GREEN)
         panels.append((title, panel.canvas))

@@ -1,6 +1,6 @@
-"""Paper and pen for the images: a `Panel` to draw on in image coordinates, text, color bars.
+"""Drawing primitives: a `Panel` to draw on in image coordinates, color bars, text, page layout.
 
-Knows nothing of networks. Arrays are RGB, uint8, [H, W, 3].
+Images are RGB arrays, uint8 [H, W, 3].
 """
 
 from __future__ import annotations
@@ -23,21 +23,21 @@ Margins = tuple[int, int, int, int]  # left, top, right, bottom
 WHITE: Color = (255, 255, 255)
 INK: Color = (28, 30, 36)
 FAINT_INK: Color = (105, 108, 118)
-MISSING: Color = (255, 0, 255)  # where a number is NaN; in neither color map
-SHORT_SIDE, LONG_SIDE = 640, 1280  # canvas pixels: the longer side of a panel is in between
+MISSING: Color = (255, 0, 255)  # color of NaN; in neither color map
+SHORT_SIDE, LONG_SIDE = 640, 1280  # limits of a panel's longer side, in canvas pixels
 GAP = 16
 
-LEAST_BAR_HEIGHT = 160
-_SHIFT = 6  # cv2 takes coordinates as integers with so many fractional bits
-_MAX_COORDINATE = 30_000.0  # canvas pixels; beyond it cv2's fixed-point numbers overflow
+MIN_BAR_HEIGHT = 160
+_SHIFT = 6  # fractional bits of cv2's integer coordinates
+_MAX_COORDINATE = 30_000.0  # canvas pixels; cv2's fixed-point numbers overflow beyond it
 
 
 @dataclass
 class Panel:
-    """An image to draw on: enlarged or reduced by `scale_xy`, with margins around it.
+    """An image to draw on, resized by `scale_xy`, with margins.
 
-    Coordinates of all methods are image pixels (x, y), float64 [N, 2], where (0, 0) is the center
-    of the upper left pixel; sizes and widths are canvas pixels. NaN points are left out.
+    Methods take coordinates in image pixels (x, y), float64 [N, 2], where (0, 0) is the center of
+    the upper left pixel; sizes and widths are in canvas pixels. NaN points are skipped.
     """
 
     canvas: Rgb
@@ -46,14 +46,17 @@ class Panel:
 
     @classmethod
     def from_image(cls, image: Rgb, margins: Margins = (0, 0, 0, 0)) -> Panel:
-        """Bring the image, with margins in image pixels, to a readable size."""
+        """Resize an image, with margins in image pixels, to a readable size."""
         height, width = image.shape[:2]
         longer = max(height, width)
         whole = max(height + margins[1] + margins[3], width + margins[0] + margins[2])
         scale = min(max(longer, SHORT_SIDE), LONG_SIDE) / longer
         scale = min(scale, max(LONG_SIDE / whole, SHORT_SIDE / longer))
         size = max(round(width * scale), 1), max(round(height * scale), 1)
-        scale_xy = size[0] / width, size[1] / height  # not quite `scale`: sizes are whole numbers
+        scale_xy = (
+            size[0] / width,
+            size[1] / height,
+        )  # differs from `scale` because sizes are integers
         way = cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC
         resized = cv2.resize(image, size, interpolation=way)
         if not any(margins):
@@ -66,12 +69,12 @@ class Panel:
         return cls(canvas, scale_xy, (left, top, right, bottom))
 
     def place(self, points_xy: Floats) -> Floats:
-        """Turn image coordinates into canvas coordinates."""
+        """Convert image coordinates to canvas coordinates."""
         placed: Floats = (points_xy + 0.5) * np.array(self.scale_xy) - 0.5
         return placed + np.array(self.margins[:2], np.float64)
 
     def is_within(self, points_xy: Floats) -> npt.NDArray[np.bool_]:
-        """Which points lie on the canvas, margins included; a NaN does not."""
+        """Whether each point is on the canvas, including the margins; False for NaN."""
         size = np.array(self.canvas.shape[1::-1])
         placed = self.place(points_xy)
         return np.asarray(((placed >= -0.5) & (placed < size - 0.5)).all(-1))
@@ -98,7 +101,7 @@ class Panel:
                 cv2.line(self.canvas, start, end, color, width, cv2.LINE_AA, _SHIFT)
 
     def arrows(self, starts_xy: Floats, ends_xy: Floats, color: Color) -> None:
-        """Draw arrows with a dark edge; the heads are of one size."""
+        """Draw arrows with a dark outline and heads of equal size."""
         starts, ends = self.place(starts_xy), self.place(ends_xy)
         drawable = _is_drawable(starts) & _is_drawable(ends)
         starts, ends = starts[drawable], ends[drawable]
@@ -115,7 +118,7 @@ class Panel:
                         cv2.line(self.canvas, start, end, ink, width, cv2.LINE_AA, _SHIFT)
 
     def square(self, point_xy: tuple[float, float], half_size: float, color: Color) -> None:
-        """Draw the outline of a square around a point, with a dark edge."""
+        """Draw a square around a point, with a dark outline."""
         center = self.place(np.array([point_xy]))
         corners = center + half_size * np.array([[-1, -1], [1, -1], [1, 1], [-1, 1]])
         fixed = np.round(corners * (1 << _SHIFT)).astype(np.int32)
@@ -133,16 +136,15 @@ class Panel:
 
 
 def dim(rgb: Rgb) -> Rgb:
-    """Gray, of full contrast and rather dark, so that colored marks stand out."""
+    """Convert to dark gray with full contrast, as a background for colored marks."""
     levels = 15 + 135 * _gray_levels(rgb)
     return levels[..., None].repeat(3, -1).astype(np.uint8)
 
 
 def engrave(colors: Rgb, rgb: Rgb) -> Rgb:
-    """Colors with the outlines of an image of the same size.
+    """Add the fine detail of an image to a heat map of the same size.
 
-    Only fine detail is taken over, light and dark alike, so that a color on average stays that of
-    the color bar, however dark the image is.
+    The low frequencies are removed, so local mean colors still match the color bar.
     """
     gray = _gray_levels(rgb)
     smooth = cv2.GaussianBlur(gray, (0, 0), max(rgb.shape[:2]) / 40)
@@ -151,14 +153,14 @@ def engrave(colors: Rgb, rgb: Rgb) -> Rgb:
 
 
 def _gray_levels(rgb: Rgb) -> Floats:
-    """Gray levels stretched to 0..1, a hundredth of the pixels clipped at both ends."""
+    """Convert to gray levels in [0, 1], with 0.01 of the pixels clipped at both ends."""
     gray = cv2.cvtColor(rgb, cv2.COLOR_RGB2GRAY).astype(np.float64)
     low, high = np.percentile(gray, (1, 99))
     return np.asarray(np.clip((gray - low) / max(high - low, 16.0), 0, 1))
 
 
 def colorize(values: Floats, low: float, high: float, color_map: int) -> Rgb:
-    """Map low..high to a color map of cv2; NaN becomes magenta."""
+    """Map values in low..high to a color map of cv2, and NaN to magenta."""
     span = high - low if high > low else 1.0
     levels = np.clip((values - low) / span, 0, 1) * 255
     colored = cv2.applyColorMap(np.nan_to_num(levels).round().astype(np.uint8), color_map)
@@ -170,18 +172,18 @@ def colorize(values: Floats, low: float, high: float, color_map: int) -> Rgb:
 def color_bar(
     height: int, low: float, high: float, color_map: int, unit: str, mark: tuple[float, str] | None
 ) -> Rgb:
-    """A vertical scale from `low` at the bottom to `high` at the top, with numbers and unit.
+    """Draw a vertical color bar from `low` at the bottom to `high` at the top, with ticks.
 
     Args:
-        height: In canvas pixels; at least LEAST_BAR_HEIGHT is used.
+        height: Height in canvas pixels, at least MIN_BAR_HEIGHT.
         low: Value at the bottom.
         high: Value at the top, larger than `low`.
         color_map: A color map of cv2.
-        unit: Written above the scale.
-        mark: A value to point out on the left-hand side, and its name. Off the scale, the name
-            stands at the end it lies beyond and says so.
+        unit: Unit, written above the bar.
+        mark: A value to mark on the left, and its label. Outside of low..high, the label is at the
+            nearer end, followed by "below" or "above".
     """
-    height = max(height, LEAST_BAR_HEIGHT)
+    height = max(height, MIN_BAR_HEIGHT)
     top, bottom, bar_width, label_size = 34, height - 12, 22, 15
     name, name_width = "", 0
     if mark is not None:
@@ -211,9 +213,9 @@ def color_bar(
     return bar
 
 
-def nice_ticks(low: float, high: float, at_most: int = 8) -> list[float]:
-    """Round numbers within low..high, 1, 2 or 5 times a power of ten apart."""
-    raw = (high - low) / at_most
+def nice_ticks(low: float, high: float, max_count: int = 8) -> list[float]:
+    """Return round numbers in low..high, spaced by 1, 2 or 5 times a power of ten."""
+    raw = (high - low) / max_count
     magnitude = 10.0 ** math.floor(math.log10(raw))
     step = next(m * magnitude for m in (1, 2, 5, 10) if m * magnitude >= raw * (1 - 1e-9))
     first, last = math.ceil(low / step - 1e-9), math.floor(high / step + 1e-9)
@@ -223,7 +225,7 @@ def nice_ticks(low: float, high: float, at_most: int = 8) -> list[float]:
 def compose(
     panels: Sequence[tuple[str, Rgb]], columns: int, title: str, notes: Sequence[str]
 ) -> Rgb:
-    """Lay out captioned panels in rows on white, under a title and lines of notes."""
+    """Arrange panels with captions in rows, below a title and lines of notes."""
     title_size, note_size, caption_size = 24, 16, 17
     rows = [panels[start : start + columns] for start in range(0, len(panels), columns)]
     widths = [
@@ -251,8 +253,8 @@ def compose(
     return page
 
 
-def beside(left: Rgb, right: Rgb) -> Rgb:
-    """Two images side by side, without a gap; the lower one is filled up with white."""
+def concatenate(left: Rgb, right: Rgb) -> Rgb:
+    """Concatenate two images horizontally; the shorter one is padded with white."""
     height = max(left.shape[0], right.shape[0])
     filled = [
         np.pad(part, ((0, height - part.shape[0]), (0, 0), (0, 0)), constant_values=255)
@@ -262,33 +264,33 @@ def beside(left: Rgb, right: Rgb) -> Rgb:
 
 
 def write(rgb: Rgb, text: str, corner_xy: tuple[int, int], size: int, color: Color = INK) -> None:
-    """Write one line of text in place, its upper left corner at `corner_xy`."""
+    """Draw one line of text in place, with its upper left corner at `corner_xy`."""
     sheet = Image.fromarray(rgb)
     ImageDraw.Draw(sheet).text(corner_xy, text, fill=color, font=_font(size))
     rgb[:] = np.asarray(sheet)
 
 
 def text_width(text: str, size: int) -> int:
-    """Width of a line of text in canvas pixels."""
+    """Return the width of a line of text in canvas pixels."""
     return math.ceil(_font(size).getlength(text))
 
 
 @lru_cache
 def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    """Pillow's own font, which every installation has."""
+    """Load Pillow's built-in font."""
     return ImageFont.load_default(size)
 
 
 def _hatched(height: int, width: int) -> Rgb:
-    """Light gray with diagonal lines: nothing of the image is here."""
+    """Return a light gray area with diagonal lines, for the margins."""
     diagonal = np.add.outer(np.arange(height), np.arange(width)) % 12
     return np.where(diagonal[..., None] < 1, 205, 232).repeat(3, -1).astype(np.uint8)
 
 
 def _disc_coverage(shape: tuple[int, ...], centers: Floats, radii: Floats) -> Floats:
-    """Share of every pixel that lies in the union of discs, nearly: smooth edges, exact centers.
+    """Return the approximate share of every pixel that is covered by discs, with smooth edges.
 
-    cv2.circle makes diamonds of discs this small.
+    cv2.circle draws such small discs as diamonds.
     """
     coverage = np.zeros(shape[:2])
     is_near = _is_drawable(centers)
@@ -308,12 +310,12 @@ def _disc_coverage(shape: tuple[int, ...], centers: Floats, radii: Floats) -> Fl
 
 
 def _is_drawable(placed: Floats) -> npt.NDArray[np.bool_]:
-    """False for NaN and for what is so far away that cv2's numbers do not reach it."""
+    """Whether each point is finite and in the range of cv2's coordinates."""
     return np.asarray((np.abs(placed) < _MAX_COORDINATE).all(-1))
 
 
 def _to_fixed(placed: Floats) -> list[tuple[int, int] | None]:
-    """Canvas coordinates as cv2's fixed-point numbers; None for NaN and what is far away."""
+    """Convert canvas coordinates to cv2's fixed-point numbers; None if not drawable."""
     is_drawable = _is_drawable(placed)
     fixed = np.round(np.where(is_drawable[:, None], placed, 0) * (1 << _SHIFT)).astype(int)
     return [

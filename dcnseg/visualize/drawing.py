@@ -1,4 +1,4 @@
-"""Images of what the offsets do: dilation, offset field, sampling points. RGB uint8 arrays."""
+"""Figures of the effective dilation, the offset field and the sampling points, as RGB arrays."""
 
 from __future__ import annotations
 
@@ -18,10 +18,10 @@ from dcnseg.visualize.canvas import (
     Margins,
     Panel,
     Rgb,
-    beside,
     color_bar,
     colorize,
     compose,
+    concatenate,
     dim,
     engrave,
 )
@@ -29,8 +29,8 @@ from dcnseg.visualize.geometry import MapGeometry
 from dcnseg.visualize.offsets import (
     LayerOffsets,
     SamplingPoints,
-    effective_dilation,
-    sampling_positions,
+    compute_effective_dilation,
+    compute_sampling_positions,
 )
 
 RED: Color = (235, 40, 40)
@@ -40,52 +40,50 @@ PALE: Color = (200, 205, 215)
 DILATION_COLORS = cv2.COLORMAP_VIRIDIS
 LENGTH_COLORS = cv2.COLORMAP_INFERNO
 MAX_MARGIN_SHARE = 0.75
-"""The margin around the image is at most this share of its longer side on each side."""
+"""Maximum margin on each side, as a share of the image's longer side."""
 
 
 def draw_effective_dilation(image: Rgb, layer: LayerOffsets) -> Rgb:
-    """The image, and over it the effective dilation as a heat map with a color bar."""
-    dilation = effective_dilation(layer).numpy()
+    """Draw the image, and the effective dilation as a heat map over it."""
+    dilation = compute_effective_dilation(layer).numpy()
     plain = layer.plain_dilation_px
-    heat = _heat_panel(
+    heat = _draw_heat_map(
         image, dilation, layer.output_geometry, DILATION_COLORS, (plain, f"plain {plain:.4g}")
     )
     notes = [
-        "Mean distance between adjacent sampling points, in pixels of the image.",
-        f"Here: {_range_text(dilation)}. Plain grid: {plain:.4g} px ({_grid_text(layer)}).",
+        "Effective dilation: mean distance between adjacent sampling points, in image pixels.",
+        f"{_format_range(dilation)}. Plain grid: {plain:.4g} px ({_describe_grid(layer)}).",
     ]
-    panels = [("image", Panel.from_image(image).canvas), ("effective dilation", heat)]
-    return compose(panels, _num_columns(image, 2), f"{layer.name}: effective dilation", notes)
+    panels = [("input image", Panel.from_image(image).canvas), ("effective dilation", heat)]
+    return compose(panels, _count_columns(image, 2), f"{layer.name}: effective dilation", notes)
 
 
 def draw_offset_field(image: Rgb, layer: LayerOffsets) -> Rgb:
-    """Four panels: the image, sampling meshes, mean displacements as arrows, lengths as heat."""
+    """Draw the image, sampling grids, mean offsets as arrows, and offset lengths as a heat map."""
     offset = layer.offset.double().numpy()  # [G, T, 2, Ho, Wo]
     stride_px = np.array(layer.input_geometry.stride_px)[:, None, None]
     displacement = offset.mean((0, 1)) * stride_px  # [2, Ho, Wo]
     length = np.linalg.norm(offset * stride_px, axis=2).mean((0, 1))
-    arrows, factor = _arrow_panel(image, displacement, layer.output_geometry)
-    scale_text = "to scale" if factor == 1 else f"drawn {factor:g} times as long"
+    arrows, factor = _draw_arrows(image, displacement, layer.output_geometry)
+    scale_text = "to scale" if factor == 1 else f"arrow length x{factor:g}"
     panels = [
-        ("image", Panel.from_image(image).canvas),
+        ("input image", Panel.from_image(image).canvas),
+        ("sampling grids (yellow) and plain grids (gray)", _draw_meshes(image, layer)),
+        (f"mean offset ({scale_text})", arrows),
         (
-            "sampling grids; plain ones in gray",
-            _mesh_panel(image, layer),
-        ),
-        (f"mean displacement, {scale_text}", arrows),
-        (
-            "mean length of the offsets",
-            _heat_panel(image, length, layer.output_geometry, LENGTH_COLORS, None),
+            "mean offset length",
+            _draw_heat_map(image, length, layer.output_geometry, LENGTH_COLORS, None),
         ),
     ]
     stats = layer.statistics
     notes = [
-        f"Length of the offsets: {_range_text(length)}. In pixels of the layer's map "
-        f"({_grid_text(layer)}): mean {stats.mean_px:.3g}, 95th percentile {stats.p95_px:.3g}.",
-        f"Samples outside the map: {stats.outside_share:.1%}; of the plain grid, by its padding: "
-        f"{stats.grid_outside_share:.1%}.",
+        f"Offset length in image pixels: {_format_range(length)}.",
+        f"Offset length in feature map pixels: mean {stats.mean_px:.3g}, 95th percentile "
+        f"{stats.p95_px:.3g} ({_describe_grid(layer)}).",
+        f"Share of sampling points outside the feature map: {stats.outside_share:.3f} "
+        f"(plain grid: {stats.grid_outside_share:.3f}).",
     ]
-    return compose(panels, _num_columns(image, 2), f"{layer.name}: offsets", notes)
+    return compose(panels, _count_columns(image, 2), f"{layer.name}: offsets", notes)
 
 
 def draw_sampling_points(
@@ -95,59 +93,59 @@ def draw_sampling_points(
     cascade: tuple[SamplingPoints, SamplingPoints],
     layer_names: Sequence[str],
 ) -> Rgb:
-    """The samples of one output location: last layer above, cascade below; plain grid left.
+    """Draw the sampling points of one output location: last layer (top) and cascade (bottom).
 
-    The receptive location is a green square and the samples are red. Samples outside the image
-    are drawn in a margin around it, at most `MAX_MARGIN_SHARE` wide; those beyond it are counted.
+    The output location is a green square, the sampling points are red. Points outside the image are
+    drawn in a margin of at most `MAX_MARGIN_SHARE`; points beyond it are counted in the caption.
 
     Args:
-        image: The image.
+        image: The image, uint8 RGB [H, W, 3].
         grid: Grid of the last layer.
-        last_layer: Its samples: plain grid, deformable.
-        cascade: Samples of several layers in cascade: plain grid, deformable.
+        last_layer: Sampling points of the last layer: plain grid, deformable.
+        cascade: Sampling points of the cascade of layers: plain grid, deformable.
         layer_names: Names of the cascade's layers, in forward order.
     """
     points = (*last_layer, *cascade)
-    margins = _margins(image, np.concatenate([p.positions_xy.numpy() for p in points]))
+    margins = _compute_margins(image, np.concatenate([p.positions_xy.numpy() for p in points]))
     panels = []
     for samples, kind in zip(last_layer, ("plain grid", "deformable"), strict=True):
         panel = Panel.from_image(image, margins)
         positions = samples.positions_xy.numpy()
         for mesh in np.split(positions, len(positions) // grid.num_taps):
             _draw_mesh(panel, mesh, grid, WHITE, 1)
-        panels.append(_samples_panel(panel, samples, 6.0, f"last layer, {kind}"))
+        panels.append(_draw_samples(panel, samples, 6.0, f"last layer, {kind}"))
     for samples, kind in zip(cascade, ("plain grid", "deformable"), strict=True):
         panel = Panel.from_image(image, margins)
-        text = f"last {len(layer_names)} layers in cascade, {kind}"
+        text = f"cascade of the last {len(layer_names)} layers, {kind}"
         radius = 3.0 * min(1.0, (1000 / len(samples.positions_xy)) ** 0.25)
-        panels.append(_samples_panel(panel, samples, radius, text))
+        panels.append(_draw_samples(panel, samples, radius, text))
     (x, y), (location_x, location_y) = last_layer[0].point_xy, last_layer[0].location_xy
-    title = f"sampling points of ({x:g}, {y:g})"
+    title = f"sampling points for ({x:g}, {y:g})"
     notes = [
-        f"Green: the output location nearest to the point, at ({location_x:g}, {location_y:g}). "
-        "Red: where it samples, hatched where there is no image.",
+        f"Green: nearest output location, ({location_x:g}, {location_y:g}). Red: sampling points. "
+        "Hatched: outside the image.",
         "Layers: " + ", ".join(layer_names) + ".",
     ]
     if any((p.weights != 1).any() for p in points):
-        notes[0] += " The area of a dot stands for its modulation."
-    return compose(panels, _num_columns(image, 2), title, notes)
+        notes[0] += " Dot area: modulation."
+    return compose(panels, _count_columns(image, 2), title, notes)
 
 
-def _samples_panel(
+def _draw_samples(
     panel: Panel, samples: SamplingPoints, radius: float, caption: str
 ) -> tuple[str, Rgb]:
-    """Draw samples, larger where the modulation is stronger, and say how many there are."""
+    """Draw sampling points with areas proportional to the modulation; add counts to the caption."""
     positions = samples.positions_xy.numpy()
     weights = samples.weights.double().numpy()
-    # The area stands for the weight, 1 being the plain convolution's; never quite invisible.
+    # The area is proportional to the weight (1 without modulation), with a visible minimum.
     radii = radius * np.sqrt(np.clip(np.nan_to_num(weights), 0.08, 2.0))
     num_distinct = len(np.unique(np.round(positions, 3), axis=0))
-    # Few dots get an edge to stand out; hundreds would cover the image with it.
+    # Outlines make few dots stand out, but many of them would cover the image.
     panel.dots(positions, radii, RED, WHITE if num_distinct <= 100 else None)
     panel.square(samples.location_xy, 9.0, GREEN)
-    text = f"{caption}: {len(positions)} samples"
+    text = f"{caption}: {len(positions)} points"
     if num_distinct < len(positions):
-        text += f" at {num_distinct} places"
+        text += f" at {num_distinct} positions"
     is_finite = np.isfinite(positions).all(1)
     num_beyond = int((is_finite & ~panel.is_within(positions)).sum())
     if num_beyond:
@@ -157,31 +155,31 @@ def _samples_panel(
     return text, panel.canvas
 
 
-def _margins(image: Rgb, positions_xy: Floats) -> Margins:
-    """Room for the samples outside the image, left, top, right and bottom, in its pixels."""
+def _compute_margins(image: Rgb, positions_xy: Floats) -> Margins:
+    """Return the margins for points outside the image: left, top, right, bottom, in pixels."""
     height, width = image.shape[:2]
-    longest = MAX_MARGIN_SHARE * max(height, width)
-    least = 0.03 * max(height, width)
+    largest = MAX_MARGIN_SHARE * max(height, width)
+    smallest = 0.03 * max(height, width)
     finite = positions_xy[np.isfinite(positions_xy).all(1)]
     x, y = finite.T if len(finite) else np.zeros((2, 1))
     excess = (-x.min(), -y.min(), x.max() - width + 1, y.max() - height + 1)
-    left, top, right, bottom = (round(min(max(e, 0.0) + least, longest)) for e in excess)
+    left, top, right, bottom = (round(min(max(e, 0.0) + smallest, largest)) for e in excess)
     return left, top, right, bottom
 
 
-def _mesh_panel(image: Rgb, layer: LayerOffsets) -> Rgb:
-    """The sampling grid at a lattice of locations, so spaced that neighbors hardly overlap."""
+def _draw_meshes(image: Rgb, layer: LayerOffsets) -> Rgb:
+    """Draw the sampling grids of evenly spaced locations that hardly overlap."""
     panel = Panel.from_image(dim(image))
-    deformed = _flat_positions(sampling_positions(layer))  # [G*T, 2 (x, y), Ho, Wo]
-    plain = _flat_positions(sampling_positions(layer, is_plain=True))
+    deformed = _flatten_positions(compute_sampling_positions(layer))  # [G*T, 2 (x, y), Ho, Wo]
+    plain = _flatten_positions(compute_sampling_positions(layer, is_plain=True))
     both = np.concatenate([deformed, plain])
     spans = np.ptp(np.where(np.isfinite(both), both, plain.mean(0)), axis=0)  # [2, Ho, Wo]
     sides = np.array(image.shape[1::-1])
     spacing = np.minimum(1.15 * np.median(spans, axis=(1, 2)), sides)
     geometry = layer.output_geometry
     height_out, width_out = deformed.shape[-2:]
-    columns = _lattice(width_out, geometry.stride_px[1], spacing[0])
-    rows = _lattice(height_out, geometry.stride_px[0], spacing[1])
+    columns = _spread_indices(width_out, geometry.stride_px[1], spacing[0])
+    rows = _spread_indices(height_out, geometry.stride_px[0], spacing[1])
     for row in rows:
         for column in columns:
             for positions, color, width in ((plain, PALE, 1), (deformed, YELLOW, 2)):
@@ -196,20 +194,20 @@ def _mesh_panel(image: Rgb, layer: LayerOffsets) -> Rgb:
 
 
 def _draw_mesh(panel: Panel, taps_xy: Floats, grid: TapGrid, color: Color, width: int) -> None:
-    """Join the T samples of one location as neighbors in the kernel."""
+    """Draw lines between adjacent taps of one location."""
     mesh = taps_xy.reshape(*grid.kernel_size, 2)
     for starts, ends in ((mesh[1:], mesh[:-1]), (mesh[:, 1:], mesh[:, :-1])):
         for ink, extra in ((INK, 2), (color, 0)):
             panel.segments(starts.reshape(-1, 2), ends.reshape(-1, 2), ink, width + extra)
 
 
-def _arrow_panel(image: Rgb, displacement: Floats, geometry: MapGeometry) -> tuple[Rgb, float]:
-    """Displacements [2 (dy, dx), Ho, Wo] as arrows at a lattice of locations, and their scale."""
+def _draw_arrows(image: Rgb, displacement: Floats, geometry: MapGeometry) -> tuple[Rgb, float]:
+    """Draw displacements [2 (dy, dx), Ho, Wo] as arrows; return the panel and the arrow scale."""
     panel = Panel.from_image(dim(image))
     spacing = 34 / panel.scale_xy[0]
     height_out, width_out = displacement.shape[-2:]
-    rows = _lattice(height_out, geometry.stride_px[0], spacing)
-    columns = _lattice(width_out, geometry.stride_px[1], spacing)
+    rows = _spread_indices(height_out, geometry.stride_px[0], spacing)
+    columns = _spread_indices(width_out, geometry.stride_px[1], spacing)
     chosen = displacement[:, rows][:, :, columns].reshape(2, -1).T[:, ::-1]  # (dx, dy)
     y, x = np.meshgrid(rows, columns, indexing="ij")
     starts = np.stack([x, y], -1).reshape(-1, 2) * np.array(geometry.stride_px[::-1])
@@ -226,23 +224,23 @@ def _arrow_panel(image: Rgb, displacement: Floats, geometry: MapGeometry) -> tup
     return panel.canvas, factor
 
 
-def _heat_panel(
+def _draw_heat_map(
     image: Rgb,
     values: Floats,
     geometry: MapGeometry,
     color_map: int,
     mark: tuple[float, str] | None,
 ) -> Rgb:
-    """Values [Ho, Wo] as colors over the gray image, interpolated between the locations."""
+    """Draw values [Ho, Wo] as a heat map with a color bar, interpolated between locations."""
     panel = Panel.from_image(image)
-    low, high = _value_range(values, 0.0 if mark is None else mark[0])
-    heat = colorize(_spread(values, geometry, panel), low, high, color_map)
+    low, high = _choose_range(values, 0.0 if mark is None else mark[0])
+    heat = colorize(_interpolate(values, geometry, panel), low, high, color_map)
     bar = color_bar(heat.shape[0], low, high, color_map, "px", mark)
-    return beside(engrave(heat, panel.canvas), bar)
+    return concatenate(engrave(heat, panel.canvas), bar)
 
 
-def _spread(values: Floats, geometry: MapGeometry, panel: Panel) -> Floats:
-    """Values of the locations at every pixel of the panel; the nearest beyond the outermost."""
+def _interpolate(values: Floats, geometry: MapGeometry, panel: Panel) -> Floats:
+    """Interpolate values [Ho, Wo] to the pixels of the panel, with nearest extrapolation."""
     axes = []
     for axis, size in enumerate(panel.canvas.shape[:2]):
         in_image = (np.arange(size) + 0.5) / panel.scale_xy[1 - axis] - 0.5
@@ -260,11 +258,11 @@ def _spread(values: Floats, geometry: MapGeometry, panel: Panel) -> Floats:
     )
 
 
-def _value_range(values: Floats, anchor: float) -> tuple[float, float]:
-    """Ends of the color bar: the middle 98 % of the values, and `anchor` unless it is far away.
+def _choose_range(values: Floats, anchor: float) -> tuple[float, float]:
+    """Return the ends of the color bar: the 1st and 99th percentiles, extended to `anchor`.
 
-    An anchor that took more than two thirds of the bar would leave the values in one color; values
-    that are all but equal get a bar around them, not a bar of rounding errors.
+    An anchor that would take more than 2/3 of the bar is not included. Nearly equal values get a
+    minimum range.
     """
     finite = values[np.isfinite(values)]
     if not len(finite):
@@ -280,33 +278,33 @@ def _value_range(values: Floats, anchor: float) -> tuple[float, float]:
     return low, high
 
 
-def _lattice(size: int, stride_px: float, spacing_px: float) -> npt.NDArray[np.int64]:
-    """Indices of a map's axis at least `spacing_px` apart, centered."""
+def _spread_indices(size: int, stride_px: float, spacing_px: float) -> npt.NDArray[np.int64]:
+    """Return centered indices of a map's axis that are at least `spacing_px` apart."""
     step = max(int(np.ceil(spacing_px / stride_px - 1e-9)), 1)
     count = max(size // step, 1)
     first = (size - 1 - (count - 1) * step) // 2
     return np.arange(count) * step + max(first, 0)
 
 
-def _flat_positions(positions: Tensor) -> Floats:
-    """[G, T, 2 (y, x), H, W] as [G*T, 2 (x, y), H, W]."""
+def _flatten_positions(positions: Tensor) -> Floats:
+    """Reshape [G, T, 2 (y, x), H, W] to [G*T, 2 (x, y), H, W]."""
     return np.asarray(positions.flatten(0, 1).flip(1).numpy(), np.float64)
 
 
-def _num_columns(image: Rgb, columns: int) -> int:
-    """Panels of a tall image stand in one row."""
+def _count_columns(image: Rgb, columns: int) -> int:
+    """Return the number of columns; panels of tall images are in one row."""
     return 4 if image.shape[0] > 1.5 * image.shape[1] else columns
 
 
-def _grid_text(layer: LayerOffsets) -> str:
+def _describe_grid(layer: LayerOffsets) -> str:
     dilation, stride = layer.grid.dilation, layer.input_geometry.stride_px
-    return f"dilation {dilation[0]}, a pixel of the map is {stride[0]:.4g} px"
+    return f"dilation {dilation[0]}, feature map stride {stride[0]:.4g} px"
 
 
-def _range_text(values: Floats) -> str:
+def _format_range(values: Floats) -> str:
     finite = values[np.isfinite(values)]
     if not len(finite):
-        return "no finite value"
+        return "no finite values"
     missing = "" if len(finite) == values.size else f" ({values.size - len(finite)} not finite)"
     mean, low, high = finite.mean(), finite.min(), finite.max()
-    return f"mean {mean:.4g} px, from {low:.4g} to {high:.4g} px{missing}"
+    return f"mean {mean:.4g} px, range {low:.4g} to {high:.4g} px{missing}"

@@ -1,4 +1,4 @@
-"""Where the pixels of a feature map lie in the network's input: `trace_map_geometry`."""
+"""Positions of feature map pixels in the network's input; entry point `trace_map_geometry`."""
 
 from __future__ import annotations
 
@@ -18,18 +18,19 @@ WatchedLayer = nn.Conv2d | nn.MaxPool2d | nn.AvgPool2d
 
 @dataclass(frozen=True)
 class MapGeometry:
-    """Pixel i of a map has its center at `origin_px + i * stride_px`; pairs are (y, x).
+    """Position of a feature map: pixel i has its center at `origin_px + i * stride_px`.
 
-    Coordinates are indices: 0 is the center of the first pixel of the image referred to.
+    Pairs are (y, x), in pixels of the network's input or of the image; 0 is the center of the first
+    pixel.
     """
 
     stride_px: Pair
     origin_px: Pair
 
     def in_image(self, network_hw: tuple[int, int], image_hw: tuple[int, int]) -> MapGeometry:
-        """Turn pixels of the network's input into pixels of the image it was resized from.
+        """Convert from pixels of the network's input to pixels of the image before resizing.
 
-        Resizing keeps the outer edges together: x_image = (x_network + 0.5) / scale - 0.5.
+        Resizing aligns the outer edges: x_image = (x_network + 0.5) / scale - 0.5.
         """
         factors = [image / network for image, network in zip(image_hw, network_hw, strict=True)]
         stride = [s * f for s, f in zip(self.stride_px, factors, strict=True)]
@@ -39,15 +40,15 @@ class MapGeometry:
 
 @dataclass
 class GeometryTrace:
-    """What `trace_map_geometry` has seen so far: a geometry for every size of map."""
+    """The geometries that `trace_map_geometry` recorded, by map size."""
 
     by_size: dict[tuple[int, int], MapGeometry] = field(default_factory=dict)
-    network_hw: tuple[int, int] | None = None  # as the first layer sees it, padding included
+    network_hw: tuple[int, int] | None = None  # including padding
 
     def of(self, size_hw: tuple[int, int]) -> MapGeometry:
-        """Geometry of the maps of this size.
+        """Return the geometry of maps of this size.
 
-        A size that no traced layer made is taken for a symmetric reduction by a power of two.
+        Unknown sizes are assumed to be a symmetric reduction by a power of two.
         """
         if size_hw in self.by_size or self.network_hw is None:
             return self.by_size.get(size_hw, MapGeometry((1.0, 1.0), (0.0, 0.0)))
@@ -56,8 +57,8 @@ class GeometryTrace:
         return MapGeometry((stride, stride), (0.0, 0.0))
 
     def record(self, module: WatchedLayer, map_in: Tensor, map_out: Tensor) -> None:
-        """Derive the geometry of `map_out` from that of `map_in`, if the layer changed the size."""
-        size_in, size_out = _size_hw(map_in), _size_hw(map_out)
+        """Record the geometry of `map_out` if the layer changed the size."""
+        size_in, size_out = _get_size_hw(map_in), _get_size_hw(map_out)
         if self.network_hw is None:
             self.network_hw = size_in
             self.by_size[size_in] = MapGeometry((1.0, 1.0), (0.0, 0.0))
@@ -67,7 +68,7 @@ class GeometryTrace:
         kernel = TapGrid.from_layer(module)
         strides, origins = [], []
         for axis in range(2):
-            pad_before = _pad_before(kernel, axis, size_in[axis], size_out[axis])
+            pad_before = _get_pad_before(kernel, axis, size_in[axis], size_out[axis])
             center = kernel.dilation[axis] * (kernel.kernel_size[axis] - 1) / 2 - pad_before
             strides.append(before.stride_px[axis] * kernel.stride[axis])
             origins.append(before.origin_px[axis] + center * before.stride_px[axis])
@@ -76,12 +77,11 @@ class GeometryTrace:
 
 @contextmanager
 def trace_map_geometry(model: nn.Module) -> Iterator[GeometryTrace]:
-    """Watch the convolutions and poolings of `model` while the block runs.
+    """Record the geometry of all feature maps of `model` while the block runs.
 
-    The trace knows, for every size of map that occurred, how such a map lies in the network's
-    input: exact for symmetrically padded layers (the ResNets), unpadded ones (2x2 pooling in VGG
-    and DenseNet) and "same" padding done outside the layer, which puts the odd pixel at the end
-    (EfficientNet). Padding of the network's input itself must be at the bottom and right.
+    Exact for layers with symmetric padding (ResNet), without padding (2x2 pooling in VGG and
+    DenseNet), and with "same" padding outside the layer that puts the odd pixel at the end
+    (EfficientNet). The network's input may be padded at the bottom and right only.
     """
     trace = GeometryTrace()
 
@@ -102,8 +102,8 @@ def trace_map_geometry(model: nn.Module) -> Iterator[GeometryTrace]:
             handle.remove()
 
 
-def _pad_before(kernel: TapGrid, axis: int, size_in: int, size_out: int) -> int:
-    """Padding in front: the layer's own, or half of what "same" padding must have added."""
+def _get_pad_before(kernel: TapGrid, axis: int, size_in: int, size_out: int) -> int:
+    """Return the padding at the start: the layer's own, or half of the "same" padding."""
     reach = kernel.dilation[axis] * (kernel.kernel_size[axis] - 1)
     stride, padding = kernel.stride[axis], kernel.padding[axis]
     if padding > 0 or (size_in - reach - 1) // stride + 1 == size_out:
@@ -111,5 +111,5 @@ def _pad_before(kernel: TapGrid, axis: int, size_in: int, size_out: int) -> int:
     return max((size_out - 1) * stride + reach + 1 - size_in, 0) // 2
 
 
-def _size_hw(tensor: Tensor) -> tuple[int, int]:
+def _get_size_hw(tensor: Tensor) -> tuple[int, int]:
     return int(tensor.shape[-2]), int(tensor.shape[-1])

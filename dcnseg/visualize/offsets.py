@@ -1,7 +1,7 @@
-"""What the offsets of a network do to one image; the entry point is `capture_offsets`.
+"""Offsets and sampling positions of a network for one image; entry point `capture_offsets`.
 
-Tensors keep (y, x) order, as the offsets do; what people read, points and the `_xy` results, is
-(x, y). Image coordinates are indices: (0, 0) is the center of the upper left pixel.
+Tensors are in (y, x) order like the offsets; points and results named `_xy` are (x, y). (0, 0) is
+the center of the upper left pixel.
 """
 
 from __future__ import annotations
@@ -22,16 +22,16 @@ from dcnseg.visualize.geometry import MapGeometry, trace_map_geometry
 
 @dataclass(frozen=True)
 class LayerOffsets:
-    """The offsets that one deformable layer predicted for one image.
+    """Offsets of one deformable layer for one image.
 
     Attributes:
         name: The layer's name in the model.
-        offset: Displacements in pixels of the layer's input map, (dy, dx), float32
+        offset: Offsets (dy, dx) in pixels of the layer's input map, float32
             [G, T, 2, H_out, W_out] on the CPU.
         mask: Modulation in [0, 2], float32 [G, T, H_out, W_out], or None.
         grid: Kernel size, stride, padding and dilation.
         input_hw: Size of the layer's input map.
-        input_geometry: Where the pixels of the input map lie in the image.
+        input_geometry: Position of the input map in the image.
         statistics: Summary of `offset`, in pixels of the input map.
     """
 
@@ -45,7 +45,7 @@ class LayerOffsets:
 
     @property
     def output_geometry(self) -> MapGeometry:
-        """Where the output locations lie in the image: each at the center of its plain grid."""
+        """Position of the output locations in the image: the centers of the plain grids."""
         strides, origins = [], []
         for axis in range(2):
             stride_px = self.input_geometry.stride_px[axis]
@@ -57,33 +57,35 @@ class LayerOffsets:
 
     @property
     def plain_dilation_px(self) -> float:
-        """Effective dilation of the plain grid in image pixels."""
+        """Effective dilation of the plain grid, in image pixels."""
         zero = torch.zeros(1, self.grid.num_taps, 2, 1, 1)
         return float(_mean_adjacent_distance(self, zero, self.input_geometry.stride_px))
 
     def displacement_px(self, *, is_plain: bool = False) -> Tensor:
-        """Way from an output location to its samples in image pixels, [G, T, 2, H_out, W_out].
+        """Compute sampling positions relative to their output location, in image pixels.
 
         Args:
-            is_plain: Leave the offsets out: the grid of the plain convolution.
+            is_plain: Ignore the offsets, as in a plain convolution.
+
+        Returns:
+            (dy, dx), float64 [G, T, 2, H_out, W_out].
         """
         offset = self.offset.double()
-        steps = tap_steps(self.grid)[:, :, None, None]  # [T, 2, 1, 1]
+        steps = compute_tap_steps(self.grid)[:, :, None, None]  # [T, 2, 1, 1]
         stride = torch.tensor(self.input_geometry.stride_px, dtype=torch.float64)[:, None, None]
         return (torch.zeros_like(offset) if is_plain else offset).add(steps) * stride
 
 
 @dataclass(frozen=True)
 class SamplingPoints:
-    """Where the network looks for one output location.
+    """Sampling points of one output location.
 
     Attributes:
-        point_xy: The point asked for, in image pixels.
-        location_xy: The output location nearest to it, in image pixels.
+        point_xy: The requested point, in image pixels.
+        location_xy: The nearest output location, in image pixels.
         positions_xy: Sampling positions in image pixels, float64 [(G*T)**n, 2]; the taps of the
-            last layer change slowest. They may lie outside the image, and are NaN where an
-            offset is.
-        weights: Product of the modulation masks on the way, [(G*T)**n]; 1 without modulation.
+            last layer change slowest. They may be outside the image, and are NaN for NaN offsets.
+        weights: Product of the modulation masks along the path, [(G*T)**n]; 1 without modulation.
     """
 
     point_xy: tuple[float, float]
@@ -98,13 +100,13 @@ def capture_offsets(
 ) -> list[LayerOffsets]:
     """Run the model once and return the offsets of its deformable layers, in forward order.
 
-    The whole image goes through the network at once, without tiles.
+    The image is not split into windows.
 
     Args:
-        model: Any network with `DeformConv2d` layers, in evaluation mode. It may pad its input at
-            the bottom and right.
-        network_input: The normalized image, [1, 3, h, w], possibly scaled.
-        image_hw: Size of the image before scaling: positions are given in its pixels.
+        model: A network with `DeformConv2d` layers, in evaluation mode. It may pad its input at the
+            bottom and right only.
+        network_input: The normalized, possibly resized image, [1, 3, h, w].
+        image_hw: Size of the image before resizing; positions are in its pixels.
 
     Raises:
         ConfigError: The model has no deformable layer, or is in training mode.
@@ -112,24 +114,26 @@ def capture_offsets(
     """
     if network_input.ndim != 4 or network_input.shape[0] != 1:
         raise ShapeError(
-            f"`network_input` has the shape {list(network_input.shape)}; offsets are shown for "
-            "one image, [1, 3, h, w]."
+            f"`network_input` has shape {list(network_input.shape)}; expected one image, "
+            "[1, 3, h, w]."
         )
     layers = [(name, m) for name, m in model.named_modules() if isinstance(m, DeformConv2d)]
     if not layers:
         raise ConfigError(
-            "The model has no deformable layer, so it has no offsets to show. Train it with "
-            "--deform-layers 3, say."
+            "The model has no deformable layer, so it has no offsets. Train with, for example, "
+            "--deform-layers 3."
         )
     if model.training:
-        raise ConfigError("`model` is in training mode; call model.eval() to look at its offsets.")
+        raise ConfigError("`model` is in training mode; call model.eval() first.")
 
-    seen: dict[str, tuple[DeformConv2d, tuple[int, int], Tensor]] = {}
+    captured: dict[str, tuple[DeformConv2d, tuple[int, int], Tensor]] = {}
 
-    def keep(name: str, layer: DeformConv2d, _: Any, inputs: tuple[Any, ...], output: Any) -> None:
-        seen[name] = layer, tuple(inputs[0].shape[-2:]), output.detach().float().cpu()
+    def capture(
+        name: str, layer: DeformConv2d, _: Any, inputs: tuple[Any, ...], output: Any
+    ) -> None:
+        captured[name] = layer, tuple(inputs[0].shape[-2:]), output.detach().float().cpu()
 
-    handles = [m.conv_offset.register_forward_hook(partial(keep, name, m)) for name, m in layers]
+    handles = [m.conv_offset.register_forward_hook(partial(capture, name, m)) for name, m in layers]
     try:
         with trace_map_geometry(model) as trace:
             model(network_input)
@@ -139,25 +143,25 @@ def capture_offsets(
 
     network_hw = int(network_input.shape[-2]), int(network_input.shape[-1])
     return [
-        _layer_offsets(
+        _parse_prediction(
             name, layer, prediction, input_hw, trace.of(input_hw).in_image(network_hw, image_hw)
         )
-        for name, (layer, input_hw, prediction) in seen.items()
+        for name, (layer, input_hw, prediction) in captured.items()
     ]
 
 
-def effective_dilation(layer: LayerOffsets, *, in_image: bool = True) -> Tensor:
+def compute_effective_dilation(layer: LayerOffsets, *, in_image: bool = True) -> Tensor:
     """Mean distance between adjacent sampling positions at every output location, [H_out, W_out].
 
-    Adjacent are taps next to each other in a row or in a column of the kernel (12 pairs for 3x3).
-    Averaged over the offset groups. A plain grid of dilation d gives d, or d * stride_px.
+    The mean over all horizontally or vertically adjacent taps (12 pairs for a 3x3 kernel) and all
+    offset groups. For a plain grid of dilation d it is d map pixels, or d * stride_px image pixels.
 
     Args:
         layer: The layer's offsets.
-        in_image: In pixels of the image, else in pixels of the layer's input map.
+        in_image: Whether the unit is image pixels, rather than pixels of the layer's input map.
 
     Raises:
-        ConfigError: The kernel is 1x1: it has no adjacent taps.
+        ConfigError: The kernel is 1x1, which has no adjacent taps.
 
     Source: Dai et al. 2017, "Deformable Convolutional Networks", section 4.2 and Table 2.
     """
@@ -165,8 +169,8 @@ def effective_dilation(layer: LayerOffsets, *, in_image: bool = True) -> Tensor:
     return _mean_adjacent_distance(layer, layer.offset, stride_px)
 
 
-def sampling_positions(layer: LayerOffsets, *, is_plain: bool = False) -> Tensor:
-    """Samples (y, x) of every output location in image pixels, [G, T, 2, H_out, W_out]."""
+def compute_sampling_positions(layer: LayerOffsets, *, is_plain: bool = False) -> Tensor:
+    """Sampling positions (y, x) of all locations in image pixels, [G, T, 2, H_out, W_out]."""
     output = layer.output_geometry
     axes = [
         output.origin_px[axis] + output.stride_px[axis] * torch.arange(size, dtype=torch.float64)
@@ -176,26 +180,25 @@ def sampling_positions(layer: LayerOffsets, *, is_plain: bool = False) -> Tensor
     return locations + layer.displacement_px(is_plain=is_plain)
 
 
-def cascade_positions(
+def trace_cascade(
     layers: Sequence[LayerOffsets], point_xy: tuple[float, float], *, is_plain: bool = False
 ) -> SamplingPoints:
     """Trace a point back through the sampling positions of consecutive deformable layers.
 
-    The point is moved to the nearest output location of the last layer, whose samples are at T
-    positions (for each offset group) in its input map. Each is traced on through the layer before:
-    its offsets are read at the output location nearest to the position, clamped to the map for
-    reading only. The position itself is never moved, so a tap outside of the image keeps its own
-    offsets. Plain convolutions between the layers are ignored: they are 1x1 in bottleneck ResNets;
-    in a basic block with a plain 3x3 convolution the true field is wider by its taps.
+    Starts at the output location of the last layer that is nearest to the point and has T sampling
+    positions per offset group in its input map. Each position is traced through the previous layer
+    with the offsets of the nearest output location, clamped to the map. Only the lookup is clamped,
+    not the position itself. Plain convolutions between the layers are ignored: they are 1x1 in
+    bottleneck ResNets; with plain 3x3 convolutions (basic blocks) the true field is wider.
 
     Args:
-        layers: One or more layers in forward order; the last one is the nearest to the output.
+        layers: One or more layers in forward order.
         point_xy: The point in image pixels.
-        is_plain: Leave the offsets out, for comparison.
+        is_plain: Ignore the offsets, for comparison.
 
     Source: Dai et al. 2017, "Deformable Convolutional Networks", Figure 6.
     """
-    row, column = _nearest_location(layers[-1], torch.tensor([[point_xy[1], point_xy[0]]]))
+    row, column = _find_nearest_location(layers[-1], torch.tensor([[point_xy[1], point_xy[0]]]))
     output = layers[-1].output_geometry
     location_yx = [
         origin + stride * int(index)
@@ -206,7 +209,7 @@ def cascade_positions(
     positions = torch.tensor([location_yx], dtype=torch.float64)  # [N, 2 (y, x)]
     weights = torch.ones(1)
     for layer in reversed(layers):
-        rows, columns = _nearest_location(layer, positions)
+        rows, columns = _find_nearest_location(layer, positions)
         steps = layer.displacement_px(is_plain=is_plain)[..., rows, columns]  # [G, T, 2, N]
         positions = (positions[:, None] + steps.permute(3, 0, 1, 2).flatten(1, 2)).flatten(0, 1)
         factors = torch.ones(*steps.shape[:2], len(rows))
@@ -216,8 +219,8 @@ def cascade_positions(
     return SamplingPoints(point_xy, (location_yx[1], location_yx[0]), positions.flip(-1), weights)
 
 
-def tap_steps(grid: TapGrid) -> Tensor:
-    """Way from the center of a plain grid to its taps in pixels of the map, (y, x), [T, 2]."""
+def compute_tap_steps(grid: TapGrid) -> Tensor:
+    """Compute the taps (y, x) of a plain grid relative to its center, in map pixels, [T, 2]."""
     axes = [
         (torch.arange(k, dtype=torch.float64) - (k - 1) / 2) * d
         for k, d in zip(grid.kernel_size, grid.dilation, strict=True)
@@ -225,14 +228,14 @@ def tap_steps(grid: TapGrid) -> Tensor:
     return torch.stack(torch.meshgrid(*axes, indexing="ij"), -1).flatten(0, 1)
 
 
-def _layer_offsets(
+def _parse_prediction(
     name: str,
     layer: DeformConv2d,
     prediction: Tensor,
     input_hw: tuple[int, int],
     geometry: MapGeometry,
 ) -> LayerOffsets:
-    """Take apart what the layer's `conv_offset` returned, [1, C, H_out, W_out]."""
+    """Split the output of the layer's `conv_offset`, [1, C, H_out, W_out]."""
     grid = TapGrid.from_layer(layer)
     offset = split_offset(prediction, layer.offset_groups, grid)[0]
     mask = None
@@ -246,11 +249,11 @@ def _layer_offsets(
 def _mean_adjacent_distance(
     layer: LayerOffsets, offset: Tensor, stride_px: tuple[float, float]
 ) -> Tensor:
-    """Mean over adjacent taps and groups; offset is [G, T, 2, H, W], the result [H, W]."""
+    """Mean distance over adjacent taps and groups, [H, W]; `offset` is [G, T, 2, H, W]."""
     grid = layer.grid
     if grid.num_taps == 1:
-        raise ConfigError(f"{layer.name}: a 1x1 kernel has no adjacent taps, so no dilation.")
-    points = offset.double() + tap_steps(grid)[:, :, None, None]
+        raise ConfigError(f"{layer.name} has a 1x1 kernel, which has no effective dilation.")
+    points = offset.double() + compute_tap_steps(grid)[:, :, None, None]
     points = points * torch.tensor(stride_px, dtype=torch.float64)[:, None, None]
     points = points.reshape(-1, *grid.kernel_size, *points.shape[2:])  # [G, kh, kw, 2, H, W]
     distances = [
@@ -259,12 +262,12 @@ def _mean_adjacent_distance(
     return torch.cat(distances).mean(0)
 
 
-def _nearest_location(layer: LayerOffsets, positions: Tensor) -> tuple[Tensor, Tensor]:
-    """Row and column of the output location nearest to each (y, x), clamped to the map."""
+def _find_nearest_location(layer: LayerOffsets, positions: Tensor) -> tuple[Tensor, Tensor]:
+    """Find the row and column of the output location nearest to each (y, x), [N, 2]."""
     output = layer.output_geometry
     indices = []
     for axis, size in enumerate(layer.offset.shape[-2:]):
         index = (positions[:, axis] - output.origin_px[axis]) / output.stride_px[axis]
-        # A NaN position reads location 0 and stays NaN, because steps are added to it.
+        # A NaN position looks up location 0 and stays NaN, because steps are added to it.
         indices.append((index.nan_to_num(0.0) + 0.5).floor().clamp(0, size - 1).long())
     return indices[0], indices[1]

@@ -1,4 +1,4 @@
-"""Images and numbers of the offsets for one image, as files; the entry is `visualize_image`."""
+"""Offset figures and a JSON file for one image; entry point `visualize_image`."""
 
 from __future__ import annotations
 
@@ -24,8 +24,8 @@ from dcnseg.visualize.offsets import (
     LayerOffsets,
     SamplingPoints,
     capture_offsets,
-    cascade_positions,
-    effective_dilation,
+    compute_effective_dilation,
+    trace_cascade,
 )
 
 CASCADE_DEPTH = 3  # as in the paper's Figure 6: 9^3 = 729 samples
@@ -42,24 +42,26 @@ def visualize_image(
     *,
     cascade_depth: int = CASCADE_DEPTH,
 ) -> list[Path]:
-    """Write what the offsets of `model` do to `image`, and return the paths in the order written.
+    """Write figures of the offsets of `model` for one image.
 
-    For each deformable layer `<stem>_<layer>_dilation.png` and `<stem>_<layer>_offsets.png`, for
-    each point `<stem>_point_<x>_<y>.png`, and `<stem>.json` with the same numbers. Every file
-    appears complete or not at all; existing files are replaced.
+    Writes `<stem>_<layer>_dilation.png` and `<stem>_<layer>_offsets.png` for each deformable layer,
+    `<stem>_point_<x>_<y>.png` for each point, and `<stem>.json` with the same numbers. Files are
+    written atomically and replace existing ones.
 
     Args:
-        model: A network with deformable layers, in evaluation mode, on the device of the input.
-        network_input: The normalized, possibly scaled image, [1, 3, h, w].
+        model: A network with deformable layers, in evaluation mode, on the input's device.
+        network_input: The normalized, possibly resized image, [1, 3, h, w].
         image: The image, uint8 RGB [H, W, 3].
         points: Points (x, y) in pixels of `image`; (0, 0) is the center of its upper left pixel.
-        out_dir: Folder for the files; made if missing.
-        stem: Start of the files' names; may hold folders, "street/0001".
-        cascade_depth: Number of last deformable layers to trace a point through; fewer if the model
-            has fewer.
+        out_dir: Output folder, created if needed.
+        stem: Start of the file names, possibly with folders: "street/0001".
+        cascade_depth: Maximum number of deformable layers to trace a point through.
+
+    Returns:
+        The written paths, in order.
 
     Raises:
-        ConfigError: A point lies outside the image, `cascade_depth` is below 1, or the model has
+        ConfigError: A point is outside the image, `cascade_depth` is below 1, or the model has
             no deformable layer.
     """
     height, width = image.shape[:2]
@@ -79,13 +81,13 @@ def visualize_image(
         write(f"{layer.name}_offsets", draw_offset_field(image, layer))
     entries = []
     for point in points:
-        panel, entry = _point_report(image, layers[-cascade_depth:], point)
+        panel, entry = _draw_point(image, layers[-cascade_depth:], point)
         write(f"point_{point[0]:g}_{point[1]:g}", panel)
         entries.append(entry)
 
     numbers = {
         "image": {"height": height, "width": width},
-        "layers": [_layer_entry(layer) for layer in layers],
+        "layers": [_make_layer_entry(layer) for layer in layers],
         "points": entries,
     }
     paths.append(target.with_name(f"{target.name}.json"))
@@ -94,8 +96,8 @@ def visualize_image(
     return paths
 
 
-def default_points(image_hw: tuple[int, int], columns: int = 3, rows: int = 3) -> list[Point]:
-    """A grid of points, (x, y) in image pixels, evenly spread over the image, row by row."""
+def make_default_points(image_hw: tuple[int, int], columns: int = 3, rows: int = 3) -> list[Point]:
+    """Return an evenly spaced grid of points (x, y), in image pixels, row by row."""
     height, width = image_hw
     return [
         (
@@ -108,31 +110,32 @@ def default_points(image_hw: tuple[int, int], columns: int = 3, rows: int = 3) -
 
 
 def check_points(points: Sequence[Point], image_hw: tuple[int, int]) -> None:
-    """Raise a ConfigError that names the first point outside of the image."""
+    """Raise a ConfigError that names the first point outside the image."""
     height, width = image_hw
     for x, y in points:
-        # A NaN is not inside either.
+        # written to refuse NaN as well
         if not (0 <= x <= width - 1 and 0 <= y <= height - 1):
             raise ConfigError(
-                f"The point {x:g},{y:g} is outside the image of {width}x{height} pixels (width x "
-                f"height): x must be in 0..{width - 1}, y in 0..{height - 1}."
+                f"The point {x:g},{y:g} is outside the image of {width}x{height} pixels; expected "
+                f"x in 0..{width - 1} and y in 0..{height - 1}."
             )
 
 
 def to_json(numbers: Any) -> str:
-    """Strict JSON, innermost lists on one line each; NaN and infinity become null."""
-    text = json.dumps(_rounded(numbers), indent=1, allow_nan=False)
-    return re.sub(r"\[\s+([^\[\]{}\"]*?)\s+\]", _on_one_line, text) + "\n"
+    """Format as strict JSON with innermost lists on one line; NaN and infinity become null."""
+    text = json.dumps(_round_floats(numbers), indent=1, allow_nan=False)
+    innermost = r"\[\s+([^\[\]{}\"]*?)\s+\]"
+    return re.sub(innermost, lambda match: f"[{' '.join(match[1].split())}]", text) + "\n"
 
 
-def _point_report(
+def _draw_point(
     image: Rgb, layers: Sequence[LayerOffsets], point: Point
 ) -> tuple[Rgb, dict[str, Any]]:
-    """Image and numbers of one point; `layers` are those of the cascade."""
-    last_plain = cascade_positions(layers[-1:], point, is_plain=True)
-    last = cascade_positions(layers[-1:], point)
-    plain = cascade_positions(layers, point, is_plain=True)
-    cascade = cascade_positions(layers, point)
+    """Return the figure and the JSON entry of a point; `layers` are those of the cascade."""
+    last_plain = trace_cascade(layers[-1:], point, is_plain=True)
+    last = trace_cascade(layers[-1:], point)
+    plain = trace_cascade(layers, point, is_plain=True)
+    cascade = trace_cascade(layers, point)
     names = [layer.name for layer in layers]
     panel = draw_sampling_points(
         image, layers[-1].grid, (last_plain, last), (plain, cascade), names
@@ -140,13 +143,13 @@ def _point_report(
     entry = {
         "point_xy": point,
         "location_xy": last.location_xy,
-        "last_layer": {"layer": names[-1], **_samples_entry(last, last_plain)},
-        "cascade": {"layers": names, **_samples_entry(cascade, plain)},
+        "last_layer": {"layer": names[-1], **_make_samples_entry(last, last_plain)},
+        "cascade": {"layers": names, **_make_samples_entry(cascade, plain)},
     }
     return panel, entry
 
 
-def _samples_entry(deformable: SamplingPoints, plain: SamplingPoints) -> dict[str, Any]:
+def _make_samples_entry(deformable: SamplingPoints, plain: SamplingPoints) -> dict[str, Any]:
     return {
         "positions_xy": deformable.positions_xy.tolist(),
         "modulation": deformable.weights.tolist(),
@@ -154,11 +157,11 @@ def _samples_entry(deformable: SamplingPoints, plain: SamplingPoints) -> dict[st
     }
 
 
-def _layer_entry(layer: LayerOffsets) -> dict[str, Any]:
-    """Numbers of one layer. Keys in `_px` are image pixels, in `_map_px` pixels of its input."""
+def _make_layer_entry(layer: LayerOffsets) -> dict[str, Any]:
+    """Return a layer's JSON entry; `_px` means image pixels, `_map_px` input map pixels."""
     groups, taps = layer.offset.shape[:2]
-    dilation = effective_dilation(layer)
-    in_map = effective_dilation(layer, in_image=False)
+    dilation = compute_effective_dilation(layer)
+    in_map = compute_effective_dilation(layer, in_image=False)
     stats = layer.statistics
     return {
         "name": layer.name,
@@ -178,16 +181,16 @@ def _layer_entry(layer: LayerOffsets) -> dict[str, Any]:
         "offset_length_map_px": {"mean": stats.mean_px, "p95": stats.p95_px},
         "outside_share": stats.outside_share,
         "plain_outside_share": stats.grid_outside_share,
-        "effective_dilation_map_px": _summary(in_map),
+        "effective_dilation_map_px": _summarize(in_map),
         "effective_dilation_px": {
-            **_summary(dilation),
+            **_summarize(dilation),
             "plain": layer.plain_dilation_px,
             "map": dilation.tolist(),
         },
     }
 
 
-def _summary(values: Tensor) -> dict[str, float]:
+def _summarize(values: Tensor) -> dict[str, float]:
     return {
         "mean": float(values.mean()),
         "min": float(values.min()),
@@ -195,16 +198,12 @@ def _summary(values: Tensor) -> dict[str, float]:
     }
 
 
-def _rounded(value: Any) -> Any:
-    """Floats to four decimals, lists for tuples, None for what strict JSON cannot say."""
+def _round_floats(value: Any) -> Any:
+    """Round floats to four decimals; tuples become lists, NaN and infinity None."""
     if isinstance(value, dict):
-        return {key: _rounded(entry) for key, entry in value.items()}
+        return {key: _round_floats(entry) for key, entry in value.items()}
     if isinstance(value, (list, tuple)):
-        return [_rounded(entry) for entry in value]
+        return [_round_floats(entry) for entry in value]
     if isinstance(value, float):
         return round(value, 4) if math.isfinite(value) else None
     return value
-
-
-def _on_one_line(match: re.Match[str]) -> str:
-    return "[" + re.sub(r"\s+", " ", match[1]) + "]"

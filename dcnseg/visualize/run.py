@@ -1,4 +1,4 @@
-"""Offset images of many files with a trained network; entry point `visualize_files`."""
+"""Offset figures for many files; entry point `visualize_files`."""
 
 from __future__ import annotations
 
@@ -15,14 +15,14 @@ from dcnseg.files import has_foreign_files, mark_output_folder
 from dcnseg.inference.inputs import InputImage
 from dcnseg.inference.predictor import Predictor
 from dcnseg.inference.results import describe_error
-from dcnseg.visualize.report import check_points, default_points, visualize_image
+from dcnseg.visualize.report import check_points, make_default_points, visualize_image
 
-MOST_NETWORK_PIXELS = 2048 * 2048
+MAX_NETWORK_PIXELS = 2048 * 2048
 
 
 @dataclass(frozen=True)
 class OffsetReport:
-    """What became of one image: the files written, or why there are none."""
+    """Result of one image: the files written, or the error message."""
 
     image: InputImage
     outputs: tuple[Path, ...]
@@ -37,33 +37,34 @@ def visualize_files(
     *,
     device: str = "auto",
 ) -> Iterator[OffsetReport]:
-    """Draw the offsets of each image; a broken image does not stop the others.
+    """Draw the offsets of each image; an unreadable image does not stop the others.
 
     Args:
         run: Run folder or weights file.
         images: Images and the names of their outputs.
         out: Output folder.
-        points: (x, y) in pixels of the image; a small grid when empty.
+        points: Points (x, y) in image pixels; if empty, a 3x3 grid.
         device: As `Predictor.from_checkpoint`.
 
     Yields:
-        The result of each image, as soon as its files are complete.
+        The result of each image, after its files are written.
 
     Raises:
-        ConfigError: the network has no deformable layer, a point lies outside an image, or `out`
-            holds files of others.
-        CheckpointError: the weights cannot be loaded.
+        ConfigError: The network has no deformable layer, a point is outside an image, or `out` has
+            files that dcnseg did not write.
+        CheckpointError: The weights cannot be loaded.
     """
     predictor = Predictor.from_checkpoint(run, device=device)
     if not predictor.model.deformable_layers():
         raise ConfigError(
-            f"{run} is a plain network without deformable layers; train with --deform-layers 3."
+            f"{run} is a plain network without deformable layers. Train with, for example, "
+            "--deform-layers 3."
         )
-    _check_points_everywhere(points, images)
+    _check_points_in_images(points, images)
     if has_foreign_files(out):
         raise ConfigError(
-            f"--out is {out}, which holds files that dcnseg did not write, or did not mark as "
-            "written. Choose another folder, or delete that one if it holds earlier outputs."
+            f"--out is {out}, which has files that dcnseg did not write, or did not mark as its "
+            "own. Use another folder, or delete this one if it only has old outputs."
         )
     for image in images:
         try:
@@ -72,9 +73,9 @@ def visualize_files(
             height, width = pixels.shape[:2]
             paths = visualize_image(
                 predictor.model,
-                _bounded(predictor.prepare(pixels)),
+                _limit_size(predictor.prepare(pixels)),
                 pixels,
-                list(dict.fromkeys(points or default_points((height, width)))),
+                list(dict.fromkeys(points or make_default_points((height, width)))),
                 out / image.name.parent,
                 image.name.name,
             )
@@ -84,28 +85,25 @@ def visualize_files(
             yield OffsetReport(image, tuple(paths))
 
 
-def _bounded(network_input: Tensor) -> Tensor:
-    """An image that is too large to go through the network at once is shown to it smaller.
-
-    Positions stay pixels of the image, since they are worked out from both sizes.
-    """
+def _limit_size(network_input: Tensor) -> Tensor:
+    """Downscale an input that is too large for the network; positions stay in image pixels."""
     height, width = network_input.shape[-2:]
-    factor = (MOST_NETWORK_PIXELS / (height * width)) ** 0.5
+    factor = (MAX_NETWORK_PIXELS / (height * width)) ** 0.5
     if factor >= 1:
         return network_input
     size = max(1, int(height * factor)), max(1, int(width * factor))
     return F.interpolate(network_input, size=size, mode="bilinear", antialias=True)
 
 
-def _check_points_everywhere(
+def _check_points_in_images(
     points: Sequence[tuple[float, float]], images: Sequence[InputImage]
 ) -> None:
-    """Refuse a point outside of any image before the first file is written."""
+    """Raise a ConfigError for a point outside any image, before the first file is written."""
     for image in images if points else ():
         try:
             size = read_size(image.path)
         except DataError:
-            continue  # a broken image is reported when its turn comes
+            continue  # reported with the image's result
         try:
             check_points(points, size)
         except ConfigError as error:

@@ -102,7 +102,7 @@ def test_a_point_outside_one_of_several_images_stops_before_any_is_drawn(
 def test_a_huge_image_is_shown_to_the_network_smaller(
     invoke: Invoke, run: Path, scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(visualize_run, "MOST_NETWORK_PIXELS", 32 * 48)
+    monkeypatch.setattr(visualize_run, "MAX_NETWORK_PIXELS", 32 * 48)
     image = sorted((scenes / "val" / "images").iterdir())[0]
     result = invoke("visualize-offsets", run, image, "--out", tmp_path, "--point=90,60")
     assert result.exit_code == 0, result.stderr
@@ -122,6 +122,6 @@ def test_a_folder_of_images_is_no_output_folder(
         assert "Visualized 1 of 1 images" in result.stderr
     assert is_output_folder(out)
     inputs = [InputImage(Path(image), PurePath("a"))]
-    with pytest.raises(ConfigError, match=r"which holds files that dcnseg did not write"):
+    with pytest.raises(ConfigError, match=r"which has files that dcnseg did not write"):
         list(visualize_run.visualize_files(run, inputs, tmp_path, device="cpu"))
     assert not is_output_folder(tmp_path)

@@ -15,12 +15,12 @@ from dcnseg.visualize.drawing import (
     draw_sampling_points,
 )
 from dcnseg.visualize.geometry import MapGeometry
-from dcnseg.visualize.offsets import LayerOffsets, cascade_positions, effective_dilation
+from dcnseg.visualize.offsets import LayerOffsets, compute_effective_dilation, trace_cascade
 
 Indices = npt.NDArray[np.signedinteger]
 
 GRID = TapGrid((3, 3), (1, 1), (2, 2), (2, 2))
-CAPTION_AND_TITLE = 130  # canvas pixels that text takes at the top of a page, at most
+CAPTION_AND_TITLE = 130  # canvas pixels at the top of a page
 
 
 def make_layer(
@@ -37,8 +37,8 @@ def make_image(height: int = 640, width: int = 640) -> Rgb:
 
 
 def draw_points(image: Rgb, layer: LayerOffsets, point: tuple[float, float]) -> Rgb:
-    last = [cascade_positions([layer], point, is_plain=plain) for plain in (True, False)]
-    cascade = [cascade_positions([layer] * 2, point, is_plain=plain) for plain in (True, False)]
+    last = [trace_cascade([layer], point, is_plain=plain) for plain in (True, False)]
+    cascade = [trace_cascade([layer] * 2, point, is_plain=plain) for plain in (True, False)]
     return draw_sampling_points(
         image, GRID, (last[0], last[1]), (cascade[0], cascade[1]), ["first", "second"]
     )
@@ -49,9 +49,9 @@ def pixels_of(rgb: Rgb, color: tuple[int, int, int]) -> tuple[Indices, Indices]:
     return rows, columns
 
 
-def test_red_dots_are_at_the_sampling_positions() -> None:
+def test_dots_are_at_the_sampling_positions() -> None:
     offset = torch.zeros(1, 9, 2, 40, 40)
-    offset[0, :, 1] = 5.0  # everything 80 pixels to the right
+    offset[0, :, 1] = 5.0  # 80 image pixels to the right
     page = draw_points(make_image(), make_layer(offset), (320, 320))
     rows, columns = pixels_of(page, drawing.RED)
     green_rows, green_columns = pixels_of(page, drawing.GREEN)
@@ -73,9 +73,9 @@ def test_red_dots_are_at_the_sampling_positions() -> None:
 
 def test_samples_outside_the_image_are_drawn_in_the_margin() -> None:
     offset = torch.zeros(1, 9, 2, 40, 40)
-    offset[0, 0] = -20.0  # one tap goes 320 px beyond the upper left corner of its grid
+    offset[0, 0] = -20.0  # one tap, 320 px to the upper left
     page = draw_points(make_image(), make_layer(offset), (0, 0))
-    # In a cascade of two it reaches 2 * (32 + 320) pixels: farther than the margin's end.
+    # In a cascade of two it reaches 2 * (32 + 320) pixels, beyond the maximum margin.
     assert page.shape[1] == 2 * (640 + 480 + 19) + 3 * 16
     nearer = torch.zeros(1, 9, 2, 40, 40)
     nearer[0, 0] = -5.0
@@ -85,14 +85,14 @@ def test_samples_outside_the_image_are_drawn_in_the_margin() -> None:
     )
 
 
-def test_heat_map_shows_each_location_in_the_color_of_its_value() -> None:
+def test_heat_map_colors_match_the_values() -> None:
     offset = torch.zeros(1, 9, 2, 40, 40)
-    # Expansion to twice the dilation on the right half only.
+    # Twice the dilation in the right half.
     steps = torch.tensor([[-2.0, 0.0, 2.0]])
     offset[0, :, 0, :, 20:] = steps.repeat_interleave(3).reshape(9, 1, 1)
     offset[0, :, 1, :, 20:] = steps.repeat(1, 3).reshape(9, 1, 1)
     layer = make_layer(offset)
-    dilation = effective_dilation(layer).numpy()
+    dilation = compute_effective_dilation(layer).numpy()
     assert np.unique(dilation).tolist() == [32.0, 64.0]
     page = draw_effective_dilation(make_image(), layer)
     colors = [
@@ -101,7 +101,7 @@ def test_heat_map_shows_each_location_in_the_color_of_its_value() -> None:
     ]
     left, right = (pixels_of(page[:, : 2 * 640 + 3 * 16], color) for color in colors)  # type: ignore[arg-type]
     start = 16 + 640 + 16  # the second panel
-    # Location 19 lies at pixel 304 and location 20 at 320; in between the colors are mixed.
+    # Location 19 is at pixel 304 and location 20 at 320; colors are interpolated in between.
     assert left[1].min() == start
     assert left[1].max() == pytest.approx(start + 304, abs=1)
     assert right[1].min() == pytest.approx(start + 320, abs=1)
@@ -115,14 +115,14 @@ def test_arrows_point_along_the_mean_displacement() -> None:
     panel = page[page.shape[0] // 2 + 60 :, : 16 + 640]
     rows, columns = pixels_of(panel, drawing.YELLOW)
     assert len(rows)
-    # The heads are the widest part of the arrows: 32 locations apart they repeat, so compare one.
+    # The heads are the widest part of the arrows; compare a single arrow.
     first = columns < columns.min() + 24
     ys, counts = np.unique(rows[first & (rows < rows.min() + 30)], return_counts=True)
     assert ys[counts.argmax()] > ys.mean()
 
 
 @pytest.mark.parametrize("size_hw", [(8, 12), (300, 40), (64, 1000)])
-def test_images_of_any_shape_are_drawn(size_hw: tuple[int, int]) -> None:
+def test_images_of_any_shape(size_hw: tuple[int, int]) -> None:
     height, width = (max(-(-side // 16), 1) for side in size_hw)
     layer = make_layer(torch.randn(2, 9, 2, height, width), mask=torch.rand(2, 9, height, width))
     image = make_image(*size_hw)
@@ -136,21 +136,21 @@ def test_images_of_any_shape_are_drawn(size_hw: tuple[int, int]) -> None:
 
 
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, 1e30])
-def test_broken_offsets_are_drawn_as_far_as_they_go(value: float) -> None:
+def test_offsets_that_are_not_finite(value: float) -> None:
     offset = torch.randn(1, 9, 2, 10, 10)
     offset[0, 4, :, :5] = value
-    layer = make_layer(offset)
+    layer, broken = make_layer(offset), make_layer(torch.full((1, 9, 2, 10, 10), value))
     image = make_image(160, 160)
     page = draw_effective_dilation(image, layer)
     has_gap = len(pixels_of(page, (255, 0, 255))[0]) > 1000
     assert has_gap == (value != 1e30)
     draw_offset_field(image, layer)
     draw_points(image, layer, (3, 4))
-    draw_offset_field(image, make_layer(torch.full((1, 9, 2, 10, 10), value)))
-    draw_effective_dilation(image, make_layer(torch.full((1, 9, 2, 10, 10), value)))
+    draw_offset_field(image, broken)
+    draw_effective_dilation(image, broken)
 
 
-def test_zero_offsets_give_a_flat_map_and_no_arrows() -> None:
+def test_zero_offsets_give_a_uniform_heat_map() -> None:
     layer = make_layer(torch.zeros(1, 9, 2, 10, 10))
     page = draw_effective_dilation(make_image(160, 160), layer)
     panel = page[CAPTION_AND_TITLE : CAPTION_AND_TITLE + 400, 700:1200]

@@ -9,7 +9,7 @@ from dcnseg.visualize.geometry import MapGeometry, trace_map_geometry
 
 
 class SameConv(nn.Conv2d):
-    """Pads outside of the layer, the odd pixel at the end, as EfficientNet does."""
+    """Pads outside the layer, with the odd pixel at the end, like EfficientNet."""
 
     def forward(self, input: Tensor) -> Tensor:
         pads = [
@@ -38,7 +38,7 @@ def conv(kernel_size: int, stride: int = 1, dilation: int = 1) -> nn.Conv2d:
 
 
 NETWORKS = {
-    # Average pooling in place of the maximum, which has no gradient to measure by.
+    # Average instead of maximum pooling, for a dense gradient.
     "resnet": lambda: nn.Sequential(
         conv(7, 2), nn.AvgPool2d(3, 2, 1), conv(3, 2), conv(1, 2), conv(3, 1, 2)
     ),
@@ -76,7 +76,7 @@ def test_resnet_maps_start_at_the_first_pixel() -> None:
     assert trace.of((8, 12)) == MapGeometry((8, 8), (0, 0))
 
 
-def test_maps_of_an_untraced_reduction_are_taken_for_a_power_of_two() -> None:
+def test_untraced_reduction_is_assumed_to_be_a_power_of_two() -> None:
     class Blur(nn.Module):
         def forward(self, x: Tensor) -> Tensor:
             return F.avg_pool2d(x, 3, 2, 1)
@@ -87,17 +87,17 @@ def test_maps_of_an_untraced_reduction_are_taken_for_a_power_of_two() -> None:
     assert trace.of((13, 18)) == MapGeometry((4, 4), (0, 0))
 
 
-def test_hooks_are_gone_after_an_error() -> None:
+def test_hooks_are_removed_after_an_error() -> None:
     model = nn.Sequential(conv(3))
     with pytest.raises(RuntimeError), trace_map_geometry(model):
         model(torch.zeros(1, 2, 8, 8))
     assert not model[0]._forward_hooks
 
 
-def test_scaling_keeps_the_outer_edges_together() -> None:
+def test_in_image_aligns_the_outer_edges() -> None:
     found = MapGeometry((16, 16), (0, 0)).in_image((180, 240), (360, 480))
     assert found == MapGeometry((32, 32), (0.5, 0.5))
-    # Not quite the same factor on both axes: 333/166 and 480/240.
+    # Slightly different factors: 333/166 and 480/240.
     found = MapGeometry((8, 8), (3.5, 3.5)).in_image((166, 240), (333, 480))
     assert found.stride_px == pytest.approx((8 * 333 / 166, 16))
     assert found.origin_px == pytest.approx((4 * 333 / 166 - 0.5, 7.5))

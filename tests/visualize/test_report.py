@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from dcnseg.data.image_io import read_image
 from dcnseg.errors import ConfigError
 from dcnseg.ops.deform_conv.module import DeformConv2d
-from dcnseg.visualize.report import check_points, default_points, to_json, visualize_image
+from dcnseg.visualize.report import check_points, make_default_points, to_json, visualize_image
 
 
 class Network(nn.Module):
@@ -35,16 +35,8 @@ def visualize(tmp_path: Path, num_layers: int = 4, **options: Any) -> list[Path]
     torch.manual_seed(0)
     image = np.full((48, 64, 3), 80, np.uint8)
     settings: dict[str, Any] = {"points": [(32.0, 24.0), (0.0, 47.0)], "stem": "street/a.b"}
-    settings |= options
-    return visualize_image(
-        Network(num_layers),
-        torch.rand(1, 3, 48, 64),
-        image,
-        settings.pop("points"),
-        tmp_path / "out",
-        settings.pop("stem"),
-        **settings,
-    )
+    settings |= {"image": image, "out_dir": tmp_path / "out"} | options
+    return visualize_image(Network(num_layers), torch.rand(1, 3, 48, 64), **settings)
 
 
 def test_files_are_named_after_layers_and_points(tmp_path: Path) -> None:
@@ -63,7 +55,7 @@ def test_files_are_named_after_layers_and_points(tmp_path: Path) -> None:
         assert read_image(path).shape[1] >= 640
 
 
-def test_json_holds_the_numbers_of_the_images(tmp_path: Path) -> None:
+def test_json_has_the_numbers_of_the_figures(tmp_path: Path) -> None:
     numbers = json.loads(visualize(tmp_path)[-1].read_text())
     assert numbers["image"] == {"height": 48, "width": 64}
     assert [layer["name"] for layer in numbers["layers"]] == [f"layers.{i}" for i in range(4)]
@@ -87,18 +79,18 @@ def test_json_holds_the_numbers_of_the_images(tmp_path: Path) -> None:
     assert cascade.shape == (729, 2)
     assert cascade.mean(0) == pytest.approx([32 + 6, 24 + 6])
     assert np.array(point["cascade"]["plain_positions_xy"]).mean(0) == pytest.approx([32, 24])
-    # The lower edge: the nearest location of the map is moved to, samples beyond stay.
+    # A point at the lower edge uses the nearest location, whose samples may be outside.
     assert numbers["points"][1]["location_xy"] == [0, 40]
     assert max(y for _, y in numbers["points"][1]["last_layer"]["positions_xy"]) == 50
 
 
-def test_a_shallow_model_is_traced_as_far_as_it_goes(tmp_path: Path) -> None:
+def test_cascade_of_a_model_with_one_layer(tmp_path: Path) -> None:
     numbers = json.loads(visualize(tmp_path, num_layers=1)[-1].read_text())
     assert len(numbers["points"][0]["cascade"]["positions_xy"]) == 9
 
 
-def test_wrong_settings_write_nothing(tmp_path: Path) -> None:
-    with pytest.raises(ConfigError, match=r"64,10 .* 64x48 .* 0\.\.63, y in 0\.\.47"):
+def test_invalid_settings_write_nothing(tmp_path: Path) -> None:
+    with pytest.raises(ConfigError, match=r"64,10 .* 64x48 .* 0\.\.63 and y in 0\.\.47"):
         visualize(tmp_path, points=[(5.0, 5.0), (64.0, 10.0)])
     with pytest.raises(ConfigError, match=r"cascade_depth.* is 0"):
         visualize(tmp_path, cascade_depth=0)
@@ -108,16 +100,21 @@ def test_wrong_settings_write_nothing(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("point", [(-0.5, 0), (0, -1), (64, 0), (0, 48), (math.nan, 0)])
-def test_points_outside_are_refused(point: tuple[float, float]) -> None:
+def test_points_outside_the_image_are_an_error(point: tuple[float, float]) -> None:
     with pytest.raises(ConfigError, match="outside the image of 64x48"):
         check_points([point], (48, 64))
 
 
-def test_default_points_are_spread_over_the_image() -> None:
-    assert default_points((48, 64), columns=2, rows=2) == [(16, 12), (48, 12), (16, 36), (48, 36)]
-    assert len(default_points((360, 480))) == 9
+def test_make_default_points() -> None:
+    assert make_default_points((48, 64), columns=2, rows=2) == [
+        (16, 12),
+        (48, 12),
+        (16, 36),
+        (48, 36),
+    ]
+    assert len(make_default_points((360, 480))) == 9
     for size_hw in ((1, 1), (2, 7), (360, 480)):
-        check_points(default_points(size_hw), size_hw)
+        check_points(make_default_points(size_hw), size_hw)
 
 
 def test_json_is_strict_and_compact() -> None:
