@@ -143,6 +143,6 @@ def is_output_folder(folder: Path) -> bool:
     return os.path.exists(folder / OUTPUT_MARKER)  # noqa: PTH110  (pathlib raises PermissionError)
 
 
-def has_foreign_files(folder: Path) -> bool:
+def has_unmarked_files(folder: Path) -> bool:
     """Whether a folder has any content and is not marked as written by dcnseg."""
     return folder.is_dir() and any(folder.iterdir()) and not is_output_folder(folder)

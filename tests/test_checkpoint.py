@@ -2,7 +2,6 @@ from __future__ import annotations
 
 import json
 import os
-import socket
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +28,7 @@ from dcnseg.data.class_map import ClassInfo, ClassMap
 from dcnseg.errors import CheckpointError
 from dcnseg.models.segmenter import build_segmenter
 from tests.garbage import JSON_GARBAGE, garbled, refusal
-from tests.models.test_encoder import HOSTILE_NAMES
+from tests.models.test_encoder import HOSTILE_NAMES, no_sockets  # noqa: F401
 
 MODEL = ModelConfig(encoder="resnet18", decoder_channels=16, deform_layers=1)
 CLASSES = ClassMap(
@@ -37,6 +36,7 @@ CLASSES = ClassMap(
     (ClassInfo(0, "void", (0, 0, 0)),),
 )
 PREPROCESSING = Preprocessing(mean=(0.1, 0.2, 0.3), input_scale=0.5)
+STATS = TrainingDataStats(9, (10, 20), (30, 40), 0.25)
 
 
 @pytest.fixture(scope="module")
@@ -50,6 +50,7 @@ def weights(tmp_path_factory: pytest.TempPathFactory) -> Path:
         class_map=CLASSES,
         preprocessing=PREPROCESSING,
         scores={"mean_iou": 0.5},
+        training_data=STATS,
     )
     return path
 
@@ -58,7 +59,7 @@ def test_load_segmenter_restores_the_network_and_its_metadata(weights: Path) -> 
     model, info = load_segmenter(weights)
     assert info.path == weights
     assert (info.model, info.class_map, info.preprocessing) == (MODEL, CLASSES, PREPROCESSING)
-    assert info.scores == {"mean_iou": 0.5}
+    assert (info.scores, info.training_data) == ({"mean_iou": 0.5}, STATS)
     torch.manual_seed(0)
     expected = build_segmenter(MODEL, 2).eval()
     x = torch.randn(1, 3, 32, 32)
@@ -134,28 +135,9 @@ def test_invalid_tensor_is_an_error(
         load_segmenter(path)
 
 
-def test_training_data_stats_round_trip(weights: Path, tmp_path: Path) -> None:
-    assert read_weights_info(weights).training_data is None
-    seen = {
-        "num_images": 9,
-        "min_size_hw": [10, 20],
-        "max_size_hw": [30, 40],
-        "gray_share": 0.25,
-    }
-    path = rewrite(weights, tmp_path / "x.safetensors", {"training_data": seen})
-    expected = TrainingDataStats(9, (10, 20), (30, 40), 0.25)
-    assert read_weights_info(path).training_data == expected
-    path = tmp_path / "y.safetensors"
-    save_weights(
-        path,
-        {},
-        model=MODEL,
-        class_map=CLASSES,
-        preprocessing=PREPROCESSING,
-        scores={},
-        training_data=expected,
-    )
-    assert read_weights_info(path).training_data == expected
+def test_weights_without_training_data_stats(weights: Path, tmp_path: Path) -> None:
+    path = rewrite(weights, tmp_path / "x.safetensors", {"training_data": None})
+    assert read_weights_info(path).training_data is None
 
 
 @pytest.mark.parametrize(
@@ -210,11 +192,9 @@ def write_metadata(path: Path, header: str) -> Path:
 def test_any_invalid_value_in_the_metadata_is_one_error(weights: Path, tmp_path: Path) -> None:
     with safe_open(weights, framework="pt") as file:
         header = json.loads(file.metadata()[METADATA_KEY])
-    seen = TrainingDataStats(9, (10, 20), (30, 40), 0.25)
-    scores = {"mean_iou": 0.5, "class_iou": {"road": 0.5, "tree": None}}
-    header |= {"training_data": to_dict(seen), "scores": scores}
+    header["scores"] = {"mean_iou": 0.5, "class_iou": {"road": 0.5, "tree": None}}
     path = tmp_path / "x.safetensors"
-    assert read_weights_info(write_metadata(path, json.dumps(header))).training_data == seen
+    assert read_weights_info(write_metadata(path, json.dumps(header))).training_data == STATS
     num_refused = 0
     for _, content in garbled(header, JSON_GARBAGE):
         write_metadata(path, json.dumps(content))
@@ -234,14 +214,8 @@ def test_metadata_that_is_no_json_object_is_an_error(tmp_path: Path, text: str) 
         read_weights_info(path)
 
 
-def test_metadata_never_opens_a_socket(
-    weights: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    def refuse(*_args: object, **_settings: object) -> None:
-        raise AssertionError("a socket was opened")
-
-    for name in ("socket", "getaddrinfo", "create_connection"):
-        monkeypatch.setattr(socket, name, refuse)
+@pytest.mark.usefixtures("no_sockets")
+def test_metadata_never_opens_a_socket(weights: Path, tmp_path: Path) -> None:
     for encoder in HOSTILE_NAMES:
         model = {"model": to_dict(MODEL) | {"encoder": encoder}}
         path = rewrite(weights, tmp_path / "x.safetensors", model)

@@ -10,7 +10,7 @@ import pytest
 
 from dcnseg.files import (
     atomic_path,
-    has_foreign_files,
+    has_unmarked_files,
     is_output_folder,
     mark_output_folder,
     open_regular_file,
@@ -109,9 +109,9 @@ def test_marked_output_folder(tmp_path: Path) -> None:
     mark_output_folder(folder)
     assert is_output_folder(folder)
     assert not is_output_folder(folder.parent)
-    assert has_foreign_files(folder.parent)
-    assert not has_foreign_files(folder)
-    assert not has_foreign_files(tmp_path / "missing")
+    assert has_unmarked_files(folder.parent)
+    assert not has_unmarked_files(folder)
+    assert not has_unmarked_files(tmp_path / "missing")
 
 
 def test_folder_without_permission_is_no_output_folder(

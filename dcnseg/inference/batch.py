@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import errno
 from collections import deque
-from collections.abc import Callable, Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,7 +17,7 @@ import torch
 from dcnseg.data.image_io import ImageHeader, read_header
 from dcnseg.device import explain_out_of_memory
 from dcnseg.errors import ConfigError, DataError
-from dcnseg.files import has_foreign_files, mark_output_folder
+from dcnseg.files import has_unmarked_files, mark_output_folder
 from dcnseg.inference.image_stats import compare_with_training
 from dcnseg.inference.inputs import InputImage
 from dcnseg.inference.memory import check_probabilities_fit, out_of_memory_error
@@ -85,10 +85,12 @@ def predict_files(
 
     outputs = {image: get_output_paths(out, image.name, kinds) for image in images}
     folders = _find_folders_to_mark(out, kinds)
-    skipped = [image for image in images if skip_existing and _are_files(outputs[image].values())]
-    for image in skipped:
-        finish(FileResult(image, outputs[image], {}, is_skipped=True))
-    remaining = [image for image in images if image not in set(skipped)] if skipped else images
+    remaining = []
+    for image in images:
+        if skip_existing and all(path.is_file() for path in outputs[image].values()):
+            finish(FileResult(image, outputs[image], {}, is_skipped=True))
+        else:
+            remaining.append(image)
     with ThreadPoolExecutor(max_workers=2) as pool:
         writing: deque[Future[FileResult]] = deque()
         for job in _read_ahead(pool, remaining):
@@ -111,21 +113,17 @@ def _find_folders_to_mark(out: Path, kinds: Sequence[str]) -> tuple[Path, ...]:
     Raises:
         ConfigError: A subfolder has such files (masks, for example), which could be overwritten.
     """
-    if not has_foreign_files(out):
+    if not has_unmarked_files(out):
         return (out,)
     folders = tuple(out / OUTPUT_FOLDERS[kind] for kind in kinds)
     for folder in folders:
-        if has_foreign_files(folder):
+        if has_unmarked_files(folder):
             raise ConfigError(
                 f"--out is {out}, but {folder} has files that dcnseg did not write, or did not "
                 "mark as its own; predictions could overwrite them. Use another --out, or delete "
                 "the folder if it only has old predictions."
             )
     return folders
-
-
-def _are_files(paths: Iterable[Path]) -> bool:
-    return all(path.is_file() for path in paths)
 
 
 def _read_ahead(pool: ThreadPoolExecutor, images: Sequence[InputImage]) -> Iterator[_Job]:

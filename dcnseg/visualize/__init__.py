@@ -1,1 +1,1 @@
-"""Images of what the offsets do."""
+"""Figures of the offsets of a network."""

@@ -52,9 +52,10 @@ def draw_effective_dilation(image: Rgb, layer: LayerOffsets) -> Rgb:
     )
     notes = [
         "Effective dilation: mean distance between adjacent sampling points, in image pixels.",
-        f"{_format_range(dilation)}. Plain grid: {plain:.4g} px ({_describe_grid(layer)}).",
+        f"This image: {_format_range(dilation)}. "
+        f"Plain grid: {plain:.4g} px ({_describe_grid(layer)}).",
     ]
-    panels = [("input image", Panel.from_image(image).canvas), ("effective dilation", heat)]
+    panels = [("Input image", Panel.from_image(image).canvas), ("Effective dilation", heat)]
     return compose(panels, _count_columns(image, 2), f"{layer.name}: effective dilation", notes)
 
 
@@ -67,11 +68,11 @@ def draw_offset_field(image: Rgb, layer: LayerOffsets) -> Rgb:
     arrows, factor = _draw_arrows(image, displacement, layer.output_geometry)
     scale_text = "to scale" if factor == 1 else f"arrow length x{factor:g}"
     panels = [
-        ("input image", Panel.from_image(image).canvas),
-        ("sampling grids (yellow) and plain grids (gray)", _draw_meshes(image, layer)),
-        (f"mean offset ({scale_text})", arrows),
+        ("Input image", Panel.from_image(image).canvas),
+        ("Sampling grids (yellow) and plain grids (gray)", _draw_meshes(image, layer)),
+        (f"Mean offset ({scale_text})", arrows),
         (
-            "mean offset length",
+            "Mean offset length",
             _draw_heat_map(image, length, layer.output_geometry, LENGTH_COLORS, None),
         ),
     ]
@@ -113,14 +114,14 @@ def draw_sampling_points(
         positions = samples.positions_xy.numpy()
         for mesh in np.split(positions, len(positions) // grid.num_taps):
             _draw_mesh(panel, mesh, grid, WHITE, 1)
-        panels.append(_draw_samples(panel, samples, 6.0, f"last layer, {kind}"))
+        panels.append(_draw_samples(panel, samples, 6.0, f"Last layer, {kind}"))
     for samples, kind in zip(cascade, ("plain grid", "deformable"), strict=True):
         panel = Panel.from_image(image, margins)
-        text = f"cascade of the last {len(layer_names)} layers, {kind}"
+        text = f"Cascade of the last {len(layer_names)} layers, {kind}"
         radius = 3.0 * min(1.0, (1000 / len(samples.positions_xy)) ** 0.25)
         panels.append(_draw_samples(panel, samples, radius, text))
     (x, y), (location_x, location_y) = last_layer[0].point_xy, last_layer[0].location_xy
-    title = f"sampling points for ({x:g}, {y:g})"
+    title = f"Sampling points for ({x:g}, {y:g})"
     notes = [
         f"Green: nearest output location, ({location_x:g}, {location_y:g}). Red: sampling points. "
         "Hatched: outside the image.",

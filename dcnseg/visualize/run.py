@@ -11,7 +11,7 @@ from torch import Tensor
 
 from dcnseg.data.image_io import read_size
 from dcnseg.errors import ConfigError, DataError, DcnsegError
-from dcnseg.files import has_foreign_files, mark_output_folder
+from dcnseg.files import has_unmarked_files, mark_output_folder
 from dcnseg.inference.inputs import InputImage
 from dcnseg.inference.predictor import Predictor
 from dcnseg.inference.results import describe_error
@@ -61,7 +61,7 @@ def visualize_files(
             "--deform-layers 3."
         )
     _check_points_in_images(points, images)
-    if has_foreign_files(out):
+    if has_unmarked_files(out):
         raise ConfigError(
             f"--out is {out}, which has files that dcnseg did not write, or did not mark as its "
             "own. Use another folder, or delete this one if it only has old outputs."

@@ -20,6 +20,16 @@ def torchvision_state() -> dict[str, torch.Tensor]:
     return dict(resnet18(weights=None).state_dict())
 
 
+def load(
+    weights: Path | str, name: str = "resnet18", deform_layers: int = 0
+) -> dict[str, torch.Tensor]:
+    """Load weights into an encoder and return its state dict."""
+    encoder = build_encoder(name, output_stride=16)
+    make_deformable(encoder, deform_layers)
+    load_encoder_weights(encoder, name, str(weights))
+    return encoder.state_dict()
+
+
 @pytest.mark.parametrize("suffix", [".pth", ".safetensors"])
 def test_load_torchvision_weights_into_a_deformable_encoder(
     suffix: str, tmp_path: Path, torchvision_state: dict[str, torch.Tensor]
@@ -29,10 +39,7 @@ def test_load_torchvision_weights_into_a_deformable_encoder(
         torch.save(torchvision_state, path)
     else:
         save_file(torchvision_state, path)
-    encoder = build_encoder("resnet18", output_stride=16)
-    make_deformable(encoder, 3)
-    load_encoder_weights(encoder, "resnet18", str(path))
-    own = encoder.state_dict()
+    own = load(path, deform_layers=3)
     for name in ("conv1.weight", "layer4.1.conv2.weight", "layer4.1.bn2.running_mean"):
         assert torch.equal(own[name], torchvision_state[name])
 
@@ -45,9 +52,7 @@ def test_load_encoder_from_a_whole_network(
     path = tmp_path / "network.pth"
     state = {f"{prefix}{k}": v for k, v in torchvision_state.items()}
     torch.save({"epoch": 3, wrapper: state | {"head.weight": torch.ones(1)}}, path)
-    encoder = build_encoder("resnet18", output_stride=16)
-    load_encoder_weights(encoder, "resnet18", str(path))
-    assert torch.equal(encoder.state_dict()["conv1.weight"], torchvision_state["conv1.weight"])
+    assert torch.equal(load(path)["conv1.weight"], torchvision_state["conv1.weight"])
 
 
 def test_weights_of_another_encoder_are_an_error(
@@ -55,7 +60,6 @@ def test_weights_of_another_encoder_are_an_error(
 ) -> None:
     path = tmp_path / "resnet18.pth"
     torch.save(torchvision_state, path)
-    encoder = build_encoder("resnet50", output_stride=16)
     text = (
         r"resnet18\.pth does not fit the encoder resnet50: of 265 tensors, 165 are missing "
         r"\(for example layer1\.0\.conv3\.weight\) and 23 have a wrong shape \(for example "
@@ -63,23 +67,22 @@ def test_weights_of_another_encoder_are_an_error(
         r"122 tensors"
     )
     with pytest.raises(CheckpointError, match=text):
-        load_encoder_weights(encoder, "resnet50", str(path))
+        load(path, "resnet50")
     torch.save({"other": torch.ones(1)}, path)
     with pytest.raises(CheckpointError, match=r"265 tensors, 265 are missing .* and 0 have"):
-        load_encoder_weights(encoder, "resnet50", str(path))
+        load(path, "resnet50")
 
 
 def test_file_without_a_state_dict_is_an_error(tmp_path: Path) -> None:
     path = tmp_path / "weights.pth"
     torch.save({"net": {"conv1.weight": torch.ones(1)}, "epoch": 1}, path)
-    encoder = build_encoder("resnet18", output_stride=16)
     with pytest.raises(CheckpointError, match=r"found a dictionary with \['net', 'epoch'\]\. Save"):
-        load_encoder_weights(encoder, "resnet18", str(path))
+        load(path)
     torch.save(torch.ones(1), path)
     with pytest.raises(
         CheckpointError, match=r"model_state_dict; found a Tensor\. Save only the st"
     ):
-        load_encoder_weights(encoder, "resnet18", str(path))
+        load(path)
 
 
 def test_weights_that_are_not_finite_are_an_error(
@@ -89,9 +92,8 @@ def test_weights_that_are_not_finite_are_an_error(
     broken = torchvision_state["conv1.weight"].clone()
     broken[0, 0, 0, :2] = torch.tensor([float("nan"), float("inf")])
     torch.save(torchvision_state | {"conv1.weight": broken}, path)
-    encoder = build_encoder("resnet18", output_stride=16)
     with pytest.raises(CheckpointError, match=r"2 of the 9408 values of conv1\.weight are not fin"):
-        load_encoder_weights(encoder, "resnet18", str(path))
+        load(path)
 
 
 @pytest.mark.parametrize("content", [b"", b"<html>not found</html>", b"\x80\x04garbage"])
@@ -100,15 +102,14 @@ def test_damaged_file_is_an_error(content: bytes, suffix: str, tmp_path: Path) -
     path = tmp_path / f"weights{suffix}"
     path.write_bytes(content)
     with pytest.raises(CheckpointError, match=f"weights{suffix}"):
-        load_encoder_weights(build_encoder("resnet18", output_stride=16), "resnet18", str(path))
+        load(path)
 
 
 def test_missing_file_or_unknown_name_is_an_error() -> None:
-    encoder = build_encoder("resnet18", output_stride=16)
     with pytest.raises(ConfigError, match=r"--encoder-weights is no/such\.pth, which does not"):
-        load_encoder_weights(encoder, "resnet18", "no/such.pth")
+        load("no/such.pth")
     with pytest.raises(ConfigError, match="for resnet18, one of none, imagenet, ssl, swsl"):
-        load_encoder_weights(encoder, "resnet18", "coco")
+        load("coco")
 
 
 @pytest.mark.parametrize("status", [None, 403, 503])
@@ -122,6 +123,5 @@ def test_unreachable_hub_is_an_error(monkeypatch: pytest.MonkeyPatch, status: in
 
     monkeypatch.setattr(pretrained, "get_session", Session)
     monkeypatch.setattr(pretrained, "try_to_load_from_cache", lambda *_args, **_kwargs: None)
-    encoder = build_encoder("resnet18", output_stride=16)
     with pytest.raises(CheckpointError, match=r"cannot be reached.*--encoder-weights none"):
-        load_encoder_weights(encoder, "resnet18", "imagenet")
+        load("imagenet")
