@@ -40,10 +40,7 @@ def explain_training_out_of_memory(
 
     def make_error() -> TrainingError:
         (height, width), size = config.data.crop_size, config.batch_size
-        options = [
-            f"--crop-size {max(32, height // 2)},{max(32, width // 2)}",
-            "--amp bf16",
-        ]
+        options = [f"--crop-size {max(32, height // 2)},{max(32, width // 2)}", "--amp bf16"]
         if size > 2:
             options.insert(0, f"--batch-size {max(2, size // 2)} --accumulate 2")
         return TrainingError(

@@ -1,19 +1,23 @@
-"""Evaluation of an epoch during training: scores, best weights and preview image.
+"""Evaluation of an epoch during training: scores, offset statistics, best weights, preview image.
 
 Entry point: `EpochEvaluator`.
 """
 
 from __future__ import annotations
 
+import math
+from collections import defaultdict
 from collections.abc import Callable, Mapping, Sequence
-from functools import cached_property
+from dataclasses import dataclass, field
+from functools import cached_property, partial
 from pathlib import Path
-from typing import Any
+from typing import Any, Self
 
 import cv2
 import numpy as np
 import numpy.typing as npt
 import torch
+from torch import Tensor
 
 from dcnseg.checkpoint import BEST_WEIGHTS, RESUME_STATE, TrainingDataStats, save_weights
 from dcnseg.config import PredictConfig, TrainConfig
@@ -23,7 +27,6 @@ from dcnseg.data.sample import Sample
 from dcnseg.device import explain_out_of_memory
 from dcnseg.engine.evaluation import evaluate
 from dcnseg.engine.listener import TrainingListener
-from dcnseg.engine.offset_monitor import OffsetMonitor
 from dcnseg.engine.run_folder import PREVIEW, explain_write_errors
 from dcnseg.engine.state import TrainingState
 from dcnseg.engine.training_data import TrainingData
@@ -31,91 +34,93 @@ from dcnseg.errors import NotFiniteError, TrainingError
 from dcnseg.inference.image_stats import summarize_training_images
 from dcnseg.inference.prediction import draw_overlay
 from dcnseg.inference.predictor import Predictor
+from dcnseg.models.segmenter import Segmenter
+from dcnseg.ops.deform_conv.module import DeformConv2d
+from dcnseg.ops.offset_stats import OffsetStatistics, offset_statistics
 
 PREVIEW_ROWS = 4
 CELL_WIDTH = 420  # pixels
 GAP = 6  # pixels between cells
+MONITORED_PASSES = 8  # enough for a mean; more would slow down the evaluation
+MAX_OUTSIDE_SHARE = 0.5  # of the sampling positions
+STATISTICS = ("mean_px", "p95_px", "outside_share", "grid_outside_share")
+ADVICE = (
+    "Ignore this in the first hundred steps, where batch norm statistics are not yet stable; "
+    "later, lower --offset-lr-scale or --lr, or choose another --encoder."
+)
 
 
+@dataclass
 class EpochEvaluator:
     """Evaluates the model on the validation images, and keeps the best epoch's weights."""
 
-    def __init__(
-        self,
-        config: TrainConfig,
-        run: Path,
-        data: TrainingData,
-        state: TrainingState,
-        device: torch.device,
-        listener: TrainingListener,
-    ) -> None:
-        self._config = config
-        self._run = run
-        self._data = data
-        self._state = state
-        self._device = device
-        self._listener = listener
-        self._reported_layers: set[str] = set()
+    config: TrainConfig
+    run: Path
+    data: TrainingData
+    state: TrainingState
+    device: torch.device
+    listener: TrainingListener
+    _reported_layers: set[str] = field(default_factory=set)
 
     def evaluate(self, epoch: int, on_image: Callable[[], None]) -> dict[str, Any]:
         """Return an epoch's scores and offset statistics; save the weights if they are the best.
 
         `on_image` is called after each image.
         """
-        model = self._state.evaluated_model
+        model = self.state.evaluated_model
         # In float32 like `evaluate` and `predict`, so that the scores are the same.
         predictor = Predictor(
-            model, self._data.class_map, self._state.preprocessing, device=self._device
+            model, self.data.class_map, self.state.preprocessing, device=self.device
         )
         with explain_out_of_memory(self._out_of_memory_error), OffsetMonitor(model) as monitor:
             try:
                 scores = evaluate(
-                    predictor, self._data.splits.val, on_progress=lambda _done, _total: on_image()
+                    predictor, self.data.splits.val, on_progress=lambda _done, _total: on_image()
                 ).to_dict()
             except NotFiniteError as error:  # later epochs may recover
-                self._listener.warned(f"Epoch {epoch} has no score. {error}")
+                self.listener.warned(f"Epoch {epoch} has no score. {error}")
                 return {"mean_iou": None}
         result = scores | {"offsets": monitor.summary()}
         if runaways := monitor.runaways():
             result["runaway_layers"] = list(runaways)
             self._warn_of_runaways(runaways)
-        best = self._state.best_scores
-        if best is None or (scores["mean_iou"] or 0) > self._state.best_mean_iou:
+        best = self.state.best_scores
+        if best is None or (scores["mean_iou"] or 0) > self.state.best_mean_iou:
             self._keep_best(epoch, scores, predictor)
         return result
 
     def _keep_best(self, epoch: int, scores: dict[str, Any], predictor: Predictor) -> None:
-        state, splits = self._state, self._data.splits
+        state, splits = self.state, self.data.splits
         state.best_epoch, state.best_scores = epoch, scores
-        with explain_write_errors(self._run / BEST_WEIGHTS):
+        with explain_write_errors(self.run / BEST_WEIGHTS):
             save_weights(
-                self._run / BEST_WEIGHTS,
+                self.run / BEST_WEIGHTS,
                 state.evaluated_model.state_dict(),
-                model=self._config.model,
-                class_map=self._data.class_map,
+                model=self.config.model,
+                class_map=self.data.class_map,
                 preprocessing=state.preprocessing,
                 scores={"epoch": epoch, "split": "val", **scores},
                 training_data=self._training_data_stats,
             )
-        with explain_write_errors(self._run / PREVIEW):
-            write_preview(self._run / PREVIEW, predictor, splits.val)
+        with explain_write_errors(self.run / PREVIEW):
+            write_preview(self.run / PREVIEW, predictor, splits.val)
 
     @cached_property
     def _training_data_stats(self) -> TrainingDataStats:
-        return summarize_training_images([sample.image for sample in self._data.splits.train])
+        return summarize_training_images([sample.image for sample in self.data.splits.train])
 
     def _warn_of_runaways(self, runaways: Mapping[str, str]) -> None:
         """Warn about each layer once per run."""
         for name, text in runaways.items():
             if name not in self._reported_layers:
                 self._reported_layers.add(name)
-                self._listener.warned(text)
+                self.listener.warned(text)
 
     def _out_of_memory_error(self) -> TrainingError:
         return TrainingError(
-            f"Out of memory on {self._device} for a validation image in windows of "
+            f"Out of memory on {self.device} for a validation image in windows of "
             f"{PredictConfig.window} pixels. Use smaller images, or start a new run with a lower "
-            f"--input-scale. The last checkpoint is {self._run / RESUME_STATE}."
+            f"--input-scale. The last checkpoint is {self.run / RESUME_STATE}."
         )
 
 
@@ -143,3 +148,72 @@ def _preview_row(predictor: Predictor, sample: Sample) -> npt.NDArray[np.uint8]:
         )
     ]
     return np.concatenate([cells[0], gap, cells[1], gap, cells[2]], axis=1)
+
+
+class OffsetMonitor:
+    """Records the offsets of the deformable layers in the first forward passes in its context.
+
+    with OffsetMonitor(model) as monitor:
+        evaluate(...)
+    monitor.summary()  # {"encoder.layer4.2.conv2": {"mean_px": 0.7, ...}}
+    """
+
+    def __init__(self, model: Segmenter) -> None:
+        self._layers = model.deformable_layers()
+        self._seen: dict[str, list[OffsetStatistics]] = defaultdict(list)
+        self._sizes_px: dict[str, int] = {}  # the longer side of each layer's largest map
+        self._handles: list[Any] = []
+
+    def __enter__(self) -> Self:
+        """Start recording."""
+        for name, layer in self._layers.items():
+            hook = partial(self._record, name, layer)
+            self._handles.append(layer.conv_offset.register_forward_hook(hook))
+        return self
+
+    def __exit__(self, *_: object) -> None:
+        """Stop recording."""
+        for handle in self._handles:
+            handle.remove()
+
+    def summary(self) -> dict[str, dict[str, float | None]]:
+        """Each layer's statistics, averaged over the recorded passes; None if not finite."""
+        return {
+            name: {
+                key: round(mean, 5) if math.isfinite(mean) else None
+                for key, mean in self._means(name).items()
+            }
+            for name in self._layers
+            if self._seen[name]
+        }
+
+    def runaways(self) -> dict[str, str]:
+        """A warning for each layer that samples far outside its feature map, by layer name."""
+        reasons = {name: self._runaway_reason(name) for name in self._layers if self._seen[name]}
+        return {name: f"{name}: {reason} {ADVICE}" for name, reason in reasons.items() if reason}
+
+    def _runaway_reason(self, name: str) -> str | None:
+        """Explain why the offsets are too large, if they are; NaN counts as too large."""
+        means, size_px = self._means(name), self._sizes_px[name]
+        if not means["p95_px"] <= size_px:
+            return (
+                f"the 95th percentile of its offsets is {means['p95_px']:.0f} px, but its feature "
+                f"map is only {size_px} px long."
+            )
+        # On a small feature map, a dilated kernel is mostly outside even without offsets.
+        outside = means["outside_share"]
+        if outside > max(MAX_OUTSIDE_SHARE, means["grid_outside_share"]):
+            return f"a fraction of {outside:.2f} of its samples lies outside its feature map."
+        return None
+
+    def _means(self, name: str) -> dict[str, float]:
+        seen = self._seen[name]
+        return {key: sum(getattr(e, key) for e in seen) / len(seen) for key in STATISTICS}
+
+    def _record(
+        self, name: str, layer: DeformConv2d, _module: object, inputs: Any, offset: Tensor
+    ) -> None:
+        if len(self._seen[name]) < MONITORED_PASSES:
+            height, width = inputs[0].shape[-2:]
+            self._sizes_px[name] = max(height, width, self._sizes_px.get(name, 0))
+            self._seen[name].append(offset_statistics(layer, offset, (height, width)))

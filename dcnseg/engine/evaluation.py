@@ -29,15 +29,10 @@ SPLITS = ("train", "val", "test", "all")
 
 @dataclass(frozen=True)
 class Scores:
-    """Scores of a split.
+    """Scores of a split."""
 
-    Attributes:
-        confusion: Pixels by true class (row) and predicted class (column), int64 [K, K].
-        names: Names of the K classes.
-    """
-
-    confusion: npt.NDArray[np.int64]
-    names: tuple[str, ...]
+    confusion: npt.NDArray[np.int64]  # pixels by true (row) and predicted class (column), [K, K]
+    names: tuple[str, ...]  # of the K classes
 
     @property
     def class_iou(self) -> npt.NDArray[np.float64]:

@@ -79,14 +79,9 @@ class EpochBatches(Sampler[list[int]]):
 
 
 class TrainingLoader:
-    """Loads the batches of each epoch, starting at any batch.
+    """Loads the batches of each epoch, in groups of `accumulate`, starting at any batch.
 
-    Args:
-        dataset: The training images.
-        batches: The indices of each batch.
-        accumulate: Batches per optimizer step.
-        workers: Number of worker processes; 0 loads in the main process.
-        pin_memory: Whether to pin batches for a copy to a GPU.
+    With `workers=0` the main process reads the images.
     """
 
     def __init__(

@@ -66,17 +66,17 @@ def _parse_line(line: str, number: int) -> dict[str, Any]:
     return dict(record)
 
 
-def restore_metrics(run: Path, epoch: int, saved: str | None) -> tuple[str, list[int]]:
+def restore_metrics(
+    run: Path, epoch: int, saved: str | None, on_warning: Callable[[str], None]
+) -> str:
     """Rewrite metrics.jsonl with the epochs up to `epoch`; later ones will be computed again.
 
     Args:
         run: The run folder.
         epoch: The last complete epoch.
-        saved: The file's text in the checkpoint. None if the checkpoint has no copy, in which case
-            only the epochs in the file are kept.
-
-    Returns:
-        The text, and the epochs up to `epoch` that are missing.
+        saved: The file's text in the checkpoint. Without it, as in checkpoints of early versions,
+            only the epochs that are still in the file are kept, with a warning about others.
+        on_warning: Called if epochs are missing.
 
     Raises:
         CheckpointError: the saved text is damaged, or the file cannot be written.
@@ -84,14 +84,17 @@ def restore_metrics(run: Path, epoch: int, saved: str | None) -> tuple[str, list
     if saved is not None and not (isinstance(saved, str) and saved.isascii()):  # as json.dumps
         raise CheckpointError(f"{run / RESUME_STATE}: its copy of {METRICS} is damaged.")
     text = saved
-    missing: list[int] = []
     if text is None:
         kept = [record for record in read_metrics(run) if record["epoch"] <= epoch]
         text = "".join(metrics_line(record) for record in kept)
-        missing = sorted(set(range(1, epoch + 1)) - {record["epoch"] for record in kept})
+        if missing := sorted(set(range(1, epoch + 1)) - {record["epoch"] for record in kept}):
+            on_warning(
+                f"{run / METRICS} and the checkpoint lack {len(missing)} of the epochs up to "
+                f"{epoch}, such as epoch {missing[0]}."
+            )
     with explain_write_errors(run / METRICS), atomic_path(run / METRICS) as temporary:
         temporary.write_text(text, encoding="utf-8")
-    return text, missing
+    return text
 
 
 @contextmanager

@@ -93,7 +93,8 @@ def lock_run(run: Path, on_warning: Callable[[str], None]) -> Iterator[None]:
     try:
         if _acquire(descriptor, run):
             os.ftruncate(descriptor, 0)
-            os.pwrite(descriptor, _process_name().encode(), 0)
+            holder = f"process {os.getpid()} on {socket.gethostname()}\n"
+            os.pwrite(descriptor, holder.encode(), 0)
         else:
             on_warning(
                 f"{run}: the file system does not support locks. Make sure that no other process "
@@ -132,10 +133,6 @@ def _acquire(descriptor: int, run: Path) -> bool:
             "for it to finish, or choose another --out. You can predict with the run meanwhile."
         ) from error
     return True
-
-
-def _process_name() -> str:
-    return f"process {os.getpid()} on {socket.gethostname()}\n"
 
 
 def _release_in_child() -> None:

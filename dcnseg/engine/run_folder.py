@@ -37,11 +37,7 @@ from dcnseg.data.class_map import ClassMap
 from dcnseg.data.pairing.splits import SPLIT_NAMES, Splits
 from dcnseg.engine.training_data import FILES, write_fingerprints
 from dcnseg.errors import CheckpointError, ConfigError, DataError, short_repr
-from dcnseg.files import (
-    atomic_path,
-    mark_output_folder,
-    read_json,
-)
+from dcnseg.files import atomic_path, mark_output_folder, read_json
 from dcnseg.safe_load import summarize_error
 from dcnseg.validation import require
 

@@ -30,7 +30,6 @@ from dcnseg.engine.out_folder import (
     lock_run,
 )
 from dcnseg.engine.run_folder import (
-    METRICS,
     check_classes_are_unchanged,
     check_split_is_unchanged,
     create_run,
@@ -39,7 +38,6 @@ from dcnseg.engine.run_folder import (
     update_settings,
 )
 from dcnseg.engine.saved_state import restore_state
-from dcnseg.engine.state import TrainingState
 from dcnseg.engine.trainer import Trainer, TrainResult
 from dcnseg.engine.training_data import (
     check_files_are_unchanged,
@@ -155,10 +153,7 @@ def resume(
 
 
 def _resume_locked(
-    run: Path,
-    changes: Mapping[str, Any],
-    augment: Augmentation | None,
-    listener: TrainingListener,
+    run: Path, changes: Mapping[str, Any], augment: Augmentation | None, listener: TrainingListener
 ) -> TrainResult:
     record = read_run(run)
     saved = load_resume_state(run / RESUME_STATE)
@@ -189,19 +184,10 @@ def _resume_locked(
         remove_temporary_files(run)
         mark_output_folder(run)
         update_settings(run, config, list(changes))
-        _restore_metrics(trainer.state, run, saved, listener)
-        return trainer.run_epochs()
-
-
-def _restore_metrics(
-    state: TrainingState, run: Path, saved: Mapping[str, Any], listener: TrainingListener
-) -> None:
-    state.metrics, missing = restore_metrics(run, state.epoch, saved.get("metrics"))
-    if missing:
-        listener.warned(
-            f"{run / METRICS} and the checkpoint lack {len(missing)} of the epochs up to "
-            f"{state.epoch}, such as epoch {missing[0]}."
+        trainer.state.metrics = restore_metrics(
+            run, saved["epoch"], saved.get("metrics"), listener.warned
         )
+        return trainer.run_epochs()
 
 
 def _check_augmentation(run: Path, before: str, augment: Augmentation | None) -> None:

@@ -81,5 +81,5 @@ def test_output_that_is_not_finite_names_the_image(
 
 
 def test_scores_are_those_of_all_pixels(run: Path, scenes: Path) -> None:
-    with pytest.raises(ConfigError, match=r"`min_confidence` is 0\.5; scores are those of all"):
+    with pytest.raises(ConfigError, match=r"`min_confidence` is 0\.5; scores need a prediction"):
         evaluate_run(run, scenes, "val", device="cpu", config=PredictConfig(min_confidence=0.5))

@@ -416,8 +416,8 @@ def test_training_can_start_from_a_run(
         "train", scenes, "--out", new, *SMALL[:1], *SMALL[2:], "--init", run, "--epochs=1"
     )
     assert result.exit_code == 0, result.stderr
-    assert "tensors of the encoder and" in result.stderr
-    assert "Head: loaded, the classes are the same." in result.stderr
+    assert "encoder tensors and" in result.stderr
+    assert "Head: loaded; the classes are the same." in result.stderr
     assert "Offsets: loaded for 3 deformable layers." in result.stderr
     record = json.loads((new / CONFIG).read_text())
     assert record["settings"]["init"] == str(run)

@@ -35,10 +35,7 @@ def test_out_of_memory_is_explained(error: Exception) -> None:
     )
     with pytest.raises(TrainingError, match=text), explain_training_out_of_memory(config, CPU):
         raise error
-    with (
-        pytest.raises(RuntimeError, match="another"),
-        explain_training_out_of_memory(config, CPU),
-    ):
+    with pytest.raises(RuntimeError, match="another"), explain_training_out_of_memory(config, CPU):
         raise RuntimeError("another")
 
 

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import math
 from pathlib import Path
 from typing import Any
 
@@ -7,15 +8,17 @@ import pytest
 import torch
 
 from dcnseg.checkpoint import BEST_WEIGHTS
+from dcnseg.config import ModelConfig
 from dcnseg.data.image_io import read_image
 from dcnseg.data.pairing.folders import find_splits
 from dcnseg.engine import epoch_evaluation
-from dcnseg.engine.epoch_evaluation import CELL_WIDTH, GAP, write_preview
+from dcnseg.engine.epoch_evaluation import CELL_WIDTH, GAP, OffsetMonitor, write_preview
 from dcnseg.engine.evaluation import Scores, evaluate
 from dcnseg.engine.metrics import read_metrics
 from dcnseg.engine.training import train
 from dcnseg.errors import NotFiniteError, TrainingError
 from dcnseg.inference.predictor import Predictor
+from dcnseg.models.segmenter import Segmenter, build_segmenter
 from tests.conftest import small_config
 from tests.engine.runs import Recorder, make_trainer
 
@@ -82,3 +85,44 @@ def test_preview_has_rows_of_image_mask_and_prediction(
     height, width, _ = read_image(tmp_path / "preview.jpg").shape
     assert width == 3 * CELL_WIDTH + 2 * GAP
     assert height == 3 * (CELL_WIDTH * 64 // 96) + 2 * GAP
+
+
+@pytest.fixture
+def model() -> Segmenter:
+    config = ModelConfig(encoder="resnet18", decoder_channels=16, deform_layers=2)
+    return build_segmenter(config, 3).eval()
+
+
+def record(model: Segmenter) -> OffsetMonitor:
+    with OffsetMonitor(model) as monitor, torch.no_grad():
+        model(torch.randn(1, 3, 64, 64))
+    for layer in model.deformable_layers().values():
+        assert not layer.conv_offset._forward_hooks
+    return monitor
+
+
+def test_statistics_of_a_constant_offset(model: Segmenter) -> None:
+    first, second = model.deformable_layers().items()
+    assert first[1].conv_offset.bias is not None
+    with torch.no_grad():
+        first[1].conv_offset.bias[0::2] = 3.0  # dy of every tap
+        first[1].conv_offset.bias[1::2] = 4.0  # dx
+    summary = record(model).summary()
+    assert summary[first[0]]["mean_px"] == summary[first[0]]["p95_px"] == 5.0
+    assert summary[second[0]]["mean_px"] == 0.0
+    assert summary[second[0]]["outside_share"] == summary[second[0]]["grid_outside_share"]
+
+
+@pytest.mark.parametrize("value", [1e5, -1e30, math.nan, math.inf])
+def test_large_offsets_give_a_warning(model: Segmenter, value: float) -> None:
+    (first, layer), (second, _) = model.deformable_layers().items()
+    assert record(model).runaways() == {}
+    assert layer.conv_offset.bias is not None
+    with torch.no_grad():
+        layer.conv_offset.bias.fill_(value)
+    monitor = record(model)
+    warning = monitor.runaways()[first]
+    assert warning.startswith(f"{first}: ")
+    assert "lower --offset-lr-scale or --lr" in warning
+    assert second in monitor.runaways() or math.isfinite(value)
+    assert math.isfinite(value) or monitor.summary()[first]["mean_px"] is None

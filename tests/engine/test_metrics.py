@@ -15,8 +15,7 @@ from dcnseg.errors import CheckpointError, ConfigError
 
 
 @pytest.mark.parametrize(
-    "line",
-    ["{}", "null", "[]", '{"epoch": "1"}', '{"epoch": 0}', "{", '{"epoch": 1, "a": NaN}'],
+    "line", ["{}", "null", "[]", '{"epoch": "1"}', '{"epoch": 0}', "{", '{"epoch": 1, "a": NaN}']
 )
 def test_a_damaged_line_is_named_and_an_incomplete_one_ignored(tmp_path: Path, line: str) -> None:
     (tmp_path / METRICS).write_text(f'{{"epoch": 1}}\n{line}\n{{"epoch": 3}}\n')
@@ -34,14 +33,16 @@ def test_damaged_metrics_are_restored(run: Path, tmp_path: Path, damage: str) ->
     if damage != "deleted":
         (tmp_path / METRICS).write_text(left.get(damage, whole))
     saved = load_resume_state(run / RESUME_STATE)["metrics"]
-    assert restore_metrics(tmp_path, 2, saved) == (whole, [])
+    warnings: list[str] = []
+    assert restore_metrics(tmp_path, 2, saved, warnings.append) == whole
+    assert not warnings
     assert (tmp_path / METRICS).read_text() == whole
 
 
 @pytest.mark.parametrize("saved", [3, b"", ["line"], "\udcff\n"])
 def test_a_damaged_copy_in_the_checkpoint_is_an_error(tmp_path: Path, saved: Any) -> None:
     with pytest.raises(CheckpointError, match=r"last\.ckpt: its copy of metrics\.jsonl is damaged"):
-        restore_metrics(tmp_path, 2, saved)
+        restore_metrics(tmp_path, 2, saved, print)
 
 
 RECORD = {"epoch": 2, "loss": 0.5, "class_iou": {"road": 0.25, "sky": None}, "note": "text"}

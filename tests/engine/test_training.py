@@ -92,14 +92,13 @@ def test_resumed_after_an_epoch_equals_uninterrupted(
 def test_resumed_within_a_group_of_batches_equals_uninterrupted(
     scenes: Path, tmp_path: Path
 ) -> None:
-    config = small_config(
-        scenes, optimizer="adamw", batch_size=2, accumulate=3, checkpoint_minutes=1e-9
-    )
+    changes = {"batch_size": 2, "accumulate": 3, "checkpoint_minutes": 1e-9, "epochs": 1}
+    config = small_config(scenes, optimizer="adamw", **changes)
     train(config, tmp_path / "straight")
     for step in (3, 4):  # of groups of 3 and 1 batches; a save follows each group
         killed = tmp_path / f"killed{step}"
         with pytest.raises(KilledError):
-            train(config, killed, listener=KillAfter(2, step))
+            train(config, killed, listener=KillAfter(1, step))
         partial = load_resume_state(killed / RESUME_STATE)["so_far"]
         assert (partial and partial["step"]) == (None if step == 3 else 3)
         resume(killed)
