@@ -139,7 +139,7 @@ def test_0_and_the_greatest_value_are_two_classes(tmp_path: Path, top: int, dtyp
     }
 
 
-def test_foreground_255_is_not_ignored_in_silence(tmp_path: Path) -> None:
+def test_foreground_255_is_not_silently_ignored(tmp_path: Path) -> None:
     report = check(write_data(tmp_path, three(ids(0, 255)), [0, 1]))
     assert errors(report) == ["foreground-ignored"]
     assert "Give that class the id 255" in finding(report, "foreground-ignored").advice
@@ -151,21 +151,6 @@ def test_foregrounds_of_1_and_255_are_not_mixed(tmp_path: Path, classes: list[in
     report = check(write_data(tmp_path, masks, classes))
     assert "mixed-foreground" in errors(report)
     assert finding(report, "mixed-foreground").file.endswith("c.png")
-
-
-def test_1_bit_masks(tmp_path: Path) -> None:
-    report = check(write_data(tmp_path, three(ids(0, 1).astype(bool))))
-    assert report.is_clean
-    assert report.mask_modes == {"PNG 1 1 bit, values": 3}
-    assert [entry.id for entry in report.classes] == [0, 1]
-
-
-def test_masks_in_the_alpha_channel_alone(tmp_path: Path) -> None:
-    alpha = np.dstack([np.full((*HW, 3), 200, np.uint8), ids(0, 255)])
-    report = check(write_data(tmp_path, three(alpha)))
-    assert report.is_clean
-    assert report.mask_modes == {"PNG RGBA 8 bit, alpha": 3}
-    assert [entry.id for entry in report.classes] == [0, 255]
 
 
 # Smooth edges and JPEG
@@ -213,7 +198,7 @@ def test_jpeg_is_refused_even_where_all_values_are_classes(tmp_path: Path) -> No
     assert "which changes values at the edges" in finding(report, "lossy-mask").what
 
 
-def test_classes_that_look_like_many_are_not_smeared(tmp_path: Path) -> None:
+def test_many_classes_are_not_blurred_masks(tmp_path: Path) -> None:
     report = check(write_data(tmp_path, three(ids(*range(12), 255))))
     assert report.is_clean
     assert len(report.classes) == 12
@@ -270,7 +255,7 @@ def test_colors_without_a_class_list_are_suggested_as_classes(tmp_path: Path) ->
     assert [entry.images for entry in report.classes] == [3, 3, 3]
 
 
-def test_colors_smeared_by_jpeg_are_no_classes(tmp_path: Path) -> None:
+def test_colors_blurred_by_jpeg_are_not_classes(tmp_path: Path) -> None:
     noise = RNG.integers(0, 256, (*HW, 3), np.uint8)
     report = check(write_data(tmp_path, three(noise)))
     assert "too many for classes" in finding(report, "colors-without-classes").what
@@ -285,11 +270,19 @@ def test_colors_for_a_list_without_any_are_an_error(tmp_path: Path) -> None:
     assert "there are no class colors in classes.txt" in report.findings[0].what
 
 
-def test_equal_channels_are_ids(tmp_path: Path) -> None:
-    report = check(write_data(tmp_path, three(np.repeat(ids(0, 3)[..., None], 3, axis=2))))
+@pytest.mark.parametrize(
+    ("mask", "mode", "classes"),
+    [
+        (ids(0, 1).astype(bool), "PNG 1 1 bit, values", [0, 1]),
+        (np.dstack([*[ids(200)] * 3, ids(0, 255)]), "PNG RGBA 8 bit, alpha", [0, 255]),
+        (np.dstack([ids(0, 3)] * 3), "PNG RGB 8 bit, equal channels", [0, 3]),
+    ],
+)
+def test_ids_in_other_encodings(tmp_path: Path, mask: Array, mode: str, classes: list[int]) -> None:
+    report = check(write_data(tmp_path, three(mask)))
     assert report.is_clean
-    assert report.mask_modes == {"PNG RGB 8 bit, equal channels": 3}
-    assert [entry.id for entry in report.classes] == [0, 3]
+    assert report.mask_modes == {mode: 3}
+    assert [entry.id for entry in report.classes] == classes
 
 
 def test_ids_and_colors_are_not_mixed(tmp_path: Path) -> None:
@@ -379,7 +372,7 @@ def write_turned(root: Path, orientations: Mapping[str, int], *, stored: bool) -
     return root
 
 
-def test_masks_that_fit_the_stored_pixels_are_said_to_be_turned(tmp_path: Path) -> None:
+def test_masks_that_fit_the_stored_pixels_are_reported(tmp_path: Path) -> None:
     report = check(write_turned(tmp_path, {"a": 6, "b": 8, "c": 1}, stored=True))
     assert report.is_clean
     assert warnings(report) == ["mask-turned"]
@@ -390,7 +383,7 @@ def test_masks_that_fit_the_stored_pixels_are_said_to_be_turned(tmp_path: Path) 
     assert report.findings[0].file.endswith("d.png")
 
 
-def test_rotations_that_sizes_do_not_tell_are_warned_about_once(tmp_path: Path) -> None:
+def test_ambiguous_rotations_are_one_warning(tmp_path: Path) -> None:
     report = check(write_turned(tmp_path, {"a": 2, "b": 3, "c": 6, "d": 4}, stored=False))
     assert report.is_clean
     assert warnings(report) == ["rotation-unknown"]
@@ -483,7 +476,7 @@ def test_the_advice_names_the_values_of_all_masks(tmp_path: Path) -> None:
     assert "unknown-values" not in errors(check(tmp_path, ignore=[3, 7, 8, 9, 10, 11, 12]))
 
 
-def test_what_an_older_predict_may_have_written_is_pointed_out(tmp_path: Path) -> None:
+def test_outputs_of_early_versions_are_reported(tmp_path: Path) -> None:
     write_data(tmp_path, three(ids(0, 1)), [0, 1])
     out = tmp_path / "predictions"
     out.mkdir()
@@ -493,34 +486,13 @@ def test_what_an_older_predict_may_have_written_is_pointed_out(tmp_path: Path) -
     report = check(tmp_path)
     assert finding(report, "likely-output").file == str(out)
     assert sum(report.splits.values()) == 3
-    (out / "notes").mkdir()  # somebody's own folder
+    (out / "notes").mkdir()  # not an output of predict
     assert "likely-output" not in warnings(check(tmp_path))
     (out / ".dcnseg-output").touch()
     assert errors(check(tmp_path)) == ["no-masks"]
 
 
-def test_polygons_are_checked_like_masks(tmp_path: Path) -> None:
-    for index in range(3):
-        write_png(tmp_path / f"{index}.png", RNG.integers(0, 256, (*HW, 3), np.uint8))
-        shape: dict[str, Any] = {"label": "leaf", "points": [[0, 0], [24, 0], [24, 40], [0, 40]]}
-        shape |= {"shape_type": "polygon", "group_id": None, "flags": {}}
-        content: dict[str, Any] = {"version": "5", "shapes": [shape], "imagePath": f"{index}.png"}
-        content |= {"imageHeight": HW[0], "imageWidth": HW[1], "imageData": None}
-        (tmp_path / f"{index}.json").write_text(json.dumps(content))
-    report = check(tmp_path)
-    assert errors(report) == []
-    assert report.mask_modes == {"JSON polygons 0 bit, values": 3}
-    thresholded = check(tmp_path, mask_threshold=128)
-    assert errors(thresholded) == ["classes"]
-    assert "applies to gray masks, but the masks are polygons" in str(thresholded.findings[0])
-    assert {entry.name: entry.images for entry in report.classes} == {"background": 3, "leaf": 3}
-    (tmp_path / "classes.txt").write_text("background\nstem\n")
-    report = check(tmp_path)
-    assert errors(report) == ["unreadable-mask"] * 3
-    assert "has the label 'leaf'" in report.findings[0].what
-
-
-# What to go on with
+# Suggested settings
 
 
 def test_settings_fit_the_data(tmp_path: Path) -> None:

@@ -1,4 +1,4 @@
-"""What a check says of JSON annotations: each file and entry that is wrong is one finding."""
+"""Checks of JSON annotations: each invalid file or entry is one finding."""
 
 from __future__ import annotations
 
@@ -86,13 +86,26 @@ def test_one_bad_labelme_file_does_not_make_the_others_fail(polygons: Path) -> N
     ]
 
 
+def test_polygons_are_checked_like_masks(polygons: Path) -> None:
+    report = check(polygons)
+    assert report.is_clean
+    assert report.mask_modes == {"JSON polygons 0 bit, values": 4}
+    assert {entry.name: entry.images for entry in report.classes} == {"background": 4, "cat": 4}
+    [(_, what)] = errors(check(polygons, mask_threshold=128))
+    assert "--mask-threshold applies to gray masks, but the masks are polygons" in what
+    (polygons / "classes.txt").write_text("background\nstem\n")
+    found = errors(check(polygons))
+    assert len(found) == 4
+    assert "has the label 'cat'" in found[0][1]
+
+
 @pytest.mark.parametrize("text", ["null", "{}", "[]", "[" * 100_000, "9" * 5000, '"\\ud800"'])
 def test_json_of_any_other_kind_is_named_once(polygons: Path, text: str) -> None:
     (polygons / "2.json").write_text(text)
     assert [file for file, _ in errors(check(polygons))] == ["2.json"]
 
 
-def test_a_fifo_is_no_annotation(polygons: Path) -> None:
+def test_a_fifo_is_not_an_annotation(polygons: Path) -> None:
     (polygons / "2.json").unlink()
     os.mkfifo(polygons / "2.json")
     assert ("2.png", "has no mask.") in errors(check(polygons))

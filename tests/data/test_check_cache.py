@@ -31,14 +31,14 @@ def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     return path
 
 
-def remember(file: Path) -> None:
+def put(file: Path) -> None:
     cache = FactsCache(file.parent)
     cache.put(file, "mask", cache.stamp(file), {"n": 3})
     cache.save()
 
 
-def test_facts_are_remembered_per_role_and_outside_the_data(file: Path) -> None:
-    remember(file)
+def test_facts_are_cached_per_role_and_outside_the_data(file: Path) -> None:
+    put(file)
     cache = FactsCache(file.parent)
     assert cache.get(file, "mask") == {"n": 3}
     assert cache.get(file, "image") is None
@@ -49,24 +49,24 @@ def test_facts_are_remembered_per_role_and_outside_the_data(file: Path) -> None:
 def test_the_folder_may_be_given_in_another_way(
     file: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    remember(file)
+    put(file)
     monkeypatch.chdir(file.parent.parent)
     assert FactsCache(Path("data")).get(Path("data/a.png"), "mask") == {"n": 3}
 
 
 def test_a_changed_file_is_forgotten(file: Path) -> None:
-    remember(file)
+    put(file)
     os.utime(file, ns=(1, 1))
     assert FactsCache(file.parent).get(file, "mask") is None
-    remember(file)
+    put(file)
     file.write_bytes(b"content, and more")
     assert FactsCache(file.parent).get(file, "mask") is None
     file.unlink()
     assert FactsCache(file.parent).get(file, "mask") is None
 
 
-def test_files_that_are_no_longer_used_leave_the_memory(file: Path) -> None:
-    remember(file)
+def test_files_that_are_no_longer_used_leave_the_cache(file: Path) -> None:
+    put(file)
     other = file.with_name("b.png")
     other.write_bytes(b"x")
     cache = FactsCache(file.parent)
@@ -76,22 +76,13 @@ def test_files_that_are_no_longer_used_leave_the_memory(file: Path) -> None:
     assert FactsCache(file.parent).get(other, "mask") == {}
 
 
-@pytest.mark.parametrize("content", ["", "{", "[]", '{"format": "another"}'])
-def test_a_damaged_memory_is_empty(file: Path, content: str) -> None:
-    remember(file)
-    memory = next(cache_folder().iterdir())
-    assert json.loads(memory.read_text())["files"]
-    memory.write_text(content)
-    assert FactsCache(file.parent).get(file, "mask") is None
-
-
-def test_a_memory_that_cannot_be_written_breaks_nothing(
+def test_a_cache_that_cannot_be_written_changes_nothing(
     file: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     blocked = tmp_path / "blocked"
     blocked.write_text("a file where a folder should be")
     monkeypatch.setenv("XDG_CACHE_HOME", str(blocked))
-    remember(file)
+    put(file)
     assert FactsCache(file.parent).get(file, "mask") is None
 
 
@@ -108,10 +99,10 @@ def test_whatever_a_cache_holds_is_facts_or_refused(content: Any) -> None:
 
 
 @pytest.mark.parametrize(
-    "text", ["[]", "null", '{"format": 1}', '{"files": 3}', "[" * 99999, "9" * 5000]
+    "text", ["", "{", "[]", "null", '{"format": 1}', '{"files": 3}', "[" * 99999, "9" * 5000]
 )
-def test_a_damaged_cache_is_disregarded(file: Path, text: str) -> None:
-    remember(file)
+def test_a_damaged_cache_is_ignored(file: Path, text: str) -> None:
+    put(file)
     [path] = cache_folder().iterdir()
     good = json.loads(path.read_text())
     path.write_text(text)
@@ -123,7 +114,7 @@ def test_a_damaged_cache_is_disregarded(file: Path, text: str) -> None:
     assert FactsCache(file.parent).get(file, "mask") is None
 
 
-def test_files_with_damaged_facts_are_looked_at_again(file: Path) -> None:
+def test_files_with_damaged_facts_are_inspected_again(file: Path) -> None:
     Image.fromarray(np.eye(9, dtype=np.uint8)).save(file)
     sample = Sample(file, file, "a")
     cache = FactsCache(file.parent)

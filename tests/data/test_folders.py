@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from dcnseg.data.pairing.folders import describe_unpaired, find_pairs, find_splits
+from dcnseg.data.pairing.folders import find_pairs, find_splits
 from dcnseg.data.pairing.listing import find_images
 from dcnseg.data.pairing.splits import Entry, Found, Splits, join_entries, split_off_validation
 from dcnseg.data.sample import Sample
@@ -34,7 +34,7 @@ def test_pairs_by_stem_in_subfolders_whatever_the_endings(tmp_path: Path) -> Non
     )
 
 
-def test_strays_are_passed_over(tmp_path: Path) -> None:
+def test_other_files_are_ignored(tmp_path: Path) -> None:
     make_pairs(tmp_path, ["a"])
     touch(tmp_path / "images", "Thumbs.db", ".DS_Store", "._a.jpg", "notes.txt", "desktop.ini")
     touch(tmp_path / "images", ".hidden/b.jpg", "__MACOSX/c.jpg")
@@ -97,7 +97,9 @@ def test_double_stems_are_refused(tmp_path: Path) -> None:
         DataError, match=r"2 files have the same name .* \(images/a\.jpg, images/a\.png\)"
     ):
         samples_of(tmp_path)
-    assert stems(find_pairs(tmp_path).splits.all_samples()) == ["b"]
+    pairing = find_pairs(tmp_path)
+    assert stems(pairing.splits.all_samples()) == ["b"]
+    assert pairing.layout == pairing.splits.layout == "images/ + masks/ by name"
 
 
 def test_missing_and_empty_folders_are_named(tmp_path: Path) -> None:
@@ -170,17 +172,6 @@ def test_splits_share_nothing_and_lose_nothing(count: int, fraction: float, seed
 def test_impossible_fractions_are_refused(tmp_path: Path, fraction: float) -> None:
     with pytest.raises(ConfigError, match=f"`val_fraction` is {fraction}"):
         find_splits(tmp_path, val_fraction=fraction)
-
-
-def test_pairs_and_unpaired_files_are_returned_together(tmp_path: Path) -> None:
-    make_pairs(tmp_path, ["a", "b", "c"])
-    touch(tmp_path, "images/alone.jpg", "masks/empty.png")
-    pairing = find_pairs(tmp_path)
-    assert sorted(stems(pairing.splits.all_samples())) == ["a", "b", "c"]
-    assert pairing.images_without_mask == (tmp_path / "images/alone.jpg",)
-    assert pairing.masks_without_image == (tmp_path / "masks/empty.png",)
-    assert pairing.layout == pairing.splits.layout == "images/ + masks/ by name"
-    assert "1 of 4 images have no mask (images/alone.jpg)" in describe_unpaired(pairing, tmp_path)
 
 
 @given(

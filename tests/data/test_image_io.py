@@ -7,15 +7,12 @@ import subprocess
 import sys
 import zlib
 from collections.abc import Callable
-from contextlib import suppress
 from pathlib import Path
 
 import cv2
 import numpy as np
 import numpy.typing as npt
 import pytest
-from hypothesis import given, settings
-from hypothesis import strategies as st
 from PIL import ExifTags, Image, TiffImagePlugin
 
 from dcnseg.data.image_io import (
@@ -58,17 +55,27 @@ def gray_png(rows: list[bytes], width: int, bit_depth: int) -> bytes:
 # Masks
 
 
-@pytest.mark.parametrize("suffix", [".png", ".bmp", ".tif", ".PNG"])
-def test_8_bit_mask(tmp_path: Path, suffix: str) -> None:
-    ids = read_mask(save(tmp_path / f"mask{suffix}", IDS))
-    np.testing.assert_array_equal(ids, IDS)
-    assert ids.dtype == np.int32
+DEEP = np.array([[0, 300], [65535, 11]], np.uint16)
 
 
-@pytest.mark.parametrize("suffix", [".png", ".tif"])
-def test_16_bit_mask(tmp_path: Path, suffix: str) -> None:
-    deep = np.array([[0, 300], [65535, 11]], np.uint16)
-    np.testing.assert_array_equal(read_mask(save(tmp_path / f"mask{suffix}", deep)), deep)
+@pytest.mark.parametrize(
+    ("name", "array", "expected"),
+    [
+        *((f"mask{suffix}", IDS, IDS) for suffix in (".png", ".bmp", ".tif", ".PNG")),
+        *((f"mask{suffix}", DEEP, DEEP) for suffix in (".png", ".tif")),
+        ("whole.tif", IDS.astype(np.float32), IDS),
+        ("rgb.png", COLORS, COLORS),
+        ("rgba.png", np.dstack([COLORS, np.full((2, 3), 7, np.uint8)]), COLORS),
+        ("kkk.png", np.dstack([IDS] * 3), np.dstack([IDS] * 3)),
+        ("la.png", np.dstack([IDS, np.full((2, 3), 255, np.uint8)]), IDS),
+    ],
+)
+def test_masks_keep_ids_and_colors(
+    tmp_path: Path, name: str, array: npt.NDArray[np.generic], expected: npt.NDArray[np.generic]
+) -> None:
+    mask = read_mask(save(tmp_path / name, array))
+    np.testing.assert_array_equal(mask, expected)
+    assert mask.dtype == (np.int32 if mask.ndim == 2 else np.uint8)
 
 
 def test_1_bit_mask(tmp_path: Path) -> None:
@@ -95,18 +102,6 @@ def test_palette_mask_gives_indices_not_colors(tmp_path: Path) -> None:
     np.testing.assert_array_equal(read_image(path), palette[IDS])
 
 
-def test_color_masks(tmp_path: Path) -> None:
-    rgb = read_mask(save(tmp_path / "rgb.png", COLORS))
-    np.testing.assert_array_equal(rgb, COLORS)
-    assert rgb.dtype == np.uint8
-    rgba = np.dstack([COLORS, np.full((2, 3), 7, np.uint8)])
-    np.testing.assert_array_equal(read_mask(save(tmp_path / "rgba.png", rgba)), COLORS)
-    gray = np.repeat(IDS[..., None], 3, axis=2)
-    np.testing.assert_array_equal(read_mask(save(tmp_path / "kkk.png", gray)), gray)
-    la = np.dstack([IDS, np.full((2, 3), 255, np.uint8)])
-    np.testing.assert_array_equal(read_mask(save(tmp_path / "la.png", la)), IDS)
-
-
 @pytest.mark.parametrize("channels", [1, 3])
 def test_a_mask_in_the_alpha_channel_alone_is_read_from_it(tmp_path: Path, channels: int) -> None:
     ground = np.full((2, 3, channels), 9, np.uint8)
@@ -120,10 +115,6 @@ def test_16_bit_channels_of_masks_keep_their_ids(tmp_path: Path) -> None:
     ids = np.array([[0, 7, 300]], np.uint16)
     cv2.imwrite(str(tmp_path / "kkk.png"), np.repeat(ids[..., None], 3, axis=2))
     assert read_mask(tmp_path / "kkk.png").tolist() == [[0, 7, 300]]
-    alpha = np.zeros((1, 3, 4), np.uint16)
-    alpha[..., 3] = ids
-    cv2.imwrite(str(tmp_path / "alpha.png"), alpha)
-    assert read_mask(tmp_path / "alpha.png").tolist() == [[0, 7, 300]]
     deep = COLORS.astype(np.uint16) * 257
     cv2.imwrite(str(tmp_path / "rgb.png"), deep[..., ::-1])
     np.testing.assert_array_equal(read_mask(tmp_path / "rgb.png"), COLORS)
@@ -132,13 +123,10 @@ def test_16_bit_channels_of_masks_keep_their_ids(tmp_path: Path) -> None:
         read_mask(tmp_path / "rgb.png")
 
 
-def test_float_masks_need_whole_numbers(tmp_path: Path) -> None:
-    np.testing.assert_array_equal(
-        read_mask(save(tmp_path / "whole.tif", IDS.astype(np.float32))), IDS
-    )
-    for value in (0.5, np.nan):
-        with pytest.raises(DataError, match=r"part\.tif: .* not integers"):
-            read_mask(save(tmp_path / "part.tif", np.full((2, 2), value, np.float32)))
+@pytest.mark.parametrize("value", [0.5, np.nan])
+def test_float_masks_need_integers(tmp_path: Path, value: float) -> None:
+    with pytest.raises(DataError, match=r"part\.tif: .* not integers"):
+        read_mask(save(tmp_path / "part.tif", np.full((2, 2), value, np.float32)))
 
 
 # Images
@@ -169,10 +157,6 @@ def test_image_modes_look_alike(tmp_path: Path) -> None:
     Image.fromarray(expected).save(tmp_path / "x.webp", lossless=True)
     np.testing.assert_array_equal(read_image(tmp_path / "x.webp"), expected)
     assert read_image(save(tmp_path / "1.png", gray > 99)).max() == 255
-
-
-def test_channel_order_is_rgb(tmp_path: Path) -> None:
-    np.testing.assert_array_equal(read_image(save(tmp_path / "a.png", COLORS)), COLORS)
 
 
 def test_transparent_pixels_lie_on_white(tmp_path: Path) -> None:
@@ -294,22 +278,6 @@ def test_missing_files_and_folders_are_named(tmp_path: Path) -> None:
 def test_the_content_decides_not_the_ending(tmp_path: Path) -> None:
     Image.fromarray(COLORS).save(tmp_path / "really_png.jpg", "PNG")
     np.testing.assert_array_equal(read_image(tmp_path / "really_png.jpg"), COLORS)
-
-
-@settings(max_examples=150, deadline=None)
-@given(st.integers(0, 400), st.lists(st.tuples(st.integers(0, 399), st.integers(0, 255))))
-def test_damage_gives_a_image_or_a_data_error(
-    tmp_path_factory: pytest.TempPathFactory, length: int, flips: list[tuple[int, int]]
-) -> None:
-    path = tmp_path_factory.getbasetemp() / "fuzzed"
-    for content in (jpeg_bytes(), gray_png([bytes(range(60))] * 9, 60, 8)):
-        damaged = bytearray(content)
-        for position, value in flips:
-            damaged[position % len(damaged)] = value
-        path.write_bytes(damaged[: length or None])
-        for read in (read_image, read_mask, read_size):
-            with suppress(DataError):
-                read(path)
 
 
 @pytest.mark.parametrize("name", ["x.png", "x.jpg", "x.tif"])

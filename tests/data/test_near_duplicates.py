@@ -56,16 +56,6 @@ def test_equal_files_of_two_splits_are_one_group_and_not_two() -> None:
     assert found(*same, image("val", "x", thumbnail)) == [("tv", True), ("tvx", False)]
 
 
-def test_images_without_contrast_are_not_taken_for_the_same() -> None:
-    flat = np.full((8, 9), 7, np.uint8)
-    assert found(image("train", "a", flat), image("val", "b", flat)) == []
-
-
-def test_equal_signs_of_unequal_contrast_are_no_duplicates() -> None:
-    steps = np.tile(np.arange(9, dtype=np.uint8), (8, 1))
-    assert found(image("train", "a", steps), image("val", "b", steps * 25)) == []
-
-
 def are_near(first: ImageSignature, second: ImageSignature) -> bool:
     """What `find_near_duplicates` promises, for one pair."""
     pair = [bytes.fromhex(p.thumbnail) for p in (first, second)]

@@ -28,7 +28,13 @@ MEAN, STD = (0.4, 0.5, 0.6), (0.2, 0.25, 0.5)
 ZERO, ONE = (0.0, 0.0, 0.0), (1.0, 1.0, 1.0)
 
 
-def pair_that_says_where(height: int, width: int) -> tuple[Tensor, Tensor]:
+def build(height: int, width: int, **options: Any) -> JointTransform:
+    """A transform without scaling and normalization unless `options` say otherwise."""
+    defaults: dict[str, Any] = {"scale_range": (1, 1), "flip": False, "mean": ZERO, "std": ONE}
+    return build_train_transform(crop_hw=(height, width), **(defaults | options))
+
+
+def indexed_pair(height: int, width: int) -> tuple[Tensor, Tensor]:
     """An image whose red channel equals the label map."""
     labels = torch.arange(height * width).reshape(height, width).remainder(200).to(torch.uint8)
     image = torch.stack([labels, torch.zeros_like(labels), torch.full_like(labels, 77)])
@@ -36,7 +42,7 @@ def pair_that_says_where(height: int, width: int) -> tuple[Tensor, Tensor]:
 
 
 def test_normalizing_keeps_the_size() -> None:
-    image, labels = pair_that_says_where(5, 7)
+    image, labels = indexed_pair(5, 7)
     values, indices = JointTransform(Normalize(MEAN, STD))(image, labels)
     expected = (image.float() / 255 - torch.tensor(MEAN)[:, None, None]) / torch.tensor(STD)[
         :, None, None
@@ -56,10 +62,8 @@ def test_normalizing_keeps_the_size() -> None:
 def test_image_and_labels_stay_together(
     height: int, width: int, crop_h: int, crop_w: int, flip: bool
 ) -> None:
-    transform = build_train_transform(
-        crop_hw=(crop_h, crop_w), scale_range=(1, 1), flip=flip, mean=ZERO, std=ONE
-    )
-    image, labels = transform(*pair_that_says_where(height, width))
+    transform = build(crop_h, crop_w, flip=flip)
+    image, labels = transform(*indexed_pair(height, width))
     assert image.shape == (3, crop_h, crop_w)
     assert labels.shape == (crop_h, crop_w)
     is_image = labels != 255
@@ -69,7 +73,7 @@ def test_image_and_labels_stay_together(
 
 
 def test_padding_is_the_mean_color_and_ignored() -> None:
-    transform = build_train_transform(crop_hw=(8, 8), scale_range=(1, 1), mean=MEAN, std=STD)
+    transform = build(8, 8, mean=MEAN, std=STD)
     image, labels = transform(torch.zeros(3, 2, 2, dtype=torch.uint8), torch.zeros(2, 2).byte())
     assert int((labels == 255).sum()) == 60
     assert image[:, labels == 255].abs().max() < 0.01  # normalized: 0, up to rounding to uint8
@@ -93,9 +97,7 @@ def test_scaling_is_joint_and_keeps_labels_pure() -> None:
     labels = torch.zeros(64, 64, dtype=torch.uint8)
     labels[20:40, 30:60] = 9
     image = (labels * 20).expand(3, 64, 64)
-    transform = build_train_transform(
-        crop_hw=(96, 96), scale_range=(0.5, 2.0), flip=True, mean=ZERO, std=ONE
-    )
+    transform = build(96, 96, scale_range=(0.5, 2.0), flip=True)
     areas = set()
     for seed in range(12):
         torch.manual_seed(seed)
@@ -110,8 +112,8 @@ def test_scaling_is_joint_and_keeps_labels_pure() -> None:
 
 
 def test_every_place_and_both_directions_occur() -> None:
-    transform = build_train_transform(crop_hw=(1, 2), scale_range=(1, 1), mean=ZERO, std=ONE)
-    image, labels = pair_that_says_where(2, 3)
+    transform = build(1, 2, flip=True)
+    image, labels = indexed_pair(2, 3)
     torch.manual_seed(0)
     seen = {tuple(transform(image, labels)[1].flatten().tolist()) for _ in range(100)}
     rows = [(0, 1), (1, 2), (3, 4), (4, 5)]
@@ -121,9 +123,7 @@ def test_every_place_and_both_directions_occur() -> None:
 def test_color_jitter_changes_the_image_only() -> None:
     image = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (3, 8, 8), np.uint8))
     labels = image[0] % 3
-    transform = build_train_transform(
-        crop_hw=(8, 8), scale_range=(1, 1), flip=False, color_jitter=0.5, mean=ZERO, std=ONE
-    )
+    transform = build(8, 8, color_jitter=0.5)
     torch.manual_seed(0)
     values, indices = transform(image, labels)
     assert torch.equal(indices, labels.long())
@@ -159,20 +159,12 @@ def test_impossible_settings_are_refused(options: dict[str, object], message: st
 def test_flips_and_quarter_turns_move_pixels_and_labels_alike(
     height: int, width: int, flip: bool, vertical_flip: bool, rotate: int, seed: int
 ) -> None:
-    transform = build_train_transform(
-        crop_hw=(20, 20),
-        scale_range=(1, 1),
-        flip=flip,
-        vertical_flip=vertical_flip,
-        rotate=rotate,
-        mean=ZERO,
-        std=ONE,
-    )
+    transform = build(20, 20, flip=flip, vertical_flip=vertical_flip, rotate=rotate)
     torch.manual_seed(seed)
-    image, labels = transform(*pair_that_says_where(height, width))
+    image, labels = transform(*indexed_pair(height, width))
     inside = labels != 255
     assert sorted(labels[inside].tolist()) == sorted(
-        pair_that_says_where(height, width)[1].flatten().tolist()
+        indexed_pair(height, width)[1].flatten().tolist()
     )
     torch.testing.assert_close((image[0] * 255)[inside], labels[inside].float())
 
@@ -188,11 +180,9 @@ def test_flips_and_quarter_turns_move_pixels_and_labels_alike(
     ],
 )
 def test_every_position_occurs(options: dict[str, Any], count: int) -> None:
-    transform = build_train_transform(
-        crop_hw=(2, 2), scale_range=(1, 1), flip=False, mean=ZERO, std=ONE, **options
-    )
+    transform = build(2, 2, **options)
     torch.manual_seed(0)
-    seen = {tuple(transform(*pair_that_says_where(2, 2))[1].flatten().tolist()) for _ in range(150)}
+    seen = {tuple(transform(*indexed_pair(2, 2))[1].flatten().tolist()) for _ in range(150)}
     assert len(seen) == count
 
 
@@ -207,9 +197,7 @@ def test_a_tilted_crop_has_no_empty_corner_inside_the_image(
     height: int, width: int, degrees: float, seed: int
 ) -> None:
     """Where the labels are all one class, so is the crop, and the image stays what it is."""
-    transform = build_train_transform(
-        crop_hw=(height, width), scale_range=(1, 1), rotate=degrees, mean=ZERO, std=ONE
-    )
+    transform = build(height, width, flip=True, rotate=degrees)
     torch.manual_seed(seed)
     side = 2 * max(height, width) + 4
     image, labels = transform(
@@ -238,9 +226,7 @@ def test_a_tilt_turns_image_and_labels_alike() -> None:
 def test_blur_changes_every_other_image_and_no_label() -> None:
     image = torch.from_numpy(np.random.default_rng(0).integers(0, 256, (3, 40, 40), np.uint8))
     labels = image[0] % 3
-    transform = build_train_transform(
-        crop_hw=(40, 40), scale_range=(1, 1), flip=False, blur=2, mean=ZERO, std=ONE
-    )
+    transform = build(40, 40, blur=2)
     torch.manual_seed(0)
     spreads = []
     for _ in range(60):
@@ -254,25 +240,21 @@ def test_blur_changes_every_other_image_and_no_label() -> None:
 
 @pytest.mark.parametrize("blur", [0.1, 10])
 def test_blur_fits_the_smallest_crop(blur: float) -> None:
-    transform = build_train_transform(crop_hw=(2, 2), blur=blur, mean=ZERO, std=ONE)
+    transform = build(2, 2, scale_range=(0.5, 2.0), blur=blur)
     for seed in range(6):
         torch.manual_seed(seed)
-        assert transform(*pair_that_says_where(5, 5))[0].isfinite().all()
+        assert transform(*indexed_pair(5, 5))[0].isfinite().all()
 
 
 def test_steps_that_are_off_draw_nothing() -> None:
-    """A run that was begun before there were these steps must resume bit for bit."""
+    """Runs of versions without these steps must resume bit for bit."""
     states = []
-    for options in ({}, {"vertical_flip": False, "rotate": 0.0, "blur": 0.0, "augment": None}):
+    off = {"vertical_flip": False, "rotate": 0.0, "blur": 0.0, "augment": None}
+    choices: list[dict[str, Any]] = [{}, off]
+    for options in choices:
         torch.manual_seed(0)
-        transform = build_train_transform(
-            crop_hw=(8, 8),
-            color_jitter=0.3,
-            mean=ZERO,
-            std=ONE,
-            **options,  # type: ignore[arg-type]
-        )
-        image, labels = transform(*pair_that_says_where(9, 9))
+        transform = build(8, 8, scale_range=(0.5, 2.0), flip=True, color_jitter=0.3, **options)
+        image, labels = transform(*indexed_pair(9, 9))
         states.append((image, labels, torch.get_rng_state()))
     assert all(torch.equal(*pair) for pair in zip(*states, strict=True))
     # Drawn by an earlier version: three numbers of the crop, one of the flip, seven of the colors.
@@ -288,9 +270,7 @@ def draw_from_all(image: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
 
 
 def test_an_augmentation_of_ones_own_is_seeded_whatever_it_draws_from() -> None:
-    transform = build_train_transform(
-        crop_hw=(4, 4), scale_range=(1, 1), augment=draw_from_all, mean=ZERO, std=ONE
-    )
+    transform = build(4, 4, flip=True, augment=draw_from_all)
     transform = pickle.loads(pickle.dumps(transform))
     values: list[list[float]] = []
     for seed in (1, 1, 2):
@@ -298,7 +278,7 @@ def test_an_augmentation_of_ones_own_is_seeded_whatever_it_draws_from() -> None:
         np.random.seed(len(values))
         before = random.getstate(), np.random.get_state(legacy=False)["state"]["key"].tolist()
         torch.manual_seed(seed)
-        values.append(transform(*pair_that_says_where(6, 6))[0][:, 0, 0].tolist())
+        values.append(transform(*indexed_pair(6, 6))[0][:, 0, 0].tolist())
         assert (
             random.getstate(),
             np.random.get_state(legacy=False)["state"]["key"].tolist(),
@@ -309,10 +289,8 @@ def test_an_augmentation_of_ones_own_is_seeded_whatever_it_draws_from() -> None:
 
 def test_transforms_of_torchvision_serve_as_they_are() -> None:
     augment = v2.RandomRotation((90, 90), fill={tv_tensors.Image: 0, tv_tensors.Mask: 255})
-    transform = build_train_transform(
-        crop_hw=(4, 6), scale_range=(1, 1), flip=False, augment=augment, mean=ZERO, std=ONE
-    )
-    image, labels = pair_that_says_where(6, 6)
+    transform = build(4, 6, augment=augment)
+    image, labels = indexed_pair(6, 6)
     turned, indices = transform(image, labels)
     inside = indices != 255
     torch.testing.assert_close((turned[0] * 255)[inside], indices[inside].float())
