@@ -34,6 +34,7 @@ from dcnseg.data.label_codes import (
     encode_by_id,
     unpack_color,
 )
+from dcnseg.data.unreadable import explain_unreadable
 from dcnseg.errors import ConfigError, DataError, ShapeError, short_repr
 from dcnseg.files import read_json, read_text
 
@@ -109,18 +110,16 @@ class ClassMap:
         Raises:
             DataError: The file cannot be read or is invalid.
         """
+        is_json = path.suffix.lower() == ".json"
+        with explain_unreadable(path, "a readable class list"):
+            content = read_json(path) if is_json else read_text(path)
         try:
-            if path.suffix.lower() == ".json":
-                return cls.from_dict(read_json(path), source=path.name)
-            names = [line.strip() for line in read_text(path).splitlines() if line.strip()]
+            if is_json:
+                return cls.from_dict(content, source=path.name)
+            names = [line.strip() for line in content.splitlines() if line.strip()]
             check_num_entries(len(names), 0, path.name)
-            return cls(
-                with_colors([(i, name, None) for i, name in enumerate(names)]), (), path.name
-            )
-        except OSError as error:
-            raise DataError(f"{path}: cannot be read ({error.strerror or error}).") from error
-        except ValueError as error:
-            raise DataError(f"{path}: not a readable class list ({error}).") from error
+            entries = [(i, name, None) for i, name in enumerate(names)]
+            return cls(with_colors(entries), (), path.name)
         except ConfigError as error:  # its text begins with the file name
             raise DataError(f"{path}{str(error).removeprefix(path.name)}") from error
 

@@ -17,7 +17,6 @@ import numpy.typing as npt
 from PIL import Image, ImageOps
 
 from dcnseg.data.image_file import (
-    IMAGE_SUFFIXES,
     apply_orientation,
     bit_depth,
     exif_orientation,
@@ -28,23 +27,6 @@ from dcnseg.data.image_file import (
 from dcnseg.data.mask_file import read_mask_file
 from dcnseg.errors import DataError, ShapeError
 from dcnseg.files import atomic_path
-
-__all__ = [
-    "IMAGE_SUFFIXES",
-    "AnyImage",
-    "ImageHeader",
-    "ImageInfo",
-    "as_rgb_array",
-    "read_header",
-    "read_image",
-    "read_image_info",
-    "read_mask",
-    "read_orientation",
-    "read_size",
-    "write_jpeg",
-    "write_jpeg_strips",
-    "write_png",
-]
 
 _BACKGROUND: Final = (255, 255, 255)  # of transparent pixels, as in viewers and browsers
 _SENSOR_BITS: Final = (8, 10, 12, 14, 16)  # depths of cameras and scanners, stored in 16 bits

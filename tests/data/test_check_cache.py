@@ -11,7 +11,7 @@ import pytest
 from hypothesis import given
 from PIL import Image
 
-from dcnseg.data.check.cache import FactsCache, cache_folder
+from dcnseg.data.check.cache import FactsCache, cache_folder, file_stamp
 from dcnseg.data.check.inspection import ImageFacts, MaskFacts
 from dcnseg.data.check.pairs import inspect_pairs
 from dcnseg.data.pairing.splits import Splits
@@ -33,7 +33,7 @@ def file(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
 
 def put(file: Path) -> None:
     cache = FactsCache(file.parent)
-    cache.put(file, "mask", cache.stamp(file), {"n": 3})
+    cache.put(file, "mask", file_stamp(file), {"n": 3})
     cache.save()
 
 
@@ -70,7 +70,7 @@ def test_files_that_are_no_longer_used_leave_the_cache(file: Path) -> None:
     other = file.with_name("b.png")
     other.write_bytes(b"x")
     cache = FactsCache(file.parent)
-    cache.put(other, "mask", cache.stamp(other), {})
+    cache.put(other, "mask", file_stamp(other), {})
     cache.save()
     assert FactsCache(file.parent).get(file, "mask") is None
     assert FactsCache(file.parent).get(other, "mask") == {}
@@ -120,7 +120,7 @@ def test_files_with_damaged_facts_are_inspected_again(file: Path) -> None:
     cache = FactsCache(file.parent)
     first = inspect_pairs(Splits((sample,)), cache, polygon_ids={})
     for role in ("image", "mask"):
-        cache.put(file, role, cache.stamp(file), {"size_hw": [9, 9], "thumbnail": "zz"})
+        cache.put(file, role, file_stamp(file), {"size_hw": [9, 9], "thumbnail": "zz"})
     cache.save()
     again = inspect_pairs(Splits((sample,)), FactsCache(file.parent), polygon_ids={})
     assert again == first

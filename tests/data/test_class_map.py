@@ -214,7 +214,7 @@ def test_class_files_are_read(tmp_path: Path) -> None:
 def test_unreadable_class_files_are_named(tmp_path: Path, content: bytes) -> None:
     path = tmp_path / "classes.json"
     path.write_bytes(content)
-    with pytest.raises(DataError, match=r"classes\.json: not a readable class list"):
+    with pytest.raises(DataError, match=r"classes\.json: is not a readable class list"):
         ClassMap.from_file(path)
     with pytest.raises(DataError, match=r"missing\.json: cannot be read \(No such file"):
         ClassMap.from_file(tmp_path / "missing.json")

@@ -96,7 +96,7 @@ def test_wrong_lists_are_refused_by_line(data: Path, text: str, message: str) ->
 
 
 def test_a_list_that_cannot_be_read_is_named(data: Path) -> None:
-    with pytest.raises(DataError, match=r"no.csv: does not exist; expected a list of pairs"):
+    with pytest.raises(DataError, match=r"no.csv: cannot be read \(No such file"):
         find_splits(data, PairSource(pairs=data / "no.csv"))
     (data / "bytes.csv").write_bytes(b"\xff\xfe\x00")
     with pytest.raises(DataError, match=r"bytes.csv: is not a readable list"):

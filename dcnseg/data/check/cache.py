@@ -46,17 +46,13 @@ class FactsCache:
         """Return the facts of a file in a role (image, mask) if it is unchanged, else None."""
         key = self._key(path, role)
         entry = self._known.get(key)
-        if not isinstance(entry, dict) or entry.get("stamp") != _stamp(path):
+        if not isinstance(entry, dict) or entry.get("stamp") != file_stamp(path):
             return None
         facts = entry.get("facts")
         if not isinstance(facts, dict):
             return None
         self._used[key] = entry
         return facts
-
-    def stamp(self, path: Path) -> list[int] | None:
-        """Return size and modification time of a file; call it before reading the file."""
-        return _stamp(path)
 
     def put(self, path: Path, role: str, stamp: list[int] | None, facts: dict[str, Any]) -> None:
         """Store the facts of a file that had this stamp."""
@@ -87,7 +83,8 @@ def _load(path: Path) -> dict[str, Any]:
     return files if isinstance(files, dict) else {}
 
 
-def _stamp(path: Path) -> list[int] | None:
+def file_stamp(path: Path) -> list[int] | None:
+    """Return size and modification time of a file; call it before reading the file."""
     try:
         status = path.stat()
     except OSError:

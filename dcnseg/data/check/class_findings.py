@@ -143,6 +143,13 @@ def values_of(pairs: Iterable[InspectedPair]) -> Counter[int]:
     return total
 
 
+def is_shifted_by_one(class_map: ClassMap, pairs: Iterable[InspectedPair]) -> bool:
+    """Whether the mask values are the ids of the classes plus one."""
+    values = set(values_of(pairs)) - set(class_map.ignored_ids)
+    limits = min(class_map.ids) + 1, max(class_map.ids) + 1
+    return bool(values) and (min(values), max(values)) == limits
+
+
 def is_blurred(values: Counter[int]) -> bool:
     """Whether 0 and 255 dominate, with values between them from edges or JPEG compression."""
     if max(values, default=0) > IGNORE_INDEX or len(values) < 8:

@@ -141,16 +141,8 @@ def inspect_image(path: Path) -> ImageFacts:
     info = read_image_info(path)
     with open_regular_file(path) as file:
         digest = hashlib.blake2b(file.read(), digest_size=16).hexdigest()
-    return ImageFacts(
-        info.size_hw,
-        info.file_format,
-        info.mode,
-        info.bits,
-        info.orientation,
-        info.has_more_frames,
-        info.thumbnail.tobytes().hex(),
-        digest,
-    )
+    facts: dict[str, Any] = vars(info) | {"thumbnail": info.thumbnail.tobytes().hex()}
+    return ImageFacts(**facts, digest=digest)
 
 
 def inspect_polygons(sample: Sample, ids: Mapping[str, int]) -> MaskFacts:

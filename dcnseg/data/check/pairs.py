@@ -10,7 +10,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import TypeVar
 
-from dcnseg.data.check.cache import FactsCache
+from dcnseg.data.check.cache import FactsCache, file_stamp
 from dcnseg.data.check.findings import Finding, from_error
 from dcnseg.data.check.inspection import (
     ImageFacts,
@@ -102,7 +102,7 @@ def _facts(
     if known is not None:
         with suppress(ValueError):  # a damaged cache
             return kind.from_json(known)
-    stamp = cache.stamp(path)
+    stamp = file_stamp(path)
     facts = inspect(path)
     cache.put(path, role, stamp, facts.to_json())
     return facts

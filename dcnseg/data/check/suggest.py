@@ -16,11 +16,12 @@ from dcnseg.data.check.class_findings import (
     THRESHOLD,
     find_void_value,
     is_blurred,
+    is_shifted_by_one,
     values_of,
 )
 from dcnseg.data.check.pairs import InspectedPair
 from dcnseg.data.class_map import ClassMap, find_class_list
-from dcnseg.data.label_codes import IGNORE_INDEX, MAX_ID, unpack_color
+from dcnseg.data.label_codes import unpack_color
 
 _MAX_CROP: Final = 512
 _MIN_CROP: Final = 64
@@ -81,6 +82,7 @@ def suggest(
     void = None if has_list or mask_threshold else find_void_value(sorted(values))
     ignore_index = tuple(dict.fromkeys((*ignore, *([] if void is None else [void]))))
     weights = _class_weights(pixel_counts or _pixels_by_value(pairs, mask_threshold))
+    is_shifted = class_map is not None and is_shifted_by_one(class_map, pairs)
     crop = _crop_size(pairs)
     batch = _batch_size(sum(pair.split == "train" for pair in pairs))
     words = ["dcnseg", "train", str(root), "--out", f"runs/{root.resolve().name or 'run'}"]
@@ -90,7 +92,7 @@ def suggest(
     words += ["--ignore-index", ",".join(map(str, ignore_index))] if ignore_index else []
     words += ["--mask-threshold", str(mask_threshold)] if mask_threshold else []
     return Suggestion(
-        None if has_list and not _is_shifted(class_map, pairs) else _classes(pairs, class_map),
+        _classes(pairs, class_map) if not has_list or is_shifted else None,
         ignore_index,
         mask_threshold,
         weights,
@@ -105,9 +107,10 @@ def _can_be_two_classes(class_map: ClassMap | None, has_list: bool) -> bool:
 
 
 def _class_weights(pixel_counts: Sequence[int]) -> str:
-    """Choose weights by the rarest class's share, compared with an equal one.
+    """Choose weights by the rarest class's fraction of the pixels, relative to an equal share.
 
-    Roots lift a class of 1.6 % of the pixels to 11 % of the loss; full balance would make it half.
+    Of two classes, "sqrt" raises one with 0.016 of the pixels to 0.11 of the loss; "balanced"
+    would raise it to 0.5.
     """
     present = np.array([count for count in pixel_counts if count > 0], float)
     if len(present) < 2:
@@ -117,7 +120,7 @@ def _class_weights(pixel_counts: Sequence[int]) -> str:
 
 
 def _pixels_by_value(pairs: Sequence[InspectedPair], mask_threshold: int) -> list[int]:
-    """Stand in for the pixels of classes that are not known yet."""
+    """Return the pixels per value, if the classes are unknown."""
     totals: Counter[int] = Counter()
     for pair in pairs:
         if pair.mask is not None:
@@ -145,17 +148,9 @@ def _batch_size(num_train: int) -> int:
     return min(_MAX_BATCH, max(2, num_train))
 
 
-def _is_shifted(class_map: ClassMap | None, pairs: Sequence[InspectedPair]) -> bool:
-    if class_map is None:
-        return False
-    values = set(values_of(pairs)) - set(class_map.ignored_ids)
-    ids = sorted(class_map.ids)
-    return bool(values) and min(values) == ids[0] + 1 and max(values) == ids[-1] + 1
-
-
 def _classes(pairs: Sequence[InspectedPair], class_map: ClassMap | None) -> dict[str, Any] | None:
     """Return the content of a class list that fits the masks, or None if they have no classes."""
-    if class_map is not None and _is_shifted(class_map, pairs):
+    if class_map is not None and is_shifted_by_one(class_map, pairs):
         content = class_map.to_dict()
         return content | {"classes": [c | {"id": c["id"] + 1} for c in content["classes"]]}
     if any(pair.mask is not None and pair.mask.is_colored for pair in pairs):
@@ -166,8 +161,6 @@ def _classes(pairs: Sequence[InspectedPair], class_map: ClassMap | None) -> dict
     values = sorted(values_of(pairs))
     if not 2 <= len(values) <= MAX_GUESSED or is_blurred(values_of(pairs)):
         return None
-    if values in ([0, IGNORE_INDEX], [0, MAX_ID]):
-        return ClassMap.binary(values[1]).to_dict()
     void = find_void_value(values)
     content = ClassMap.from_values([value for value in values if value != void]).to_dict()
     if void is not None:

@@ -11,7 +11,7 @@ from typing import Any, Final
 import numpy as np
 import numpy.typing as npt
 
-from dcnseg.data.check.class_findings import THRESHOLD, values_of
+from dcnseg.data.check.class_findings import THRESHOLD, is_shifted_by_one, values_of
 from dcnseg.data.check.findings import ERROR, WARNING, Finding, from_error
 from dcnseg.data.check.inspection import MaskFacts
 from dcnseg.data.check.pairs import InspectedPair
@@ -152,7 +152,7 @@ def _shifted(
 ) -> list[Finding]:
     ids = sorted(class_map.ids)
     values = set(values_of(pairs)) - set(class_map.ignored_ids)
-    if not unknown or min(values, default=0) != ids[0] + 1 or max(values) != ids[-1] + 1:
+    if not unknown or not is_shifted_by_one(class_map, pairs):
         return []
     what = (
         f"the masks have the values {describe_ids(sorted(values))}, but the ids of the {len(ids)} "

@@ -13,6 +13,7 @@ from dcnseg.data.pairing.listing import find_images, is_data_folder
 from dcnseg.data.pairing.patterns import match_patterns
 from dcnseg.data.pairing.splits import SPLIT_NAMES, Entry, Found
 from dcnseg.data.sample import to_nfc
+from dcnseg.data.unreadable import explain_unreadable
 from dcnseg.errors import DataError
 from dcnseg.files import read_text
 
@@ -87,12 +88,8 @@ def _read_lists(folder: Path) -> dict[str, list[str]]:
 def _read_names(path: Path) -> list[str]:
     if not os.path.lexists(path):
         return []
-    try:
+    with explain_unreadable(path, "a readable list"):
         lines = read_text(path).splitlines()
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror or error}).") from error
-    except ValueError as error:
-        raise DataError(f"{path}: is not a readable list ({error}).") from error
     # "2007_000032", or "/JPEGImages/2007_000032.jpg /SegmentationClass/2007_000032.png".
     names = [line.split()[0].rpartition("JPEGImages/")[2] for line in lines if line.split()]
     return list(dict.fromkeys(_stem(Path(name)) for name in names))

@@ -14,6 +14,7 @@ from typing import Final
 from dcnseg.data.pairing.role_words import IMAGE_WORDS, MASK_WORDS
 from dcnseg.data.pairing.splits import SPLIT_WORDS, Entry, Found
 from dcnseg.data.sample import to_nfc
+from dcnseg.data.unreadable import explain_unreadable
 from dcnseg.errors import DataError, short_repr
 from dcnseg.files import read_text
 
@@ -61,14 +62,8 @@ def read_pair_list(root: Path, path: Path) -> Found:
 
 
 def _parse(path: Path) -> list[_Line]:
-    try:
+    with explain_unreadable(path, "a readable list of pairs"):
         text = read_text(path)
-    except FileNotFoundError as error:
-        raise DataError(f"{path}: does not exist; expected a list of pairs.") from error
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror or error}).") from error
-    except ValueError as error:
-        raise DataError(f"{path}: is not a readable list of pairs ({error}).") from error
     numbered = [
         (number, line.strip())
         for number, line in enumerate(text.splitlines(), 1)

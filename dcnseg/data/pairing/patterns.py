@@ -5,10 +5,11 @@ from __future__ import annotations
 import re
 from collections.abc import Sequence
 from dataclasses import replace
+from itertools import takewhile
 from pathlib import Path, PurePosixPath
 from typing import Final
 
-from dcnseg.data.image_io import IMAGE_SUFFIXES
+from dcnseg.data.image_file import IMAGE_SUFFIXES
 from dcnseg.data.pairing.listing import find_files
 from dcnseg.data.pairing.splits import SPLIT_WORDS, Entry, Found
 from dcnseg.data.sample import to_nfc
@@ -46,7 +47,7 @@ def match_patterns(root: Path, images: str, masks: str) -> Found:
     ):
         if not entries:
             raise DataError(
-                f"{option} '{pattern}' matches no file below {_start(root, pattern)}. {{stem}} "
+                f"{option} '{pattern}' matches no file below {_divide(root, pattern)[0]}. {{stem}} "
                 "is the common part of the names, {split} is train, val or test."
             )
     if "{split}" in masks and "{split}" not in images:
@@ -62,9 +63,9 @@ def match_patterns(root: Path, images: str, masks: str) -> Found:
 
 
 def _matches(root: Path, pattern: str, suffixes: frozenset[str]) -> list[Entry]:
-    start = _start(root, pattern)
+    start, rest = _divide(root, pattern)
     try:
-        expression = re.compile(_expression(_rest(pattern)))
+        expression = re.compile(_expression(rest))
     except re.error as error:  # "[z-a]"
         raise ConfigError(
             f"the pattern {short_repr(pattern)} is not valid ({error}); expected characters or "
@@ -103,19 +104,12 @@ def _in_splits_of(others: Sequence[Entry], entries: Sequence[Entry]) -> list[Ent
     ]
 
 
-def _fixed_parts(pattern: str) -> int:
-    """Return the number of leading folders without a placeholder or wildcard."""
-    parts = pattern.split("/")[:-1]
-    return next((i for i, part in enumerate(parts) if re.search(r"[*?\[{]", part)), len(parts))
-
-
-def _start(root: Path, pattern: str) -> Path:
-    folder = "/".join(pattern.split("/")[: _fixed_parts(pattern)])
-    return root / (folder or ("/" if pattern.startswith("/") else "."))
-
-
-def _rest(pattern: str) -> str:
-    return "/".join(pattern.split("/")[_fixed_parts(pattern) :])
+def _divide(root: Path, pattern: str) -> tuple[Path, str]:
+    """Return the folder before the first placeholder or wildcard, and the rest of a pattern."""
+    parts = pattern.split("/")
+    fixed = list(takewhile(lambda part: not re.search(r"[*?\[{]", part), parts[:-1]))
+    folder = "/".join(fixed) or ("/" if pattern.startswith("/") else ".")
+    return root / folder, "/".join(parts[len(fixed) :])
 
 
 def _expression(pattern: str) -> str:

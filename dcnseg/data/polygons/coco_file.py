@@ -23,12 +23,14 @@ from dcnseg.data.polygons.shapes import (
     read_size_hw,
 )
 from dcnseg.data.sample import to_nfc
+from dcnseg.data.unreadable import explain_unreadable
 from dcnseg.errors import DataError, short_repr
 
 _LISTS: Final = ("images", "annotations", "categories")
 _SHOWN: Final = 5
 
 Key = int | str
+Problems = dict[str, list[str]]  # invalid entries by problem
 Entry = Mapping[str, Any]
 
 
@@ -107,10 +109,8 @@ def read_coco(path: Path) -> CocoFile | Any:
     Raises:
         DataError: The file cannot be read.
     """
-    try:
+    with explain_unreadable(path, "a readable path"):
         status = path.stat()
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror}).") from error
     try:
         return _read_coco(path, status.st_mtime_ns, status.st_size)
     except _OtherJsonError as other:
@@ -125,19 +125,6 @@ def _read_coco(path: Path, mtime_ns: int, num_bytes: int) -> CocoFile:
     raise _OtherJsonError(content)
 
 
-class _Problems:
-    """Invalid entries, grouped by problem."""
-
-    def __init__(self) -> None:
-        self._entries: dict[str, list[str]] = defaultdict(list)
-
-    def add(self, entry: str, what: str) -> None:
-        self._entries[what].append(entry)
-
-    def sentences(self) -> tuple[str, ...]:
-        return tuple(_sentence(what, entries) for what, entries in self._entries.items())
-
-
 def _sentence(what: str, entries: Sequence[str]) -> str:
     rest = f" and {len(entries) - _SHOWN} more" if len(entries) > _SHOWN else ""
     return f"{', '.join(entries[:_SHOWN])}{rest}: {what}"
@@ -150,18 +137,17 @@ def parse_coco(content: Mapping[str, Sequence[Any]], path: Path) -> CocoFile:
         content: Content of the file, with the three lists.
         path: The file, for messages.
     """
-    problems = _Problems()
+    problems: Problems = defaultdict(list)
     images = _images_by_id(content["images"], problems)
     by_image: dict[Key, list[Entry]] = {key: [] for key in images}
     for index, entry in enumerate(content["annotations"]):
         key = _key(entry.get("image_id")) if isinstance(entry, dict) else None
         if key is None:
-            problems.add(f"annotations[{index}]", "an annotation needs an `image_id`.")
+            problems["an annotation needs an `image_id`."].append(f"annotations[{index}]")
         elif key not in by_image:
             name = f"annotation {short_repr(entry.get('id'))} of image {short_repr(key)}"
-            problems.add(
-                name, "the file does not list this image. Add it, or remove the annotation."
-            )
+            what = "the file does not list this image. Add it, or remove the annotation."
+            problems[what].append(name)
         else:
             by_image[key].append(entry)
     coco_images: dict[str, list[CocoImage]] = defaultdict(list)
@@ -169,31 +155,32 @@ def parse_coco(content: Mapping[str, Sequence[Any]], path: Path) -> CocoFile:
         try:
             size_hw = read_size_hw(entry.get("height"), entry.get("width"), "")
         except DataError as error:
-            problems.add(f"image {name}", f"it{error}")
+            problems[f"it{error}"].append(f"image {name}")
             continue
         coco_image = CocoImage(name, size_hw, by_image[key])
         coco_images[PurePosixPath(to_nfc(name)).name].append(coco_image)
     names = _category_names(content["categories"], by_image, problems)
-    return CocoFile(path, coco_images, names, problems.sentences())
+    sentences = tuple(_sentence(what, entries) for what, entries in problems.items())
+    return CocoFile(path, coco_images, names, sentences)
 
 
-def _images_by_id(entries: Sequence[Any], problems: _Problems) -> dict[Key, tuple[str, Entry]]:
+def _images_by_id(entries: Sequence[Any], problems: Problems) -> dict[Key, tuple[str, Entry]]:
     images: dict[Key, tuple[str, Entry]] = {}
     for index, entry in enumerate(entries):
         key = _key(entry.get("id")) if isinstance(entry, dict) else None
         name = entry.get("file_name") if key is not None else None
         if key is None or not isinstance(name, str) or not name.strip():
-            problems.add(f"images[{index}]", "an image needs an `id` and a `file_name`.")
+            problems["an image needs an `id` and a `file_name`."].append(f"images[{index}]")
         elif key in images:
             both = f"{images[key][0]} and {name}"
-            problems.add(both, f"two images have the id {short_repr(key)}.")
+            problems[f"two images have the id {short_repr(key)}."].append(both)
         else:
             images[key] = name.replace("\\", "/"), entry
     return images
 
 
 def _category_names(
-    entries: Sequence[Any], by_image: Mapping[Key, Sequence[Entry]], problems: _Problems
+    entries: Sequence[Any], by_image: Mapping[Key, Sequence[Entry]], problems: Problems
 ) -> dict[int, str]:
     """Return the names in the order of their ids, without unused supercategories."""
     named: dict[int, str] = {}
@@ -202,12 +189,12 @@ def _category_names(
         number = _whole(entry.get("id")) if isinstance(entry, dict) else None
         if number is None or not is_class_name(entry.get("name")):
             what = "a category needs an integer `id` and a `name` on one line."
-            problems.add(f"categories[{index}]", what)
+            problems[what].append(f"categories[{index}]")
             continue
         name = entry["name"].strip()
         if named.setdefault(number, name) != name:
             what = f"two categories have the id {short_repr(number)}. Give each its own."
-            problems.add(f"{short_repr(named[number])} and {short_repr(name)}", what)
+            problems[what].append(f"{short_repr(named[number])} and {short_repr(name)}")
         heads |= {head for head in [entry.get("supercategory")] if isinstance(head, str)}
     used = {_whole(e.get("category_id")) for group in by_image.values() for e in group}
     return {i: named[i] for i in sorted(named) if i in used or named[i] not in heads}

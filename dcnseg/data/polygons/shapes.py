@@ -12,6 +12,7 @@ import numpy.typing as npt
 
 from dcnseg import files
 from dcnseg.data.polygons.rasters import BoolArray, fill_ring
+from dcnseg.data.unreadable import explain_unreadable
 from dcnseg.errors import DataError, short_repr
 
 _MAX_PIXELS: Final = 178_956_970  # Pillow's limit
@@ -87,12 +88,8 @@ def read_shapes(entries: Iterable[Raw], read: Callable[[Raw], Shape]) -> tuple[S
 
 def read_json(path: Path) -> Any:
     """Return the content of a JSON file; DataError if it cannot be read."""
-    try:
+    with explain_unreadable(path, "valid JSON"):
         return files.read_json(path)
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror or error}).") from error
-    except ValueError as error:
-        raise DataError(f"{path}: is not valid JSON ({error}).") from error
 
 
 def read_points(points: Any, what: str) -> npt.NDArray[np.float64]:
