@@ -18,13 +18,7 @@ from typing import Any, Final, NoReturn
 import numpy as np
 import numpy.typing as npt
 
-from dcnseg.data.class_info import (
-    ClassInfo,
-    check_entry,
-    entry_dict,
-    parse_entry,
-    with_colors,
-)
+from dcnseg.data.class_info import ClassInfo, check_entry, entry_dict, parse_entry, with_colors
 from dcnseg.data.label_codes import (
     IGNORE_INDEX,
     MAX_ID,

@@ -181,13 +181,7 @@ def read_image_info(path: Path) -> ImageInfo:
         size_hw = (width, height) if turn >= 5 else (height, width)
         thumbnail = _thumbnail(image, path, turn)
         return ImageInfo(
-            size_hw,
-            str(image.format),
-            mode,
-            bits,
-            orientation,
-            has_more_frames(image),
-            thumbnail,
+            size_hw, str(image.format), mode, bits, orientation, has_more_frames(image), thumbnail
         )
 
 

@@ -420,10 +420,7 @@ def test_the_same_image_twice_is_named(tmp_path: Path) -> None:
     image.save(tmp_path / "val" / "images" / "val0.png", compress_level=1)
     report = check(tmp_path)
     assert report.is_clean
-    assert sorted(warnings(report)) == [
-        "same-image-in-two-splits",
-        "same-image-in-two-splits",
-    ]
+    assert sorted(warnings(report)) == ["same-image-in-two-splits", "same-image-in-two-splits"]
     texts = [str(finding) for finding in report.findings]
     assert any("val0.png: (val) is nearly the same image as" in text for text in texts)
     assert any("train0.png: (train) and 2 others are the same file: " in text for text in texts)

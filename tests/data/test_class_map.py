@@ -33,10 +33,7 @@ def class_maps(draw: st.DrawFn) -> ClassMap:
     channel = st.integers(0, 255)
     colors = draw(
         st.lists(
-            st.tuples(channel, channel, channel),
-            min_size=len(ids),
-            max_size=len(ids),
-            unique=True,
+            st.tuples(channel, channel, channel), min_size=len(ids), max_size=len(ids), unique=True
         )
     )
     entries = [ClassInfo(i, f"c{i}", color) for i, color in zip(ids, colors, strict=True)]
@@ -180,6 +177,8 @@ def test_impossible_lists_are_refused(classes: tuple[ClassInfo, ...], message: s
         ({"classes": [], "ignore": []}, "0 classes"),
         ({"classes": [{"id": 0, "name": "a"}], "ignore": 255}, '"ignore" must be a list'),
         ({"classes": ["road"]}, "an entry is 'road'"),
+        ({"classes": [{"id": 0, "name": "a"}], "threshold": True}, '"threshold" is True; expected'),
+        ({"classes": [{"id": 0, "name": "a"}], "threshold": "1"}, "\"threshold\" is '1'; expected"),
         ({"classes": [{"id": "0", "name": "a"}]}, "needs an integer"),
         ({"classes": [{"id": True, "name": "a"}]}, "needs an integer"),
         ({"classes": [{"id": 0}]}, "needs an integer `id` and a string `name`"),

@@ -77,9 +77,30 @@ def test_splits_may_stand_anywhere(
     }
 
 
-def test_each_split_may_use_words_of_its_own(tmp_path: Path) -> None:
-    touch(tmp_path, "train/images/a.jpg", "train/masks/a.png", "valid/img/b.jpg", "valid/gt/b.png")
-    assert [split for split, some in pairs(tmp_path).items() if len(some) == 1] == ["train", "val"]
+@pytest.mark.parametrize(
+    ("files", "expected"),
+    [
+        # One folder: two extensions, two prefixes, a suffix, and colored views, which are ignored.
+        ("a.jpg a.png b.jpg b.png", "a=a.png b=b.png"),
+        ("image_1.png image_2.png mask_1.png mask_2.png", "1=mask_1.png 2=mask_2.png"),
+        ("images/a.png images/a_mask.png", "a=images/a_mask.png"),
+        ("a.png a_mask.png a_colour.png b.png b_mask.png b_color.png", "a=a_mask.png b=b_mask.png"),
+        ("image_2/a.png semantic/a.png semantic_rgb/a.png", "a=semantic/a.png"),
+        # A folder with the name of a role may be part of the stem, or inside the other folder.
+        ("images/label/a.jpg masks/label/a.png", "label/a=masks/label/a.png"),
+        ("photos/images/a.jpg photos/masks/a.png", "photos/a=photos/masks/a.png"),
+        ("images/a.jpg images/masks/a.png", "a=images/masks/a.png"),
+        # Each split with its own names.
+        (
+            "train/images/a.jpg train/masks/a.png valid/img/b.jpg valid/gt/b.png",
+            "a=train/masks/a.png b=valid/gt/b.png",
+        ),
+    ],
+)
+def test_other_layouts(tmp_path: Path, files: str, expected: str) -> None:
+    touch(tmp_path, *files.split())
+    found = [(stem, mask) for some in pairs(tmp_path).values() for stem, _, mask in some]
+    assert " ".join(f"{stem}={mask}" for stem, mask in found) == expected
 
 
 @pytest.mark.parametrize("suffix", ["_L", "_mask", "_gt", "_labelIds", "-label", "_seg", "mask"])
@@ -95,16 +116,9 @@ def test_one_folder_with_suffixes(tmp_path: Path) -> None:
         root = tmp_path / str(number)
         touch(root, *(f"{n}.jpg" for n in ("a", "b")), *(f"{n}{suffix}.png" for n in ("a", "b")))
         assert pairs(root)["train"][0] == ("a", "a.jpg", f"a{suffix}.png")
-        assert find_splits(root).layout == f"one folder, with mask suffix {suffix}"
-
-
-def test_one_folder_with_two_endings_or_prefixes(tmp_path: Path) -> None:
-    touch(tmp_path / "1", "a.jpg", "a.png", "b.jpg", "b.png")
-    assert pairs(tmp_path / "1")["train"][1] == ("b", "b.jpg", "b.png")
-    touch(tmp_path / "2", "image_1.png", "image_2.png", "mask_1.png", "mask_2.png")
-    assert pairs(tmp_path / "2")["train"][1] == ("2", "image_2.png", "mask_2.png")
-    touch(tmp_path / "3", "images/a.png", "images/a_mask.png")
-    assert pairs(tmp_path / "3")["train"] == [("a", "images/a.png", "images/a_mask.png")]
+        touch(root, "a_color.png")
+        layout = f"one folder, with mask suffix {suffix}; 1 other images are ignored"
+        assert find_splits(root).layout == layout
 
 
 def test_one_folder_without_masks_names_every_image(tmp_path: Path) -> None:
@@ -194,13 +208,6 @@ def test_images_in_no_split_are_counted(tmp_path: Path) -> None:
     assert pairing.layout.endswith("1 images without a split are ignored")
 
 
-def test_subfolders_named_like_a_role_belong_to_the_stem(tmp_path: Path) -> None:
-    touch(tmp_path, "images/label/a.jpg", "masks/label/a.png")
-    assert pairs(tmp_path)["train"][0][0] == "label/a"
-    touch(tmp_path / "x", "photos/images/a.jpg", "photos/masks/a.png")
-    assert pairs(tmp_path / "x")["train"][0][0] == "photos/a"
-
-
 def test_a_folder_that_one_side_has_more_is_left_out(tmp_path: Path) -> None:
     touch(tmp_path, "images/a.jpg", "images/b.jpg")
     touch(tmp_path, "annotations/trimaps/a.png", "annotations/trimaps/b.png", "annotations/c.xml")
@@ -208,20 +215,6 @@ def test_a_folder_that_one_side_has_more_is_left_out(tmp_path: Path) -> None:
     (tmp_path / "annotations/trimaps/b.png").unlink()
     with pytest.raises(DataError, match=r"--masks 'annotations/trimaps/\{stem\}.png'"):
         find_splits(tmp_path)
-
-
-def test_masks_may_lie_within_the_folder_of_images(tmp_path: Path) -> None:
-    touch(tmp_path, "images/a.jpg", "images/b.jpg", "images/masks/a.png", "images/masks/b.png")
-    assert pairs(tmp_path)["train"][0] == ("a", "images/a.jpg", "images/masks/a.png")
-
-
-def test_colored_views_are_ignored(tmp_path: Path) -> None:
-    touch(tmp_path / "1", *(f"{n}{k}.png" for n in "ab" for k in ("", "_mask", "_colour")))
-    assert len(pairs(tmp_path / "1")["train"]) == 2
-    layout = "one folder, with mask suffix _mask; 2 other images are ignored"
-    assert find_splits(tmp_path / "1").layout == layout
-    touch(tmp_path / "2", *(f"{k}/a.png" for k in ("image_2", "semantic", "semantic_rgb")))
-    assert pairs(tmp_path / "2")["train"] == [("a", "image_2/a.png", "semantic/a.png")]
 
 
 def test_labelme_files_pair_with_their_images(tmp_path: Path) -> None:

@@ -102,10 +102,3 @@ def test_a_threshold_leaves_values_out_that_are_ignored_by_name() -> None:
 def test_impossible_thresholds_are_refused(count: int, threshold: int) -> None:
     with pytest.raises(ConfigError, match="threshold"):
         ClassMap.from_values(range(count)).with_threshold(threshold)
-
-
-@pytest.mark.parametrize("threshold", ["1", 1.0, True, None])
-def test_a_threshold_in_a_class_list_is_a_whole_number(threshold: object) -> None:
-    content = ClassMap.binary(1).to_dict() | {"threshold": threshold}
-    with pytest.raises(ConfigError, match="expected an integer"):
-        ClassMap.from_dict(content)

@@ -19,10 +19,7 @@ from dcnseg.data.dataset import load_pair
 from dcnseg.data.pairing.folders import find_pairs, find_splits
 from dcnseg.data.pairing.splits import Pairing, Splits
 from dcnseg.data.polygons.coco_file import read_coco
-from dcnseg.data.polygons.drawings import (
-    polygon_names,
-    rasterize,
-)
+from dcnseg.data.polygons.drawings import polygon_names, rasterize
 from dcnseg.data.polygons.rasters import decode_runs
 from dcnseg.data.sample import Sample
 from dcnseg.errors import DataError

@@ -15,13 +15,7 @@ from dcnseg.data.check.findings import ERROR, WARNING, Finding, from_error
 from dcnseg.data.check.inspection import MaskFacts
 from dcnseg.data.check.pairs import InspectedPair
 from dcnseg.data.class_info import with_colors
-from dcnseg.data.class_map import (
-    IGNORE_INDEX,
-    MAX_CLASSES,
-    ClassMap,
-    describe_ids,
-    find_class_list,
-)
+from dcnseg.data.class_map import IGNORE_INDEX, MAX_CLASSES, ClassMap, describe_ids, find_class_list
 from dcnseg.data.label_codes import MAX_ID
 from dcnseg.data.pairing.splits import Pairing
 from dcnseg.data.polygons.drawings import is_polygon_file, polygon_names

@@ -124,10 +124,7 @@ def _with_shares(
     total = max(1, sum(count.pixels for count in counts))
     return [
         asdict(count)
-        | {
-            "pixel_share": count.pixels / total,
-            "image_share": count.images / max(1, num_images),
-        }
+        | {"pixel_share": count.pixels / total, "image_share": count.images / max(1, num_images)}
         for count in counts
     ]
 

@@ -103,10 +103,7 @@ def _embedded_mask(text: Any, box_hw: tuple[int, int], what: str) -> npt.NDArray
     try:
         data = base64.b64decode(text, validate=True)
         with Image.open(io.BytesIO(data), formats=("PNG",)) as image:
-            if image.width not in (width, width - 1) or image.height not in (
-                height,
-                height - 1,
-            ):
+            if image.width not in (width, width - 1) or image.height not in (height, height - 1):
                 raise DataError(
                     f"{what} has a mask of {image.width}x{image.height} pixels, but its box "
                     f"has {width}x{height}."
