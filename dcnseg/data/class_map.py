@@ -331,7 +331,7 @@ class ClassMap:
         ]
         if len(unknown) > len(shown):
             rest = sum(unknown.values()) - sum(count for _, count in shown)
-            parts.append(f"{rest} have {len(unknown) - len(shown)} other {noun}s")
+            parts.append(f"{rest} pixels have {len(unknown) - len(shown)} other {noun}s")
         if is_color:
             expected = f"none of the {self.num_classes} classes of {self.source} has it"
         else:

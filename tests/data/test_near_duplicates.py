@@ -49,13 +49,6 @@ def test_equal_files_are_one_group_however_many() -> None:
     assert group.is_across_splits
 
 
-def test_equal_files_of_two_splits_are_one_group_and_not_two() -> None:
-    thumbnail = noise()
-    same = [image(split, split[0], thumbnail, "same") for split in ("train", "val")]
-    assert found(*same) == [("tv", True)]
-    assert found(*same, image("val", "x", thumbnail)) == [("tv", True), ("tvx", False)]
-
-
 def are_near(first: ImageSignature, second: ImageSignature) -> bool:
     """What `find_near_duplicates` promises, for one pair."""
     pair = [bytes.fromhex(p.thumbnail) for p in (first, second)]

@@ -95,18 +95,16 @@ def test_wrong_lists_are_refused_by_line(data: Path, text: str, message: str) ->
         read(data, text)
 
 
-def test_a_list_that_cannot_be_read_is_named(data: Path) -> None:
-    with pytest.raises(DataError, match=r"no.csv: cannot be read \(No such file"):
-        find_splits(data, PairSource(pairs=data / "no.csv"))
+def test_a_list_or_entry_that_cannot_be_read_is_named(data: Path) -> None:
     (data / "bytes.csv").write_bytes(b"\xff\xfe\x00")
-    with pytest.raises(DataError, match=r"bytes.csv: is not a readable list"):
-        find_splits(data, PairSource(pairs=data / "bytes.csv"))
-
-
-def test_a_list_or_entry_that_is_no_regular_file_is_named(data: Path) -> None:
     os.mkfifo(data / "fifo.csv")
-    with pytest.raises(DataError, match=r"fifo\.csv: cannot be read .not a regular file"):
-        find_splits(data, PairSource(pairs=data / "fifo.csv"))
+    for name, message in (
+        ("no", r"cannot be read \(No such file"),
+        ("bytes", "is not a readable list of pairs"),
+        ("fifo", r"cannot be read \(not a regular file"),
+    ):
+        with pytest.raises(DataError, match=rf"{name}\.csv: {message}"):
+            find_splits(data, PairSource(pairs=data / f"{name}.csv"))
     os.mkfifo(data / "i" / "x.jpg")
     with pytest.raises(DataError, match=r"missing or are not regular files \(line 1: .*x\.jpg\)"):
         read(data, "i/x.jpg,m/1.png\n")

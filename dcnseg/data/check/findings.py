@@ -3,9 +3,9 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Final
+from typing import Final
 
 from dcnseg.errors import DataError
 
@@ -36,10 +36,6 @@ class Finding:
 
     def __str__(self) -> str:
         return f"{self.file}: {self.what} {self.advice}".rstrip()
-
-    def to_dict(self) -> dict[str, Any]:
-        """Return the attributes for JSON."""
-        return asdict(self)
 
 
 def from_error(kind: str, path: Path, error: Exception, advice: str = "") -> Finding:

@@ -98,6 +98,7 @@ class CheckReport:
 
     def to_dict(self) -> dict[str, Any]:
         """Return everything as JSON values."""
+        num_images = sum(self.splits.values())
         return {
             "root": str(self.root),
             "is_clean": self.is_clean,
@@ -110,10 +111,10 @@ class CheckReport:
             "sizes": self.sizes,
             "image_modes": self.image_modes,
             "mask_modes": self.mask_modes,
-            "values": _with_shares(self.values, sum(self.splits.values())),
-            "classes": _with_shares(self.classes, sum(self.splits.values())),
+            "values": _with_shares(self.values, num_images),
+            "classes": _with_shares(self.classes, num_images),
             "ignored_pixels": self.ignored_pixels,
-            "findings": [finding.to_dict() for finding in self.findings],
+            "findings": [asdict(finding) for finding in self.findings],
             "suggestion": asdict(self.suggestion),
         }
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import re
 from collections import Counter
 from collections.abc import Collection, Iterable, Iterator
-from dataclasses import dataclass
+from dataclasses import astuple, dataclass
 from typing import Final
 
 from dcnseg.data.pairing.role_words import BESIDE_WORDS, IMAGE_WORDS, MASK_WORDS
@@ -30,8 +30,7 @@ class NameRule:
     @property
     def length(self) -> int:
         """Characters outside the common part; 0 is the rule "equal names"."""
-        parts = (self.image_prefix, self.image_suffix, self.mask_prefix, self.mask_suffix)
-        return sum(map(len, parts))
+        return sum(map(len, astuple(self)))
 
     def image_key(self, key: Key) -> Key | None:
         """Return the part that an image shares with its mask; None if the name does not fit."""
@@ -43,19 +42,10 @@ class NameRule:
 
     def describe(self) -> str:
         """Return the rule in words."""
-        if not self.length:
-            return "by name"
-        parts = [
-            f"{kind} {text}"
-            for kind, text in (
-                ("image prefix", self.image_prefix),
-                ("image suffix", self.image_suffix),
-                ("mask prefix", self.mask_prefix),
-                ("mask suffix", self.mask_suffix),
-            )
-            if text
-        ]
-        return f"with {' and '.join(parts)}"
+        kinds = ("image prefix", "image suffix", "mask prefix", "mask suffix")
+        affixes = zip(kinds, astuple(self), strict=True)
+        parts = [f"{kind} {text}" for kind, text in affixes if text]
+        return f"with {' and '.join(parts)}" if parts else "by name"
 
 
 @dataclass(frozen=True)
