@@ -130,7 +130,7 @@ def _diagnose(path: Path, error: Exception) -> str:
     if not head:
         return "is empty."
     if head.startswith((b"<!doctype html", b"<html")):
-        return "is an HTML page, not an image; download the file again."
+        return "is an HTML page, not an image; the download failed."
     if head.startswith(b"version https://git-lfs"):
         return "is a Git LFS pointer, not an image; run `git lfs pull`."
     if isinstance(error, UnidentifiedImageError):

@@ -133,13 +133,11 @@ def test_split_folders_are_taken_as_they_are(tmp_path: Path) -> None:
     assert not splits.is_val_drawn
 
 
-def test_a_test_folder_alone_is_enough(tmp_path: Path) -> None:
-    make_pairs(tmp_path / "test", ["a"])
-    splits = find_splits(tmp_path)
-    assert splits == Splits(test=samples_of(tmp_path / "test"))
-
-
-def test_val_comes_out_of_train_where_it_has_no_folder(tmp_path: Path) -> None:
+def test_val_is_drawn_from_train_if_it_has_no_folder(tmp_path: Path) -> None:
+    make_pairs(tmp_path / "data" / "test", ["a"])
+    splits = find_splits(tmp_path / "data")
+    assert splits == Splits(test=samples_of(tmp_path / "data" / "test"))  # nothing to draw from
+    tmp_path /= "drawn"
     make_pairs(tmp_path / "train", list("abcdefghij"))
     make_pairs(tmp_path / "test", ["t"])
     splits = find_splits(tmp_path, val_fraction=0.3)

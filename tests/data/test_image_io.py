@@ -63,6 +63,7 @@ DEEP = np.array([[0, 300], [65535, 11]], np.uint16)
     [
         *((f"mask{suffix}", IDS, IDS) for suffix in (".png", ".bmp", ".tif", ".PNG")),
         *((f"mask{suffix}", DEEP, DEEP) for suffix in (".png", ".tif")),
+        ("bits.png", IDS > 1, IDS > 1),
         ("whole.tif", IDS.astype(np.float32), IDS),
         ("rgb.png", COLORS, COLORS),
         ("rgba.png", np.dstack([COLORS, np.full((2, 3), 7, np.uint8)]), COLORS),
@@ -76,13 +77,6 @@ def test_masks_keep_ids_and_colors(
     mask = read_mask(save(tmp_path / name, array))
     np.testing.assert_array_equal(mask, expected)
     assert mask.dtype == (np.int32 if mask.ndim == 2 else np.uint8)
-
-
-def test_1_bit_mask(tmp_path: Path) -> None:
-    path = tmp_path / "mask.png"
-    Image.fromarray(IDS > 1).save(path)
-    assert mode(path) == "1"
-    assert read_mask(path).tolist() == [[0, 0, 1], [1, 1, 0]]
 
 
 def test_2_and_4_bit_masks_keep_their_ids(tmp_path: Path) -> None:

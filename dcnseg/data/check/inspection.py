@@ -153,17 +153,9 @@ def inspect_polygons(sample: Sample, ids: Mapping[str, int]) -> MaskFacts:
     """
     values = rasterize(sample, ids)
     found, counts = _count(values)
-    return MaskFacts(
-        size_hw=(values.shape[0], values.shape[1]),
-        file_format="JSON",
-        mode="polygons",
-        bits=0,
-        orientation=1,
-        encoding="values",
-        counts=dict(zip(found.tolist(), counts.tolist(), strict=True)),
-        num_values=len(found),
-        palette={},
-    )
+    pixels = dict(zip(found.tolist(), counts.tolist(), strict=True))
+    size_hw = values.shape[0], values.shape[1]
+    return MaskFacts(size_hw, "JSON", "polygons", 0, 1, "values", pixels, len(found), {})
 
 
 def inspect_mask(path: Path) -> MaskFacts:
@@ -180,17 +172,10 @@ def inspect_mask(path: Path) -> MaskFacts:
     if mask.palette is not None:
         used = found[found < len(mask.palette)]
         palette = {int(value): pack_color(mask.palette[value].tolist()) for value in used}
-    return MaskFacts(
-        (mask.values.shape[0], mask.values.shape[1]),
-        mask.file_format,
-        mask.mode,
-        mask.bits,
-        mask.orientation,
-        encoding,
-        {int(found[i]): int(counts[i]) for i in order},
-        len(found),
-        palette,
-    )
+    size_hw = mask.values.shape[0], mask.values.shape[1]
+    pixels = {int(found[i]): int(counts[i]) for i in order}
+    file = mask.file_format, mask.mode, mask.bits, mask.orientation
+    return MaskFacts(size_hw, *file, encoding, pixels, len(found), palette)
 
 
 def _plain_values(mask: MaskFile) -> tuple[str, npt.NDArray[Any]]:

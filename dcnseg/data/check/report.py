@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import os
 from collections import Counter
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from itertools import islice
 from pathlib import Path
@@ -16,6 +16,7 @@ from dcnseg.data.check.cache import FactsCache
 from dcnseg.data.check.class_findings import find_classes, read_declared_classes
 from dcnseg.data.check.findings import ERROR, WARNING, Finding, by_severity
 from dcnseg.data.check.folder_findings import check_folder
+from dcnseg.data.check.inspection import ImageFacts, MaskFacts
 from dcnseg.data.check.pair_findings import check_pairs
 from dcnseg.data.check.pairs import InspectedPair, inspect_pairs
 from dcnseg.data.check.suggest import Suggestion, suggest
@@ -182,8 +183,8 @@ def check_data(
         other_files=_other_files(root, pairing, skipped),
         skipped={str(path): reason for path, reason in islice(skipped.items(), _MAX_OTHER_FILES)},
         sizes=_sizes(pairs),
-        image_modes=_modes(pairs, of_masks=False),
-        mask_modes=_modes(pairs, of_masks=True),
+        image_modes=_modes(pair.image for pair in pairs),
+        mask_modes=_modes(pair.mask for pair in pairs),
         values=_values(pairs),
         classes=_classes(label_stats, class_map),
         ignored_pixels=int(label_stats.histogram()[IGNORE_INDEX]),
@@ -234,13 +235,13 @@ def _sizes(pairs: Sequence[InspectedPair]) -> dict[str, int]:
     return dict(sizes.most_common())
 
 
-def _modes(pairs: Sequence[InspectedPair], *, of_masks: bool) -> dict[str, int]:
-    modes: Counter[str] = Counter()
-    for pair in pairs:
-        facts = pair.mask if of_masks else pair.image
-        if facts is not None:
-            how = f", {pair.mask.encoding}" if of_masks and pair.mask else ""
-            modes[f"{facts.file_format} {facts.mode} {facts.bits} bit{how}"] += 1
+def _modes(files: Iterable[ImageFacts | MaskFacts | None]) -> dict[str, int]:
+    modes = Counter(
+        f"{facts.file_format} {facts.mode} {facts.bits} bit"
+        + (f", {facts.encoding}" if isinstance(facts, MaskFacts) else "")
+        for facts in files
+        if facts is not None
+    )
     return dict(modes.most_common())
 
 
@@ -262,11 +263,7 @@ def _classes(label_stats: LabelStats, class_map: ClassMap | None) -> list[ClassC
     if class_map is None:
         return []
     pixels = label_stats.histogram()
-    images = (
-        np.sum([h > 0 for h in label_stats.histograms], axis=0)
-        if label_stats.histograms
-        else pixels
-    )
+    images = sum((h > 0 for h in label_stats.histograms), np.zeros(256, np.int64))
     return [
         ClassCount(entry.id, entry.name, int(pixels[index]), int(images[index]))
         for index, entry in enumerate(class_map.classes)

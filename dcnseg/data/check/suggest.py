@@ -77,33 +77,24 @@ def suggest(
     """
     values = values_of(pairs)
     has_list = find_class_list(root) is not None
-    if not mask_threshold and is_blurred(values) and _can_be_two_classes(class_map, has_list):
+    is_binary = not has_list or (class_map is not None and class_map.num_classes == 2)
+    if not mask_threshold and is_blurred(values) and is_binary:
         mask_threshold = THRESHOLD
     void = None if has_list or mask_threshold else find_void_value(sorted(values))
     ignore_index = tuple(dict.fromkeys((*ignore, *([] if void is None else [void]))))
     weights = _class_weights(pixel_counts or _pixels_by_value(pairs, mask_threshold))
     is_shifted = class_map is not None and is_shifted_by_one(class_map, pairs)
     crop = _crop_size(pairs)
-    batch = _batch_size(sum(pair.split == "train" for pair in pairs))
+    batch = min(_MAX_BATCH, max(2, sum(pair.split == "train" for pair in pairs)))
     words = ["dcnseg", "train", str(root), "--out", f"runs/{root.resolve().name or 'run'}"]
     words += layout_options
     words += ["--crop-size", f"{crop[0]},{crop[1]}", "--batch-size", str(batch)]
     words += ["--class-weights", weights] if weights != "none" else []
     words += ["--ignore-index", ",".join(map(str, ignore_index))] if ignore_index else []
     words += ["--mask-threshold", str(mask_threshold)] if mask_threshold else []
-    return Suggestion(
-        _classes(pairs, class_map) if not has_list or is_shifted else None,
-        ignore_index,
-        mask_threshold,
-        weights,
-        crop,
-        batch,
-        shlex.join(words),
-    )
-
-
-def _can_be_two_classes(class_map: ClassMap | None, has_list: bool) -> bool:
-    return not has_list or (class_map is not None and class_map.num_classes == 2)
+    classes = _classes(pairs, class_map) if not has_list or is_shifted else None
+    command = shlex.join(words)
+    return Suggestion(classes, ignore_index, mask_threshold, weights, crop, batch, command)
 
 
 def _class_weights(pixel_counts: Sequence[int]) -> str:
@@ -142,10 +133,6 @@ def _crop_size(pairs: Sequence[InspectedPair]) -> tuple[int, int]:
 
 def _side(length: float) -> int:
     return min(max(int(length) // _CROP_STEP * _CROP_STEP, _MIN_CROP), _MAX_CROP)
-
-
-def _batch_size(num_train: int) -> int:
-    return min(_MAX_BATCH, max(2, num_train))
 
 
 def _classes(pairs: Sequence[InspectedPair], class_map: ClassMap | None) -> dict[str, Any] | None:
