@@ -14,6 +14,7 @@ from dcnseg.config import (
     UNCOMPARED_SETTINGS,
     DataConfig,
     ModelConfig,
+    PairSource,
     PredictConfig,
     Preprocessing,
     TrainConfig,
@@ -140,6 +141,7 @@ def test_where_the_images_are_comes_back_and_may_be_missing() -> None:
         DataConfig(Path("x"), pairs=Path("list.csv")),
     ):
         assert from_dict(DataConfig, to_dict(config)) == config
+        assert config.source == PairSource(config.images, config.masks, config.pairs)
     old = to_dict(DataConfig(Path("x")))
     for name in ("images", "masks", "pairs"):
         del old[name]

@@ -93,8 +93,8 @@ class ClassMap:
             )
         if self.threshold and len(self.classes) != 2:
             raise ConfigError(
-                f"{self.source} has {len(self.classes)} classes; a threshold of masks "
-                "(--mask-threshold) tells two apart."
+                f"{self.source} has {len(self.classes)} classes; a threshold (--mask-threshold) "
+                "requires two."
             )
 
     @classmethod

@@ -23,13 +23,9 @@ def names(root: Path) -> list[str]:
 
 def test_folders_that_dcnseg_wrote_are_read_only_if_named(tmp_path: Path) -> None:
     touch(tmp_path, "a.jpg", "out/labels/a.png", "out/overlays/a.jpg", "sub/deep/run/preview.jpg")
-    touch(tmp_path, "settings/config.json", "settings/b.jpg")  # somebody else's
+    touch(tmp_path, "settings/config.json", "settings/b.jpg")  # not a run
     mark_output_folder(tmp_path / "out")
-    for name in (
-        "config.json",
-        "files.json",
-        "metrics.jsonl",
-    ):  # a run made before there was a mark
+    for name in ("config.json", "files.json", "metrics.jsonl"):  # a run without a marker
         touch(tmp_path, f"sub/deep/run/{name}")
     assert names(tmp_path) == ["a.jpg", "settings/b.jpg"]
     assert names(tmp_path / "out") == ["labels/a.png", "overlays/a.jpg"]
@@ -103,9 +99,7 @@ def test_files_of_other_formats_are_explained(tmp_path: Path) -> None:
         "c.DNG": "a raw image",
         "f.pdf": "a PDF",
     }
-    with pytest.raises(
-        DataError, match=r"Skipped: a\.mp4 \(a video; convert it .*\), and 3 more\."
-    ):
+    with pytest.raises(DataError, match=r"Skipped: a\.mp4 \(a video; .*\), and 3 more\."):
         find_pairs(tmp_path)
 
 

@@ -73,7 +73,7 @@ def test_every_encoding_gives_the_same_label_map(
 
 
 @pytest.mark.parametrize("bits", [8, 16])
-def test_a_mask_in_alpha_alone_is_told(tmp_path: Path, bits: int) -> None:
+def test_a_mask_in_the_alpha_channel(tmp_path: Path, bits: int) -> None:
     alpha = np.array([[0, 1, 200]], np.uint16)
     content = np.zeros((1, 3, 4), np.uint16)
     content[..., 3] = alpha

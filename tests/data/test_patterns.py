@@ -35,7 +35,7 @@ def test_absolute_patterns_endings_and_wildcards(tmp_path: Path) -> None:
         find_splits(tmp_path, PairSource("in/cam[!2]/{stem}.jpg", masks))
 
 
-def test_one_folder_is_told_apart_by_the_longer_pattern(tmp_path: Path) -> None:
+def test_in_one_folder_the_longer_pattern_wins(tmp_path: Path) -> None:
     touch(tmp_path, "a.png", "a-truth.png", "b.png", "b-truth.png")
     assert stems(tmp_path, "{stem}.png", "{stem}-truth.png") == {"train": ["a", "b"]}
 
@@ -46,17 +46,13 @@ def test_a_side_without_split_follows_the_other(tmp_path: Path) -> None:
     assert [s.stem for s in pairing.splits.train] == ["a"]
     assert [s.stem for s in pairing.splits.val] == ["b"]
     assert pairing.masks_without_image == (tmp_path / "m/c.png",)
+    with pytest.raises(DataError, match=r"1 of 3 masks have no image \(m/c.png\)"):
+        find_splits(tmp_path, PairSource("im/{split}/{stem}.jpg", "m/{stem}.png"))
 
 
 def test_a_stem_that_is_repeated_must_be_the_same(tmp_path: Path) -> None:
     touch(tmp_path, "a/a.jpg", "b/x.jpg", "m/a.png")
     assert stems(tmp_path, "{stem}/{stem}.jpg", "m/{stem}.png") == {"train": ["a"]}
-
-
-def test_what_is_left_over_is_said(tmp_path: Path) -> None:
-    touch(tmp_path, "i/a.jpg", "i/b.jpg", "m/a.png", "m/c.png")
-    with pytest.raises(DataError, match=r"\(i/b.jpg\); 1 of 2 masks have no image \(m/c.png\)"):
-        find_splits(tmp_path, PairSource("i/{stem}.jpg", "m/{stem}.png"))
 
 
 def test_a_pattern_without_files_is_named(tmp_path: Path) -> None:

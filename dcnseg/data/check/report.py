@@ -149,7 +149,7 @@ def check_data(
         root: The data folder, with or without a class list.
         pairing: Its images and masks.
         ignore: Ids to ignore in addition to those of the class list.
-        mask_threshold: Gray value from which masks mean the class of the greater id; 0: ids.
+        mask_threshold: Gray values from this one on are the class with the greater id; 0: ids.
         workers: Threads; 0 means one per processor.
         on_progress: Called with (done, total) after each pair, from the calling thread.
         layout_options: Options by which the images were found, for the suggested command.

@@ -71,8 +71,8 @@ def suggest(
         pairs: Every pair.
         class_map: The classes, if they could be found.
         pixel_counts: Training pixels of each class.
-        ignore: Ids to ignore that were given already.
-        mask_threshold: A threshold that was given already.
+        ignore: Ids of --ignore-index.
+        mask_threshold: The value of --mask-threshold.
         layout_options: Options by which the images were found, for the command.
     """
     values = values_of(pairs)

@@ -1,4 +1,4 @@
-"""Images and masks in one folder, told apart by suffix or extension; entry `read_one_folder`."""
+"""Images and masks in one folder, distinguished by affix or extension; entry `read_one_folder`."""
 
 from __future__ import annotations
 

@@ -149,7 +149,7 @@ def _without_common_folder(files: Sequence[PlacedFile]) -> list[PlacedFile]:
             file,
             entry=replace(file.entry, stem=file.entry.stem.removeprefix(common)),
             template=file.template
-            if "*" in file.template  # which then stands for that folder
+            if "*" in file.template  # * includes that folder
             else file.template.replace("{stem}", f"{common}{{stem}}"),
         )
         for file in files
