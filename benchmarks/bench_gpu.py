@@ -1,4 +1,4 @@
-"""Time the operators and a training step on a GPU, beside dense convolutions and torchvision's."""
+"""Time the operators and a training step on a GPU, with dense and torchvision's beside them."""
 
 from __future__ import annotations
 
@@ -11,18 +11,35 @@ from typing import Any
 
 import torch
 
+from benchmarks.bench_ops import DENSE, TORCHVISION
+from benchmarks.bench_roi import make_comparisons
 from benchmarks.common import OURS, describe_gpu, markdown_table
-from benchmarks.gpu.convolutions import DENSE, DTYPES, TORCHVISION, Bench, bench_convolutions
-from benchmarks.gpu.regions import bench_regions
-from benchmarks.gpu.timing import measure_ceilings
-from benchmarks.gpu.training_step import Batch, time_steps
+from benchmarks.gpu_convolutions import DTYPES, Bench, bench_convolutions
+from benchmarks.gpu_timing import GpuClock, measure_ceilings
+from benchmarks.gpu_training import Batch, time_steps
 
-# Encoder, and whether cuDNN may try its algorithms first, which `dcnseg train` does not let it do.
+# Encoder, and `torch.backends.cudnn.benchmark`, which `dcnseg train` leaves off.
 TRAININGS = (("resnet18", False), ("resnet50", False), ("resnet50", True))
 
 
+def bench_regions(device: torch.device, *, rounds: int, quick: bool) -> Iterator[dict[str, Any]]:
+    """Yield a row for each RoI operator, feature map and pass, in float32."""
+    clock = GpuClock(device, calls=2 if quick else 10)
+    for comparison in make_comparisons(quick=quick, device=device):
+        for passed, timings in comparison.time(rounds, clock).items():
+            contenders = {
+                name: {
+                    "milliseconds": timing.median,
+                    "spread": timing.spread,
+                    "ratio": timing.ratio_to(timings[OURS]),
+                }
+                for name, timing in timings.items()
+            }
+            yield {"subject": comparison.subject, "pass": passed, "contenders": contenders}
+
+
 def to_markdown(report: dict[str, Any]) -> str:
-    """The report as tables, the shortest and most wanted last."""
+    """Return the report as tables; the most important ones come last."""
     parts = []
     for row in report["convolutions"]:
         if row["kernels"] and row["layout"] == "channels-last":
@@ -41,19 +58,10 @@ def to_markdown(report: dict[str, Any]) -> str:
         for row in report["regions"]
         for name, one in row["contenders"].items()
     ]
-    columns: tuple[str, ...] = ("regions", "pass", "whose", "ms", "± ms", "/ dcnseg")
+    columns: tuple[str, ...] = ("regions", "pass", "contender", "ms", "± ms", "/ dcnseg")
     parts.append(markdown_table(columns, region_cells))
-    columns = (
-        "encoder",
-        "cuDNN",
-        "batch",
-        "model",
-        "ms",
-        "± ms",
-        "/ plain",
-        "images/s",
-        "peak MiB",
-    )
+    columns = ("encoder", "cuDNN", "batch", "model", "ms", "± ms", "/ plain", "images/s")
+    columns += ("peak MiB",)
     parts.append(markdown_table(columns, _training_cells(report["training"])))
     columns = ("shape", "dtype", "layout", "pass", "dcnseg ms", "± ms", "dense ms", "/ dense")
     columns += ("torchvision ms", "torchvision / dcnseg", "TFLOP/s", "of arithmetic")
@@ -65,7 +73,7 @@ def to_markdown(report: dict[str, Any]) -> str:
 
 
 def wrong_rows(report: dict[str, Any]) -> list[str]:
-    """What was not timed."""
+    """Return a line for each wrong result, which was not timed."""
     return [
         f"{row['shape']} {row['dtype']} {row['layout']}: {row['pass']}, "
         f"relative error {row['errors'][OURS]:.2g}"
@@ -109,16 +117,16 @@ def _kernel_table(kernels: list[dict[str, Any]]) -> str:
 
 def main(arguments: Sequence[str] | None = None) -> None:
     parser = argparse.ArgumentParser(description=__doc__)
-    parser.add_argument("--device", default="cuda", help="cuda, cuda:1 or cpu (a dry run)")
+    parser.add_argument("--device", default="cuda", help="cuda, cuda:1, or cpu for a dry run")
     parser.add_argument("--rounds", type=int, default=7, help="turns of each contender")
-    parser.add_argument("--quick", action="store_true", help="tiny sizes: does it all work?")
-    parser.add_argument("--json", action="store_true", help="print one JSON object, no tables")
-    parser.add_argument("--out", type=Path, help="write the JSON object to this file, too")
+    parser.add_argument("--quick", action="store_true", help="tiny sizes, to test the script")
+    parser.add_argument("--json", action="store_true", help="print one JSON object")
+    parser.add_argument("--out", type=Path, help="also write the JSON object to this file")
     options = parser.parse_args(arguments)
     device = torch.device(options.device)
     if device.type == "cuda" and not torch.cuda.is_available():
-        parser.error("there is no NVIDIA GPU here; --device cpu --quick tries the benchmark")
-    torch.backends.cudnn.benchmark = True  # the rival at its best
+        parser.error("no NVIDIA GPU found; use --device cpu --quick for a dry run")
+    torch.backends.cudnn.benchmark = True  # the fastest setting of the dense convolution
     torch.backends.cudnn.allow_tf32 = torch.backends.cuda.matmul.allow_tf32 = True
     report: dict[str, Any] = {
         "machine": describe_gpu(device),
@@ -129,7 +137,7 @@ def main(arguments: Sequence[str] | None = None) -> None:
     }
 
     def note(part: str, row: dict[str, Any]) -> None:
-        """Keep what is done already, should the run be cut off."""
+        """Add a row and write the file, so that an interrupted run keeps its results."""
         report[part].append(row)
         what = (str(value) for value in row.values() if isinstance(value, str | list))
         print(f"{part}:", *list(what)[:4], file=sys.stderr, flush=True)
@@ -141,11 +149,11 @@ def main(arguments: Sequence[str] | None = None) -> None:
         note("convolutions", row)
     for row in bench_regions(device, rounds=options.rounds, quick=options.quick):
         note("regions", row)
-    batch = Batch(2, (64, 64), steps=1) if options.quick else Batch()
-    for encoder, has_trials in TRAININGS[:1] if options.quick else TRAININGS:
-        torch.backends.cudnn.benchmark = has_trials
+    batch = Batch(2, (64, 64), steps=1, profiled_steps=1) if options.quick else Batch()
+    for encoder, is_tuned in TRAININGS[:1] if options.quick else TRAININGS:
+        torch.backends.cudnn.benchmark = is_tuned
         row = time_steps(device, options.rounds, batch, encoder)
-        note("training", {"cudnn": "tries algorithms" if has_trials else "as trained", **row})
+        note("training", {"cudnn": "tries algorithms" if is_tuned else "as trained", **row})
     print(json.dumps(report) if options.json else to_markdown(report))
     if wrong_rows(report):
         raise SystemExit("; ".join(wrong_rows(report)))

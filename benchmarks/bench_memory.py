@@ -1,14 +1,14 @@
-"""Measure the working memory of the deformable convolution on the CPU, beside that of others.
+"""Measure the working memory of the deformable convolution on the CPU, with others beside it.
 
-Each number comes from a process of its own, which is asked for the peak of its resident memory.
-From that are taken off what was there before the call, and what it returns: output, gradients.
+Each call runs in a process of its own. Its working memory is the peak of the resident memory, less
+what was resident before the call and less what it returns: output and gradients.
 """
 
 from __future__ import annotations
 
 import json
 import multiprocessing
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 from concurrent.futures import ProcessPoolExecutor
 from dataclasses import asdict, dataclass
 from pathlib import Path
@@ -16,16 +16,16 @@ from pathlib import Path
 import torch
 from torch import Tensor
 
-from benchmarks.bench_ops import DENSE, make_operators
-from benchmarks.common import OURS, describe_machine, make_parser
+from benchmarks.bench_ops import DENSE, TORCHVISION, make_operators
+from benchmarks.common import OURS, Inputs, Operator, describe_machine, make_parser
 
-BAR_MIB = 64  # of working memory, at any size of the image
+BAR_MIB = 64  # limit of dcnseg's working memory, for any image size
 _MIB = 1 << 20
 
 
 @dataclass(frozen=True)
 class Case:
-    """One call: what it is given, and whose and which pass it is."""
+    """One call of one contender."""
 
     size: tuple[int, int, int, int]  # [B, C, H, W]
     channels_last: bool
@@ -42,61 +42,56 @@ class Case:
 
 SIZES = ((4, 256, 128, 128), (1, 256, 200, 304), (1, 64, 1024, 1024))
 QUICK_SIZES = ((1, 16, 64, 64),)
+DTYPES = ("float32", "bfloat16", "float16")
 
 
-# (dtype, channels-last)
-MAPS = tuple(
-    (dtype, channels_last)
-    for dtype in ("float32", "bfloat16", "float16")
-    for channels_last in (False, True)
-)
-
-
-def make_plan(quick: bool, threads: int) -> Iterator[Case]:
-    """All calls."""
+def make_cases(quick: bool, threads: int) -> Iterator[Case]:
+    formats = [(dtype, is_last) for dtype in DTYPES for is_last in (False, True)]
     for size in QUICK_SIZES if quick else SIZES:
-        for dtype, channels_last in MAPS[:1] if quick else MAPS:
+        for dtype, channels_last in formats[:1] if quick else formats:
             for backward in (False, True):
-                for name in make_operators(1, getattr(torch, dtype)):
-                    # Others copy channels-last first; torch's dense float16 takes minutes.
-                    is_rival_left_out = dtype == "float16" or (channels_last and name != DENSE)
-                    if name == OURS or not is_rival_left_out:
+                for name in (DENSE, OURS, TORCHVISION):
+                    if _is_measured(name, dtype, channels_last):
                         yield Case(size, channels_last, dtype, name, backward, threads)
 
 
+def _is_measured(name: str, dtype: str, channels_last: bool) -> bool:
+    if name == OURS:
+        return True
+    if name == DENSE:
+        return dtype != "float16"  # takes minutes
+    return dtype == "float32" and not channels_last  # torchvision copies channels-last inputs
+
+
 def measure(case: Case) -> float:
-    """MiB that the call needed for itself, at its peak. To be called in a fresh process."""
+    """Return the working memory of a call in MiB; call this in a fresh process."""
     torch.set_num_threads(case.threads)
     dtype = getattr(torch, case.dtype)
-    operator = make_operators(1, dtype)[case.contender]
-    # A small call first: the libraries set up their threads and buffers once in a process.
+    operator = make_operators(1)[case.contender]
+    # Libraries set up their threads and buffers in the first call of a process.
     run(operator, _make_inputs((1, 32, 16, 16), dtype, case.channels_last), True)
     return run(operator, _make_inputs(case.size, dtype, case.channels_last), case.backward)
 
 
-def run(
-    operator: Callable[[Tensor, Tensor, Tensor], Tensor],
-    inputs: tuple[Tensor, ...],
-    backward: bool,
-) -> float:
-    """MiB beyond the inputs and what a call of `operator` returns: output, or gradients, too."""
-    grad = torch.ones_like(inputs[0])  # of the output, which is like the input
+def run(operator: Operator, inputs: Inputs, backward: bool) -> float:
+    """Return MiB beyond the inputs and the result: the output, and gradients if `backward`."""
+    grad = torch.ones_like(inputs[0])  # the output has the shape of the input
     leaves = [tensor.requires_grad_(backward) for tensor in inputs]
-    before = _resident()
-    _forget_peak()
+    before = _read_status("VmRSS")
+    _reset_peak()
     output = operator(*leaves)
     returned = _bytes(output)
-    if backward:  # what the forward keeps for it counts, too
-        _forget_peak()
+    if backward:  # includes what the forward keeps for it
+        _reset_peak()
         output.backward(grad)
         returned += sum(_bytes(leaf.grad) for leaf in leaves if leaf.grad is not None)
-    return (_peak() - before - returned) / _MIB
+    return (_read_status("VmHWM") - before - returned) / _MIB
 
 
 def _make_inputs(
     size: tuple[int, int, int, int], dtype: torch.dtype, channels_last: bool
-) -> tuple[Tensor, ...]:
-    """Input, offset and weight, written to, so that all their memory is resident."""
+) -> Inputs:
+    """Return input, offset and weight, filled in place so that all their memory is resident."""
     torch.manual_seed(0)
     batch, channels, height, width = size
     memory_format = torch.channels_last if channels_last else torch.contiguous_format
@@ -110,23 +105,15 @@ def _bytes(tensor: Tensor) -> int:
     return tensor.numel() * tensor.element_size()
 
 
-def _resident() -> int:
-    return _status("VmRSS")
-
-
-def _peak() -> int:
-    return _status("VmHWM")
-
-
-def _status(name: str) -> int:
-    """An entry of the process's status, in bytes."""
+def _read_status(name: str) -> int:
+    """Return an entry of the process's status in bytes."""
     lines = Path("/proc/self/status").read_text().splitlines()
     (line,) = (line for line in lines if line.startswith(f"{name}:"))
     return 1024 * int(line.split()[1])
 
 
-def _forget_peak() -> None:
-    """Let the kernel count the peak from here on."""
+def _reset_peak() -> None:
+    """Reset VmHWM to the current resident memory."""
     Path("/proc/self/clear_refs").write_text("5")
 
 
@@ -135,12 +122,12 @@ def main(arguments: Sequence[str] | None = None) -> None:
     machine = describe_machine() | {"threads": options.threads}
     if not options.json:
         print(*(f"{key}: {value}" for key, value in machine.items()), sep="\n")
-        print(f"MiB beyond input and result; the bar for {OURS} is {BAR_MIB}")
-    # Each process is forked from one that has imported torch, and has done nothing with it yet.
+        print(f"MiB beyond inputs and result; the limit for {OURS} is {BAR_MIB}")
+    # Each process is forked from one that has imported torch but not used it.
     context = multiprocessing.get_context("forkserver")
     context.set_forkserver_preload(["benchmarks.bench_memory"])
     rows = []
-    for case in make_plan(options.quick, options.threads):
+    for case in make_cases(options.quick, options.threads):
         with ProcessPoolExecutor(max_workers=1, mp_context=context) as process:
             mebibytes = round(process.submit(measure, case).result(), 1)
         rows.append({**asdict(case), "mebibytes": mebibytes})

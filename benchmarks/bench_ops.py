@@ -1,10 +1,9 @@
-"""Time the deformable convolution on the CPU beside the dense one and those of other libraries."""
+"""Time the deformable convolution on the CPU, with the dense one and other libraries' beside it."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass
-from typing import TypeAlias
 
 import torch
 import torch.nn.functional as F
@@ -13,151 +12,126 @@ from torch import Tensor
 
 from benchmarks.common import (
     OURS,
-    Report,
-    Timing,
-    describe_machine,
+    Comparison,
+    Inputs,
+    Operator,
     make_parser,
-    relative_error,
-    time_passes,
+    odd_sixteenths,
+    report,
 )
 from benchmarks.rivals import installed_versions, make_rivals
-from dcnseg.ops import deform_conv2d, native_status
+from dcnseg.ops import deform_conv2d
+from dcnseg.ops.backend import Backend
 
-Operator: TypeAlias = Callable[[Tensor, Tensor, Tensor], Tensor]  # of input, offset and weight
-
-DENSE = "dense convolution"
+DENSE, TORCHVISION = "dense convolution", "torchvision"
+LAYOUTS = {"channels-first": torch.contiguous_format, "channels-last": torch.channels_last}
 
 
 @dataclass(frozen=True)
 class Shape:
     """A padded 3x3 convolution that keeps size and channels."""
 
+    batch: int
     channels: int
     size: int
     dilation: int
 
     def __str__(self) -> str:
-        return f"[1,{self.channels},{self.size},{self.size}] dilation {self.dilation}"
+        sizes = f"[{self.batch},{self.channels},{self.size},{self.size}]"
+        return f"{sizes} dilation {self.dilation}"
 
 
-SHAPES = (Shape(512, 33, 2), Shape(512, 65, 2), Shape(256, 64, 1), Shape(64, 128, 1))
-QUICK_SHAPES = (Shape(16, 9, 2),)
+SHAPES = (Shape(1, 512, 33, 2), Shape(1, 512, 65, 2), Shape(1, 256, 64, 1), Shape(1, 64, 128, 1))
+QUICK_SHAPES = (Shape(1, 16, 9, 2),)
 
 
-def make_operators(dilation: int, dtype: torch.dtype) -> dict[str, Operator]:
-    """The contenders that torch differentiates, by name."""
-
-    def dense(input: Tensor, offset: Tensor, weight: Tensor) -> Tensor:
-        return F.conv2d(input, weight, None, 1, dilation, dilation)
-
-    def ours(input: Tensor, offset: Tensor, weight: Tensor) -> Tensor:
-        return deform_conv2d(input, offset, weight, None, 1, dilation, dilation)
+def make_operators(dilation: int, backend: Backend = "auto") -> dict[str, Operator]:
+    """Return the contenders with a backward pass, as functions of input, offset and weight."""
+    window = (None, 1, dilation, dilation)  # bias, stride, padding, dilation
 
     def torchvisions(input: Tensor, offset: Tensor, weight: Tensor) -> Tensor:
-        made: Tensor = torchvision.ops.deform_conv2d(
-            input, offset, weight, None, 1, dilation, dilation
+        # It has no bfloat16 and computes in float32 under autocast.
+        dtype = torch.float32 if input.dtype == torch.bfloat16 else input.dtype
+        output: Tensor = torchvision.ops.deform_conv2d(
+            input.to(dtype), offset.to(dtype), weight.to(dtype), *window
         )
-        return made
+        return output.to(input.dtype)
 
-    operators: dict[str, Operator] = {DENSE: dense, OURS: ours}
-    if dtype == torch.float32:
-        operators["torchvision"] = torchvisions
-    return operators
-
-
-def make_inputs(shape: Shape, dtype: torch.dtype, channels_last: bool) -> tuple[Tensor, ...]:
-    """Input, offset and weight."""
-    torch.manual_seed(0)
-    memory_format = torch.channels_last if channels_last else torch.contiguous_format
-    input = torch.randn(1, shape.channels, shape.size, shape.size).to(dtype)
-    offset = torch.randn(1, 18, shape.size, shape.size)
-    weight = torch.randn(shape.channels, shape.channels, 3, 3).mul(0.02).to(dtype)
-    return (
-        input.contiguous(memory_format=memory_format),
-        offset,
-        weight.contiguous(memory_format=memory_format),
-    )
+    return {
+        DENSE: lambda input, offset, weight: F.conv2d(input, weight, *window),
+        OURS: lambda input, offset, weight: deform_conv2d(
+            input, offset, weight, *window, backend=backend
+        ),
+        TORCHVISION: torchvisions,
+    }
 
 
-def run_backward(operator: Operator, inputs: tuple[Tensor, ...]) -> tuple[Tensor | None, ...]:
-    """Output and gradients of input, offset and weight."""
-    input, offset, weight = (tensor.detach().requires_grad_() for tensor in inputs)
-    output = operator(input, offset, weight)
-    output.backward(torch.ones_like(output))
-    return output.detach(), input.grad, offset.grad, weight.grad
-
-
-def validate(
-    operators: Mapping[str, Operator],
-    rivals: Mapping[str, Callable[[], Tensor]],
-    inputs: tuple[Tensor, ...],
-    shape: Shape,
-) -> None:
-    """Compare every deformable contender with the reference in float64, gradients and all."""
+def make_reference(dilation: int) -> Operator:
+    """Return the PyTorch code, called image by image to save memory."""
+    operator = make_operators(dilation, "reference")[OURS]
 
     def reference(input: Tensor, offset: Tensor, weight: Tensor) -> Tensor:
-        dilation = shape.dilation
-        return deform_conv2d(
-            input, offset, weight, None, 1, dilation, dilation, backend="reference"
-        )
+        images = zip(input.split(1), offset.split(1), strict=True)
+        return torch.cat([operator(*image, weight) for image in images])
 
-    truths = run_backward(reference, tuple(tensor.double() for tensor in inputs))
-    results: dict[str, tuple[Tensor | None, ...]] = {
-        name: run_backward(operator, inputs)
-        for name, operator in operators.items()
-        if name != DENSE
-    }
-    results |= {name: (call(),) for name, call in rivals.items()}
-    tolerance = 2e-2 if inputs[0].dtype == torch.bfloat16 else 1e-4
-    for name, made in results.items():
-        for result, truth in zip(made, truths, strict=False):  # rivals have no gradients
-            assert result is not None
-            assert truth is not None
-            error = relative_error(result, truth)
-            if not error < tolerance:
-                raise SystemExit(f"{name} is wrong on {shape}: relative error {error:.2g}")
+    return reference
 
 
-def measure(
-    shape: Shape,
-    inputs: tuple[Tensor, ...],
-    rivals: Mapping[str, Callable[[], Tensor]],
-    rounds: int,
-) -> dict[str, dict[str, Timing]]:
-    """Timings by pass and contender."""
-    operators = make_operators(shape.dilation, inputs[0].dtype)
-    validate(operators, rivals, inputs, shape)
-    return time_passes(operators, run_backward, inputs, rounds, rivals)
+def make_inputs(shape: Shape) -> Inputs:
+    """Draw input, offset and weight with values that are exact in every dtype."""
+    generator = torch.Generator().manual_seed(0)
+    batch, channels, size = shape.batch, shape.channels, shape.size
+    input = torch.randn(batch, channels, size, size, generator=generator)
+    offset = torch.randn(batch, 18, size, size, generator=generator)
+    weight = torch.randn(channels, channels, 3, 3, generator=generator)
+    return (8 * input).round() / 8, odd_sixteenths(offset), (20 * weight).round() / 1024
+
+
+def move_inputs(
+    inputs: Inputs, device: torch.device | str, dtype: torch.dtype, layout: str
+) -> Inputs:
+    """Convert the inputs and let them require gradients; the offset stays in float32."""
+    input, offset, weight = inputs
+    memory_format = LAYOUTS[layout]
+    moved = (
+        input.to(device, dtype, memory_format=memory_format),
+        offset.to(device),
+        weight.to(device, dtype, memory_format=memory_format),
+    )
+    return tuple(tensor.detach().requires_grad_() for tensor in moved)
 
 
 def main(arguments: Sequence[str] | None = None) -> None:
-    parser = make_parser(__doc__)
-    parser.add_argument("--rounds", type=int, default=9, help="turns of each contender")
+    parser = make_parser(__doc__, rounds=9)
     parser.add_argument("--dtype", choices=("float32", "bfloat16"), default="float32")
-    parser.add_argument("--channels-last", action="store_true", help="memory order of the map")
+    parser.add_argument("--channels-last", action="store_true", help="memory format of the input")
     options = parser.parse_args(arguments)
     torch.set_num_threads(options.threads)
     dtype = getattr(torch, options.dtype)
-
-    shapes = QUICK_SHAPES if options.quick else SHAPES
-    cases = []
-    for shape in shapes:
-        inputs = make_inputs(shape, dtype, options.channels_last)
-        cases.append((shape, inputs, *make_rivals(inputs, shape.dilation, options.threads)))
-    left_out = dict(cases[0][3])
-    if dtype != torch.float32:
-        left_out["torchvision"] = f"has no {options.dtype} on the CPU"
-    order = "channels-last" if options.channels_last else "channels-first"
-    report = Report(
-        f"Deformable convolution 3x3, {options.dtype}, {order}",
-        {**describe_machine(), **installed_versions(), "native": native_status()["cpu"]},
-        left_out,
-        as_json=options.json,
-    )
-    for shape, inputs, rivals, _ in cases:
-        for passed, timings in measure(shape, inputs, rivals, options.rounds).items():
-            report.add(str(shape), passed, timings)
-    report.finish()
+    layout = "channels-last" if options.channels_last else "channels-first"
+    comparisons = []
+    left_out: dict[str, str] = {}
+    for shape in QUICK_SHAPES if options.quick else SHAPES:
+        inputs = move_inputs(make_inputs(shape), "cpu", dtype, layout)
+        rivals, left_out = make_rivals(inputs, shape.dilation, options.threads)
+        operators = make_operators(shape.dilation)
+        yardsticks = {DENSE: operators.pop(DENSE)}
+        if dtype != torch.float32:
+            del operators[TORCHVISION]
+            left_out[TORCHVISION] = f"has no {options.dtype} on the CPU"
+        comparisons.append(
+            Comparison(
+                str(shape),
+                inputs,
+                make_reference(shape.dilation),
+                operators,
+                yardsticks,
+                rivals,
+                tolerance=2e-2 if dtype == torch.bfloat16 else 1e-4,
+            )
+        )
+    title = f"Deformable convolution 3x3, {options.dtype}, {layout}"
+    report(title, comparisons, options, left_out, installed_versions())
 
 
 if __name__ == "__main__":

@@ -1,4 +1,4 @@
-"""What every benchmark shares: fair turns, medians and ratios, the machine, the printed report."""
+"""Code shared by the benchmarks: comparisons, turns, statistics, the machine, and reports."""
 
 from __future__ import annotations
 
@@ -10,7 +10,8 @@ import statistics
 import subprocess
 import time
 from collections.abc import Callable, Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from pathlib import Path
 from typing import TypeAlias
 
@@ -22,8 +23,11 @@ from dcnseg import __version__
 from dcnseg.ops import native_status
 
 Operator: TypeAlias = Callable[..., Tensor]
+Inputs: TypeAlias = tuple[Tensor, ...]
+Call: TypeAlias = Callable[[], object]
 
-OURS = "dcnseg"  # its contender in every table, and what the ratios are relative to
+OURS = "dcnseg"  # the contender that ratios are relative to
+FORWARD, BOTH = "forward", "forward+backward"
 
 _CALLS = 3  # of a contender in one turn
 _PAUSE = 0.02  # seconds before a turn
@@ -31,7 +35,7 @@ _PAUSE = 0.02  # seconds before a turn
 
 @dataclass(frozen=True)
 class Timing:
-    """Milliseconds of one contender: of each round its fastest call, in the order of the run."""
+    """Milliseconds of one contender: its fastest call of each round, in order."""
 
     rounds: tuple[float, ...]
 
@@ -45,14 +49,14 @@ class Timing:
 
     @property
     def spread(self) -> float:
-        """Half the distance between the quartiles."""
+        """Half the interquartile range."""
         if len(self.rounds) < 2:
             return 0.0
         lower, _, upper = statistics.quantiles(self.rounds, n=4)
         return (upper - lower) / 2
 
     def ratio_to(self, other: Timing) -> float:
-        """Median of the ratios of rounds that ran one after the other."""
+        """Return the median of the ratios of the same round."""
         pairs = zip(self.rounds, other.rounds, strict=True)
         return statistics.median(mine / theirs for mine, theirs in pairs)
 
@@ -60,68 +64,12 @@ class Timing:
         return self.best / other.best
 
 
-def alternate(
-    contenders: Mapping[str, Callable[[], object]],
-    rounds: int,
-    take_turn: Callable[[Callable[[], object]], float] | None = None,
-) -> dict[str, Timing]:
-    """Time all contenders, each in one turn per round, after a round that is not counted.
+def take_cpu_turn(call: Call) -> float:
+    """Return the milliseconds of the fastest of a few calls in a row.
 
-    Args:
-        contenders: What to call, by name.
-        rounds: How many turns of each count.
-        take_turn: Gives the milliseconds of a contender; None: those of the CPU.
-    """
-    take_turn = take_turn or _take_turn
-    times: dict[str, list[float]] = {name: [] for name in contenders}
-    for i in range(1 + rounds):
-        for name, call in contenders.items():
-            milliseconds = take_turn(call)
-            if i > 0:
-                times[name].append(milliseconds)
-    return {name: Timing(tuple(each)) for name, each in times.items()}
-
-
-def time_passes(
-    operators: Mapping[str, Operator],
-    backward: Callable[[Operator, tuple[Tensor, ...]], object],
-    inputs: tuple[Tensor, ...],
-    rounds: int,
-    forward_only: Mapping[str, Callable[[], object]] | None = None,
-) -> dict[str, dict[str, Timing]]:
-    """Timings by pass and contender.
-
-    Args:
-        operators: What is called with all inputs, by name.
-        backward: Runs an operator on the inputs, forward and backward.
-        inputs: Tensors of one subject.
-        rounds: As in `alternate`.
-        forward_only: Contenders without a backward, by name; called with nothing.
-    """
-
-    def forward(operator: Operator) -> Callable[[], object]:
-        def call() -> object:
-            with torch.no_grad():
-                return operator(*inputs)
-
-        return call
-
-    def both(operator: Operator) -> Callable[[], object]:
-        return lambda: backward(operator, inputs)
-
-    forwards = {name: forward(operator) for name, operator in operators.items()}
-    return {
-        "forward": alternate({**forwards, **(forward_only or {})}, rounds),
-        "forward+backward": alternate({name: both(op) for name, op in operators.items()}, rounds),
-    }
-
-
-def _take_turn(call: Callable[[], object]) -> float:
-    """Milliseconds of the fastest of a few calls in a row.
-
-    The libraries have a pool of threads each, and threads without work keep a core busy for some
-    milliseconds before they sleep. The pause lets those of the contender before fall asleep; the
-    first call wakes this one's, and brings its data into the caches.
+    Each library has its own thread pool, whose idle threads spin for some milliseconds before they
+    sleep. The pause lets those of the previous contender fall asleep. The first call wakes this
+    contender's threads and fills the caches.
     """
     time.sleep(_PAUSE)
     milliseconds = []
@@ -132,8 +80,120 @@ def _take_turn(call: Callable[[], object]) -> float:
     return min(milliseconds)
 
 
+def alternate(
+    contenders: Mapping[str, Call],
+    rounds: int,
+    take_turn: Callable[[Call], float] = take_cpu_turn,
+) -> dict[str, Timing]:
+    """Time all contenders, with one turn each per round, after a warm-up round.
+
+    Args:
+        contenders: Functions without arguments, by name.
+        rounds: Number of rounds that count.
+        take_turn: Returns the milliseconds of a contender.
+    """
+    times: dict[str, list[float]] = {name: [] for name in contenders}
+    for i in range(1 + rounds):
+        for name, call in contenders.items():
+            milliseconds = take_turn(call)
+            if i > 0:
+                times[name].append(milliseconds)
+    return {name: Timing(tuple(each)) for name, each in times.items()}
+
+
+def run_forward(operator: Operator, inputs: Inputs) -> Tensor:
+    with torch.no_grad():
+        return operator(*inputs)
+
+
+def run_backward(
+    operator: Operator, inputs: Inputs, make_grad: Callable[[Tensor], Tensor] = torch.ones_like
+) -> tuple[Tensor, ...]:
+    """Return the output and the gradients of the inputs that require and have one."""
+    given = [tensor.detach().requires_grad_(tensor.requires_grad) for tensor in inputs]
+    output = operator(*given)
+    leaves = [tensor for tensor in given if tensor.requires_grad]
+    grads = torch.autograd.grad(output, leaves, make_grad(output), allow_unused=True)
+    return output.detach(), *(grad for grad in grads if grad is not None)
+
+
+def gradient_like(output: Tensor) -> Tensor:
+    """Return the same random gradient for every call, in eighths, which are exact in all dtypes."""
+    generator = torch.Generator().manual_seed(1)
+    grad = (8 * torch.randn(output.shape, generator=generator)).round() / 8
+    return grad.to(output.device, output.dtype)
+
+
+def odd_sixteenths(values: Tensor) -> Tensor:
+    """Round to odd sixteenths in (-4, 4), which are exact in all dtypes."""
+    return ((8 * values.clamp(-3.9, 3.9)).floor() + 0.5) / 8
+
+
+def relative_norm(result: Tensor, truth: Tensor) -> float:
+    """Return the norm of the difference relative to the norm of the truth."""
+    difference = float((result.to(truth.device).double() - truth).norm())
+    scale = float(truth.norm())
+    return difference / scale if scale else difference
+
+
+def worst_error(results: Sequence[Tensor], truths: Sequence[Tensor]) -> float:
+    """Return the largest `relative_norm` of the results; NaN if any is NaN."""
+    pairs = zip(results, truths, strict=True)
+    return float(torch.tensor([relative_norm(*pair) for pair in pairs]).max())
+
+
+@dataclass(frozen=True)
+class Comparison:
+    """Contenders that are given the same inputs.
+
+    Attributes:
+        subject: Operator and sizes, for the report.
+        inputs: Tensors; those that get a gradient require one.
+        reference: Computes the exact result from float64 inputs.
+        checked: Contenders that must agree with the reference.
+        yardsticks: Contenders that compute something similar and are not checked.
+        forward_only: Checked contenders without a backward pass; called without arguments.
+        tolerance: Largest relative error.
+    """
+
+    subject: str
+    inputs: Inputs
+    reference: Operator
+    checked: Mapping[str, Operator]
+    yardsticks: Mapping[str, Operator] = field(default_factory=dict)
+    forward_only: Mapping[str, Callable[[], Tensor]] = field(default_factory=dict)
+    tolerance: float = 1e-4
+
+    def check(self) -> None:
+        """Exit if a result or gradient differs from the reference."""
+        doubles = tuple(tensor.double() for tensor in self.inputs)
+        truths = run_backward(self.reference, doubles, gradient_like)
+        results: dict[str, tuple[Tensor, ...]] = {
+            name: run_backward(operator, self.inputs, gradient_like)
+            for name, operator in self.checked.items()
+        }
+        results |= {name: (call(),) for name, call in self.forward_only.items()}
+        for name, found in results.items():
+            error = worst_error(found, truths[:1] if name in self.forward_only else truths)
+            if not error < self.tolerance:
+                raise SystemExit(f"{name} is wrong on {self.subject}: relative error {error:.2g}")
+
+    def time(
+        self, rounds: int, take_turn: Callable[[Call], float] = take_cpu_turn
+    ) -> dict[str, dict[str, Timing]]:
+        """Check all contenders, then return their timings by pass and name."""
+        self.check()
+        operators = {**self.checked, **self.yardsticks}.items()
+        forward = {name: partial(run_forward, op, self.inputs) for name, op in operators}
+        both = {name: partial(run_backward, op, self.inputs) for name, op in operators}
+        return {
+            FORWARD: alternate({**forward, **self.forward_only}, rounds, take_turn),
+            BOTH: alternate(both, rounds, take_turn),
+        }
+
+
 def describe_machine() -> dict[str, str | int]:
-    """Processor, threads and versions, to be printed with every table."""
+    """Return the processor, the number of threads and versions."""
     processor = platform.processor() or platform.machine()
     cpu_info = Path("/proc/cpuinfo")
     if cpu_info.is_file():
@@ -150,9 +210,9 @@ def describe_machine() -> dict[str, str | int]:
 
 
 def describe_gpu(device: torch.device) -> dict[str, str | int]:
-    """Device, driver, versions and the native library, to be printed with all that a GPU did."""
+    """Return the GPU, its driver, the native library, and what `describe_machine` returns."""
     if device.type != "cuda":
-        gpu: dict[str, str | int] = {"device": f"{device}: a dry run, of which no figure counts"}
+        gpu: dict[str, str | int] = {"device": f"{device}: a dry run; its timings have no meaning"}
     else:
         properties = torch.cuda.get_device_properties(device)
         gpu = {
@@ -183,17 +243,19 @@ def _driver_version() -> str:
     return (done.stdout.splitlines() or ["unknown"])[0]
 
 
-def make_parser(description: str | None) -> argparse.ArgumentParser:
-    """The options that all benchmarks have."""
+def make_parser(description: str | None, *, rounds: int | None = None) -> argparse.ArgumentParser:
+    """Return a parser with the options of the CPU benchmarks; `rounds` is a default."""
     parser = argparse.ArgumentParser(description=description)
     parser.add_argument("--threads", type=int, default=torch.get_num_threads())
-    parser.add_argument("--quick", action="store_true", help="one tiny size: does it all work?")
+    parser.add_argument("--quick", action="store_true", help="one tiny size, to test the script")
     parser.add_argument("--json", action="store_true", help="print one JSON object")
+    if rounds is not None:
+        parser.add_argument("--rounds", type=int, default=rounds, help="turns of each contender")
     return parser
 
 
 def markdown_table(columns: Sequence[str], rows: Iterable[Sequence[object]]) -> str:
-    """A Markdown table; numbers that are not whole get as many digits as they deserve."""
+    """Return a Markdown table; floats get three significant digits."""
 
     def line(cells: Iterable[object]) -> str:
         return f"| {' | '.join(_cell(cell) for cell in cells)} |"
@@ -209,55 +271,45 @@ def _cell(value: object) -> str:
     return f"{value:.0f}" if abs(value) >= 100 else f"{value:.3g}"
 
 
-def relative_error(result: Tensor, truth: Tensor) -> float:
-    """The largest difference, relative to the largest true value."""
-    return float((result.double() - truth).abs().max() / truth.abs().max())
+def report(
+    title: str,
+    comparisons: Iterable[Comparison],
+    options: argparse.Namespace,
+    left_out: Mapping[str, str] | None = None,
+    versions: Mapping[str, str] | None = None,
+) -> None:
+    """Check and time all comparisons on the CPU; print rows as they finish, or one JSON object."""
+    machine = {**describe_machine(), **(versions or {}), "native": native_status()["cpu"]}
+    left_out = left_out or {}
+    if not options.json:
+        print(*(f"{key}: {value}" for key, value in machine.items()), sep="\n")
+        print(*(f"left out: {name}: {why}\n" for name, why in left_out.items()), sep="", end="")
+        print(f"{title}; milliseconds, and multiples of {OURS}'s time")
+        columns = ("median", "spread", "best", "median ratio", "best ratio")
+        print(f"{'':36}", *(f"{column:>12}" for column in columns))
+    rows = []
+    for comparison in comparisons:
+        for passed, timings in comparison.time(options.rounds).items():
+            row = {"subject": comparison.subject, "pass": passed, "contenders": _numbers(timings)}
+            rows.append(row)
+            if not options.json:
+                print(f"{comparison.subject}, {passed}")
+                for name, numbers in _numbers(timings).items():
+                    cells = (f"{number:12.2f}" for number in numbers.values())
+                    print(f"  {name:34}", *cells, flush=True)
+    if options.json:
+        print(json.dumps({"machine": machine, "left_out": dict(left_out), "rows": rows}))
 
 
-class Report:
-    """Prints timings as they come, or everything as one JSON object in the end."""
-
-    def __init__(
-        self,
-        title: str,
-        machine: Mapping[str, str | int],
-        left_out: Mapping[str, str],
-        *,
-        as_json: bool,
-    ) -> None:
-        self._machine = dict(machine)
-        self._left_out = dict(left_out)
-        self._rows: list[dict[str, object]] = []
-        self._as_json = as_json
-        if not as_json:
-            print(*(f"{key}: {value}" for key, value in machine.items()), sep="\n")
-            for name, why in left_out.items():
-                print(f"left out: {name}: {why}")
-            print(f"{title}; milliseconds, and how many times those of {OURS}")
-            columns = ("median", "spread", "best", "median ratio", "best ratio")
-            print(f"{'':36}", *(f"{column:>12}" for column in columns))
-
-    def add(self, subject: str, passed: str, timings: Mapping[str, Timing]) -> None:
-        """Take the timings of one table: all contenders in one pass over one subject."""
-        ours = timings[OURS]
-        contenders = {
-            name: {
-                "median": round(timing.median, 3),
-                "spread": round(timing.spread, 3),
-                "best": round(timing.best, 3),
-                "median_ratio": round(timing.ratio_to(ours), 3),
-                "best_ratio": round(timing.best_ratio_to(ours), 3),
-            }
-            for name, timing in timings.items()
+def _numbers(timings: Mapping[str, Timing]) -> dict[str, dict[str, float]]:
+    ours = timings[OURS]
+    return {
+        name: {
+            "median": round(timing.median, 3),
+            "spread": round(timing.spread, 3),
+            "best": round(timing.best, 3),
+            "median_ratio": round(timing.ratio_to(ours), 3),
+            "best_ratio": round(timing.best_ratio_to(ours), 3),
         }
-        self._rows.append({"subject": subject, "pass": passed, "contenders": contenders})
-        if not self._as_json:
-            print(f"{subject}, {passed}")
-            for name, numbers in contenders.items():
-                cells = (f"{number:12.2f}" for number in numbers.values())
-                print(f"  {name:34}", *cells, flush=True)
-
-    def finish(self) -> None:
-        if self._as_json:
-            whole = {"machine": self._machine, "left_out": self._left_out, "rows": self._rows}
-            print(json.dumps(whole))
+        for name, timing in timings.items()
+    }

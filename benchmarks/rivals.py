@@ -1,8 +1,8 @@
-"""The deformable convolutions of OpenVINO and ONNX Runtime, where they are installed; forward only.
+"""The deformable convolutions of OpenVINO and ONNX Runtime, forward only, if installed.
 
-Entry point: `make_rivals`. Each gets what it is fastest with: the weight as a constant, which it
-may rearrange before the first call, inputs in memory that it reads in place, and a graph of this
-one node. Both compute in float32.
+Entry point: `make_rivals`. Each library gets the conditions in which it is fastest: the weight as a
+constant that it may rearrange once, inputs that it reads in place, and a graph of one node. Both
+compute in float32.
 """
 
 from __future__ import annotations
@@ -14,38 +14,38 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
+from benchmarks.common import Inputs
+
 Call: TypeAlias = Callable[[], Tensor]
 
-_ONNX_OPSET = 22  # that of the newest DeformConv
-_ONNX_IR = 10  # the first that knows this opset
+_ONNX_OPSET = 22  # the newest opset with a DeformConv
+_ONNX_IR = 10  # the first IR version with this opset
 
 
 def make_rivals(
-    inputs: tuple[Tensor, ...], dilation: int, threads: int
+    inputs: Inputs, dilation: int, threads: int
 ) -> tuple[dict[str, Call], dict[str, str]]:
-    """Calls that convolve `inputs`, and the rivals left out with the reason.
+    """Return calls that convolve `inputs`, and the reasons why other libraries are left out.
 
     Args:
         inputs: Input [B, C, H, W], offset [B, 18, H, W] and weight [C_out, C, 3, 3].
-        dilation: Of the kernel; the padding, too, so that the size stays.
-        threads: That each may use.
+        dilation: Dilation and padding of the kernel, which keep the size.
+        threads: Number of threads of each library.
     """
+    reason = _unsupported_reason(inputs)
+    if reason:
+        return {}, dict.fromkeys(NAMES, reason)
     calls: dict[str, Call] = {}
     left_out: dict[str, str] = {}
     for name, make in _MAKERS.items():
-        reason = _reason_not_native(inputs)
-        if reason is None:
-            try:
-                calls[name] = make(inputs, dilation, threads)
-            except ImportError as error:
-                reason = f"{error}; `pip install .[bench]` installs it"
-        if reason is not None:
-            left_out[name] = reason
+        try:
+            calls[name] = make(tuple(each.detach() for each in inputs), dilation, threads)
+        except ImportError as error:
+            left_out[name] = f"{error}; `pip install .[bench]` installs it"
     return calls, left_out
 
 
 def installed_versions() -> dict[str, str]:
-    """Versions of those that are there."""
     versions = {}
     for module in ("openvino", "onnxruntime"):
         try:
@@ -55,15 +55,13 @@ def installed_versions() -> dict[str, str]:
     return versions
 
 
-def _reason_not_native(inputs: tuple[Tensor, ...]) -> str | None:
+def _unsupported_reason(inputs: Inputs) -> str | None:
     if inputs[0].dtype != torch.float32:
         return "compared in float32 only"
-    if not inputs[0].is_contiguous():
-        return "takes channels-first maps only"
-    return None
+    return None if inputs[0].is_contiguous() else "takes channels-first maps only"
 
 
-def _make_openvino(inputs: tuple[Tensor, ...], dilation: int, threads: int) -> Call:
+def _make_openvino(inputs: Inputs, dilation: int, threads: int) -> Call:
     openvino: Any = import_module("openvino")
     opset: Any = import_module("openvino.opset8")
     input, offset, weight = (tensor.numpy() for tensor in inputs)
@@ -75,14 +73,14 @@ def _make_openvino(inputs: tuple[Tensor, ...], dilation: int, threads: int) -> C
         pads_begin=[dilation, dilation],
         pads_end=[dilation, dilation],
         dilations=[dilation, dilation],
-        bilinear_interpolation_pad=True,  # samples fade to zero over the edge, as everybody else's
+        bilinear_interpolation_pad=True,  # zero padding, as in the other libraries
     )
     settings = {
         "PERFORMANCE_HINT": "LATENCY",
-        "INFERENCE_PRECISION_HINT": "f32",  # bfloat16 would be taken where the processor has it
+        "INFERENCE_PRECISION_HINT": "f32",  # instead of bfloat16, the default on some CPUs
         "INFERENCE_NUM_THREADS": threads,
-        "ENABLE_HYPER_THREADING": True,  # torch counts those as cores, too
-        "ENABLE_CPU_PINNING": False,  # it would bind the thread that all contenders share
+        "ENABLE_HYPER_THREADING": True,  # torch also uses them
+        "ENABLE_CPU_PINNING": False,  # pinning would affect the other contenders
     }
     model = openvino.Core().compile_model(openvino.Model([node], parameters), "CPU", settings)
     request = model.create_infer_request()
@@ -94,12 +92,12 @@ def _make_openvino(inputs: tuple[Tensor, ...], dilation: int, threads: int) -> C
     return call
 
 
-def _make_onnxruntime(inputs: tuple[Tensor, ...], dilation: int, threads: int) -> Call:
+def _make_onnxruntime(inputs: Inputs, dilation: int, threads: int) -> Call:
     runtime: Any = import_module("onnxruntime")
     options = runtime.SessionOptions()
     options.intra_op_num_threads = threads
     options.inter_op_num_threads = 1
-    # Its threads spin for work within a call, as it is shipped, but not in the turns of others.
+    # Threads spin within a call, the default, but not during the turns of others.
     options.add_session_config_entry("session.force_spinning_stop", "1")
     session = runtime.InferenceSession(
         _onnx_model(inputs, dilation), options, providers=["CPUExecutionProvider"]
@@ -120,7 +118,7 @@ def _make_onnxruntime(inputs: tuple[Tensor, ...], dilation: int, threads: int) -
     return call
 
 
-def _onnx_model(inputs: tuple[Tensor, ...], dilation: int) -> bytes:
+def _onnx_model(inputs: Inputs, dilation: int) -> bytes:
     onnx: Any = import_module("onnx")
     input, offset, weight = inputs
     node = onnx.helper.make_node(
@@ -153,7 +151,7 @@ def _onnx_model(inputs: tuple[Tensor, ...], dilation: int) -> bytes:
     return made
 
 
-_MAKERS: Mapping[str, Callable[[tuple[Tensor, ...], int, int], Call]] = {
+_MAKERS: Mapping[str, Callable[[Inputs, int, int], Call]] = {
     "OpenVINO": _make_openvino,
     "ONNX Runtime": _make_onnxruntime,
 }

@@ -1,8 +1,8 @@
-"""Calls of every operator with inputs that results in other precisions can be compared on.
+"""Calls of every operator, with inputs that allow a comparison across dtypes.
 
-Entry point: `make_cases`. Maps and parameters are drawn in the dtype that is checked, so that the
-exact result of the very same numbers is known; offsets are odd sixteenths of a pixel, so that no
-sample lies on a pixel, where derivatives jump.
+Feature maps and weights are drawn in the dtype under test, so that the exact result for the same
+numbers is known. Offsets are odd sixteenths of a pixel, so that no sample lies on a pixel, where
+derivatives jump.
 """
 
 from __future__ import annotations
@@ -15,6 +15,7 @@ from typing import Any, TypeAlias
 import torch
 from torch import Tensor
 
+from benchmarks.common import gradient_like, odd_sixteenths
 from dcnseg.ops import (
     deform_conv2d,
     deform_ps_roi_pool,
@@ -25,7 +26,7 @@ from dcnseg.ops import (
 )
 from dcnseg.ops.backend import Backend
 
-Tensors: TypeAlias = Mapping[str, Tensor]  # by the names of an operator's arguments
+Tensors: TypeAlias = Mapping[str, Tensor]  # by the operator's argument names
 
 POOLINGS: dict[str, Callable[..., Tensor]] = {
     "roi_pool": roi_pool,
@@ -34,20 +35,20 @@ POOLINGS: dict[str, Callable[..., Tensor]] = {
     "deform_roi_pool": deform_roi_pool,
     "deform_ps_roi_pool": deform_ps_roi_pool,
 }
-BOXES = "boxes"  # the name of that argument
+BOXES = "boxes"  # the only argument without a gradient
 _BINS = (2, 4)
 _SCALE = 0.5
 
 
 @dataclass(frozen=True)
 class OperatorCase:
-    """One way to call an operator.
+    """One call of an operator.
 
     Attributes:
         operator: Name of the public function.
-        name: What is special about the case.
-        make: Draws the tensors on the CPU, the map first. All but boxes have a gradient.
-        call: Runs the operator on them, on the device where they are.
+        name: What distinguishes the case.
+        make: Draws the tensors on the CPU in a dtype, the feature map first.
+        call: Runs the operator on the tensors' device.
     """
 
     operator: str
@@ -59,27 +60,18 @@ class OperatorCase:
         return f"{self.operator} {self.name}".rstrip()
 
     def results(self, tensors: Tensors, backend: Backend) -> dict[str, Tensor]:
-        """The output, and the gradients of all tensors."""
+        """Compute the output and the gradients of all tensors but the boxes."""
         given = as_leaves(tensors)
         output = self.call(backend, given)
         leaves = {name: tensor for name, tensor in given.items() if tensor.requires_grad}
         grads = torch.autograd.grad(output, list(leaves.values()), gradient_like(output))
-        return {
-            "output": output.detach(),
-            **{f"gradient of {name}": grad for name, grad in zip(leaves, grads, strict=True)},
-        }
+        named = {f"gradient of {name}": grad for name, grad in zip(leaves, grads, strict=True)}
+        return {"output": output.detach(), **named}
 
 
 def as_leaves(tensors: Tensors) -> dict[str, Tensor]:
-    """The same memory, of which everything but boxes wants a gradient."""
+    """Return leaves that share the tensors' memory; all but the boxes require a gradient."""
     return {name: tensor.detach().requires_grad_(name != BOXES) for name, tensor in tensors.items()}
-
-
-def gradient_like(output: Tensor) -> Tensor:
-    """The same random gradient of an output in every call, in eighths, which every dtype holds."""
-    generator = torch.Generator().manual_seed(1)
-    grad = (8 * torch.randn(output.shape, generator=generator)).round() / 8
-    return grad.to(output.device, output.dtype)
 
 
 @dataclass(frozen=True)
@@ -98,7 +90,7 @@ class Convolution:
     batch: int = 2
 
     def make(self, dtype: torch.dtype) -> dict[str, Tensor]:
-        """Input, offset, weight and, where there are any, mask and bias."""
+        """Draw input, offset and weight, and mask and bias if the case has them."""
         generator = torch.Generator().manual_seed(0)
 
         def draw(*shape: int) -> Tensor:
@@ -123,7 +115,7 @@ class Convolution:
         return deform_conv2d(**arguments, backend=backend)
 
     def _output_hw(self) -> tuple[int, int]:
-        """As a plain convolution has it."""
+        """Return the output size of a dense convolution with the same settings."""
         window = {name: value for name, value in self.window.items() if name != "border"}
         probe = torch.empty(1, 1, *self.size_hw, device="meta")
         kernel = torch.empty(1, 1, *self.kernel_size, device="meta")
@@ -131,7 +123,7 @@ class Convolution:
         return height, width
 
 
-# The kernels for tensor cores take channels in multiples; the others serve what is left.
+# The tensor core kernels need channel counts that are multiples; other kernels handle the rest.
 CONVOLUTIONS = {
     "v1": Convolution(8, 6, (9, 11)),
     "v2, bias": Convolution(8, 6, (9, 11), modulated=True, bias=True),
@@ -160,7 +152,7 @@ CONVOLUTIONS = {
 }
 QUICK_CONVOLUTIONS = ("v2, bias", "dcnv1 border", "2 groups, 2 offset groups, stride 2")
 
-# By operator and name: keyword arguments beside the boxes, and whether there are offsets.
+# Operator, name, keyword arguments besides the boxes, and whether there are offsets.
 _POOLING_CASES: tuple[tuple[str, str, dict[str, Any], bool], ...] = (
     ("roi_pool", "", {}, False),
     ("roi_avg_pool", "", {}, False),
@@ -175,29 +167,30 @@ _POOLING_CASES: tuple[tuple[str, str, dict[str, Any], bool], ...] = (
 )
 
 
-def odd_sixteenths(values: Tensor) -> Tensor:
-    """The odd sixteenth next to each value, in (-4, 4), which every dtype can hold."""
-    return ((8 * values.clamp(-3.9, 3.9)).floor() + 0.5) / 8
-
-
 def make_cases(*, quick: bool = False) -> Iterator[OperatorCase]:
-    """All cases; a few of the convolutions where it has to be quick."""
+    """Yield all cases; with `quick`, only a few convolutions."""
     for name, convolution in CONVOLUTIONS.items():
         if not quick or name in QUICK_CONVOLUTIONS:
             yield OperatorCase("deform_conv2d", name, convolution.make, convolution.call)
-    for operator, name, settings, has_offsets in _POOLING_CASES:
-        make = partial(_make_map_and_offset, has_offset=has_offsets)
+    for operator, name, settings, has_offset in _POOLING_CASES:
+        make = partial(_make_pooling_tensors, has_offset=has_offset)
         yield OperatorCase(operator, name, make, partial(_pool, operator, settings))
 
 
 def one_case_per_operator(*, quick: bool = False) -> Iterator[OperatorCase]:
-    """One of each that uses all its tensors; two convolutions, one of them for tensor cores."""
+    """Yield a case of each operator that uses all of its tensors.
+
+    There are two convolutions, one of them for the tensor cores.
+    """
     chosen = ("v2, bias", "64 channels, dilation 2, v2, bias", "", "paper", "paper, 1x2 groups")
     return (case for case in make_cases(quick=quick) if case.name in chosen)
 
 
-def _make_map_and_offset(dtype: torch.dtype, *, has_offset: bool) -> dict[str, Tensor]:
-    """A map [2, 32, 9, 11], boxes [20, 5] in eighths of a pixel, some beyond it, and offsets."""
+def _make_pooling_tensors(dtype: torch.dtype, *, has_offset: bool) -> dict[str, Tensor]:
+    """Draw a feature map [2, 32, 9, 11], boxes [20, 5] in eighths of a pixel, and offsets.
+
+    Some boxes reach beyond the feature map.
+    """
     generator = torch.Generator().manual_seed(0)
     boxes = torch.rand(20, 5, generator=generator) * torch.tensor([2.0, 24, 20, 30, 26])
     boxes = (boxes * 8).round() / 8 - torch.tensor([0.0, 4, 4, 4, 4])

@@ -1,43 +1,40 @@
-"""What `gpu_check.py` looks at: one function for each thing that can be wrong on a GPU.
+"""What is checked of the operators on a GPU, one function per check.
 
-Entry point: `make_checks`. A check returns a line of figures, or raises `CheckFailedError` or
-`CheckLeftOutError`. On a CPU the checks of streams, graphs and memory are left out.
+Entry point: `make_checks`. A check returns a summary line, or raises an AssertionError if it fails
+and a SkipTest if it cannot run on this machine. Checks that need a GPU skip on the CPU.
 """
 
 from __future__ import annotations
 
+import os
 import threading
 import warnings
 from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import partial
+from itertools import groupby
 from typing import Any
+from unittest import SkipTest
 
 import torch
 from torch import Tensor
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from benchmarks.gpu.operator_cases import (
-    BOXES,
-    OperatorCase,
-    as_leaves,
-    gradient_like,
-    make_cases,
-    one_case_per_operator,
-)
+from benchmarks.common import gradient_like, relative_norm
 from dcnseg.ops import native_status
 from dcnseg.ops.deform_conv import native as deform_conv_native
 from dcnseg.ops.roi import native as roi_native
+from tests.gpu.cases import BOXES, OperatorCase, as_leaves, make_cases, one_case_per_operator
 
 TF32 = "tf32"
 DTYPES = ("float64", "float32", TF32, "bfloat16", "float16")
 QUICK_DTYPES = ("float64", "float32", "bfloat16")
 LAYOUTS = {"contiguous": torch.contiguous_format, "channels-last": torch.channels_last}
-ALLOWED = 2.0  # times the error of plain PyTorch code in the same dtype
+MAX_ERROR_RATIO = 2.0  # of the native error to the reference's error in the same dtype
 
-# Where plain code happens to be exact: a quarter of the distance between two numbers near 1.
-_LEAST_ALLOWED = {
+# Allowed where the reference is exact: a quarter of the distance between two numbers near 1.
+_MIN_TOLERANCE = {
     "float64": 1e-14,
     "float32": 2.0**-25,
     TF32: 2.0**-12,
@@ -45,59 +42,58 @@ _LEAST_ALLOWED = {
     "float16": 2.0**-12,
 }
 
-
-class CheckFailedError(Exception):
-    """What was checked is wrong."""
-
-
-class CheckLeftOutError(Exception):
-    """It cannot be checked here; says why."""
+# PyTorch reads it once, at the first matrix product, and needs it for deterministic algorithms.
+os.environ.setdefault("CUBLAS_WORKSPACE_CONFIG", ":4096:8")
 
 
 @dataclass(frozen=True)
 class Check:
-    """One line of the report."""
+    """A named check that runs on a device."""
 
     name: str
     run: Callable[[torch.device], str]
 
+    def __str__(self) -> str:
+        return self.name
+
 
 def make_checks(*, quick: bool) -> Iterator[Check]:
-    """All checks that run in this process, in an order in which the first to fail says most."""
+    """Yield all checks that run in this process, the most informative first.
+
+    With `quick`, there are fewer dtypes and cases, and only one operator is compiled.
+    """
     yield Check("library is loaded", check_library)
     yield Check("self-tests", check_self_tests)
-    cases: dict[str, list[OperatorCase]] = {}
-    for case in make_cases(quick=quick):
-        cases.setdefault(case.operator, []).append(case)
-    for operator, own in cases.items():
+    for operator, group in groupby(make_cases(quick=quick), lambda case: case.operator):
+        own = list(group)
         for dtype in QUICK_DTYPES if quick else DTYPES:
-            if dtype != TF32 or operator == "deform_conv2d":  # the only one with a product
+            if dtype != TF32 or operator == "deform_conv2d":  # the only one with a matrix product
                 yield Check(f"{operator} {dtype}", partial(check_accuracy, cases=own, dtype=dtype))
     few = list(one_case_per_operator(quick=quick))
-    each: dict[str, Callable[..., str]] = {
-        "gradcheck": check_gradients,
-        "opcheck": check_registration,
-        "torch.compile": check_compiled,
-        "CUDA graph": check_graph,
-    }
-    for what, check in each.items():
-        for case in few:
+    compiled = few[:1] if quick else few
+    for what, check, cases in (
+        ("gradcheck", check_gradients, few),
+        ("opcheck", check_registration, compiled),
+        ("torch.compile", check_compiled, compiled),
+        ("CUDA graph", check_graph, few),
+    ):
+        for case in cases:
             yield Check(f"{what} of {case}", partial(check, case=case))
-    together: dict[str, Callable[..., str]] = {
-        "stream of the caller": check_stream,
-        "two threads": check_threads,
-        "backward on another thread": check_backward_thread,
-        "NaN and infinities": check_not_finite,
-        "deterministic algorithms": check_deterministic,
-    }
-    for what, check_all in together.items():
-        yield Check(what, partial(check_all, cases=few))
+    yield Check("stream of the caller", partial(check_stream, cases=few))
+    yield Check("two threads", partial(check_threads, cases=few))
+    yield Check("backward on another thread", partial(check_backward_thread, cases=few))
+    yield Check("NaN and infinities", partial(check_not_finite, cases=few))
+    yield Check("deterministic algorithms", partial(check_deterministic, cases=few))
+
+
+def require_gpu(device: torch.device) -> None:
+    if device.type != "cuda":
+        raise SkipTest("needs a GPU")
 
 
 def check_library(device: torch.device) -> str:
     state = native_status()[device.type]
-    if state != "loaded":
-        raise CheckFailedError(state)
+    assert state == "loaded", state
     return native_status()["build"]
 
 
@@ -110,41 +106,41 @@ def check_self_tests(device: torch.device) -> str:
     }
     for name, test in tests.items():
         reason = test(device)
-        if reason is not None:
-            raise CheckFailedError(f"{name} {reason}")
+        assert reason is None, f"{name} {reason}"
     return ", ".join(tests)
 
 
 def check_accuracy(device: torch.device, cases: Iterable[OperatorCase], dtype: str) -> str:
-    """Errors, relative to the norm of the exact result, beside those of plain PyTorch code."""
+    """Compare the errors of native code and reference, relative to the norm of the exact result."""
     low = torch.float32 if dtype == TF32 else getattr(torch, dtype)
     worst: tuple[float, float, float, str] = (0.0, 0.0, 0.0, "")
-    with tf32_is(dtype == TF32):
+    with allow_tf32(dtype == TF32):
         for case in cases:
             tensors = case.make(low)
             exact = {name: tensor.double() for name, tensor in tensors.items()}  # on the CPU
             truth = case.results(exact, "reference")
             for layout in LAYOUTS:
-                moved = moved_to(tensors, device, layout)
-                ours = case.results(moved, "native")
-                plain = case.results(moved, "reference")
-                if ours["output"].dtype != low:
-                    raise CheckFailedError(f"{case}: the output is {ours['output'].dtype}")
+                moved = move_tensors(tensors, device, layout)
+                native = case.results(moved, "native")
+                reference = case.results(moved, "reference")
+                found = native["output"].dtype
+                assert found == low, f"{case}: the output is {found}, expected {low}"
                 for what in truth:
                     where = f"{what} of {case}, {layout}"
-                    errors = [relative_norm(each[what], truth[what]) for each in (ours, plain)]
-                    allowed = max(ALLOWED * errors[1], _LEAST_ALLOWED[dtype])
-                    if not errors[0] <= allowed:
-                        raise CheckFailedError(
-                            f"{where}: error {errors[0]:.2g}, of plain code {errors[1]:.2g}"
-                        )
-                    worst = max(worst, (errors[0] / allowed, errors[0], errors[1], where))
-    _, error, plain_error, where = worst
-    return f"at worst {error:.2g} beside {plain_error:.2g} of plain code: {where}"
+                    error, other = (
+                        relative_norm(each[what], truth[what]) for each in (native, reference)
+                    )
+                    allowed = max(MAX_ERROR_RATIO * other, _MIN_TOLERANCE[dtype])
+                    assert error <= allowed, f"{where}: error {error:.2g}, reference {other:.2g}"
+                    worst = max(worst, (error / allowed, error, other, where))
+    _, error, other, where = worst
+    return f"largest error {error:.2g}, reference {other:.2g}: {where}"
 
 
-def moved_to(tensors: dict[str, Tensor], device: torch.device, layout: str) -> dict[str, Tensor]:
-    """The tensors on the device; those that have a memory format, maps and weights, in it."""
+def move_tensors(
+    tensors: dict[str, Tensor], device: torch.device, layout: str
+) -> dict[str, Tensor]:
+    """Move the tensors to the device; feature map and weight get the memory format."""
     return {
         name: tensor.to(device, memory_format=LAYOUTS[layout])
         if name in ("input", "weight")
@@ -153,16 +149,9 @@ def moved_to(tensors: dict[str, Tensor], device: torch.device, layout: str) -> d
     }
 
 
-def relative_norm(result: Tensor, truth: Tensor) -> float:
-    """Norm of the difference, relative to that of the truth; NaN never passes a comparison."""
-    difference = float((result.cpu().double() - truth).norm())
-    scale = float(truth.norm())
-    return difference / scale if scale else difference
-
-
 @contextmanager
-def tf32_is(allowed: bool) -> Iterator[None]:
-    """Let products and convolutions of float32 take TF32 within it, or not."""
+def allow_tf32(allowed: bool) -> Iterator[None]:
+    """Allow or forbid TF32 in float32 matrix products and convolutions."""
     backends: tuple[Any, ...] = (torch.backends.cuda.matmul, torch.backends.cudnn)
     before = [backend.allow_tf32 for backend in backends]
     for backend in backends:
@@ -175,23 +164,23 @@ def tf32_is(allowed: bool) -> Iterator[None]:
 
 
 def check_gradients(device: torch.device, case: OperatorCase) -> str:
-    """Derivatives against finite differences in float64, along random directions."""
-    tensors = moved_to(case.make(torch.float64), device, "contiguous")
+    """Compare derivatives with finite differences in float64, along random directions."""
+    tensors = move_tensors(case.make(torch.float64), device, "contiguous")
     leaves = {name: tensor for name, tensor in as_leaves(tensors).items() if tensor.requires_grad}
 
     def call(*values: Tensor) -> Tensor:
         return case.call("native", {**tensors, **dict(zip(leaves, values, strict=True))})
 
     try:
-        # Sums by atomics come out in another order each time, hence the tolerance between runs.
+        # Atomic sums run in a different order each time, hence the tolerance between runs.
         torch.autograd.gradcheck(call, tuple(leaves.values()), fast_mode=True, nondet_tol=1e-10)
     except RuntimeError as error:
-        raise CheckFailedError(str(error).partition("\n")[0]) from error
+        raise AssertionError(str(error).partition("\n")[0]) from error
     return ", ".join(leaves)
 
 
 class RecordedCalls(TorchDispatchMode):
-    """Notes the calls of our operators, forward and backward, with their arguments."""
+    """Records the calls of dcnseg's operators, forward and backward, with their arguments."""
 
     def __init__(self) -> None:
         super().__init__()  # type: ignore[no-untyped-call]
@@ -200,16 +189,16 @@ class RecordedCalls(TorchDispatchMode):
     def __torch_dispatch__(
         self, func: Any, types: Any, args: tuple[Any, ...] = (), kwargs: Any = None
     ) -> Any:
-        """Note and go on."""
+        """Record the call and run it."""
         if func.namespace == "dcnseg":
             self.calls.append((func, args))
         return func(*args, **(kwargs or {}))
 
 
 def check_registration(device: torch.device, case: OperatorCase) -> str:
-    """`torch.library.opcheck` on what a forward and a backward call."""
-    # In float64, as opcheck has tolerances of its own, and sums by atomics differ between runs.
-    tensors = moved_to(case.make(torch.float64), device, "channels-last")
+    """Run `torch.library.opcheck` on the operators that a forward and a backward call."""
+    # In float64: opcheck has fixed tolerances, and atomic sums differ between runs.
+    tensors = move_tensors(case.make(torch.float64), device, "channels-last")
     with RecordedCalls() as recorded:
         case.results(tensors, "native")
     for operator, arguments in recorded.calls:
@@ -221,48 +210,41 @@ def check_registration(device: torch.device, case: OperatorCase) -> str:
             wants_gradient = value.is_floating_point() and value.numel() and not is_backward
             return value.detach().clone().requires_grad_(bool(wants_gradient))
 
-        with warnings.catch_warnings():  # opcheck itself reads .grad of a tensor that is no leaf
+        with warnings.catch_warnings():  # opcheck reads .grad of a non-leaf tensor
             warnings.filterwarnings("ignore", message="The .grad attribute of a Tensor")
             torch.library.opcheck(operator, tuple(map(fresh, arguments)))
-    if len(recorded.calls) < 2:
-        raise CheckFailedError(f"forward and backward made {len(recorded.calls)} native calls")
+    num_calls = len(recorded.calls)
+    assert num_calls >= 2, f"forward and backward made {num_calls} native calls, expected 2"
     return ", ".join(operator._schema.name for operator, _ in recorded.calls)
 
 
 def check_compiled(device: torch.device, case: OperatorCase) -> str:
-    """One graph, forward and backward, with the same results; by Inductor on a GPU."""
+    """Compile forward and backward into one graph, with Inductor on a GPU, and compare."""
     backend = "inductor" if device.type == "cuda" else "aot_eager"
-    tensors = moved_to(case.make(torch.float32), device, "channels-last")
+    tensors = move_tensors(case.make(torch.float32), device, "channels-last")
     expected = case.results(tensors, "native")
     compiled = torch.compile(partial(case.call, "native"), fullgraph=True, backend=backend)
-    # A frozen case keeps its call; the compiled one takes its place in a copy.
-    same = OperatorCase(case.operator, case.name, case.make, lambda _, given: compiled(given))
-    worst = require_close(same.results(tensors, "native"), expected)
+    compiled_case = replace(case, call=lambda _, given: compiled(given))
+    worst = require_close(compiled_case.results(tensors, "native"), expected)
     return f"{backend}; differences up to {worst:.2g}"
 
 
 def require_close(
     results: dict[str, Tensor], expected: dict[str, Tensor], allowed: float = 1e-5
 ) -> float:
-    """The largest relative difference; more than rounding in float32 is an error."""
+    """Return the largest relative difference; assert that it is within float32 rounding."""
     worst = 0.0
     for name, truth in expected.items():
         error = relative_norm(results[name], truth.cpu().double())
-        if not error <= allowed:
-            raise CheckFailedError(f"{name} is off by {error:.2g}")
+        assert error <= allowed, f"{name} is off by {error:.2g}, allowed {allowed:.2g}"
         worst = max(worst, error)
     return worst
 
 
-def need_gpu(device: torch.device) -> None:
-    if device.type != "cuda":
-        raise CheckLeftOutError("needs a GPU")
-
-
 def check_graph(device: torch.device, case: OperatorCase) -> str:
-    """Forward and backward are captured once and replayed with other numbers."""
-    need_gpu(device)
-    tensors = moved_to(case.make(torch.float32), device, "channels-last")
+    """Capture forward and backward once and replay them with other values."""
+    require_gpu(device)
+    tensors = move_tensors(case.make(torch.float32), device, "channels-last")
     static = as_leaves({name: tensor.clone() for name, tensor in tensors.items()})
     leaves = [tensor for tensor in static.values() if tensor.requires_grad]
     grad = gradient_like(case.call("native", static))
@@ -273,7 +255,7 @@ def check_graph(device: torch.device, case: OperatorCase) -> str:
 
     side = torch.cuda.Stream(device)
     side.wait_stream(torch.cuda.current_stream(device))
-    with torch.cuda.stream(side):  # as torch's own notes on capture ask for
+    with torch.cuda.stream(side):  # as PyTorch's documentation of graph capture requires
         for _ in range(3):
             step()
     torch.cuda.current_stream(device).wait_stream(side)
@@ -296,11 +278,11 @@ def check_graph(device: torch.device, case: OperatorCase) -> str:
 
 
 def check_stream(device: torch.device, cases: Iterable[OperatorCase]) -> str:
-    """Inputs are written late on a stream of the caller's, on which the operators must wait."""
-    need_gpu(device)
+    """Write the inputs late on the caller's stream; the operators must wait on it."""
+    require_gpu(device)
     worst = 0.0
     for case in cases:
-        tensors = moved_to(case.make(torch.float32), device, "channels-last")
+        tensors = move_tensors(case.make(torch.float32), device, "channels-last")
         expected = case.results(tensors, "native")
         late = {name: torch.zeros_like(tensor) for name, tensor in tensors.items()}
         torch.cuda.synchronize(device)
@@ -316,9 +298,9 @@ def check_stream(device: torch.device, cases: Iterable[OperatorCase]) -> str:
 
 
 def check_threads(device: torch.device, cases: list[OperatorCase]) -> str:
-    """Two threads, each on a stream of its own, call everything again and again."""
+    """Call everything repeatedly from two threads, each on its own stream."""
     rounds = 20 if device.type == "cuda" else 2
-    inputs = [moved_to(case.make(torch.float32), device, "channels-last") for case in cases]
+    inputs = [move_tensors(case.make(torch.float32), device, "channels-last") for case in cases]
     expected = [
         case.results(tensors, "native") for case, tensors in zip(cases, inputs, strict=True)
     ]
@@ -339,8 +321,7 @@ def check_threads(device: torch.device, cases: list[OperatorCase]) -> str:
         thread.start()
     for thread in threads:
         thread.join()
-    if failures:
-        raise CheckFailedError(f"on a thread: {failures[0]}")
+    assert not failures, f"on a thread: {failures[0]}"
     return f"{2 * rounds * len(cases)} calls forward and backward"
 
 
@@ -361,10 +342,10 @@ def synchronize(device: torch.device) -> None:
 
 
 def check_backward_thread(device: torch.device, cases: Iterable[OperatorCase]) -> str:
-    """The forward runs here, on a stream of its own; the backward is called by a new thread."""
+    """Run the forward here, on its own stream, and the backward from a new thread."""
     worst = 0.0
     for case in cases:
-        tensors = moved_to(case.make(torch.float32), device, "channels-last")
+        tensors = move_tensors(case.make(torch.float32), device, "channels-last")
         expected = case.results(tensors, "native")
         leaves = as_leaves(tensors)
         synchronize(device)
@@ -379,39 +360,36 @@ def check_backward_thread(device: torch.device, cases: Iterable[OperatorCase]) -
         for name in expected:
             if name != "output":
                 found = leaves[name.removeprefix("gradient of ")].grad
-                if found is None:
-                    raise CheckFailedError(f"{case}: there is no {name}")
+                assert found is not None, f"{case}: there is no {name}"
                 results[name] = found
         worst = max(worst, require_close(results, expected))
     return f"differences up to {worst:.2g}"
 
 
 def check_not_finite(device: torch.device, cases: Iterable[OperatorCase]) -> str:
-    """NaN and infinities in maps and offsets go where plain code has them, and nowhere else."""
+    """Compare where NaN and infinities in feature maps and offsets go with the reference."""
     count = 0
     for case in cases:
         for dtype, tolerance in ((torch.float32, 1e-4), (torch.bfloat16, 5e-2)):
             tensors = case.make(dtype)
-            place_what_is_not_finite(tensors)
+            insert_not_finite(tensors)
             for layout in LAYOUTS:
-                moved = moved_to(tensors, device, layout)
-                with torch.no_grad(), tf32_is(False):
-                    ours = case.call("native", moved).cpu()
-                    plain = case.call("reference", moved).cpu()
-                scale = float(plain[plain.isfinite()].abs().max())
+                moved = move_tensors(tensors, device, layout)
+                with torch.no_grad(), allow_tf32(False):
+                    native = case.call("native", moved).cpu()
+                    reference = case.call("reference", moved).cpu()
+                atol = tolerance * float(reference[reference.isfinite()].abs().max())
                 try:
-                    torch.testing.assert_close(
-                        ours, plain, equal_nan=True, rtol=0, atol=tolerance * scale
-                    )
+                    torch.testing.assert_close(native, reference, equal_nan=True, rtol=0, atol=atol)
                 except AssertionError as error:
                     where = f"{case}, {dtype}, {layout}"
-                    raise CheckFailedError(f"{where}: {error}") from error
-                count += int((~ours.isfinite()).sum())
-    return f"{count} results are not finite, all of them in the right places"
+                    raise AssertionError(f"{where}: {error}") from error
+                count += int((~native.isfinite()).sum())
+    return f"{count} values are not finite, the same as in the reference"
 
 
-def place_what_is_not_finite(tensors: dict[str, Tensor]) -> None:
-    """Put NaN and infinities into a few pixels and offsets."""
+def insert_not_finite(tensors: dict[str, Tensor]) -> None:
+    """Insert NaN and infinities into a few pixels and offsets."""
     input = tensors["input"]
     input[0, 0, 2, 3], input[1, 1, 4, 5], input[1, 2, 6, 7] = torch.nan, torch.inf, -torch.inf
     if "offset" in tensors:
@@ -421,17 +399,16 @@ def place_what_is_not_finite(tensors: dict[str, Tensor]) -> None:
 
 
 def check_deterministic(device: torch.device, cases: Iterable[OperatorCase]) -> str:
-    """Where torch is told to be deterministic, two runs give the same bits."""
+    """With deterministic algorithms, two runs give the same bits."""
     torch.use_deterministic_algorithms(True)
     try:
         for case in cases:
-            tensors = moved_to(case.make(torch.float32), device, "channels-last")
-            with warnings.catch_warnings():  # of the slower code that this takes
+            tensors = move_tensors(case.make(torch.float32), device, "channels-last")
+            with warnings.catch_warnings():  # the native code is not deterministic
                 warnings.filterwarnings("ignore", message="dcnseg takes the slower PyTorch code")
                 once, again = (case.results(tensors, "auto") for _ in range(2))
             for name, result in once.items():
-                if not torch.equal(result, again[name]):
-                    raise CheckFailedError(f"{case}: {name} differs between two runs")
+                assert torch.equal(result, again[name]), f"{case}: {name} differs between two runs"
     finally:
         torch.use_deterministic_algorithms(False)
-    return "the same bits twice"
+    return "two runs are bit-identical"

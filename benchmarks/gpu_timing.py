@@ -1,13 +1,12 @@
-"""Time, memory and kernels of calls on a GPU, and what the GPU can do at most.
+"""Time, memory and kernels of calls on a GPU, and the GPU's measured limits.
 
-Entry points: `GpuClock`, `peak_memory`, `measure_ceilings`, `kernel_shares`. On a CPU, for dry
-runs, they give numbers of no meaning.
+Entry points: `GpuClock`, `peak_memory`, `measure_ceilings`, `kernel_shares`. On the CPU, for dry
+runs, the numbers have no meaning.
 """
 
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import partial
 from typing import Any
@@ -16,29 +15,29 @@ import torch
 from torch._C._autograd import DeviceType
 from torch.profiler import ProfilerActivity, profile
 
-Call = Callable[[], object]
+from benchmarks.common import Call
 
-_SLEEP_CYCLES = 20_000_000  # some 10 ms, in which all calls of a turn are queued
+_SLEEP_CYCLES = 20_000_000  # about 10 ms, in which all calls of a turn are queued
 _MIB = 1 << 20
 
 
 @dataclass(frozen=True)
 class GpuClock:
-    """Milliseconds of a call by CUDA events: the mean over a turn of several calls.
+    """Measures the milliseconds of a call with CUDA events: the mean over a turn of several calls.
 
-    The GPU sleeps while the turn is queued, so that what counts is its own time and not that of
-    Python, as in a long-running program that is ahead of the GPU.
+    The GPU sleeps while a turn is queued. This measures the time of the GPU and not of Python, as
+    in a program that queues work ahead of the GPU.
 
     Attributes:
-        device: Where the calls run.
-        calls: Of a turn. Calls that rotate over inputs have all of them in one turn.
+        device: The device of the calls.
+        calls: Number of calls in a turn. A call that rotates over inputs uses each once per turn.
     """
 
     device: torch.device
     calls: int
 
     def __call__(self, call: Call) -> float:
-        """Take one turn."""
+        """Run one turn."""
         if self.device.type != "cuda":
             started = time.perf_counter()
             for _ in range(self.calls):
@@ -56,7 +55,7 @@ class GpuClock:
 
 
 def peak_memory(call: Call, device: torch.device) -> float | None:
-    """MiB of GPU memory that a call needs at its peak, with what it returns; None on a CPU."""
+    """Return the peak GPU memory of a call in MiB, including its result; None on the CPU."""
     if device.type != "cuda":
         return None
     torch.cuda.synchronize(device)
@@ -72,7 +71,7 @@ def peak_memory(call: Call, device: torch.device) -> float | None:
 def measure_ceilings(
     device: torch.device, dtypes: tuple[str, ...], quick: bool
 ) -> dict[str, float]:
-    """TFLOP/s of a large product by dtype, and TB/s read and written as "copy"."""
+    """Return TFLOP/s of a large GEMM by dtype, and TB/s read and written as "copy"."""
     on_gpu = device.type == "cuda" and not quick
     size, copied = (8192, 1 << 31) if on_gpu else (64, 1 << 16)
     clock = GpuClock(device, calls=5)
@@ -92,7 +91,7 @@ def _best(clock: GpuClock, call: Call) -> float:
 
 
 def kernel_shares(call: Call, device: torch.device, calls: int = 5) -> list[dict[str, Any]]:
-    """Name, calls, milliseconds per call and share of every kernel, the longest first."""
+    """Return name, calls, milliseconds per call and share of every kernel, the longest first."""
     is_gpu = device.type == "cuda"
     call()
     activities = [ProfilerActivity.CPU] + [ProfilerActivity.CUDA] * is_gpu
@@ -102,8 +101,9 @@ def kernel_shares(call: Call, device: torch.device, calls: int = 5) -> list[dict
         if is_gpu:
             torch.cuda.synchronize(device)
     kind = DeviceType.CUDA if is_gpu else DeviceType.CPU
+    time_name = f"self_{'device' if is_gpu else 'cpu'}_time_total"
     found = [
-        (event.key, event.count, event.self_device_time_total if is_gpu else _cpu_time(event))
+        (event.key, event.count, float(getattr(event, time_name)))
         for event in recorded.key_averages()
         if event.device_type == kind
     ]
@@ -117,7 +117,3 @@ def kernel_shares(call: Call, device: torch.device, calls: int = 5) -> list[dict
         }
         for name, count, microseconds in sorted(found, key=lambda each: -each[2])
     ]
-
-
-def _cpu_time(event: Any) -> float:
-    return float(event.self_cpu_time_total)

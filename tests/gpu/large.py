@@ -1,7 +1,7 @@
-"""Calls whose indices do not fit into 32 bits, for `gpu_check.py`.
+"""Checks of calls whose indices do not fit into 32 bits.
 
-Entry point: `make_large_checks`. What is compared is the last corner of the map, with the gradient
-zero elsewhere: there the indices are largest, and plain code in float64 needs only a crop.
+Entry point: `make_large_checks`. Only the last corner of the feature map is compared, and the
+gradient is zero elsewhere: the indices are largest there, and the reference needs only a crop.
 """
 
 from __future__ import annotations
@@ -9,22 +9,23 @@ from __future__ import annotations
 from collections.abc import Iterator
 from dataclasses import dataclass
 from functools import partial
+from unittest import SkipTest
 
 import torch
 from torch import Tensor
 
-from benchmarks.gpu.checks import Check, CheckFailedError, CheckLeftOutError, need_gpu
-from benchmarks.gpu.operator_cases import odd_sixteenths
+from benchmarks.common import odd_sixteenths
 from dcnseg.ops import deform_conv2d, deform_roi_pool, roi_avg_pool, roi_pool
+from tests.gpu.checks import Check, require_gpu
 
-CROP = 48  # pixels along either side of the map's last corner
-CORNER = 24  # outputs of it that are compared; samples lie within 5 pixels of them
+CROP = 48  # side of the map's last corner in pixels
+CORNER = 24  # side of the outputs compared; samples lie within 5 pixels of them
 _ALLOWED = 2e-2  # bfloat16, relative to the largest value
 
 
 @dataclass(frozen=True)
 class LargeConvolution:
-    """A square map and kernel that keep their size and channels."""
+    """A convolution of a square map and kernel that keeps size and channels."""
 
     channels: int
     size: int
@@ -41,24 +42,25 @@ MANY_INPUTS = LargeConvolution(64, 5824, 1, 48)
 
 
 def make_large_checks() -> Iterator[Check]:
-    """Columns alone, then the input as well, then regions of such an input."""
+    """Yield checks with many columns, with many input values, and of region pooling."""
     for name, large in (("columns", MANY_COLUMNS), ("input values", MANY_INPUTS)):
         yield Check(f"more than 2^31 {name}", partial(check_convolution, large=large))
     yield Check("regions of more than 2^31 input values", check_regions)
 
 
 def check_convolution(device: torch.device, large: LargeConvolution) -> str:
-    need_memory(device, large.needed_gib)
+    require_memory(device, large.needed_gib)
     input, offset, weight = make_tensors(large, device)
     leaves = [tensor.requires_grad_() for tensor in (input, offset, weight)]
     padding = large.kernel // 2
     output = deform_conv2d(leaves[0], leaves[1], leaves[2], padding=padding, backend="native")
-    made = compare_corner(output, leaves, padding)
-    return f"{large.columns:.3g} columns, {input.numel():.3g} input values; {made}"
+    worst = compare_corner(output, leaves, padding)
+    sizes = f"{large.columns:.3g} columns, {input.numel():.3g} input values"
+    return f"{sizes}; errors up to {worst:.2g}"
 
 
 def make_tensors(large: LargeConvolution, device: torch.device) -> tuple[Tensor, Tensor, Tensor]:
-    """Channels-last bfloat16; the offsets are made in place, to spare memory."""
+    """Draw input, offset and weight, channels-last and bfloat16; in place, to save memory."""
     torch.manual_seed(0)
     size, taps = large.size, large.kernel**2
     input = torch.empty(
@@ -75,8 +77,8 @@ def make_tensors(large: LargeConvolution, device: torch.device) -> tuple[Tensor,
     return input, offset, weight
 
 
-def compare_corner(output: Tensor, leaves: list[Tensor], padding: int) -> str:
-    """Output and gradients at the last corner, against plain code on a crop in float64."""
+def compare_corner(output: Tensor, leaves: list[Tensor], padding: int) -> float:
+    """Compare output and gradients at the last corner with the float64 reference on a crop."""
     crops = [_corner(tensor, CROP) for tensor in leaves[:2]]
     exact = [tensor.detach().double().requires_grad_() for tensor in (*crops, leaves[2])]
     truth = deform_conv2d(exact[0], exact[1], exact[2], padding=padding, backend="reference")
@@ -90,12 +92,12 @@ def compare_corner(output: Tensor, leaves: list[Tensor], padding: int) -> str:
         "gradient of offset": (_corner(grads[1], CROP), exact_grads[1]),
         "gradient of weight": (grads[2], exact_grads[2]),
     }
-    return "errors up to " + f"{max(_error(name, *pair) for name, pair in pairs.items()):.2g}"
+    return max(_error(name, *pair) for name, pair in pairs.items())
 
 
 def check_regions(device: torch.device) -> str:
     size = MANY_INPUTS.size
-    need_memory(device, 40)
+    require_memory(device, 40)
     torch.manual_seed(0)
     shape = (1, MANY_INPUTS.channels, size, size)
     input = torch.empty(shape, device=device, dtype=torch.bfloat16).normal_().requires_grad_()
@@ -122,12 +124,12 @@ def _compare_pooled(output: Tensor, truth: Tensor, input: Tensor, crop: Tensor) 
     )
 
 
-def need_memory(device: torch.device, gib: int) -> None:
-    need_gpu(device)
+def require_memory(device: torch.device, gib: int) -> None:
+    require_gpu(device)
     torch.cuda.empty_cache()
     free, _ = torch.cuda.mem_get_info(device)
     if free < gib << 30:
-        raise CheckLeftOutError(f"needs {gib} GiB of GPU memory; {free / (1 << 30):.0f} are free")
+        raise SkipTest(f"needs {gib} GiB of free GPU memory; found {free / (1 << 30):.0f} GiB")
 
 
 def _corner(tensor: Tensor, size: int) -> Tensor:
@@ -136,6 +138,5 @@ def _corner(tensor: Tensor, size: int) -> Tensor:
 
 def _error(name: str, result: Tensor, truth: Tensor) -> float:
     error = float((result.double() - truth).abs().max() / truth.abs().max())
-    if not error <= _ALLOWED:
-        raise CheckFailedError(f"{name} is off by {error:.2g}")
+    assert error <= _ALLOWED, f"{name} is off by {error:.2g}, allowed {_ALLOWED}"
     return error

@@ -1,8 +1,8 @@
-"""What `gpu_check.py` runs in processes of their own.
+"""Checks that run in a process of their own.
 
-Entry point: `make_child_checks`. Started as a program, this is what such a process does: `fallback`
-calls every operator twice and reports how; `operators` and `few_operators` call them once, for a
-sanitizer to watch.
+Entry point: `make_process_checks`. Run as a program, this module is such a process: `fallback`
+calls every operator twice and reports warnings; `operators` and `few_operators` call each once, for
+a sanitizer.
 """
 
 from __future__ import annotations
@@ -20,51 +20,44 @@ from functools import partial
 from itertools import product
 from pathlib import Path
 from typing import Any
+from unittest import SkipTest
 
 import torch
 
-from benchmarks.gpu.checks import (
-    LAYOUTS,
-    Check,
-    CheckFailedError,
-    CheckLeftOutError,
-    moved_to,
-    need_gpu,
-    require_close,
-)
-from benchmarks.gpu.operator_cases import OperatorCase, make_cases, one_case_per_operator
-from benchmarks.gpu.other_architecture import write_for_no_gpu
 from dcnseg.errors import NativeOpsError
 from dcnseg.ops import _native
+from tests.gpu.cases import OperatorCase, make_cases, one_case_per_operator
+from tests.gpu.checks import LAYOUTS, Check, move_tensors, require_close, require_gpu
+from tests.gpu.machine_code import write_for_no_gpu
 
 ROOT = Path(__file__).parents[2]
-SANITIZERS = {"memcheck": "operators", "racecheck": "few_operators"}  # and what they watch
-_SANITIZER_PLACES = ("/usr/local/cuda/bin", "/opt/cuda/bin")
+SANITIZERS = {"memcheck": "operators", "racecheck": "few_operators"}  # tool: job
+_SANITIZER_FOLDERS = ("/usr/local/cuda/bin", "/opt/cuda/bin")
 _TIMEOUT = 240  # seconds
 
 
-def make_child_checks(*, sanitizer: bool, quick: bool) -> Iterator[Check]:
-    """The tests marked `gpu`, what happens without native code, and the sanitizers."""
-    if not quick:
-        yield Check("tests marked gpu", check_tests)
+def make_process_checks(*, quick: bool) -> Iterator[Check]:
+    """Yield the checks of what happens without native code."""
     yield Check("no library: one warning, right results", check_without_library)
     yield Check("no code for this GPU: one warning, right results", check_other_architecture)
     if not quick:
-        yield Check("no GPU visible: the CPU is served", check_hidden_gpu)
-    for tool in SANITIZERS if sanitizer else ():
+        yield Check("no GPU visible: native code on the CPU", check_hidden_gpu)
+
+
+def make_sanitizer_checks() -> Iterator[Check]:
+    for tool in SANITIZERS:
         yield Check(f"compute-sanitizer {tool}", partial(check_sanitizer, tool=tool))
 
 
-def check_tests(device: torch.device) -> str:
-    need_gpu(device)
-    if not (ROOT / "tests").is_dir():
-        raise CheckLeftOutError("the tests are not beside the benchmarks")
-    # Not by their path alone: a source folder before an installed package would shadow it.
+def check_marked_tests(device: torch.device) -> str:
+    """Run the tests marked `gpu` of the other folders."""
+    require_gpu(device)
+    # A source folder earlier in the path would shadow an installed package, hence `append`.
     command = ["-m", "pytest", "-m", "gpu", "-q", "-p", "no:cacheprovider", "--import-mode=append"]
-    done = run_child([*command, str(ROOT / "tests")])
+    done = run_python([*command, f"--ignore={ROOT / 'tests/gpu'}", str(ROOT / "tests")])
     summary = (done.stdout.strip().splitlines() or [""])[-1]
-    if done.returncode or " passed" not in summary:
-        raise CheckFailedError(f"{summary}\n{done.stdout[-3000:]}\n{done.stderr[-1000:]}")
+    is_ok = done.returncode == 0 and " passed" in summary
+    assert is_ok, f"{summary}\n{done.stdout[-3000:]}\n{done.stderr[-1000:]}"
     return summary.strip("= ")
 
 
@@ -74,65 +67,65 @@ def check_without_library(device: torch.device) -> str:
 
 
 def check_other_architecture(device: torch.device) -> str:
-    """The library is there, but its kernels are for other GPUs: only a launch shows that."""
-    need_gpu(device)
+    """The library loads, but its kernels are for other GPUs; only a launch fails."""
+    require_gpu(device)
     source = Path(str(_native._directory()))
     with tempfile.TemporaryDirectory() as name:
         folder = Path(name)
         shutil.copy(source / "libdcnseg_cpu.so", folder)
         library = "libdcnseg_cuda.so"
         renamed = write_for_no_gpu(source / library, folder / library)
-        if not renamed:
-            raise CheckFailedError(f"{library} holds no machine code")
+        assert renamed, f"{library} contains no machine code"
         return _check_fallback(device, folder, reason="failed its self-test")
 
 
 def _check_fallback(device: torch.device, native: Path, *, reason: str) -> str:
-    told = _run_and_parse(device, {"DCNSEG_NATIVE_DIR": str(native)})
-    if len(told["warnings"]) != 1 or reason not in told["warnings"][0]:
-        raise CheckFailedError(f"expected one warning that says {reason!r}: {told['warnings']}")
-    if told["refusals"] != told["operators"]:
-        raise CheckFailedError('backend="native" was not refused everywhere')
-    return str(told["warnings"][0])
+    found = _run_fallback(device, {"DCNSEG_NATIVE_DIR": str(native)})
+    messages = found["warnings"]
+    is_as_expected = len(messages) == 1 and reason in messages[0]
+    assert is_as_expected, f"expected one warning with {reason!r}, found {messages}"
+    assert found["refusals"] == found["operators"], 'backend="native" did not fail everywhere'
+    return str(messages[0])
 
 
 def check_hidden_gpu(device: torch.device) -> str:
-    told = _run_and_parse(torch.device("cpu"), {"CUDA_VISIBLE_DEVICES": ""})
-    if told["warnings"] or told["refusals"]:
-        raise CheckFailedError(f"not served by native code: {told}")
-    return f"{told['operators']} operators"
+    found = _run_fallback(torch.device("cpu"), {"CUDA_VISIBLE_DEVICES": ""})
+    assert found["warnings"] == [], found
+    assert found["refusals"] == 0, found
+    return f"{found['operators']} operators"
 
 
-def _run_and_parse(device: torch.device, environment: Mapping[str, str]) -> Any:
-    done = run_child(["-m", "benchmarks.gpu.child_checks", "fallback", str(device)], environment)
-    if done.returncode:
-        raise CheckFailedError(last_lines(done.stderr))
+def _run_fallback(device: torch.device, environment: Mapping[str, str]) -> Any:
+    done = run_python(["-m", "tests.gpu.processes", "fallback", str(device)], environment)
+    assert done.returncode == 0, last_lines(done.stderr)
     return json.loads(done.stdout)
 
 
 def check_sanitizer(device: torch.device, tool: str) -> str:
-    need_gpu(device)
-    places = os.pathsep.join([os.environ.get("PATH", ""), *_SANITIZER_PLACES])
-    program = shutil.which("compute-sanitizer", path=places)
+    require_gpu(device)
+    folders = os.pathsep.join([os.environ.get("PATH", ""), *_SANITIZER_FOLDERS])
+    program = shutil.which("compute-sanitizer", path=folders)
     if program is None:
-        raise CheckLeftOutError("compute-sanitizer is not installed")
+        raise SkipTest("compute-sanitizer is not installed")
     options = ["--tool", tool, "--error-exitcode", "99", "--print-limit", "5"]
-    options += ["--report-api-errors", "no"] * (tool == "memcheck")  # torch asks what may fail
+    options += ["--report-api-errors", "no"] * (
+        tool == "memcheck"
+    )  # torch makes calls that may fail
     job = SANITIZERS[tool]
-    child = [sys.executable, "-m", "benchmarks.gpu.child_checks", job, str(device)]
-    # Without torch's own allocator every tensor ends where its memory does.
+    child = [sys.executable, "-m", "tests.gpu.processes", job, str(device)]
+    # Without torch's caching allocator, an access beyond a tensor leaves its allocation.
     environment = {"PYTORCH_NO_CUDA_MEMORY_CACHING": "1"}
     done = run_command([program, *options, *child], environment)
     summary = re.findall(r"=+ ((?:ERROR|RACECHECK) SUMMARY: .*)", done.stdout)
-    if done.returncode or not summary or not re.search(r"\b0 errors", summary[-1]):
-        raise CheckFailedError(last_lines(done.stdout + done.stderr, 12))
+    is_clean = done.returncode == 0 and summary and re.search(r"\b0 errors", summary[-1])
+    assert is_clean, last_lines(done.stdout + done.stderr, 12)
     return str(summary[-1])
 
 
-def run_child(
+def run_python(
     arguments: Sequence[str], environment: Mapping[str, str] | None = None
 ) -> subprocess.CompletedProcess[str]:
-    """Python with these arguments, which finds the modules that this process finds."""
+    """Run Python with this process's module search path."""
     return run_command([sys.executable, *arguments], environment)
 
 
@@ -151,7 +144,7 @@ def run_command(
             check=False,
         )
     except subprocess.TimeoutExpired as error:
-        raise CheckFailedError(f"took more than {_TIMEOUT} seconds") from error
+        raise AssertionError(f"took more than {_TIMEOUT} seconds") from error
 
 
 def last_lines(text: str, count: int = 3) -> str:
@@ -159,13 +152,13 @@ def last_lines(text: str, count: int = 3) -> str:
 
 
 def fallback(device: torch.device) -> dict[str, Any]:
-    """Call every operator twice where there should be no native code, and tell what happened."""
+    """Call every operator twice without native code; report the warnings and refusals."""
     cases = list(one_case_per_operator())
     refusals = 0
     with warnings.catch_warnings(record=True) as caught:
         warnings.simplefilter("always")
         for case in cases:
-            tensors = moved_to(case.make(torch.float32), device, "contiguous")
+            tensors = move_tensors(case.make(torch.float32), device, "contiguous")
             expected = case.results(tensors, "reference")
             for _ in range(2):
                 require_close(case.results(tensors, "auto"), expected)
@@ -178,12 +171,12 @@ def fallback(device: torch.device) -> dict[str, Any]:
 
 
 def operators(device: torch.device) -> dict[str, Any]:
-    """Call everything once, forward and backward, with nothing of ours but the native code."""
+    """Call everything once, forward and backward, with native code only."""
     return _call_once(make_cases(), LAYOUTS, device)
 
 
 def few_operators(device: torch.device) -> dict[str, Any]:
-    """As `operators`, what a tool can watch that makes everything hundreds of times slower."""
+    """Like `operators`, but small enough for a tool that is hundreds of times slower."""
     return _call_once(one_case_per_operator(), ["channels-last"], device)
 
 
@@ -192,7 +185,7 @@ def _call_once(
 ) -> dict[str, Any]:
     count = 0
     for case, layout, dtype in product(cases, layouts, (torch.float32, torch.bfloat16)):
-        case.results(moved_to(case.make(dtype), device, layout), "native")
+        case.results(move_tensors(case.make(dtype), device, layout), "native")
         count += 1
     if device.type == "cuda":
         torch.cuda.synchronize(device)

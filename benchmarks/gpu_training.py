@@ -1,4 +1,4 @@
-"""The training step of a DeepLabV3+ as `dcnseg train` makes it, plain and with deformable layers.
+"""The training step of `dcnseg train` for a DeepLabV3+, plain and with deformable layers.
 
 Entry point: `time_steps`.
 """
@@ -6,15 +6,14 @@ Entry point: `time_steps`.
 from __future__ import annotations
 
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from benchmarks.common import alternate
-from benchmarks.gpu.timing import kernel_shares, peak_memory
+from benchmarks.common import Call, alternate
+from benchmarks.gpu_timing import kernel_shares, peak_memory
 from dcnseg.config import DataConfig, ModelConfig, TrainConfig
 from dcnseg.device import select_amp_dtype
 from dcnseg.engine.loading import BatchGroup
@@ -33,17 +32,18 @@ NUM_CLASSES = 11
 
 @dataclass(frozen=True)
 class Batch:
-    """What a step is given, and how often."""
+    """The size of a batch, and the number of steps in a turn and in a profile."""
 
     size: int = 16
     size_hw: tuple[int, int] = (360, 480)
-    steps: int = 4  # in a turn
+    steps: int = 4
+    profiled_steps: int = 2
 
 
 def time_steps(
     device: torch.device, rounds: int, batch: Batch, encoder: str = "resnet50"
 ) -> dict[str, Any]:
-    """Milliseconds, images per second, memory and longest kernels of each model's step."""
+    """Return time, images per second, peak memory and longest kernels of each model's step."""
     steps = {
         name: make_step(ModelConfig(**{**vars(model), "encoder": encoder}), device, batch)
         for name, model in MODELS.items()
@@ -60,20 +60,21 @@ def time_steps(
                 "ratio": timing.ratio_to(plain),
                 "images_per_second": 1e3 * batch.size / timing.median,
                 "peak_mib": peak_memory(steps[name], device),
-                "kernels": kernel_shares(steps[name], device, calls=2)[:12],
+                "kernels": kernel_shares(steps[name], device, calls=batch.profiled_steps)[:12],
             }
             for name, timing in timings.items()
         },
     }
 
 
-def make_step(model: ModelConfig, device: torch.device, batch: Batch) -> Callable[[], None]:
-    """An update of all weights from one batch of noise, with bfloat16 autocast.
+def make_step(model: ModelConfig, device: torch.device, batch: Batch) -> Call:
+    """Return an update of all weights from a batch of noise, with bfloat16 autocast on a GPU.
 
-    Offsets that are zero sample whole pixels; those of a trained network do not, nor do these.
+    Offsets are not zero, as in a trained network; zero offsets would sample whole pixels only.
     """
+    amp = "bf16" if device.type == "cuda" else "off"  # bfloat16 is slow on many CPUs
     config = TrainConfig(
-        DataConfig(Path()), model, encoder_weights="none", amp="bf16", device=str(device)
+        DataConfig(Path()), model, encoder_weights="none", amp=amp, device=str(device)
     )
     state = build_state(
         config,
@@ -98,8 +99,8 @@ def make_step(model: ModelConfig, device: torch.device, batch: Batch) -> Callabl
     return step
 
 
-def _wall_clock(step: Callable[[], object], device: torch.device, steps: int) -> float:
-    """Milliseconds of a step, the program's own waiting and all."""
+def _wall_clock(step: Call, device: torch.device, steps: int) -> float:
+    """Return the milliseconds of a step, with the time in which the GPU waits for Python."""
     started = time.perf_counter()
     for _ in range(steps):
         step()
