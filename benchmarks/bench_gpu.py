@@ -11,7 +11,6 @@ from typing import Any
 
 import torch
 
-from benchmarks.bench_ops import DENSE, TORCHVISION
 from benchmarks.bench_roi import make_comparisons
 from benchmarks.common import OURS, describe_gpu, markdown_table
 from benchmarks.gpu_convolutions import DTYPES, Bench, bench_convolutions
@@ -50,26 +49,30 @@ def to_markdown(report: dict[str, Any]) -> str:
             parts.append(f"Kernels of the {name} step, {training['encoder']}, {training['cudnn']}")
             parts.append(_kernel_table(one["kernels"]))
     parts.append(markdown_table(("what", "value"), report["machine"].items()))
-    units = {name: "TB/s" if name == "copy" else "TFLOP/s" for name in report["ceilings"]}
-    rows = [(name, f"{value:.3g} {units[name]}") for name, value in report["ceilings"].items()]
-    parts.append(markdown_table(("measured limit", "value"), rows))
-    region_cells = [
-        (row["subject"], row["pass"], name, one["milliseconds"], one["spread"], one["ratio"])
-        for row in report["regions"]
-        for name, one in row["contenders"].items()
+    limits = [
+        (name, f"{value:.3g} {'TB/s' if name == 'copy' else 'TFLOP/s'}")
+        for name, value in report["ceilings"].items()
     ]
-    columns: tuple[str, ...] = ("regions", "pass", "contender", "ms", "± ms", "/ dcnseg")
-    parts.append(markdown_table(columns, region_cells))
-    columns = ("encoder", "cuDNN", "batch", "model", "ms", "± ms", "/ plain", "images/s")
-    columns += ("peak MiB",)
-    parts.append(markdown_table(columns, _training_cells(report["training"])))
-    columns = ("shape", "dtype", "layout", "pass", "dcnseg ms", "± ms", "dense ms", "/ dense")
-    columns += ("torchvision ms", "torchvision / dcnseg", "TFLOP/s", "of arithmetic")
-    columns += ("of bandwidth", "MiB", "MiB over dense", "error", "torchvision's error")
-    timed = [row for row in report["convolutions"] if row["contenders"]]
-    parts.append(markdown_table(columns, map(_convolution_cells, timed)))
+    parts.append(markdown_table(("measured limit", "value"), limits))
+    parts.append(_contender_table(report["regions"], ("subject", "pass")))
+    parts.append(_contender_table(report["training"], ("encoder", "cudnn", "batch"), "models"))
+    parts.append(_contender_table(report["convolutions"], ("shape", "dtype", "layout", "pass")))
     parts += wrong_rows(report)
     return "\n\n".join(parts)
+
+
+def _contender_table(
+    rows: Sequence[dict[str, Any]], about: Sequence[str], contenders: str = "contenders"
+) -> str:
+    """Return a table with a line per contender; the columns are the keys of the report."""
+    columns: list[str] = []
+    cells = []
+    for row in rows:
+        for name, one in row[contenders].items():
+            numbers = {key: value for key, value in one.items() if key != "kernels"}
+            columns = [*about, contenders.removesuffix("s"), *numbers]
+            cells.append((*(row[key] for key in about), name, *numbers.values()))
+    return markdown_table(columns, cells)
 
 
 def wrong_rows(report: dict[str, Any]) -> list[str]:
@@ -82,34 +85,9 @@ def wrong_rows(report: dict[str, Any]) -> list[str]:
     ]
 
 
-def _training_cells(trainings: Sequence[dict[str, Any]]) -> Iterator[tuple[object, ...]]:
-    for training in trainings:
-        for name, one in training["models"].items():
-            speed = (one["milliseconds"], one["spread"], one["ratio"], one["images_per_second"])
-            about = (training["encoder"], training["cudnn"], training["batch"])
-            yield *about, name, *speed, one["peak_mib"]
-
-
-def _convolution_cells(row: dict[str, Any]) -> tuple[object, ...]:
-    ours, dense = row["contenders"][OURS], row["contenders"][DENSE]
-    theirs = row["contenders"].get(TORCHVISION, {}).get("milliseconds")
-    return (
-        *(row[name] for name in ("shape", "dtype", "layout", "pass")),
-        *(ours["milliseconds"], ours["spread"], dense["milliseconds"], ours["ratio_to_dense"]),
-        *(theirs, theirs and theirs / ours["milliseconds"]),
-        *(ours["tflops"], _percent(ours["share_of_arithmetic"])),
-        *(_percent(ours["share_of_bandwidth"]), ours["peak_mib"], ours["mib_over_dense"]),
-        *(row["errors"].get(name) for name in (OURS, TORCHVISION)),
-    )
-
-
-def _percent(share: float) -> str:
-    return f"{100 * share:.0f} %"
-
-
 def _kernel_table(kernels: list[dict[str, Any]]) -> str:
     cells = [
-        (f"`{one['kernel']}`", one["calls"], one["milliseconds"], _percent(one["share"]))
+        (f"`{one['kernel']}`", one["calls"], one["milliseconds"], f"{100 * one['share']:.0f} %")
         for one in kernels
     ]
     return markdown_table(("kernel", "calls", "ms", "share"), cells)

@@ -12,17 +12,12 @@ import torchvision.ops
 from torch import Tensor
 
 from benchmarks.common import OURS, Comparison, Inputs, Operator, make_parser, report
-from dcnseg.ops import (
-    deform_ps_roi_pool,
-    deform_roi_pool,
-    ps_roi_pool,
-    roi_avg_pool,
-    roi_pool,
-)
+from dcnseg.ops import deform_ps_roi_pool, deform_roi_pool, ps_roi_pool, roi_avg_pool, roi_pool
 
 BINS = 7  # along either side of a region
 IMAGE_HW = (800, 1024)  # the boxes lie in an image of this size
 GAMMA = 0.1
+RIVALS = ("roi_pool", "ps_roi_pool")  # torchvision has the same operator
 
 
 @dataclass(frozen=True)
@@ -45,10 +40,13 @@ class Case:
 
     name: str
     operator: Operator
-    is_position_sensitive: bool = False
-    offset_unit: Literal["", "pixels", "lengths"] = ""  # what offsets are relative to, if any
     rivals: Mapping[str, Operator] = field(default_factory=dict)
     yardsticks: Mapping[str, Operator] = field(default_factory=dict)
+    offset_unit: Literal["", "pixels", "lengths"] = ""  # what offsets are relative to, if any
+
+    @property
+    def is_position_sensitive(self) -> bool:
+        return "ps_roi" in self.name
 
 
 SETTINGS = (Setting((50, 64), 256, 10, 300), Setting((100, 128), 256, 10, 300))
@@ -60,44 +58,22 @@ def make_cases(scale: float) -> tuple[Case, ...]:
     fixed: dict[str, Any] = {"output_size": BINS, "spatial_scale": scale}
     deformable = fixed | {"gamma": GAMMA}
     their: Any = torchvision.ops
-    roi_align = partial(_without_offset, their.roi_align, sampling_ratio=2, aligned=True, **fixed)
-    ps_roi_align = partial(_without_offset, their.ps_roi_align, sampling_ratio=4, **fixed)
+    align = partial(_without_offset, their.roi_align, sampling_ratio=2, aligned=True, **fixed)
+    ps_align = partial(_without_offset, their.ps_roi_align, sampling_ratio=4, **fixed)
+    paper = partial(deform_roi_pool, mode="paper", **deformable)
+    mmcv = partial(deform_roi_pool, mode="mmcv", sampling_ratio=2, **deformable)
+    ps_paper = partial(deform_ps_roi_pool, mode="paper", **deformable)
+    theirs = {name: {"torchvision": partial(getattr(their, name), **fixed)} for name in RIVALS}
+    align_2x2 = {"torchvision roi_align, 2x2 samples": align}
+    align_4x4 = {"torchvision ps_roi_align, 4x4": ps_align}
+    roi_align = {"torchvision roi_align": align}
     return (
-        Case(
-            "roi_pool",
-            partial(roi_pool, **fixed),
-            rivals={"torchvision": partial(their.roi_pool, **fixed)},
-        ),
-        Case(
-            "roi_avg_pool",
-            partial(roi_avg_pool, **fixed),
-            yardsticks={"torchvision roi_align": roi_align},
-        ),
-        Case(
-            "ps_roi_pool",
-            partial(ps_roi_pool, **fixed),
-            is_position_sensitive=True,
-            rivals={"torchvision": partial(their.ps_roi_pool, **fixed)},
-        ),
-        Case(
-            "deform_roi_pool paper",
-            partial(deform_roi_pool, mode="paper", **deformable),
-            offset_unit="pixels",
-            yardsticks={"torchvision roi_align": roi_align},
-        ),
-        Case(
-            "deform_roi_pool mmcv, 2x2 samples",
-            partial(deform_roi_pool, mode="mmcv", sampling_ratio=2, **deformable),
-            offset_unit="lengths",
-            yardsticks={"torchvision roi_align, 2x2 samples": roi_align},
-        ),
-        Case(
-            "deform_ps_roi_pool paper",
-            partial(deform_ps_roi_pool, mode="paper", **deformable),
-            is_position_sensitive=True,
-            offset_unit="pixels",
-            yardsticks={"torchvision ps_roi_align, 4x4": ps_roi_align},
-        ),
+        Case("roi_pool", partial(roi_pool, **fixed), theirs["roi_pool"]),
+        Case("roi_avg_pool", partial(roi_avg_pool, **fixed), {}, roi_align),
+        Case("ps_roi_pool", partial(ps_roi_pool, **fixed), theirs["ps_roi_pool"]),
+        Case("deform_roi_pool paper", paper, {}, roi_align, "pixels"),
+        Case("deform_roi_pool mmcv, 2x2 samples", mmcv, {}, align_2x2, "lengths"),
+        Case("deform_ps_roi_pool paper", ps_paper, {}, align_4x4, "pixels"),
     )
 
 

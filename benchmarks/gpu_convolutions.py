@@ -92,7 +92,7 @@ def bench_convolutions(bench: Bench, *, quick: bool) -> Iterator[dict[str, Any]]
                     yield {**about, "pass": WRONG, "contenders": {}, "kernels": []}
                     continue
                 for passed, run in ((FORWARD, run_forward), (BOTH, run_backward)):
-                    row = _time_pass(bench, shape, dtype, operators, inputs, passed, run)
+                    row = _time_pass(bench, shape, dtype, operators, errors, inputs, passed, run)
                     yield {**about, **row}
 
 
@@ -117,6 +117,7 @@ def _time_pass(
     shape: Shape,
     dtype: str,
     operators: Mapping[str, Operator],
+    errors: Mapping[str, float],
     inputs: Inputs,
     passed: str,
     run: Callable[[Operator, Inputs], object],
@@ -145,6 +146,7 @@ def _time_pass(
             "share_of_arithmetic": tflops / bench.ceilings[dtype],
             "share_of_bandwidth": traffic / timing.median / 1e9 / bench.ceilings["copy"],
             "peak_mib": peak,
+            "error": errors.get(name),
             "mib_over_dense": None if peak is None or dense_peak is None else peak - dense_peak,
         }
     kernels = kernel_shares(calls[OURS], device)[:10]

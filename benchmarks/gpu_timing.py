@@ -75,19 +75,18 @@ def measure_ceilings(
     on_gpu = device.type == "cuda" and not quick
     size, copied = (8192, 1 << 31) if on_gpu else (64, 1 << 16)
     clock = GpuClock(device, calls=5)
+
+    def best(call: Call) -> float:
+        return min(clock(call) for _ in range(4))
+
     ceilings = {}
     for dtype in dtypes:
         factors = [torch.randn(size, size, device=device).to(getattr(torch, dtype)) for _ in "ab"]
-        milliseconds = _best(clock, partial(torch.matmul, *factors))
-        ceilings[dtype] = 2 * size**3 / milliseconds / 1e9
+        ceilings[dtype] = 2 * size**3 / best(partial(torch.matmul, *factors)) / 1e9
     source = torch.zeros(copied, dtype=torch.uint8, device=device)
     target = torch.empty_like(source)
-    ceilings["copy"] = 2 * copied / _best(clock, lambda: target.copy_(source)) / 1e9
+    ceilings["copy"] = 2 * copied / best(lambda: target.copy_(source)) / 1e9
     return ceilings
-
-
-def _best(clock: GpuClock, call: Call) -> float:
-    return min(clock(call) for _ in range(4))
 
 
 def kernel_shares(call: Call, device: torch.device, calls: int = 5) -> list[dict[str, Any]]:

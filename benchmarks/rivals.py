@@ -7,7 +7,7 @@ compute in float32.
 
 from __future__ import annotations
 
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Mapping, Sequence
 from importlib import import_module
 from typing import Any, TypeAlias
 
@@ -129,26 +129,22 @@ def _onnx_model(inputs: Inputs, dilation: int) -> bytes:
         pads=[dilation] * 4,
         dilations=[dilation, dilation],
     )
-    shapes = {
-        "input": tuple(input.shape),
-        "offset": tuple(offset.shape),
-        "output": (input.shape[0], weight.shape[0], *input.shape[2:]),
-    }
-    values = {
-        name: onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, shape)
-        for name, shape in shapes.items()
-    }
+    output_shape = (input.shape[0], weight.shape[0], *input.shape[2:])
+
+    def value(name: str, shape: Sequence[int]) -> Any:
+        return onnx.helper.make_tensor_value_info(name, onnx.TensorProto.FLOAT, shape)
+
     graph = onnx.helper.make_graph(
         [node],
         "deform_conv2d",
-        [values["input"], values["offset"]],
-        [values["output"]],
+        [value("input", input.shape), value("offset", offset.shape)],
+        [value("output", output_shape)],
         [onnx.numpy_helper.from_array(weight.numpy(), "weight")],
     )
     opset = onnx.helper.make_opsetid("", _ONNX_OPSET)
     model = onnx.helper.make_model(graph, opset_imports=[opset], ir_version=_ONNX_IR)
-    made: bytes = model.SerializeToString()
-    return made
+    content: bytes = model.SerializeToString()
+    return content
 
 
 _MAKERS: Mapping[str, Callable[[Inputs, int, int], Call]] = {

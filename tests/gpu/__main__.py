@@ -11,8 +11,8 @@ import json
 import sys
 import time
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
 from pathlib import Path
+from typing import Any
 from unittest import SkipTest
 
 import torch
@@ -25,16 +25,6 @@ from tests.gpu.processes import check_marked_tests, make_process_checks, make_sa
 PASSED, FAILED, SKIPPED = "PASS", "FAIL", "left out"
 
 
-@dataclass(frozen=True)
-class Outcome:
-    """The result of a check."""
-
-    name: str
-    status: str
-    detail: str
-    seconds: float
-
-
 def select_checks(*, quick: bool, sanitizer: bool, only: str) -> list[Check]:
     """Return the checks whose name contains `only`."""
     checks = [*make_checks(quick=quick), *make_large_checks(), *make_process_checks(quick=quick)]
@@ -45,7 +35,7 @@ def select_checks(*, quick: bool, sanitizer: bool, only: str) -> list[Check]:
     return [check for check in checks if only in check.name]
 
 
-def run_check(check: Check, device: torch.device) -> Outcome:
+def run_check(check: Check, device: torch.device) -> dict[str, Any]:
     """Run a check; any exception except a skip is a failure."""
     started = time.perf_counter()
     try:
@@ -56,7 +46,8 @@ def run_check(check: Check, device: torch.device) -> Outcome:
         status, detail = FAILED, str(error)
     except Exception as error:
         status, detail = FAILED, f"{type(error).__name__}: {error}"
-    return Outcome(check.name, status, detail, round(time.perf_counter() - started, 2))
+    seconds = round(time.perf_counter() - started, 2)
+    return {"name": check.name, "status": status, "detail": detail, "seconds": seconds}
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -79,14 +70,12 @@ def main(arguments: Sequence[str] | None = None) -> int:
         outcome = run_check(check, device)
         outcomes.append(outcome)
         if not options.json:
-            first_line = outcome.detail.partition("\n")[0]
-            head = f"{outcome.status:8} {outcome.seconds:6.1f} s"
-            print(f"{head}  {outcome.name}: {first_line}", flush=True)
-    counts = {
-        status: sum(outcome.status == status for outcome in outcomes)
-        for status in (PASSED, FAILED, SKIPPED)
-    }
-    report = {"machine": machine, "counts": counts, "checks": [*map(asdict, outcomes)]}
+            first_line = outcome["detail"].partition("\n")[0]
+            head = f"{outcome['status']:8} {outcome['seconds']:6.1f} s"
+            print(f"{head}  {check}: {first_line}", flush=True)
+    found = [outcome["status"] for outcome in outcomes]
+    counts = {status: found.count(status) for status in (PASSED, FAILED, SKIPPED)}
+    report = {"machine": machine, "counts": counts, "checks": outcomes}
     if options.out:
         options.out.write_text(json.dumps(report))
     if options.json:

@@ -16,25 +16,11 @@ import torch
 from torch import Tensor
 
 from benchmarks.common import gradient_like, odd_sixteenths
-from dcnseg.ops import (
-    deform_conv2d,
-    deform_ps_roi_pool,
-    deform_roi_pool,
-    ps_roi_pool,
-    roi_avg_pool,
-    roi_pool,
-)
+from dcnseg import ops
 from dcnseg.ops.backend import Backend
 
 Tensors: TypeAlias = Mapping[str, Tensor]  # by the operator's argument names
 
-POOLINGS: dict[str, Callable[..., Tensor]] = {
-    "roi_pool": roi_pool,
-    "roi_avg_pool": roi_avg_pool,
-    "ps_roi_pool": ps_roi_pool,
-    "deform_roi_pool": deform_roi_pool,
-    "deform_ps_roi_pool": deform_ps_roi_pool,
-}
 BOXES = "boxes"  # the only argument without a gradient
 _BINS = (2, 4)
 _SCALE = 0.5
@@ -112,7 +98,7 @@ class Convolution:
     def call(self, backend: Backend, tensors: Tensors) -> Tensor:
         """Convolve."""
         arguments: dict[str, Any] = {**tensors, **self.window}
-        return deform_conv2d(**arguments, backend=backend)
+        return ops.deform_conv2d(**arguments, backend=backend)
 
     def _output_hw(self) -> tuple[int, int]:
         """Return the output size of a dense convolution with the same settings."""
@@ -208,4 +194,5 @@ def _pool(operator: str, settings: dict[str, Any], backend: Backend, tensors: Te
     arguments: list[Tensor | None] = [tensors["input"], tensors[BOXES]]
     if operator.startswith("deform"):
         arguments.append(tensors.get("offset"))
-    return POOLINGS[operator](*arguments, _BINS, _SCALE, backend=backend, **settings)
+    pool: Callable[..., Tensor] = getattr(ops, operator)
+    return pool(*arguments, _BINS, _SCALE, backend=backend, **settings)

@@ -7,9 +7,9 @@ and a SkipTest if it cannot run on this machine. Checks that need a GPU skip on 
 from __future__ import annotations
 
 import os
-import threading
 import warnings
 from collections.abc import Callable, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
 from dataclasses import dataclass, replace
 from functools import partial
@@ -221,24 +221,29 @@ def check_registration(device: torch.device, case: OperatorCase) -> str:
 def check_compiled(device: torch.device, case: OperatorCase) -> str:
     """Compile forward and backward into one graph, with Inductor on a GPU, and compare."""
     backend = "inductor" if device.type == "cuda" else "aot_eager"
-    tensors = move_tensors(case.make(torch.float32), device, "channels-last")
-    expected = case.results(tensors, "native")
+    tensors, expected = make_expected(case, device)
     compiled = torch.compile(partial(case.call, "native"), fullgraph=True, backend=backend)
     compiled_case = replace(case, call=lambda _, given: compiled(given))
     worst = require_close(compiled_case.results(tensors, "native"), expected)
     return f"{backend}; differences up to {worst:.2g}"
 
 
+def make_expected(
+    case: OperatorCase, device: torch.device
+) -> tuple[dict[str, Tensor], dict[str, Tensor]]:
+    """Return channels-last float32 tensors and the native results for them."""
+    tensors = move_tensors(case.make(torch.float32), device, "channels-last")
+    return tensors, case.results(tensors, "native")
+
+
 def require_close(
     results: dict[str, Tensor], expected: dict[str, Tensor], allowed: float = 1e-5
 ) -> float:
     """Return the largest relative difference; assert that it is within float32 rounding."""
-    worst = 0.0
-    for name, truth in expected.items():
-        error = relative_norm(results[name], truth.cpu().double())
+    errors = {name: relative_norm(results[name], expected[name].double()) for name in expected}
+    for name, error in errors.items():
         assert error <= allowed, f"{name} is off by {error:.2g}, allowed {allowed:.2g}"
-        worst = max(worst, error)
-    return worst
+    return max(errors.values())
 
 
 def check_graph(device: torch.device, case: OperatorCase) -> str:
@@ -282,8 +287,7 @@ def check_stream(device: torch.device, cases: Iterable[OperatorCase]) -> str:
     require_gpu(device)
     worst = 0.0
     for case in cases:
-        tensors = move_tensors(case.make(torch.float32), device, "channels-last")
-        expected = case.results(tensors, "native")
+        tensors, expected = make_expected(case, device)
         late = {name: torch.zeros_like(tensor) for name, tensor in tensors.items()}
         torch.cuda.synchronize(device)
         stream = torch.cuda.Stream(device)
@@ -301,27 +305,18 @@ def check_threads(device: torch.device, cases: list[OperatorCase]) -> str:
     """Call everything repeatedly from two threads, each on its own stream."""
     rounds = 20 if device.type == "cuda" else 2
     inputs = [move_tensors(case.make(torch.float32), device, "channels-last") for case in cases]
-    expected = [
-        case.results(tensors, "native") for case, tensors in zip(cases, inputs, strict=True)
-    ]
+    expected = [case.results(each, "native") for case, each in zip(cases, inputs, strict=True)]
     synchronize(device)
-    failures: list[BaseException] = []
 
     def work() -> None:
-        try:
-            with own_stream(device):
-                for _ in range(rounds):
-                    for case, tensors, truth in zip(cases, inputs, expected, strict=True):
-                        require_close(case.results(tensors, "native"), truth)
-        except BaseException as error:
-            failures.append(error)
+        with own_stream(device):
+            for _ in range(rounds):
+                for case, tensors, truth in zip(cases, inputs, expected, strict=True):
+                    require_close(case.results(tensors, "native"), truth)
 
-    threads = [threading.Thread(target=work) for _ in range(2)]
-    for thread in threads:
-        thread.start()
-    for thread in threads:
-        thread.join()
-    assert not failures, f"on a thread: {failures[0]}"
+    with ThreadPoolExecutor(2) as pool:
+        for future in [pool.submit(work) for _ in range(2)]:
+            future.result()
     return f"{2 * rounds * len(cases)} calls forward and backward"
 
 
@@ -345,23 +340,19 @@ def check_backward_thread(device: torch.device, cases: Iterable[OperatorCase]) -
     """Run the forward here, on its own stream, and the backward from a new thread."""
     worst = 0.0
     for case in cases:
-        tensors = move_tensors(case.make(torch.float32), device, "channels-last")
-        expected = case.results(tensors, "native")
+        tensors, expected = make_expected(case, device)
         leaves = as_leaves(tensors)
         synchronize(device)
         with own_stream(device):
             output = case.call("native", leaves)
             grad = gradient_like(output)
-        thread = threading.Thread(target=output.backward, args=(grad,))
-        thread.start()
-        thread.join()
+        with ThreadPoolExecutor(1) as pool:
+            pool.submit(output.backward, grad).result()
         synchronize(device)
         results = {"output": output.detach()}
-        for name in expected:
-            if name != "output":
-                found = leaves[name.removeprefix("gradient of ")].grad
-                assert found is not None, f"{case}: there is no {name}"
-                results[name] = found
+        for name, leaf in leaves.items():
+            if leaf.grad is not None:
+                results[f"gradient of {name}"] = leaf.grad
         worst = max(worst, require_close(results, expected))
     return f"differences up to {worst:.2g}"
 

@@ -17,6 +17,7 @@ import tempfile
 import warnings
 from collections.abc import Iterable, Iterator, Mapping, Sequence
 from functools import partial
+from importlib.util import find_spec
 from itertools import product
 from pathlib import Path
 from typing import Any
@@ -27,7 +28,7 @@ import torch
 from dcnseg.errors import NativeOpsError
 from dcnseg.ops import _native
 from tests.gpu.cases import OperatorCase, make_cases, one_case_per_operator
-from tests.gpu.checks import LAYOUTS, Check, move_tensors, require_close, require_gpu
+from tests.gpu.checks import LAYOUTS, Check, move_tensors, require_close, require_gpu, synchronize
 from tests.gpu.machine_code import write_for_no_gpu
 
 ROOT = Path(__file__).parents[2]
@@ -52,6 +53,8 @@ def make_sanitizer_checks() -> Iterator[Check]:
 def check_marked_tests(device: torch.device) -> str:
     """Run the tests marked `gpu` of the other folders."""
     require_gpu(device)
+    if find_spec("pytest") is None:
+        raise SkipTest("pytest is not installed")
     # A source folder earlier in the path would shadow an installed package, hence `append`.
     command = ["-m", "pytest", "-m", "gpu", "-q", "-p", "no:cacheprovider", "--import-mode=append"]
     done = run_python([*command, f"--ignore={ROOT / 'tests/gpu'}", str(ROOT / "tests")])
@@ -125,23 +128,18 @@ def check_sanitizer(device: torch.device, tool: str) -> str:
 def run_python(
     arguments: Sequence[str], environment: Mapping[str, str] | None = None
 ) -> subprocess.CompletedProcess[str]:
-    """Run Python with this process's module search path."""
     return run_command([sys.executable, *arguments], environment)
 
 
 def run_command(
     command: Sequence[str], environment: Mapping[str, str] | None = None
 ) -> subprocess.CompletedProcess[str]:
-    path = os.pathsep.join(entry for entry in sys.path if entry)
-    search = {"PYTHONPATH": os.pathsep.join([path, str(ROOT)])}
+    """Run a command with this process's module search path."""
+    path = os.pathsep.join([*filter(None, sys.path), str(ROOT)])
+    variables = {**os.environ, "PYTHONPATH": path, **(environment or {})}
     try:
         return subprocess.run(
-            command,
-            env={**os.environ, **search, **(environment or {})},
-            capture_output=True,
-            text=True,
-            timeout=_TIMEOUT,
-            check=False,
+            command, env=variables, capture_output=True, text=True, timeout=_TIMEOUT, check=False
         )
     except subprocess.TimeoutExpired as error:
         raise AssertionError(f"took more than {_TIMEOUT} seconds") from error
@@ -183,13 +181,11 @@ def few_operators(device: torch.device) -> dict[str, Any]:
 def _call_once(
     cases: Iterable[OperatorCase], layouts: Iterable[str], device: torch.device
 ) -> dict[str, Any]:
-    count = 0
-    for case, layout, dtype in product(cases, layouts, (torch.float32, torch.bfloat16)):
+    calls = list(product(cases, layouts, (torch.float32, torch.bfloat16)))
+    for case, layout, dtype in calls:
         case.results(move_tensors(case.make(dtype), device, layout), "native")
-        count += 1
-    if device.type == "cuda":
-        torch.cuda.synchronize(device)
-    return {"calls": count}
+    synchronize(device)
+    return {"calls": len(calls)}
 
 
 JOBS = {"fallback": fallback, "operators": operators, "few_operators": few_operators}
