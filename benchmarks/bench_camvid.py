@@ -190,7 +190,7 @@ def run_all(options: argparse.Namespace, runs: list[dict[str, Any]]) -> bool:
 
 
 def to_markdown(runs: Sequence[Run]) -> str:
-    """Return tables of the searches, the comparison and the classes, and the commands."""
+    """Return tables of the searches, the comparison and the classes."""
     if not runs:
         return "No results yet."
     parts = []
@@ -226,8 +226,6 @@ def to_markdown(runs: Sequence[Run]) -> str:
         ious = ([run["test_augmented"]["class_iou"][name] for run in g] for g in groups.values())
         rows.append((name, *map(_mean, ious)))
     parts += ["IoU on test by class, augmented:", markdown_table(("class", *groups), rows)]
-    commands = [shlex.join(line) for group in groups.values() for line in group[0]["commands"]]
-    parts += ["Commands of one run each:", "\n".join(["```", *commands, "```"])]
     return "\n\n".join(parts)
 
 

@@ -77,7 +77,7 @@ def bench_convolutions(bench: Bench, *, quick: bool) -> Iterator[dict[str, Any]]
     """Yield a row for each shape, dtype, layout and pass, or one that reports a wrong result."""
     for shape in QUICK_SHAPES if quick else SHAPES:
         drawn = make_inputs(shape)
-        doubles = move_inputs(drawn, bench.device, torch.float64, "channels-first")
+        doubles = tuple(each.to(bench.device).double().requires_grad_() for each in drawn)
         truths = run_backward(make_reference(shape.dilation), doubles, gradient_like)
         for dtype in DTYPES:
             for layout in LAYOUTS:
@@ -91,9 +91,24 @@ def bench_convolutions(bench: Bench, *, quick: bool) -> Iterator[dict[str, Any]]
                 if not errors[OURS] < DTYPES[dtype]:
                     yield {**about, "pass": WRONG, "contenders": {}, "kernels": []}
                     continue
+                sets = copy_inputs(inputs)
                 for passed, run in ((FORWARD, run_forward), (BOTH, run_backward)):
-                    row = _time_pass(bench, shape, dtype, operators, errors, inputs, passed, run)
+                    calls = {
+                        name: _rotate(partial(run, op), sets) for name, op in operators.items()
+                    }
+                    row = _time_pass(bench, shape, dtype, passed, calls, len(sets))
+                    for name, numbers in row["contenders"].items():
+                        numbers["error"] = errors.get(name)
                     yield {**about, **row}
+
+
+def copy_inputs(inputs: Inputs) -> list[Inputs]:
+    """Return copies that together are larger than the L2 cache; two on the CPU."""
+    is_cuda = inputs[0].is_cuda
+    num_sets = 1 + _ROTATED_BYTES // sum(each.nbytes for each in inputs) if is_cuda else 2
+    return [
+        tuple(each.detach().clone().requires_grad_() for each in inputs) for _ in range(num_sets)
+    ]
 
 
 def measure_errors(
@@ -113,25 +128,10 @@ def measure_errors(
 
 
 def _time_pass(
-    bench: Bench,
-    shape: Shape,
-    dtype: str,
-    operators: Mapping[str, Operator],
-    errors: Mapping[str, float],
-    inputs: Inputs,
-    passed: str,
-    run: Callable[[Operator, Inputs], object],
+    bench: Bench, shape: Shape, dtype: str, passed: str, calls: Mapping[str, Call], num_calls: int
 ) -> dict[str, Any]:
-    device = bench.device
-    num_sets = 2
-    if device.type == "cuda":
-        num_sets = 1 + _ROTATED_BYTES // sum(each.nbytes for each in inputs)
-    sets: list[Inputs] = [
-        tuple(each.detach().clone().requires_grad_() for each in inputs) for _ in range(num_sets)
-    ]
-    calls = {name: _rotate(partial(run, op), sets) for name, op in operators.items()}
-    timings = alternate(calls, bench.rounds, GpuClock(device, calls=num_sets))
-    memory = {name: peak_memory(call, device) for name, call in calls.items()}
+    timings = alternate(calls, bench.rounds, GpuClock(bench.device, num_calls))
+    memory = {name: peak_memory(call, bench.device) for name, call in calls.items()}
     work = count_flops(shape, passed)
     traffic = count_bytes(shape, passed, getattr(torch, dtype).itemsize)
     contenders = {}
@@ -146,10 +146,9 @@ def _time_pass(
             "share_of_arithmetic": tflops / bench.ceilings[dtype],
             "share_of_bandwidth": traffic / timing.median / 1e9 / bench.ceilings["copy"],
             "peak_mib": peak,
-            "error": errors.get(name),
             "mib_over_dense": None if peak is None or dense_peak is None else peak - dense_peak,
         }
-    kernels = kernel_shares(calls[OURS], device)[:10]
+    kernels = kernel_shares(calls[OURS], bench.device)[:10]
     return {"pass": passed, "contenders": contenders, "kernels": kernels}
 
 

@@ -6,6 +6,7 @@ Nothing here depends on a time.
 from __future__ import annotations
 
 import json
+import math
 import mmap
 import subprocess
 import sys
@@ -134,13 +135,8 @@ def test_wrong_rival_is_not_timed(monkeypatch: pytest.MonkeyPatch, capsys: Captu
 def test_roi_operators(capsys: Capture) -> None:
     result = run_json(bench_roi.main, capsys, "--rounds=1")
     contenders = {row["subject"].split(" [")[0]: set(row["contenders"]) for row in result["rows"]}
-    assert {name.split()[0] for name in contenders} == {
-        "roi_pool",
-        "roi_avg_pool",
-        "ps_roi_pool",
-        "deform_roi_pool",
-        "deform_ps_roi_pool",
-    }
+    names = "roi_pool roi_avg_pool ps_roi_pool deform_roi_pool deform_ps_roi_pool"
+    assert {name.split()[0] for name in contenders} == set(names.split())
     assert contenders["roi_pool"] == contenders["ps_roi_pool"] == {common.OURS, "torchvision"}
     assert all(common.OURS in each for each in contenders.values())
     assert len(result["rows"]) == 2 * len(contenders)
@@ -168,12 +164,15 @@ def test_working_memory_is_measured() -> None:
     assert measured == pytest.approx(64, abs=12)
 
 
-def test_ratios() -> None:
+def test_statistics() -> None:
     slow, fast = common.Timing((4.0, 9.0, 6.0)), common.Timing((1.0, 3.0, 3.0))
     assert slow.ratio_to(fast) == 3  # of 4, 3 and 2
-    assert slow.best_ratio_to(fast) == 4
+    assert (slow.best, fast.best) == (4, 1)
     assert slow.median == 6
     assert common.Timing((1.0,)).spread == 0
+    truth = torch.tensor([3.0, 4.0]).double()
+    assert common.relative_norm(torch.tensor([3.0, 4.5]), truth) == pytest.approx(0.1)
+    assert math.isnan(common.worst_error([truth, truth * torch.nan, truth + 1], 3 * [truth]))
 
 
 def test_contenders_alternate() -> None:
@@ -186,17 +185,9 @@ def test_contenders_alternate() -> None:
     assert all(len(timing.rounds) == 2 for timing in timings.values())
 
 
-def test_errors_are_relative_and_nan_is_the_worst() -> None:
-    truth = torch.tensor([3.0, 4.0]).double()
-    assert common.relative_norm(torch.tensor([3.0, 4.5]), truth) == pytest.approx(0.1)
-    errors = common.worst_error([truth, truth * torch.nan, truth + 1], 3 * [truth])
-    assert errors != errors
-
-
 def test_markdown_table() -> None:
     table = common.markdown_table(("what", "value"), [("a", 1234.5), ("b", 0.01234), ("c", None)])
-    assert table.splitlines() == [
-        "| what | value |",
+    assert table.splitlines()[1:] == [
         "| --- | --- |",
         "| a | 1234 |",
         "| b | 0.0123 |",
