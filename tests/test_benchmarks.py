@@ -296,6 +296,25 @@ def test_camvid_compares_recipes_on_val(
     assert "--search: unknown vgg; expected resnet50" in capsys.readouterr().err
 
 
+def test_camvid_resumes_an_interrupted_run(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
+    given = [str(tmp_path), "--results=none.json", f"--runs={tmp_path}", *CAMVID_OPTIONS]
+    job = bench_camvid.Job("recipes", "plain", "resnet18", epochs=2, seed=0)
+    folder = tmp_path / job.name
+    folder.mkdir()
+    (folder / "last.ckpt").touch()
+    commands: list[list[str]] = []
+
+    def call(command: list[str], options: Any) -> str:
+        commands.append(command)
+        (folder / "metrics.jsonl").write_text('{"epoch": 2, "mean_iou": 0.5, "seconds": 3}\n')
+        return ""
+
+    monkeypatch.setattr(bench_camvid, "call", call)
+    result = bench_camvid.run_job(job, bench_camvid.make_parser().parse_args(given))
+    assert [command[1:4] for command in commands] == [["train", "--resume", str(folder)]]
+    assert result["val"]["mean_iou"] == 0.5
+
+
 @pytest.mark.slow
 def test_camvid_run_is_evaluated_and_not_repeated(
     scenes: Path, invoke: Invoke, monkeypatch: pytest.MonkeyPatch, tmp_path: Path
