@@ -1,4 +1,7 @@
-"""The operators. Each has a definition in plain PyTorch and, where it was built, native code."""
+"""Deformable convolution and RoI pooling operators.
+
+Each operator has a PyTorch reference implementation and, where it was built, a native one.
+"""
 
 from typing import Final
 
@@ -11,7 +14,7 @@ from dcnseg.ops.roi.modules import PSRoIPool, RoIAvgPool, RoIPool
 from dcnseg.ops.roi.pooling import ps_roi_pool, roi_avg_pool, roi_pool
 
 OFFSET_BRANCHES: Final = (OFFSET_BRANCH, ROI_OFFSET_BRANCH)
-"""What a dot and the name of a parameter contain where it predicts offsets."""
+"""A parameter predicts offsets if one of these is in `f".{name}"`."""
 
 __all__ = [
     "OFFSET_BRANCH",

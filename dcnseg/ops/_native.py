@@ -1,6 +1,6 @@
-"""Finds and loads the native libraries, and says for which devices they work or why not.
+"""Loading of the native libraries, which happens once, when this module is imported.
 
-Entry point: `native_status`. The libraries are loaded once, when this module is imported.
+Entry points: `native_status` and `missing_reason`.
 """
 
 from __future__ import annotations
@@ -18,16 +18,18 @@ _LOADED: Final = "loaded"
 
 
 def native_status() -> dict[str, str]:
-    """What the native libraries were built with, and their state.
+    """Report which native libraries are loaded.
 
-    Returns: "build" (compilers, as JSON), and for "cpu" and "cuda" either "loaded" or why not.
+    Returns:
+        A dictionary with the keys "build" (the compilers, as JSON), "cpu" and "cuda". The last two
+        are "loaded" or the reason why the library is not available.
     """
     return dict(_STATUS)
 
 
 def missing_reason(device_type: str) -> str | None:
-    """Why there are no native operators for tensors of this device type; None where there are."""
-    state = _STATUS.get(device_type, "dcnseg has no native operators for this device")
+    """Return why native operators are not available for a device type, or None if they are."""
+    state = _STATUS.get(device_type, "dcnseg has no native operators for this device type")
     return None if state == _LOADED else state
 
 
@@ -37,7 +39,7 @@ def _directory() -> Traversable:
 
 
 def _missing_file_reason(file_name: str) -> str:
-    """Tell a library that was never built from one that lies beside another copy of the package."""
+    """Distinguish a library that was not built from one in another copy of the package."""
     try:
         installed = Path(
             str(metadata.distribution("dcnseg").locate_file(f"dcnseg/_native/{file_name}"))
@@ -54,10 +56,10 @@ def _missing_file_reason(file_name: str) -> str:
 
 
 def _load(path: Path) -> str:
-    """Load one library and register its operators: "loaded", or why that failed."""
+    """Load a library and register its operators. Returns "loaded" or the reason for the failure."""
     try:
         register = ctypes.CDLL(str(path)).dcnseg_register
-    except (OSError, AttributeError) as error:  # an older torch lacks symbols, or a wrong file
+    except (OSError, AttributeError) as error:  # torch too old, or not our library
         return f"failed to load: {error}"
     register.restype = ctypes.c_char_p
     message: bytes | None = register()
@@ -66,8 +68,8 @@ def _load(path: Path) -> str:
 
 def _load_all() -> dict[str, str]:
     if os.environ.get("DCNSEG_NATIVE", "1") == "0":
-        off = "switched off by DCNSEG_NATIVE=0"
-        return {"build": _build_info(), "cpu": off, "cuda": off}
+        disabled = "native operators are disabled by DCNSEG_NATIVE=0"
+        return {"build": _build_info(), "cpu": disabled, "cuda": disabled}
     status = {"build": _build_info()}
     for device_type in ("cpu", "cuda"):
         file_name = f"libdcnseg_{device_type}.so"
@@ -75,9 +77,9 @@ def _load_all() -> dict[str, str]:
         if not path.is_file():
             status[device_type] = _missing_file_reason(file_name)
         elif device_type == "cuda" and torch.version.cuda is None:
-            status[device_type] = "not needed: this torch has no CUDA"
-        elif device_type == "cuda" and status["cpu"] != _LOADED:  # it defines the schemas
-            status[device_type] = "needs the library for the CPU"
+            status[device_type] = "not loaded: this build of torch does not support CUDA"
+        elif device_type == "cuda" and status["cpu"] != _LOADED:  # which defines the schemas
+            status[device_type] = "not loaded: the CPU library, which it requires, is not available"
         else:
             status[device_type] = _load(path)
     return status

@@ -1,7 +1,4 @@
-"""Which code an operator runs: native where it was built and proved itself, else plain PyTorch.
-
-Entry point: `use_native`.
-"""
+"""Choice between the native and the PyTorch implementation of an operator: `use_native`."""
 
 from __future__ import annotations
 
@@ -21,23 +18,26 @@ Backend: TypeAlias = Literal["auto", "native", "reference"]
 SelfTest: TypeAlias = Callable[[torch.device], str | None]
 
 _warned_devices: set[str] = set()
-_tested_gpus: dict[tuple[str, torch.device], str | None] = {}  # what the self-test said
+_tested_gpus: dict[tuple[str, torch.device], str | None] = {}  # result of the self-test
 
 
 def use_native(
     operator: str, backend: str, tensors: Sequence[Tensor | None], self_test: SelfTest
 ) -> bool:
-    """Decide on the code to run; warn once per device if "auto" has to take the PyTorch code.
+    """Return whether to run the native implementation of an operator.
+
+    Warns once per device type if `backend` is "auto" and the native operator is not available.
 
     Args:
-        operator: Name of the operator, for messages.
-        backend: "native", "reference" or "auto", as the caller of the operator gave it.
-        tensors: All tensors of the call; the first one's device decides.
-        self_test: Says why the operator's native code cannot be trusted on a GPU, or None.
+        operator: Name of the operator, used in messages.
+        backend: "auto", "native" or "reference".
+        tensors: All tensors of the call; the device of the first one is used.
+        self_test: Returns why the CUDA kernels give wrong results on a GPU, or None if they do not.
+            It runs once per operator and GPU.
 
     Raises:
-        ConfigError: `backend` is none of the three.
-        NativeOpsError: `backend` is "native", and the native code cannot serve.
+        ConfigError: `backend` is not one of the three values.
+        NativeOpsError: `backend` is "native" and the native operator is not available.
     """
     if backend == "reference":
         return False
@@ -49,13 +49,13 @@ def use_native(
         return not _is_transformed(operator, backend, tensors)
     if backend == "native":
         raise NativeOpsError(
-            f"There is no native {operator} for {device.type} tensors: {reason}. "
-            'Pass backend="auto" to take the PyTorch code instead.'
+            f"The native {operator} is not available for {device.type} tensors: {reason}. "
+            'Pass backend="auto" to use the PyTorch implementation.'
         )
     if device.type not in _warned_devices:
         _warned_devices.add(device.type)
         warnings.warn(
-            f"dcnseg takes the slower PyTorch code for {device.type} tensors: {reason}.",
+            f"dcnseg uses the slower PyTorch implementation for {device.type} tensors: {reason}.",
             RuntimeWarning,
             stacklevel=3,
         )
@@ -63,9 +63,10 @@ def use_native(
 
 
 def _is_transformed(operator: str, backend: str, tensors: Sequence[Tensor | None]) -> bool:
-    """Whether torch.func or forward-mode differentiation looks on, which only PyTorch code serves.
+    """Return whether the call runs under torch.func or forward-mode differentiation.
 
-    The native code would give their tangents as zero without a word.
+    Only the PyTorch implementation supports them: the native operators would silently return
+    zero tangents.
     """
     if torch.compiler.is_compiling():
         return False
@@ -78,20 +79,20 @@ def _is_transformed(operator: str, backend: str, tensors: Sequence[Tensor | None
         )
     if transformed and backend == "native":
         raise NativeOpsError(
-            f"The native {operator} serves neither torch.func nor forward-mode differentiation; "
-            'pass backend="auto" or "reference".'
+            f"The native {operator} supports neither torch.func nor forward-mode "
+            'differentiation. Pass backend="auto" or backend="reference".'
         )
     return transformed
 
 
 def _reason_not_native(operator: str, device: torch.device, self_test: SelfTest) -> str | None:
-    """Why the native code cannot serve this device; the first use of a GPU tests it."""
+    """Return why the native operator cannot run on a device, or None; tests a GPU on first use."""
     if device.type != "cuda":
         return missing_reason("cpu" if device.type == "meta" else device.type)
     if missing_reason("cuda") is not None:
         return missing_reason("cuda")
     if torch.are_deterministic_algorithms_enabled():
-        return "its gradients are not deterministic there, as torch is told that they must be"
+        return "its CUDA gradients are not deterministic, and deterministic algorithms are enabled"
     if (operator, device) not in _tested_gpus:
         if torch.compiler.is_compiling() or torch.cuda.is_current_stream_capturing():
             return "its self-test has not run; call the operator once before compiling or capturing"

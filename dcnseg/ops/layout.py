@@ -1,4 +1,4 @@
-"""Memory formats: which one an output is to have, and tensors dense enough for the kernels."""
+"""Memory formats of the operators' tensors."""
 
 from __future__ import annotations
 
@@ -7,15 +7,15 @@ from torch import Tensor
 
 
 def is_channels_last(input: Tensor) -> bool:
-    """Whether an output is to be channels-last: `input` is, and not contiguous as well."""
+    """Return whether the output for `input` is channels-last: `input` is so, and not contiguous."""
     return not input.is_contiguous() and input.is_contiguous(memory_format=torch.channels_last)
 
 
 def memory_format(channels_last: bool) -> torch.memory_format:
-    """The format's name in torch."""
+    """Return the torch.memory_format."""
     return torch.channels_last if channels_last else torch.contiguous_format
 
 
 def dense(tensor: Tensor) -> Tensor:
-    """The tensor itself if it is contiguous or channels-last, as the kernels need it."""
+    """Return `tensor` if it is contiguous or channels-last, else a contiguous copy."""
     return tensor if is_channels_last(tensor) else tensor.contiguous()

@@ -1,4 +1,4 @@
-"""Small cases that native code must get right on a device before it is trusted there."""
+"""Self-test of the native operators on a GPU: `run_self_test`."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-# The largest difference, relative to the largest value. TF32 may be on; a wrong kernel is off by
+# Maximum difference relative to the largest value. TF32 may be enabled; a wrong kernel differs by
 # far more.
 _TOLERANCES = {
     torch.float64: 1e-8,
@@ -20,21 +20,24 @@ _TOLERANCES = {
 
 
 class SmallCase(NamedTuple):
-    """A call of an operator: `run(native, device)` gives its output and gradients."""
+    """A small call of an operator: `run(native, device)` returns its output and gradients."""
 
     dtype: torch.dtype
     run: Callable[[bool, torch.device], list[Tensor]]
 
 
 def run_self_test(cases: Sequence[SmallCase], device: torch.device) -> str | None:
-    """Why the native code cannot be trusted on this device; None if all cases come out right.
+    """Compare the native operator with the PyTorch implementation on small cases.
 
-    A driver that is too old, or a GPU that the library was not built for, shows itself only at the
-    first launch. The test runs on a thread of its own, where none of the caller's modes and hooks
-    (autocast, checkpointing, torch.func, a default device) can disturb it or be disturbed.
+    A driver that is too old and a GPU that the library was not built for are detected only at the
+    first launch. The test runs in its own thread, because the caller's modes and hooks (autocast,
+    checkpointing, torch.func, a default device) are thread-local and would affect it.
+
+    Returns:
+        Why the native operator cannot be used on this device, or None if all cases agree.
 
     Raises:
-        torch.OutOfMemoryError: there is no room for the test; nothing is known then.
+        torch.OutOfMemoryError: The test itself runs out of memory; it is repeated next time.
     """
     with ThreadPoolExecutor(max_workers=1) as pool:
         return pool.submit(_compare, cases, device).result()
@@ -43,12 +46,12 @@ def run_self_test(cases: Sequence[SmallCase], device: torch.device) -> str | Non
 def _compare(cases: Sequence[SmallCase], device: torch.device) -> str | None:
     try:
         for case in cases:
-            results = [case.run(native, device) for native in (False, True)]
-            for truth, ours in zip(*results, strict=True):
-                truth, ours = truth.detach().double(), ours.detach().double()
-                difference = float((ours - truth).abs().max() / truth.abs().max())
+            results = [case.run(native, device) for native in (True, False)]
+            for actual, expected in zip(*results, strict=True):
+                actual, expected = actual.detach().double(), expected.detach().double()
+                difference = float((actual - expected).abs().max() / expected.abs().max())
                 if not difference < _TOLERANCES[case.dtype]:
-                    return f"failed its self-test on {device}: a result is off by {difference:.2g}"
+                    return f"failed its self-test on {device}: relative error {difference:.2g}"
     except torch.OutOfMemoryError:
         raise
     except RuntimeError as error:

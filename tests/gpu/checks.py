@@ -396,7 +396,7 @@ def check_deterministic(device: torch.device, cases: Iterable[OperatorCase]) -> 
         for case in cases:
             tensors = move_tensors(case.make(torch.float32), device, "channels-last")
             with warnings.catch_warnings():  # the native code is not deterministic
-                warnings.filterwarnings("ignore", message="dcnseg takes the slower PyTorch code")
+                warnings.filterwarnings("ignore", message="dcnseg uses the slower PyTorch")
                 once, again = (case.results(tensors, "auto") for _ in range(2))
             for name, result in once.items():
                 assert torch.equal(result, again[name]), f"{case}: {name} differs between two runs"

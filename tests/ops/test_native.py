@@ -40,8 +40,8 @@ def run(cwd: Path | None = None, **environment: str) -> dict[str, object]:
         check=False,
     )
     assert result.returncode == 0, result.stderr
-    answer: dict[str, object] = json.loads(result.stdout)
-    return answer
+    result_json: dict[str, object] = json.loads(result.stdout)
+    return result_json
 
 
 def test_status_has_the_three_keys() -> None:
@@ -50,30 +50,34 @@ def test_status_has_the_three_keys() -> None:
     assert native_status()["cpu"] != "spoilt"
 
 
-def test_switched_off_warns_once_and_native_raises_the_reason() -> None:
-    answer = run(DCNSEG_NATIVE="0")
-    assert answer["sums"] == [100.0, 100.0]  # 16 positions of 9 taps, less what lies outside
-    assert answer["warnings"] == [
-        "dcnseg takes the slower PyTorch code for cpu tensors: switched off by DCNSEG_NATIVE=0."
+def test_disabled_operators_warn_once_and_native_raises() -> None:
+    result_json = run(DCNSEG_NATIVE="0")
+    assert result_json["sums"] == [100.0, 100.0]  # 16 positions of 9 taps, less what lies outside
+    assert result_json["warnings"] == [
+        "dcnseg uses the slower PyTorch implementation for cpu tensors: native operators are "
+        "disabled by DCNSEG_NATIVE=0."
     ]
-    assert answer["error"] == (
-        "There is no native deform_conv2d for cpu tensors: switched off by DCNSEG_NATIVE=0. "
-        'Pass backend="auto" to take the PyTorch code instead.'
+    assert result_json["error"] == (
+        "The native deform_conv2d is not available for cpu tensors: native operators are disabled "
+        'by DCNSEG_NATIVE=0. Pass backend="auto" to use the PyTorch implementation.'
     )
 
 
 def test_file_that_is_no_library_is_a_reason(tmp_path: Path) -> None:
     (tmp_path / "libdcnseg_cpu.so").write_text("not a library")
-    answer = run(DCNSEG_NATIVE_DIR=str(tmp_path))
-    assert isinstance(answer["error"], str)
-    assert "failed to load" in answer["error"]
+    result_json = run(DCNSEG_NATIVE_DIR=str(tmp_path))
+    assert isinstance(result_json["error"], str)
+    assert "failed to load" in result_json["error"]
 
 
 def test_missing_library_is_a_reason(tmp_path: Path) -> None:
     """With the package installed elsewhere with its libraries, the reason is the shadowing."""
-    answer = run(DCNSEG_NATIVE_DIR=str(tmp_path))
-    assert isinstance(answer["error"], str)
-    assert "not built" in answer["error"] or "shadows the installed package" in answer["error"]
+    result_json = run(DCNSEG_NATIVE_DIR=str(tmp_path))
+    assert isinstance(result_json["error"], str)
+    assert (
+        "not built" in result_json["error"]
+        or "shadows the installed package" in result_json["error"]
+    )
 
 
 @pytest.mark.skipif(native_status()["cpu"] != "loaded", reason=native_status()["cpu"])

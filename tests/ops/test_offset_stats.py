@@ -116,5 +116,5 @@ def test_needs_no_gradient() -> None:
 
 
 def test_too_few_channels_are_named() -> None:
-    with pytest.raises(ShapeError, match=r"\[1, 18, 4, 4\].* 3x3 with offset_groups=2 .*36"):
+    with pytest.raises(ShapeError, match=r"\[1, 18, 4, 4\].* 3x3 kernel with offset_groups=2 .*36"):
         offset_statistics(make_layer(offset_groups=2), torch.zeros(1, 18, 4, 4), (4, 4))

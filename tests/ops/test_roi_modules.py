@@ -24,7 +24,7 @@ from dcnseg.ops import (
 from dcnseg.ops.roi.checks import Mode
 
 # Where the native code was not built, "auto" says so once per process.
-pytestmark = pytest.mark.filterwarnings("ignore:dcnseg takes the slower:RuntimeWarning")
+pytestmark = pytest.mark.filterwarnings("ignore:dcnseg uses the slower:RuntimeWarning")
 
 BOXES = torch.tensor([[0, 1.0, 2, 13, 9], [1, -4, 0, 9, 20], [1, 4, 4, 15, 15]])
 
@@ -163,7 +163,7 @@ def test_settings_are_checked_when_a_module_is_made() -> None:
             make(1, 1.0, 0)
     with pytest.raises(ConfigError, match=rf"`hidden_channels` is 1\.5; {expected}"):
         DeformRoIPool(1, 1.0, 1, hidden_channels=1.5)  # type: ignore[arg-type]
-    with pytest.raises(ConfigError, match='`samples_per_part` is 2; the mode "paper" samples'):
+    with pytest.raises(ConfigError, match='`samples_per_part` is 2; mode="paper" samples'):
         DeformPSRoIPool(1, 1.0, 1, samples_per_part=2)
 
 

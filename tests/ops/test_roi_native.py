@@ -204,12 +204,12 @@ def test_only_wanted_gradients_are_made(name: str) -> None:
 
 
 @pytest.mark.parametrize("name", ["max", "avg", "ps", "paper"])
-def test_second_derivative_is_refused_by_name(name: str) -> None:
+def test_second_derivative_raises(name: str) -> None:
     input, boxes, offset = make_tensors()
     (leaf,) = leaves(input)
     output = CALLS[name](leaf, boxes, offset, "native").square().sum()
     (gradient,) = torch.autograd.grad(output, leaf, create_graph=True)
-    with pytest.raises(NativeOpsError, match='no second derivative; pass backend="reference"'):
+    with pytest.raises(NativeOpsError, match="not twice differentiable"):
         gradient.sum().backward()
 
 
@@ -303,7 +303,7 @@ def test_forward_mode_and_torch_func_take_the_code_that_serves_them(name: str) -
     with forward_ad.dual_level():
         output = call("auto")(forward_ad.make_dual(input, tangent))
         torch.testing.assert_close(forward_ad.unpack_dual(output).tangent, expected[1])
-    with pytest.raises(NativeOpsError, match=r"serves neither torch\.func nor forward-mode"):
+    with pytest.raises(NativeOpsError, match=r"supports neither torch\.func nor forward-mode"):
         torch.func.jvp(call("native"), (input,), (tangent,))
 
 
@@ -317,7 +317,7 @@ def test_self_test_trusts_right_code_and_names_what_is_wrong(
     with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16), torch.device("meta"):
         assert test(cpu) is None
     native = getattr(roi_native, f"{name}_native")
-    for factor, reason in ((1.1, "a result is off by 0.1"), (math.nan, "is off by nan")):
+    for factor, reason in ((1.1, "relative error 0.1"), (math.nan, "relative error nan")):
         monkeypatch.setattr(
             roi_native,
             f"{name}_native",

@@ -1,1 +1,1 @@
-"""The deformable convolution."""
+"""Deformable convolution."""

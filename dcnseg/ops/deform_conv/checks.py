@@ -1,4 +1,4 @@
-"""What the arguments of a deformable convolution must fulfil."""
+"""Argument checks of the deformable convolution."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from torch import Tensor
 
 from dcnseg.errors import ShapeError
 from dcnseg.ops.checks import (
-    MOST_SIZE,
+    MAX_SIZE,
     Pair,
     check_choice,
     check_device,
     check_memory,
-    exceeds,
+    is_too_large,
     make_pair,
     shape_text,
 )
@@ -22,7 +22,7 @@ Border: TypeAlias = Literal["zero", "dcnv1"]
 
 
 class Window(NamedTuple):
-    """How the kernel moves over the input, each (y, x) in pixels, and what lies at its edge."""
+    """Geometry of a convolution, each pair (y, x) in pixels, and the border of the input."""
 
     stride: Pair
     padding: Pair
@@ -36,10 +36,10 @@ def make_window(
     dilation: int | tuple[int, ...],
     border: Border,
 ) -> Window:
-    """Numbers to pairs.
+    """Convert the arguments of an operator to a Window.
 
     Raises:
-        ShapeError: A number is negative or too large, or not one or two integers.
+        ShapeError: An argument is not one or two integers in its range.
         ConfigError: `border` is neither "zero" nor "dcnv1".
     """
     check_choice(border, "border", ("zero", "dcnv1"))
@@ -59,7 +59,7 @@ def check_arguments(
     window: Window,
     mask: Tensor | None,
 ) -> None:
-    """Raise a ShapeError unless all fit together."""
+    """Raise a ShapeError unless shapes, dtypes and devices agree."""
     _check_tensors(input, offset, weight, bias, mask)
     _check_shapes(input, offset, weight, bias, window, mask)
 
@@ -67,7 +67,7 @@ def check_arguments(
 def _check_tensors(
     input: Tensor, offset: Tensor, weight: Tensor, bias: Tensor | None, mask: Tensor | None
 ) -> None:
-    """Dtypes, devices and numbers of dimensions."""
+    """Check dtypes, devices and numbers of dimensions."""
     for name, tensor, dim in (
         ("input", input, 4),
         ("offset", offset, 4),
@@ -79,15 +79,15 @@ def _check_tensors(
             continue
         if tensor.dim() != dim:
             raise ShapeError(
-                f"`{name}` has {tensor.dim()} dimensions, {shape_text(tensor)}; expected {dim}."
+                f"`{name}` has the shape {shape_text(tensor)}; expected a {dim}-dimensional tensor."
             )
         check_device(tensor, name, input)
         if not tensor.is_floating_point():
             raise ShapeError(f"`{name}` is {tensor.dtype}; expected a floating-point tensor.")
         if name in ("weight", "bias") and tensor.dtype != input.dtype:
             raise ShapeError(
-                f"`{name}` is {tensor.dtype} and `input` {input.dtype}; give both one dtype, "
-                "or use autocast."
+                f"`{name}` is {tensor.dtype}, but `input` is {input.dtype}. Convert both to the "
+                "same dtype, or use autocast."
             )
 
 
@@ -99,56 +99,56 @@ def _check_shapes(
     window: Window,
     mask: Tensor | None,
 ) -> None:
-    """Sizes that must fit together."""
+    """Check that sizes agree."""
     batch, channels, height, width = input.shape
     out_channels, group_channels, kh, kw = weight.shape
     taps = kh * kw
     if out_channels < 1 or group_channels < 1 or taps < 1 or channels % group_channels:
         raise ShapeError(
-            f"`weight` is {shape_text(weight)} and `input` has {channels} channels; expected "
-            f"[C_out, C/groups, kh, kw] with no size 0 and {channels} divisible by weight's "
-            "second size."
+            f"`weight` has the shape {shape_text(weight)} and `input` has {channels} channels; "
+            "expected [C_out, C/groups, kh, kw] without a size of 0, whose second size divides "
+            f"{channels}."
         )
     groups = channels // group_channels
     if groups < 1 or out_channels % groups:
         raise ShapeError(
-            f"`weight` has {out_channels} output channels, which {groups} groups (input's "
-            f"{channels} channels by weight's {group_channels}) do not divide."
+            f"`weight` has {out_channels} output channels; expected a multiple of the number of "
+            f"groups, which is {channels} / {group_channels} = {groups}."
         )
     _check_offset_channels(offset, channels, (kh, kw), mask)
     size_hw = _out_size((height, width), (kh, kw), window)
-    # One by one: in a graph whose sizes change, `min` would also fix which of them is the smaller.
+    # `min` would add a guard to graphs with dynamic shapes: which of the sizes is smaller.
     if height < 1 or width < 1 or size_hw[0] < 1 or size_hw[1] < 1:
         raise ShapeError(
-            f"`input` is {height}x{width} (height x width), too small for a {kh}x{kw} kernel "
-            f"with dilation {window.dilation} and padding {window.padding}."
+            f"`input` is {height}x{width} (height x width), which is too small for a {kh}x{kw} "
+            f"kernel with dilation {window.dilation} and padding {window.padding}."
         )
-    if exceeds((height + 2) * width, MOST_SIZE - 1):  # pixels are numbered in int32
+    if is_too_large((height + 2) * width, MAX_SIZE - 1):  # pixel indices are int32
         raise ShapeError(
-            f"`input` is {height}x{width} (height x width); with two rows more expected fewer than "
-            f"{MOST_SIZE} pixels."
+            f"`input` is {height}x{width} (height x width); expected (height + 2) * width to be "
+            f"less than {MAX_SIZE}."
         )
     for name, tensor in (("offset", offset), ("mask", mask)):
         if tensor is not None and (tensor.shape[0], *tensor.shape[2:]) != (batch, *size_hw):
             raise ShapeError(
-                f"`{name}` is {shape_text(tensor)}; input {shape_text(input)} with a {kh}x{kw} "
-                f"kernel, stride {window.stride}, padding {window.padding} and dilation "
-                f"{window.dilation} needs "
-                f"[{batch}, {tensor.shape[1]}, {size_hw[0]}, {size_hw[1]}]."
+                f"`{name}` has the shape {shape_text(tensor)}; expected "
+                f"[{batch}, {tensor.shape[1]}, {size_hw[0]}, {size_hw[1]}] for an input of "
+                f"{shape_text(input)}, a {kh}x{kw} kernel, stride {window.stride}, padding "
+                f"{window.padding} and dilation {window.dilation}."
             )
     if bias is not None and bias.shape[0] != out_channels:
         raise ShapeError(
-            f"`bias` has {bias.shape[0]} elements; `weight` has {out_channels} output channels."
+            f"`bias` has {bias.shape[0]} elements, but `weight` has {out_channels} output channels."
         )
     needed = batch * out_channels * size_hw[0] * size_hw[1] * input.element_size()
-    what = "An output of [{}, {}, {}, {}]"
+    what = "An output of shape [{}, {}, {}, {}]"
     check_memory(needed, input.device, what, batch, out_channels, *size_hw)
 
 
 def _check_offset_channels(
     offset: Tensor, channels: int, kernel_size: Pair, mask: Tensor | None
 ) -> None:
-    """The channels of offset and mask, which give the number of offset groups."""
+    """Check the channels of `offset` and `mask`, which determine the number of offset groups."""
     kh, kw = kernel_size
     taps = kh * kw
     given = offset.shape[1]
@@ -158,17 +158,17 @@ def _check_offset_channels(
         if given % (3 * taps) == 0 and given:
             groups = given // (3 * taps)
             hint = (
-                f" With offset_groups={groups} that is 2*{groups}*{taps} = {2 * groups * taps}: "
-                "pass the modulation as `mask`, not concatenated."
+                f" With offset_groups={groups} that is 2*{groups}*{taps} = {2 * groups * taps}. "
+                "Pass the modulation as `mask` instead of concatenating it."
             )
         raise ShapeError(
-            f"`offset` has {given} channels; a {kh}x{kw} kernel needs 2*{taps} = {2 * taps} for "
-            f"each offset group.{hint}"
+            f"`offset` has {given} channels; a {kh}x{kw} kernel needs 2*{taps} = {2 * taps} per "
+            f"offset group.{hint}"
         )
     if channels % offset_groups:
         raise ShapeError(
-            f"`offset` has {given} channels, that is {offset_groups} offset groups of a "
-            f"{kh}x{kw} kernel; they do not divide input's {channels} channels."
+            f"`offset` has {given} channels, which is {offset_groups} offset groups of a "
+            f"{kh}x{kw} kernel; {channels} input channels are not divisible by {offset_groups}."
         )
     if mask is not None and mask.shape[1] != offset_groups * taps:
         raise ShapeError(

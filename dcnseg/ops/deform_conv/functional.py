@@ -1,8 +1,4 @@
-"""The deformable convolution as a function: `deform_conv2d`.
-
-Source: Dai et al. 2017, "Deformable Convolutional Networks", eq. 2-4; the modulation is
-Zhu et al. 2019, "Deformable ConvNets v2". Argument layout as in torchvision.ops.deform_conv2d.
-"""
+"""Functional interface of the deformable convolution: `deform_conv2d`."""
 
 from __future__ import annotations
 
@@ -16,8 +12,8 @@ from dcnseg.ops.deform_conv.checks import Border, Window, check_arguments, make_
 from dcnseg.ops.deform_conv.native import cuda_self_test, deform_conv2d_native
 from dcnseg.ops.deform_conv.reference import deform_conv2d_reference
 
-_LARGE = 2**30  # elements; an output of fewer fits in any memory
-# Asked once: torch.compile of torch 2.11 cannot trace the question.
+_LARGE = 2**30  # elements; smaller outputs and copies are not checked against the memory
+# At import: torch.compile of torch 2.11 cannot trace is_autocast_available.
 _AUTOCAST_DEVICES = frozenset(
     name for name in ("cpu", "cuda", "mps", "xpu") if torch.amp.is_autocast_available(name)
 )
@@ -36,35 +32,41 @@ def deform_conv2d(
     border: Border = "zero",
     backend: Backend = "auto",
 ) -> Tensor:
-    """Convolve with every kernel tap displaced by its own offset, sampling bilinearly.
+    """Deformable convolution v2, or v1 if `mask` is None.
 
-    A sample outside the map is zero, by default fading over the last pixel. A NaN or infinite
-    offset gives NaN at its output positions. Positions are computed in float32 at least. Under
-    autocast, input, weight and bias are cast as a convolution's are.
+    Each kernel tap samples `input` bilinearly at its position plus an offset. A NaN or infinite
+    offset gives NaN in the output. Positions are computed in at least float32. Under autocast,
+    `input`, `weight` and `bias` are cast as in a convolution. The arguments are laid out as in
+    torchvision.ops.deform_conv2d.
 
     Args:
-        input: Map to sample, [B, C, H, W].
-        offset: Displacement of every tap in pixels of `input`, (dy, dx) interleaved, taps
-            row-major, the offset group outermost, [B, 2*G*T, H_out, W_out].
-        weight: Kernel, [C_out, C/groups, kh, kw]; its second size gives the number of groups.
-        bias: Added to every output position, [C_out].
-        stride: Step between output positions in pixels, (y, x) or one number for both.
-        padding: Rows and columns of zeros assumed around `input`.
-        dilation: Distance between the taps before they are displaced, in pixels.
-        mask: Factor of every sample (modulation), [B, G*T, H_out, W_out].
-        border: "zero": the map goes on with zeros, as in the paper, torchvision and mmcv.
-            "dcnv1", for weights trained with the code of 2017: a sample is zero unless
-            0 <= y < H and 0 <= x < W, and behind the last row and column they are replicated.
-        backend: "native" or "reference" code, or "auto": native where it was built for the
-            tensors' device, else the PyTorch code with one warning that gives the reason.
+        input: Input map, [B, C, H, W].
+        offset: Offsets of the taps in pixels of `input`, [B, 2*G*T, H_out, W_out]. The channels
+            are ordered by offset group, then tap (row-major), then (dy, dx).
+        weight: Kernel, [C_out, C/groups, kh, kw]. Its second size determines the number of groups.
+        bias: Bias, [C_out].
+        stride: Distance between output positions in pixels, (y, x) or one integer for both.
+        padding: Number of rows and columns of zeros around `input`, (y, x) or one integer.
+        dilation: Distance between taps without offsets in pixels, (y, x) or one integer.
+        mask: Modulation, a factor of each sample, [B, G*T, H_out, W_out].
+        border: How samples near and outside the border of `input` are computed.
+            "zero": `input` is surrounded by zeros, with which samples within one pixel of the
+            border are interpolated, as in the paper, torchvision and mmcv.
+            "dcnv1", for weights trained with the original code of 2017: a sample is zero unless
+            0 <= y < H and 0 <= x < W, and the last row and column are replicated.
+        backend: "native", "reference" (PyTorch) or "auto", which uses the native operator if it is
+            available for the device of the tensors, and otherwise the reference with a warning.
 
     Returns:
-        [B, C_out, H_out, W_out] in the dtype of `input`, in the memory format of `input`.
+        Output map, [B, C_out, H_out, W_out], in the dtype and memory format of `input`.
 
     Raises:
-        ShapeError: A shape, dtype or device disagrees with the others; the message gives both.
-        ConfigError: `backend` or `border` is none of those above.
-        NativeOpsError: `backend="native"`, and there is no native code for this device.
+        ShapeError: Shapes, dtypes or devices do not agree, or the output does not fit in memory.
+        ConfigError: `backend` or `border` is not one of the values above.
+        NativeOpsError: `backend` is "native" and the native operator is not available.
+
+    Source: Dai et al. 2017, "Deformable Convolutional Networks", eq. 2-4. Modulation: Zhu et al.
+    2019, "Deformable ConvNets v2".
     """
     window = make_window(stride, padding, dilation, border)
     device_type = input.device.type
@@ -85,18 +87,18 @@ def _run_native(
     window: Window,
     mask: Tensor | None,
 ) -> Tensor:
-    """Call the native operator, and say in the caller's words why it refuses, if it does.
+    """Call the native operator; if it raises, raise the ShapeError that explains why.
 
-    The operator checks its arguments itself, in less time than Python takes. Here they are
-    checked before only in torch.compile, where the operator does not run yet while the graph is
-    made, for an empty `bias` or `mask`, which the operator would take for none, and where the
-    output may be too large for the memory.
+    The operator checks its arguments itself, faster than Python does. They are checked before the
+    call only under torch.compile, which does not run the operator, for an empty `bias` or `mask`,
+    which the operator treats as None, and where the output or a contiguous copy of an expanded
+    `input` may not fit in memory.
     """
     if (
         torch.compiler.is_compiling()
         or _is_empty(bias)
         or _is_empty(mask)
-        or offset.numel() * weight.shape[:1].numel() > _LARGE
+        or max(input.numel(), offset.numel() * weight.shape[:1].numel()) > _LARGE
     ):
         check_arguments(input, offset, weight, bias, window, mask)
     try:
@@ -116,11 +118,11 @@ def _is_empty(tensor: Tensor | None) -> bool:
 def _autocast(
     input: Tensor, weight: Tensor, bias: Tensor | None
 ) -> tuple[Tensor, Tensor, Tensor | None]:
-    """Cast what a convolution would cast; positions keep their own precision."""
+    """Cast as autocast does for a convolution; `offset` and `mask` keep their dtypes."""
     dtype = torch.get_autocast_dtype(input.device.type)
 
     def cast(tensor: Tensor) -> Tensor:
-        eligible = tensor.is_floating_point() and tensor.dtype != torch.float64
-        return tensor.to(dtype) if eligible else tensor
+        is_eligible = tensor.is_floating_point() and tensor.dtype != torch.float64
+        return tensor.to(dtype) if is_eligible else tensor
 
     return cast(input), cast(weight), None if bias is None else cast(bias)

@@ -1,4 +1,4 @@
-"""The deformable convolution as a module: `DeformConv2d`."""
+"""Module interface of the deformable convolution: `DeformConv2d`."""
 
 from __future__ import annotations
 
@@ -14,34 +14,45 @@ from dcnseg.ops.checks import Pair
 from dcnseg.ops.deform_conv.checks import Border, make_window
 from dcnseg.ops.deform_conv.functional import deform_conv2d
 
-OFFSET_BRANCH = ".conv_offset."  # in the names of the parameters that predict offsets
+OFFSET_BRANCH = ".conv_offset."  # part of the names of parameters that predict offsets
 
 
 class DeformConv2d(nn.Conv2d):
-    """A drop-in for `nn.Conv2d` whose taps are displaced by offsets predicted from its input.
+    """Drop-in replacement for `nn.Conv2d` that predicts the offsets of its taps from its input.
 
-    `weight`, `bias` and every argument keep their names and meaning, so the weights of a plain
-    convolution load and only `conv_offset` is missing. `conv_offset` starts at zero: the layer
-    then equals the plain convolution. With a `padding_mode` other than "zeros" the padded map is
-    what is sampled, and samples outside of it are zero. torch.compile and torch.export take the
-    layer; torch.jit.script does not, as TorchScript lacks what chooses between native and PyTorch
-    code.
+    `weight`, `bias` and the arguments of `nn.Conv2d` keep their names and meaning, so that the
+    state dict of an `nn.Conv2d` loads and only the keys of `conv_offset` are missing. `conv_offset`
+    is initialized to zero, so that the layer initially equals the plain convolution. With a
+    `padding_mode` other than "zeros", the padded input is sampled, and samples outside it are zero.
+    torch.compile and torch.export support the layer; torch.jit.script does not.
+
+    The attribute `backend`, "auto" by default, is passed to `deform_conv2d`.
+
+    Shape:
+        - Input: [B, C, H, W].
+        - Output: [B, C_out, H_out, W_out].
 
     Args:
-        in_channels: Channels C of the input.
-        out_channels: Channels of the output.
-        kernel_size: Taps (kh, kw), or one number for both.
+        in_channels: Number of input channels C.
+        out_channels: Number of output channels C_out.
+        kernel_size: Kernel size (kh, kw), or one integer for both.
         stride: As in `nn.Conv2d`.
-        padding: As in `nn.Conv2d`, "same" and "valid" too.
+        padding: As in `nn.Conv2d`, including "same" and "valid".
         dilation: As in `nn.Conv2d`.
         groups: As in `nn.Conv2d`.
         bias: As in `nn.Conv2d`.
         padding_mode: As in `nn.Conv2d`.
         device: As in `nn.Conv2d`.
         dtype: As in `nn.Conv2d`.
-        offset_groups: G; each of G equal groups of input channels has its own offsets.
-        modulated: Also predict a factor 2*sigmoid(.) for every sample (DCNv2).
+        offset_groups: Number of offset groups G. Each of the G groups of C/G input channels has
+            its own offsets.
+        modulated: Whether to predict a mask as well, 2*sigmoid(logits) in (0, 2) (DCNv2).
         border: As in `deform_conv2d`.
+
+    Raises:
+        ShapeError: `in_channels` is not divisible by `offset_groups`, or a stride, padding or
+            dilation is out of its range.
+        ConfigError: `border` is not one of the values of `deform_conv2d`.
     """
 
     def __init__(
@@ -64,7 +75,8 @@ class DeformConv2d(nn.Conv2d):
     ) -> None:
         if offset_groups < 1 or in_channels % offset_groups:
             raise ShapeError(
-                f"`in_channels`={in_channels} must be divisible by `offset_groups`={offset_groups}."
+                f"`in_channels` is {in_channels}; expected a multiple of "
+                f"offset_groups={offset_groups}, which must be at least 1."
             )
         super().__init__(
             in_channels,
@@ -86,7 +98,7 @@ class DeformConv2d(nn.Conv2d):
         padding_hw: tuple[int, ...] = (0, 0) if isinstance(self.padding, str) else self.padding
         make_window(self.stride, padding_hw, self.dilation, border)
         taps = self.kernel_size[0] * self.kernel_size[1]
-        # skip_init: a seeded DeformConv2d draws the same `weight` as a seeded Conv2d.
+        # skip_init: with the same seed, `weight` is initialized as in nn.Conv2d.
         self.conv_offset = nn.utils.skip_init(
             nn.Conv2d,
             in_channels,
@@ -110,7 +122,10 @@ class DeformConv2d(nn.Conv2d):
         modulated: bool = False,
         border: Border = "zero",
     ) -> Self:
-        """Make a deformable convolution of `conv`; the parameters are shared, not copied."""
+        """Convert `conv` to a deformable convolution that shares its parameters.
+
+        Arguments and exceptions are those of the constructor.
+        """
         layer: Self = nn.utils.skip_init(
             cls,
             conv.in_channels,
@@ -134,13 +149,21 @@ class DeformConv2d(nn.Conv2d):
         return layer.train(conv.training)
 
     def reset_parameters(self) -> None:
-        """Draw new weights as `nn.Conv2d` does, and set the offsets to zero again."""
+        """Initialize `weight` and `bias` as in `nn.Conv2d`, and `conv_offset` to zero."""
         super().reset_parameters()
         if hasattr(self, "conv_offset"):
             self._zero_offsets()
 
     def predict_offset(self, input: Tensor) -> tuple[Tensor, Tensor | None]:
-        """Offsets [B, 2*G*T, H_out, W_out] in pixels, and the mask [B, G*T, ...] if modulated."""
+        """Predict offsets and mask from the input.
+
+        Args:
+            input: Input map, [B, C, H, W].
+
+        Returns:
+            `offset`, [B, 2*G*T, H_out, W_out], in pixels, and `mask`, [B, G*T, H_out, W_out], in
+            (0, 2), or None if the layer is not modulated. See `deform_conv2d`.
+        """
         prediction = self.conv_offset(input)
         if not self.modulated:
             return prediction, None
@@ -149,7 +172,7 @@ class DeformConv2d(nn.Conv2d):
         return offset, 2 * torch.sigmoid(logits)
 
     def forward(self, input: Tensor) -> Tensor:
-        """Convolve [B, C, H, W] with the offsets that `conv_offset` predicts from it."""
+        """Return the deformable convolution of [B, C, H, W] with the predicted offsets."""
         offset, mask = self.predict_offset(input)
         padding: str | tuple[int, ...] = self.padding
         if self.padding_mode != "zeros":
@@ -171,7 +194,7 @@ class DeformConv2d(nn.Conv2d):
         )
 
     def extra_repr(self) -> str:
-        """Arguments as `nn.Conv2d` shows them, and those of the offsets."""
+        """Show the arguments of `nn.Conv2d` and those of the offsets."""
         text = f"{super().extra_repr()}, offset_groups={self.offset_groups}"  # type: ignore[no-untyped-call]
         text += ", modulated=True" if self.modulated else ""
         return text + (f", border={self.border}" if self.border != "zero" else "")
@@ -182,7 +205,7 @@ class DeformConv2d(nn.Conv2d):
         nn.init.zeros_(self.conv_offset.bias)
 
     def _pad_for_string(self, input: Tensor) -> tuple[Tensor, Pair]:
-        """Padding "same" or "valid" as numbers; an odd total gets its last row or column here."""
+        """Convert "same" or "valid" to pixels; pad the last row or column of an odd total here."""
         left, right, top, bottom = self._reversed_padding_repeated_twice
         if bottom > top or right > left:
             input = F.pad(input, (0, right - left, 0, bottom - top))

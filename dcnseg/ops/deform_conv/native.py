@@ -1,6 +1,6 @@
-"""The native deformable convolution as torch sees it: its call, its shapes, its derivatives.
+"""The native deformable convolution: its call, its fake implementation and its autograd formula.
 
-Entry point: `deform_conv2d_native`. The operators' schemas stand in cuda_ops/cpu/ops_cpu.cpp.
+Entry point: `deform_conv2d_native`. The schemas are defined in cuda_ops/cpu/ops_cpu.cpp.
 """
 
 from __future__ import annotations
@@ -23,7 +23,9 @@ from dcnseg.ops.self_test import SmallCase, run_self_test
 
 _BORDERS: dict[Border, int] = {"zero": 0, "dcnv1": 3}  # `Border` in cuda_ops/include/bilinear.h
 
-_unfused_gpus: set[int | None] = set()  # by index: where the fused kernel failed its self-test
+_unfused_gpus: set[int | None] = (
+    set()
+)  # indices of GPUs where the fused kernel failed its self-test
 
 
 def deform_conv2d_native(
@@ -39,21 +41,28 @@ def deform_conv2d_native(
 ) -> Tensor:
     """Deformable convolution as in `dcnseg.ops.deform_conv2d`.
 
-    Arguments that do not fit together raise a RuntimeError, or a ShapeError where nothing is
-    computed (on "meta" and in graphs), except that an empty `bias` or `mask` is taken for none.
+    Arguments that do not agree raise a RuntimeError, or a ShapeError on the meta device and in
+    graphs. An empty `bias` or `mask` is treated as None.
 
-    On a GPU, float32 is multiplied as in torch's convolutions, from tf32 where torch's settings
-    say so, unless `allow_tf32` is given. Without `fused` the kernel that keeps its columns inside
-    the chip is not taken.
+    Args:
+        input: As in `deform_conv2d`.
+        offset: As in `deform_conv2d`.
+        weight: As in `deform_conv2d`.
+        bias: As in `deform_conv2d`.
+        window: Stride, padding, dilation and border.
+        mask: As in `deform_conv2d`.
+        fused: Whether to use the fused CUDA kernel, which does not write columns to DRAM.
+        allow_tf32: Whether to multiply float32 as TF32 on a GPU. None: the torch setting for
+            convolutions.
     """
     position_dtype = torch.float64 if input.dtype == torch.float64 else torch.float32
-    offset = _as_positions(offset, position_dtype)
-    mask = offset.new_empty(0) if mask is None else _as_positions(mask, position_dtype)
+    offset = _to_position_dtype(offset, position_dtype)
+    mask = offset.new_empty(0) if mask is None else _to_position_dtype(mask, position_dtype)
     bias = input.new_empty(0) if bias is None else bias.contiguous()
     if input.is_cuda:
         offset, mask = offset.contiguous(), mask.contiguous()
     tensors = (dense(input), offset, mask, dense(weight), bias)
-    with _without_autograd(tensors):
+    with _skip_autograd(tensors):
         output: Tensor = torch.ops.dcnseg.deform_conv2d(
             *tensors,
             *window.stride,
@@ -67,18 +76,18 @@ def deform_conv2d_native(
     return output
 
 
-def _as_positions(tensor: Tensor, dtype: torch.dtype) -> Tensor:
-    """What is no floating-point tensor remains as it is, for the operator to refuse."""
-    is_right = tensor.dtype == dtype or not tensor.is_floating_point()
-    return tensor if is_right else tensor.to(dtype)
+def _to_position_dtype(tensor: Tensor, dtype: torch.dtype) -> Tensor:
+    """Cast a floating-point tensor; the operator raises for any other."""
+    is_cast = tensor.dtype != dtype and tensor.is_floating_point()
+    return tensor.to(dtype) if is_cast else tensor
 
 
-def _without_autograd(tensors: Sequence[Tensor]) -> AbstractContextManager[None]:
-    """Spare the way through the operator's derivative, which is in Python, where none is wanted."""
+def _skip_autograd(tensors: Sequence[Tensor]) -> AbstractContextManager[None]:
+    """Avoid the overhead of the autograd formula, which is in Python, if no gradient is needed."""
     if (
         torch.compiler.is_compiling()
         or (torch.is_grad_enabled() and any(tensor.requires_grad for tensor in tensors))
-        or torch.overrides.has_torch_function(tensors)  # whose code may want gradients of its own
+        or torch.overrides.has_torch_function(tensors)  # may compute gradients itself
     ):
         return nullcontext()
     return torch._C._AutoDispatchBelowAutograd()
@@ -87,11 +96,9 @@ def _without_autograd(tensors: Sequence[Tensor]) -> AbstractContextManager[None]
 def _allows_tf32(input: Tensor) -> bool:
     if not (input.is_cuda and input.dtype == torch.float32):
         return False
-    if (
-        torch.compiler.is_compiling()
-    ):  # which can trace and guard the older of the two settings alone
+    if torch.compiler.is_compiling():  # traces and guards only the older of the two settings
         return torch.backends.cudnn.allow_tf32
-    # The older one raises where the newer one says something else for recurrent networks.
+    # The older setting raises if the newer one differs for recurrent networks.
     precision: str = torch.backends.cudnn.conv.fp32_precision  # type: ignore[attr-defined]
     return precision == "tf32"
 
@@ -102,9 +109,9 @@ def _fake_deform_conv2d(
     mask: Tensor,
     weight: Tensor,
     bias: Tensor,
-    *numbers: int,
+    *settings: int,
 ) -> Tensor:
-    stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w, _border, channels_last, *_ = numbers
+    stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w, _border, channels_last, *_ = settings
     window = Window((stride_h, stride_w), (pad_h, pad_w), (dilation_h, dilation_w))
     check_arguments(input, offset, weight, _none_if_empty(bias), window, _none_if_empty(mask))
     size = (input.shape[0], weight.shape[0], *offset.shape[2:])
@@ -126,34 +133,34 @@ def _fake_deform_conv2d_backward(
     offset: Tensor,
     mask: Tensor,
     weight: Tensor,
-    *numbers: int,
+    *settings: int,
 ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
-    input_wanted, offset_wanted, mask_wanted, weight_wanted = numbers[7:11]
+    needs_input, needs_offset, needs_mask, needs_weight = settings[7:11]
     return (
-        torch.empty_like(input) if input_wanted else input.new_empty(0),
-        offset.new_empty(offset.shape if offset_wanted else 0),
-        mask.new_empty(mask.shape if mask_wanted else 0),
-        torch.empty_like(weight) if weight_wanted else weight.new_empty(0),
+        torch.empty_like(input) if needs_input else input.new_empty(0),
+        offset.new_empty(offset.shape if needs_offset else 0),
+        mask.new_empty(mask.shape if needs_mask else 0),
+        torch.empty_like(weight) if needs_weight else weight.new_empty(0),
     )
 
 
 def _save_for_backward(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    input, offset, mask, weight, _bias, *numbers, _channels_last, allow_tf32, _fused = inputs
+    input, offset, mask, weight, _bias, *settings, _channels_last, allow_tf32, _fused = inputs
     ctx.save_for_backward(input, offset, mask, weight)
-    ctx.numbers, ctx.allow_tf32 = numbers, allow_tf32
+    ctx.settings, ctx.allow_tf32 = settings, allow_tf32
 
 
 def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     input, offset, mask, weight = ctx.saved_tensors
-    wanted = ctx.needs_input_grad[:4]
+    needs_grad = ctx.needs_input_grad[:4]
     grads: list[Tensor | None] = [None] * 5
-    if any(wanted):
+    if any(needs_grad):
         grad = dense(grad) if grad.is_cuda else grad
-        made = torch.ops.dcnseg.deform_conv2d_backward(
-            grad, input, offset, mask, weight, *ctx.numbers, *wanted, ctx.allow_tf32
+        computed = torch.ops.dcnseg.deform_conv2d_backward(
+            grad, input, offset, mask, weight, *ctx.settings, *needs_grad, ctx.allow_tf32
         )
         grads[:4] = [
-            tensor if is_wanted else None for tensor, is_wanted in zip(made, wanted, strict=True)
+            tensor if needed else None for tensor, needed in zip(computed, needs_grad, strict=True)
         ]
     if ctx.needs_input_grad[4]:
         grads[4] = grad.sum((0, 2, 3))
@@ -162,14 +169,14 @@ def _backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
 
 def _refuse_second_derivative(ctx: Any, *grads: Tensor) -> None:
     raise NativeOpsError(
-        'The native deform_conv2d has no second derivative; pass backend="reference" for one.'
+        'The native deform_conv2d is not twice differentiable. Pass backend="reference".'
     )
 
 
 def cuda_self_test(device: torch.device) -> str | None:
-    """Why the CUDA kernels cannot be trusted on this device; None if small cases come out right.
+    """Run the self-test of the CUDA kernels; see `run_self_test`.
 
-    Where only the fused kernel goes wrong, the others serve without it.
+    If only the fused kernel fails, it is disabled on this device with a warning.
     """
     reason = run_self_test(_cases(fused=False), device)
     if reason is None:
@@ -177,7 +184,7 @@ def cuda_self_test(device: torch.device) -> str | None:
         if fused_reason is not None:
             _unfused_gpus.add(device.index)
             warnings.warn(
-                f"dcnseg takes its slower kernels for deform_conv2d: the fused one {fused_reason}.",
+                f"dcnseg uses slower kernels for deform_conv2d: the fused kernel {fused_reason}.",
                 RuntimeWarning,
                 stacklevel=2,
             )
@@ -185,16 +192,16 @@ def cuda_self_test(device: torch.device) -> str | None:
 
 
 def _cases(fused: bool) -> list[SmallCase]:
-    """Both memory formats; vectors of 16 bytes, and channels that no vector fits."""
+    """Cases in both memory formats, with and without a multiple of 16 bytes per pixel."""
     kinds = [  # dtype, channels, groups, outputs, has_mask, channels_last
         (torch.float32, 64, 2, 6, True, True),
         (torch.bfloat16, 64, 1, 6, False, False),
         (torch.float16, 64, 1, 6, True, True),
     ]
-    if fused:  # which has kernels for up to 64, 128 and 256 outputs
+    if fused:  # up to 64, 128 and 256 output channels have kernels of their own
         dtypes = (torch.float32, torch.bfloat16, torch.float16)
-        wide = [(dtype, outputs) for dtype in dtypes for outputs in (128, 256)]
-        kinds += [(dtype, 64, 1, outputs, True, outputs == 256) for dtype, outputs in wide]
+        sizes = [(dtype, outputs) for dtype in dtypes for outputs in (128, 256)]
+        kinds += [(dtype, 64, 1, outputs, True, outputs == 256) for dtype, outputs in sizes]
     else:
         kinds += [(torch.float64, 4, 1, 6, True, False), (torch.bfloat16, 6, 2, 6, True, True)]
     return [SmallCase(kind[0], partial(_small_case, *kind, fused=fused)) for kind in kinds]
@@ -212,7 +219,7 @@ def _small_case(
     *,
     fused: bool,
 ) -> list[Tensor]:
-    """Output and gradients of a case with offsets on both sides of the map's edges."""
+    """Return output and gradients of a case with samples inside and outside the map."""
     generator = torch.Generator().manual_seed(0)
     position_dtype = torch.promote_types(dtype, torch.float32)
 
@@ -220,29 +227,29 @@ def _small_case(
         values = torch.randn(shape, generator=generator, device="cpu", dtype=torch.float32)
         return (scale * values).to(device, dtype).requires_grad_()
 
-    size = (13, 11)  # with two images more positions than two tiles of 128
+    size = (13, 11)  # 286 positions in two images: more than two tiles of 128
     input = leaf(2, channels, *size)
-    weight = leaf(outputs, channels // groups, 3, 3, scale=0.1)  # float16 ends at 65504
+    weight = leaf(outputs, channels // groups, 3, 3, scale=0.1)  # the maximum of float16 is 65504
     offset = leaf(2, 18 * groups, *size, dtype=position_dtype)
     mask = leaf(2, 9 * groups, *size, dtype=position_dtype) if has_mask else None
     bias = leaf(outputs) if has_mask else None
     image = input.contiguous(memory_format=memory_format(channels_last))
     arguments = (image, offset, weight, bias, Window((1, 1), (1, 1), (1, 1)), mask)
     if native:
-        # Whatever is allowed now: tf32 may be allowed later, and the test is not made again.
+        # TF32 may be enabled later, and the test runs only once.
         allow_tf32 = True if fused else None
         output = deform_conv2d_native(*arguments, fused=fused, allow_tf32=allow_tf32)
     else:
         output = deform_conv2d_reference(*arguments)
-    wanted = [tensor for tensor in (input, offset, weight, bias, mask) if tensor is not None]
+    leaves = [tensor for tensor in (input, offset, weight, bias, mask) if tensor is not None]
     if not has_mask:
-        wanted = [offset, weight]  # as in a first layer, whose input wants no gradient
+        leaves = [offset, weight]  # as in a first layer, whose input needs no gradient
     total = output.to(position_dtype).square().sum()
-    return [output, *torch.autograd.grad(total, wanted)]
+    return [output, *torch.autograd.grad(total, leaves)]
 
 
 def _register() -> None:
-    """Give the native operators their shapes under torch.compile and their derivatives."""
+    """Register fake implementations and autograd formulas."""
     library = torch.library
     library.register_fake("dcnseg::deform_conv2d", _fake_deform_conv2d)
     library.register_fake("dcnseg::deform_conv2d_backward", _fake_deform_conv2d_backward)

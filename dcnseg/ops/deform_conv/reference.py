@@ -1,7 +1,6 @@
-"""Deformable convolution in plain PyTorch: its definition, the fallback, an oracle of the tests.
+"""Reference implementation of the deformable convolution in PyTorch, also used as the fallback.
 
-Shape letters as everywhere: B batch, C channels, H W height width, G offset groups, T = kh*kw taps;
-P is a number of output positions, Cg = C/G.
+Shape letters: B batch, C channels, H height, W width, G offset groups, T = kh*kw taps, Cg = C/G.
 """
 
 from __future__ import annotations
@@ -14,7 +13,8 @@ from torch.utils.checkpoint import checkpoint
 
 from dcnseg.ops.deform_conv.checks import Border, Window
 
-# Sampled values (B * rows * W_out * C * T) that one tile of output rows may hold: 64 MB in float32.
+# Maximum number of sampled values, B * rows * W_out * C * T, of a tile of output rows: 64 MiB in
+# float32.
 _TILE_ELEMENTS = 1 << 24
 
 
@@ -28,10 +28,11 @@ def deform_conv2d_reference(
 ) -> Tensor:
     """Deformable convolution of checked arguments; see `dcnseg.ops.deform_conv2d`.
 
-    Works on every device and in every floating-point dtype, is differentiable any number of times,
-    and samples tile by tile, so that its memory stays bounded in the forward and the backward.
+    Runs on every device and in every floating-point dtype and is differentiable any number of
+    times. Samples are computed tile by tile, and again in the backward, to limit memory use.
 
-    Returns: [B, C_out, H_out, W_out] in the dtype of a product of `input` and `weight`.
+    Returns:
+        [B, C_out, H_out, W_out] in the promoted dtype of `input` and `weight`.
     """
     kernel_size = (weight.shape[2], weight.shape[3])
     taps = kernel_size[0] * kernel_size[1]
@@ -39,7 +40,7 @@ def deform_conv2d_reference(
     offset_groups = offset.shape[1] // (2 * taps)
     out_height, out_width = offset.shape[-2:]
 
-    # A last pixel of zeros in each (batch, group): every corner outside the map reads it.
+    # Each (image, group) ends with a pixel of zeros, which corners outside the map read.
     pixels = input.reshape(batch, offset_groups, channels // offset_groups, height * width)
     pixels = torch.cat([pixels, pixels.new_zeros((*pixels.shape[:3], 1))], dim=3)
     pixels = pixels.transpose(2, 3).flatten(0, 2)  # [B*G*(H*W+1), Cg]
@@ -61,7 +62,7 @@ def deform_conv2d_reference(
             (height, width),
             window.border,
         )
-        if torch.is_grad_enabled() and rows < out_height:  # keep no sampled values for the backward
+        if torch.is_grad_enabled() and rows < out_height:  # recompute the samples in the backward
             tile = checkpoint(
                 _convolve_tile, *arguments, use_reentrant=False, preserve_rng_state=False
             )
@@ -78,9 +79,9 @@ def _tap_grid(
     kernel_size: tuple[int, int],
     window: Window,
 ) -> tuple[Tensor, Tensor]:
-    """Undisplaced tap positions: y [T, rows, 1] and x [T, 1, W_out], in pixels of the input.
+    """Tap positions without offsets: y [T, rows, 1] and x [T, 1, W_out], in pixels of the input.
 
-    Rounded from integers, as the native code does: float32 has no odd numbers above 2**24.
+    Computed from integers, as in the native code: float32 is not exact above 2**24.
     """
     dtype = torch.promote_types(like.dtype, torch.float32)
     device = like.device
@@ -103,14 +104,12 @@ def _convolve_tile(
     size_hw: tuple[int, int],
     border: Border,
 ) -> Tensor:
-    """One tile of output rows: sample every tap, then multiply with the kernel."""
+    """Convolve one tile of output rows: sample every tap, then multiply by the kernel."""
     batch, _, taps, _, rows, columns = offset.shape
-    y = offset[:, :, :, 0] + grid[0]  # [B, G, T, rows, W_out], float32 at least
+    y = offset[:, :, :, 0] + grid[0]  # [B, G, T, rows, W_out], at least float32
     x = offset[:, :, :, 1] + grid[1]
-    poison = (
-        0 * y.detach() + 0 * x.detach()
-    )  # NaN where either is not finite, so that both gradients are NaN
-    y, x = y + poison, x + poison
+    zero = 0 * y.detach() + 0 * x.detach()  # NaN if y or x is not finite
+    y, x = y + zero, x + zero  # so that both gradients are NaN
     if border == "dcnv1":
         y, x = _clamp_to_edge(y, x, size_hw)
     sampled = _sample(pixels, y, x, size_hw)  # [B, G, T, rows, W_out, Cg]
@@ -127,7 +126,7 @@ def _convolve_tile(
 
 
 def _clamp_to_edge(y: Tensor, x: Tensor, size_hw: tuple[int, int]) -> tuple[Tensor, Tensor]:
-    """Positions in [0, size) into [0, size - 1]; others to where every sample is zero."""
+    """Clamp positions in [0, size) to [0, size - 1]; move all others to -2, where samples are 0."""
     height, width = size_hw
     outside = (y < 0) | (y >= height) | (x < 0) | (x >= width)
     y = torch.where(outside, -2, torch.where(y >= height - 1, height - 1, y))
@@ -136,12 +135,12 @@ def _clamp_to_edge(y: Tensor, x: Tensor, size_hw: tuple[int, int]) -> tuple[Tens
 
 
 def _sample(pixels: Tensor, y: Tensor, x: Tensor, size_hw: tuple[int, int]) -> Tensor:
-    """Bilinear samples, zero outside the map and fading over the last pixel: [..., Cg]."""
+    """Bilinear samples of the map surrounded by zeros, [..., Cg]."""
     height, width = size_hw
     top, left = torch.floor(y.detach()), torch.floor(x.detach())
-    weight_y, weight_x = y - top, x - left  # the right derivative at integer positions
+    weight_y, weight_x = y - top, x - left  # the right-hand derivative at integer positions
     first = torch.arange(math.prod(y.shape[:2]), device=y.device) * (height * width + 1)
-    first = first.view(*y.shape[:2], 1, 1, 1)  # the first pixel of each (batch, group)
+    first = first.view(*y.shape[:2], 1, 1, 1)  # first pixel of each (image, group)
 
     corners = []
     for row, along_y in ((top, 1 - weight_y), (top + 1, weight_y)):

@@ -1,1 +1,1 @@
-"""Pooling of regions of interest."""
+"""Pooling of regions of interest (RoIs)."""

@@ -1,4 +1,4 @@
-"""What the arguments of the RoI operators must fulfil."""
+"""Argument checks of the RoI operators."""
 
 from __future__ import annotations
 
@@ -13,13 +13,13 @@ from torch._subclasses.fake_tensor import is_fake
 
 from dcnseg.errors import ConfigError, ShapeError
 from dcnseg.ops.checks import (
-    MOST_SIZE,
+    MAX_SIZE,
     Pair,
     check_choice,
     check_device,
     check_memory,
-    exceeds,
     is_integer,
+    is_too_large,
     shape_text,
 )
 
@@ -32,120 +32,120 @@ PS_MODES: tuple[Mode, ...] = ("paper", "mxnet")
 SAMPLES_PER_PART = 4  # the default of `deform_ps_roi_pool`
 
 _DTYPES = (torch.float64, torch.float32, torch.bfloat16, torch.float16)
-_MOST_PIXELS = MOST_SIZE  # the numbers of pixels are int32
-_MOST_SCALE = 2.0**100  # beyond it float32 is infinite
-_MOST_SAMPLES = 2**16  # of a bin along an axis
-_AXIS_BYTES = 32  # of a bin along an axis, while `roi_geometry` lays it out
-_NUMBERS = (int, float, np.integer, np.floating, torch.SymInt, torch.SymFloat)
+_MAX_SCALE = 2.0**100  # larger values overflow float32
+_MAX_SAMPLES = 2**16  # of a bin along an axis
+_AXIS_BYTES = 32  # of a bin along an axis, in `dcnseg.ops.roi.geometry`
+_NUMBER_TYPES = (int, float, np.integer, np.floating, torch.SymInt, torch.SymFloat)
 
 
-def check_numbers(spatial_scale: float, gamma: float = 0.0) -> None:
-    """Raise a ConfigError unless the scale is above 0 and below 2**100, and gamma finite."""
-    for name, number in (("spatial_scale", spatial_scale), ("gamma", gamma)):
-        if isinstance(number, bool) or not isinstance(number, _NUMBERS):
-            raise ConfigError(f"`{name}` is {number!r}; expected a number.")
-    if not 0 < spatial_scale < _MOST_SCALE:
+def check_scale_and_gamma(spatial_scale: float, gamma: float = 0.0) -> None:
+    """Raise a ConfigError unless 0 < spatial_scale < 2**100 and gamma is finite."""
+    for name, value in (("spatial_scale", spatial_scale), ("gamma", gamma)):
+        if isinstance(value, bool) or not isinstance(value, _NUMBER_TYPES):
+            raise ConfigError(f"`{name}` is {value!r}; expected a number.")
+    if not 0 < spatial_scale < _MAX_SCALE:
         raise ConfigError(
             f"`spatial_scale` is {spatial_scale}; expected a number above 0 and below 2**100, such "
-            "as 1/16 for a map with a stride of 16 pixels."
+            "as 1/16 for a map with an output stride of 16."
         )
     if not -math.inf < gamma < math.inf:  # math.isfinite breaks the graph of torch.compile
         raise ConfigError(f"`gamma` is {gamma}; expected a finite number, such as 0.1.")
 
 
-def check_count(value: int, name: str, least: int = 1, most: int | None = None) -> None:
-    """Raise a ConfigError unless `value` is an integer from `least` to `most`."""
-    if not is_integer(value) or value < least or (most is not None and value > most):
-        expected = f"of at least {least}" if most is None else f"from {least} to {most}"
+def check_count(value: int, name: str, minimum: int = 1, maximum: int | None = None) -> None:
+    """Raise a ConfigError unless `value` is an integer from `minimum` to `maximum`."""
+    if not is_integer(value) or value < minimum or (maximum is not None and value > maximum):
+        expected = f"of at least {minimum}" if maximum is None else f"from {minimum} to {maximum}"
         raise ConfigError(f"`{name}` is {value!r}; expected an integer {expected}.")
 
 
 def check_deformable(
     mode: str, modes: Sequence[str], spatial_scale: float, gamma: float, sampling_ratio: int = 0
 ) -> None:
-    """Raise a ConfigError unless the settings are in their ranges and fit the mode."""
+    """Raise a ConfigError unless the settings are valid for the mode."""
     check_choice(mode, "mode", modes)
-    check_numbers(spatial_scale, gamma)
-    check_count(sampling_ratio, "sampling_ratio", 0, _MOST_SAMPLES)
+    check_scale_and_gamma(spatial_scale, gamma)
+    check_count(sampling_ratio, "sampling_ratio", 0, _MAX_SAMPLES)
     if mode == "paper" and sampling_ratio:
         raise ConfigError(
-            f'`sampling_ratio` is {sampling_ratio}; the mode "paper" samples every pixel and takes '
-            '0 alone. Choose the mode "mmcv" or "mxnet".'
+            f'`sampling_ratio` is {sampling_ratio}; mode="paper" samples every pixel and supports '
+            'only 0. Use 0, mode="mmcv" or mode="mxnet".'
         )
 
 
-def ratio_of_parts(mode: str, samples_per_part: int) -> int:
-    """The sampling ratio that `samples_per_part` stands for in this mode.
+def to_sampling_ratio(mode: str, samples_per_part: int) -> int:
+    """Convert `samples_per_part` to the sampling ratio of the mode.
 
     Raises:
-        ConfigError: It is out of its range, or other than the default where the mode is "paper".
+        ConfigError: `samples_per_part` is out of its range, or not the default in mode "paper".
     """
-    check_count(samples_per_part, "samples_per_part", 1, _MOST_SAMPLES)
+    check_count(samples_per_part, "samples_per_part", 1, _MAX_SAMPLES)
     if mode != "paper":
         return samples_per_part
     if samples_per_part != SAMPLES_PER_PART:
         raise ConfigError(
-            f'`samples_per_part` is {samples_per_part}; the mode "paper" samples every pixel and '
-            f'takes the default, {SAMPLES_PER_PART}, alone. Choose the mode "mxnet".'
+            f'`samples_per_part` is {samples_per_part}; mode="paper" samples every pixel and '
+            f'supports only the default, {SAMPLES_PER_PART}. Use mode="mxnet".'
         )
     return 0
 
 
 def check_regions(input: Tensor, boxes: Tensor | Sequence[Tensor]) -> None:
-    """The map and the boxes: dimensions, dtypes, devices."""
+    """Raise a ShapeError unless map and boxes have valid shapes, dtypes and devices."""
     _check_floating(input, "input", input)
     if input.dim() != 4:
         raise ShapeError(
-            f"`input` has {input.dim()} dimensions, {shape_text(input)}; expected 4, [B, C, H, W]."
+            f"`input` has the shape {shape_text(input)}; expected 4 dimensions, [B, C, H, W]."
         )
     height, width = input.shape[2:]
-    if not 1 <= height * width <= _MOST_PIXELS:
+    if not 1 <= height * width <= MAX_SIZE:
         raise ShapeError(
-            f"`input` is {height}x{width} (height x width); expected 1 to {_MOST_PIXELS} pixels."
+            f"`input` is {height}x{width} (height x width); expected 1 to {MAX_SIZE} pixels."
         )
     if isinstance(boxes, Tensor):
         _check_floating(boxes, "boxes", input)
         if boxes.dim() != 2 or boxes.shape[1] != 5:
             raise ShapeError(
-                f"`boxes` is {shape_text(boxes)}; expected [R, 5] with columns batch index, x1, "
-                "y1, x2, y2, or a list with one [Ri, 4] tensor per image."
+                f"`boxes` has the shape {shape_text(boxes)}; expected [R, 5] with the columns "
+                "batch index, x1, y1, x2, y2, or a list with one [Ri, 4] tensor per image."
             )
         return
     if not isinstance(boxes, (list, tuple)):
         raise ShapeError(
-            f"`boxes` is a {type(boxes).__name__}; expected a tensor [R, 5] or a list with one "
+            f"`boxes` is a {type(boxes).__name__}; expected an [R, 5] tensor or a list with one "
             "[Ri, 4] tensor per image."
         )
     if len(boxes) != input.shape[0]:
         raise ShapeError(
-            f"`boxes` is a list of {len(boxes)} tensors and `input` has {input.shape[0]} images; "
-            "give one tensor per image, [0, 4] where an image has no box."
+            f"`boxes` is a list of {len(boxes)} tensors, but `input` has {input.shape[0]} images. "
+            "Pass one tensor per image, [0, 4] for an image without boxes."
         )
     for i, each in enumerate(boxes):
         _check_floating(each, f"boxes[{i}]", input)
         if each.dim() != 2 or each.shape[1] != 4:
             raise ShapeError(
-                f"`boxes[{i}]` is {shape_text(each)}; expected [R, 4] with columns x1, y1, x2, y2."
+                f"`boxes[{i}]` has the shape {shape_text(each)}; expected [Ri, 4] with the columns "
+                "x1, y1, x2, y2."
             )
 
 
 def check_batch_indices(boxes: Tensor | Sequence[Tensor], batch: int) -> None:
-    """Raise a ShapeError unless each box of a tensor belongs to one of `batch` images.
+    """Raise a ShapeError unless every batch index in a tensor of boxes is below `batch`.
 
-    In eager mode alone: under torch.compile and CUDA graph capture nothing can be read, and the
-    operators take such a box as one that is not finite.
+    Only in eager mode: under torch.compile and CUDA graph capture the values cannot be read, and
+    the operators treat such a box like one that is not finite.
     """
     if not isinstance(boxes, Tensor) or _is_unreadable(boxes):
         return
     index = boxes[:, 0]
-    good = (index >= 0) & (index < batch) & (index == index.floor())
-    if good.all():
+    is_valid = (index >= 0) & (index < batch) & (index == index.floor())
+    if is_valid.all():
         return
-    number = int(good.logical_not().nonzero()[0])
-    expected = f"a whole number from 0 to {batch - 1}" if batch else "no boxes"
+    first = int(is_valid.logical_not().nonzero()[0])
+    expected = f"an integer from 0 to {batch - 1}" if batch else "no boxes"
     raise ShapeError(
-        f"`boxes[{number}]` has the batch index {float(index[number]):g}; `input` has {batch} "
-        f"images, so expected {expected}. Columns are batch index, x1, y1, x2, y2."
+        f"`boxes[{first}]` has the batch index {float(index[first]):g}; expected {expected}, "
+        f"because `input` has {batch} images. The columns are batch index, x1, y1, x2, y2."
     )
 
 
@@ -156,53 +156,56 @@ def check_offset(
     part_size: Pair,
     out_channels: int,
 ) -> None:
-    """[R, 2*classes, ph, pw] or None; the classes divide the output channels."""
+    """Raise a ShapeError unless `offset` is None or a valid [R, 2*classes, ph, pw]."""
     if offset is None:
         return
     _check_floating(offset, "offset", input)
-    regions = _count(boxes)
+    regions = _count_boxes(boxes)
     channels = offset.shape[1] if offset.dim() == 4 else 0
     if offset.dim() != 4 or (offset.shape[0], *offset.shape[2:]) != (regions, *part_size):
         raise ShapeError(
-            f"`offset` is {shape_text(offset)}; {regions} boxes with {part_size[0]}x{part_size[1]} "
-            f"parts need [{regions}, 2*classes, {part_size[0]}, {part_size[1]}]."
+            f"`offset` has the shape {shape_text(offset)}; expected [{regions}, 2*classes, "
+            f"{part_size[0]}, {part_size[1]}] for {regions} boxes of {part_size[0]}x{part_size[1]} "
+            "parts."
         )
     classes = channels // 2
     if channels % 2 or not classes or out_channels % classes:
         raise ShapeError(
-            f"`offset` has {channels} channels; expected 2 (x, y) for each class, and a number of "
+            f"`offset` has {channels} channels; expected 2 (x, y) per class, and a number of "
             f"classes that divides the {out_channels} output channels."
         )
-    needed = offset.numel() * max(4, input.element_size())  # in the dtype of positions
-    check_memory(needed, input.device, "The shifts of `offset` {}", list(offset.shape))
+    needed = offset.numel() * max(4, input.element_size())  # in position_dtype
+    check_memory(
+        needed, input.device, "A copy of `offset` of shape {} in pixels", list(offset.shape)
+    )
 
 
 def check_groups(input: Tensor, group_size: Pair, name: str) -> int:
-    """Channels of the output; a ShapeError unless the groups divide those of the input."""
+    """Return the number of output channels; raise a ShapeError unless it is an integer."""
     groups = check_product(group_size, name)
     if input.shape[1] % groups:
         raise ShapeError(
-            f"`input` has {input.shape[1]} channels, which the {group_size[0]}*{group_size[1]} = "
-            f"{groups} groups of `{name}` do not divide; each group of bins reads channels of its "
-            "own."
+            f"`input` has {input.shape[1]} channels; expected a multiple of "
+            f"{group_size[0]}*{group_size[1]} = {groups}, the number of groups of `{name}`, "
+            "because each group of bins has its own channels."
         )
     return input.shape[1] // groups
 
 
 def check_product(size: Pair, name: str) -> int:
-    """How many bins, parts or groups a box has; raise a ShapeError if an int32 cannot hold it."""
+    """Return the number of bins, parts or groups of a box; raise a ShapeError above `MAX_SIZE`."""
     product = size[0] * size[1]
-    if exceeds(product, MOST_SIZE):
+    if is_too_large(product, MAX_SIZE):
         raise ShapeError(
-            f"`{name}` is {size[0]}x{size[1]}, that is {product}; expected at most {MOST_SIZE} in "
-            "all."
+            f"`{name}` is {size[0]}x{size[1]} = {product}; expected a product of at most "
+            f"{MAX_SIZE}."
         )
     return product
 
 
 def check_parameters(count: int) -> None:
-    """Raise a ShapeError if a module's new parameters cannot be allocated."""
-    like = torch.empty(0)  # where, and in which dtype, modules make theirs
+    """Raise a ShapeError if `count` parameters do not fit in memory."""
+    like = torch.empty(0)  # the default device and dtype, which modules use
     check_memory(count * like.element_size(), like.device, "The parameters of `offset_branch`")
 
 
@@ -212,15 +215,15 @@ def check_output(
     output_size: Pair,
     channels: int,
 ) -> None:
-    """Raise a ShapeError if the output, of so many channels, or its bins cannot be allocated."""
-    bins, regions = check_product(output_size, "output_size"), _count(boxes)
+    """Raise a ShapeError if the output or the layout of its bins does not fit in memory."""
+    bins, regions = check_product(output_size, "output_size"), _count_boxes(boxes)
     needed = regions * channels * bins * input.element_size()
     needed += (regions + 1) * sum(output_size) * _AXIS_BYTES
     what = "Pooling {} boxes to {}x{} bins of {} channels"
     check_memory(needed, input.device, what, regions, *output_size, channels)
 
 
-def _count(boxes: Tensor | Sequence[Tensor]) -> int:
+def _count_boxes(boxes: Tensor | Sequence[Tensor]) -> int:
     if isinstance(boxes, Tensor):
         return boxes.shape[0]
     return sum(each.shape[0] for each in boxes)
@@ -237,7 +240,7 @@ def _check_floating(tensor: Tensor, name: str, input: Tensor) -> None:
 
 
 def _is_unreadable(tensor: Tensor) -> bool:
-    """Whether the values of a tensor cannot be read here and now."""
+    """Return whether the values are not available: in graphs, fake and meta tensors."""
     if torch.compiler.is_compiling() or tensor.is_meta or is_fake(tensor):
         return True
     return tensor.is_cuda and torch.cuda.is_current_stream_capturing()

@@ -1,4 +1,4 @@
-"""Deformable RoI pooling that learns its offsets: `DeformRoIPool` and `DeformPSRoIPool`.
+"""Deformable RoI pooling that predicts its offsets: `DeformRoIPool` and `DeformPSRoIPool`.
 
 Source: Dai et al. 2017, "Deformable Convolutional Networks", figures 3 and 4.
 """
@@ -21,32 +21,42 @@ from dcnseg.ops.roi.checks import (
     check_deformable,
     check_parameters,
     check_product,
-    ratio_of_parts,
+    to_sampling_ratio,
 )
 from dcnseg.ops.roi.deformable_pooling import deform_ps_roi_pool, deform_roi_pool
 
-ROI_OFFSET_BRANCH = ".offset_branch."  # in the names of the parameters that predict offsets
+ROI_OFFSET_BRANCH = ".offset_branch."  # part of the names of parameters that predict offsets
 
 
 class DeformRoIPool(nn.Module):
-    """Deformable RoI pooling that learns its offsets from what it pools without them.
+    """Deformable RoI pooling that predicts its offsets from the pooled features.
 
-    Three fully connected layers, `offset_branch`, turn the box pooled without offsets, in the same
-    mode, into normalized offsets, (x, y) for every bin. The last layer starts at zero: the module
-    then equals the pooling without offsets. Where a lower learning rate is wanted for the offsets
-    (the paper takes 0.01 of the rate for Faster R-CNN), find their parameters by the name:
+    `offset_branch`, three fully connected layers, predicts the normalized offsets (x, y) of every
+    bin from the box pooled without offsets in the same mode. Its last layer is initialized to zero,
+    so that the module initially equals pooling without offsets. To give the offset branch a lower
+    learning rate (the paper uses a factor of 0.01 for Faster R-CNN), select its parameters with
     `ROI_OFFSET_BRANCH in f".{name}"`.
+
+    The attribute `backend`, "auto" by default, is passed to `deform_roi_pool`.
+
+    Shape:
+        - Input: [B, C, H, W] and boxes as in `roi_pool`.
+        - Output: [R, C, kh, kw].
 
     Args:
         output_size: As in `deform_roi_pool`.
         spatial_scale: As in `deform_roi_pool`.
-        in_channels: Channels C of the input.
-        hidden_channels: Outputs of the first two layers.
+        in_channels: Number of input channels C.
+        hidden_channels: Number of outputs of the first two layers.
         gamma: As in `deform_roi_pool`.
         mode: As in `deform_roi_pool`.
         sampling_ratio: As in `deform_roi_pool`.
 
-    Source: Dai et al. 2017, figure 3; the number of layers as in mmcv's DeformRoIPoolPack.
+    Raises:
+        ShapeError: A size is out of its range, or the parameters do not fit in memory.
+        ConfigError: Another argument is out of its range.
+
+    Source: Dai et al. 2017, figure 3. The number of layers is that of mmcv's DeformRoIPoolPack.
     """
 
     def __init__(
@@ -84,17 +94,17 @@ class DeformRoIPool(nn.Module):
         )
 
     def predict_offset(self, input: Tensor, boxes: Tensor | Sequence[Tensor]) -> Tensor:
-        """Normalized offsets (x, y) of every bin, [R, 2, kh, kw]."""
+        """Predict the normalized offsets (x, y) of every bin, [R, 2, kh, kw]."""
         pooled = self._pool(input, boxes, None)
         offset: Tensor = self.offset_branch(pooled.flatten(1))
         return offset.view(-1, 2, *self.output_size)
 
     def forward(self, input: Tensor, boxes: Tensor | Sequence[Tensor]) -> Tensor:
-        """Pool [B, C, H, W] to [R, C, kh, kw] with the offsets that `offset_branch` predicts."""
+        """Pool [B, C, H, W] to [R, C, kh, kw] with the predicted offsets."""
         return self._pool(input, boxes, self.predict_offset(input, boxes))
 
     def extra_repr(self) -> str:
-        """The arguments."""
+        """Show the arguments."""
         return (
             f"output_size={self.output_size}, spatial_scale={self.spatial_scale:g}, "
             f"gamma={self.gamma:g}, mode={self.mode}, sampling_ratio={self.sampling_ratio}"
@@ -117,24 +127,34 @@ class DeformRoIPool(nn.Module):
 
 
 class DeformPSRoIPool(nn.Module):
-    """Deformable position-sensitive RoI pooling that learns its offsets by a convolution.
+    """Deformable position-sensitive RoI pooling that predicts its offsets with a convolution.
 
-    The convolution `offset_branch` makes offset fields of the size of the map, [B,
-    2*classes*ph*pw, H, W]; pooling them position-sensitively without offsets, in the same mode,
-    gives the normalized offsets of every box. It starts at zero: the module then equals the pooling
-    without offsets. For a learning rate of its own see `DeformRoIPool`.
+    `offset_branch`, a convolution, predicts offset maps [B, 2*classes*ph*pw, H, W]. The normalized
+    offsets of a box are these maps after position-sensitive pooling without offsets in the same
+    mode. The convolution is initialized to zero, so that the module initially equals pooling
+    without offsets. See `DeformRoIPool` for its learning rate.
+
+    The attribute `backend`, "auto" by default, is passed to `deform_ps_roi_pool`.
+
+    Shape:
+        - Input: score maps [B, C_out*gh*gw, H, W] and boxes as in `roi_pool`.
+        - Output: [R, C_out, kh, kw].
 
     Args:
         output_size: As in `deform_ps_roi_pool`.
         spatial_scale: As in `deform_ps_roi_pool`.
-        in_channels: Channels of the map that the offsets are predicted from.
-        classes: Classes with offsets of their own; must divide the output channels.
-        kernel_size: Of the convolution, odd.
+        in_channels: Number of channels of the map from which the offsets are predicted.
+        classes: Number of classes with their own offsets; must divide C_out.
+        kernel_size: Kernel size of the convolution, an odd integer.
         gamma: As in `deform_ps_roi_pool`.
         group_size: As in `deform_ps_roi_pool`.
         part_size: As in `deform_ps_roi_pool`.
         samples_per_part: As in `deform_ps_roi_pool`.
         mode: As in `deform_ps_roi_pool`.
+
+    Raises:
+        ShapeError: A size is out of its range, or the parameters do not fit in memory.
+        ConfigError: Another argument is out of its range.
 
     Source: Dai et al. 2017, figure 4.
     """
@@ -155,14 +175,14 @@ class DeformPSRoIPool(nn.Module):
     ) -> None:
         super().__init__()
         check_deformable(mode, PS_MODES, spatial_scale, gamma)
-        ratio_of_parts(mode, samples_per_part)
+        to_sampling_ratio(mode, samples_per_part)
         check_count(classes, "classes")
         check_count(in_channels, "in_channels")
         check_count(kernel_size, "kernel_size")
         if kernel_size % 2 == 0:
             raise ConfigError(
-                f"`kernel_size` is {kernel_size}; expected an odd number, so that the offset "
-                "fields lie where the map lies."
+                f"`kernel_size` is {kernel_size}; expected an odd integer, so that the offset maps "
+                "have the size of the input."
             )
         self.output_size = make_pair(output_size, "output_size")
         self.group_size = make_pair_or(self.output_size, group_size, "group_size")
@@ -175,17 +195,19 @@ class DeformPSRoIPool(nn.Module):
         self.backend: Backend = "auto"
         for name in ("output_size", "group_size", "part_size"):
             check_product(getattr(self, name), name)
-        fields = 2 * classes * self.part_size[0] * self.part_size[1]
-        check_parameters(in_channels * fields * kernel_size**2)
-        self.offset_branch = nn.Conv2d(in_channels, fields, kernel_size, padding=kernel_size // 2)
+        offset_channels = 2 * classes * self.part_size[0] * self.part_size[1]
+        check_parameters(in_channels * offset_channels * kernel_size**2)
+        self.offset_branch = nn.Conv2d(
+            in_channels, offset_channels, kernel_size, padding=kernel_size // 2
+        )
         nn.init.zeros_(self.offset_branch.weight)
         assert self.offset_branch.bias is not None
         nn.init.zeros_(self.offset_branch.bias)
 
     def predict_offset(self, features: Tensor, boxes: Tensor | Sequence[Tensor]) -> Tensor:
-        """Normalized offsets (x, y) of every part, [R, 2*classes, ph, pw]."""
-        fields = self.offset_branch(features)
-        return self._pool(fields, boxes, None, self.part_size, self.part_size)
+        """Predict the normalized offsets (x, y) of every part, [R, 2*classes, ph, pw]."""
+        offset_maps = self.offset_branch(features)
+        return self._pool(offset_maps, boxes, None, self.part_size, self.part_size)
 
     def forward(
         self,
@@ -196,22 +218,25 @@ class DeformPSRoIPool(nn.Module):
         """Pool score maps [B, C_out*gh*gw, H, W] to [R, C_out, kh, kw].
 
         Args:
-            input: Score maps.
+            input: Score maps, [B, C_out*gh*gw, H, W].
             boxes: As in `roi_pool`.
-            features: Map that the offsets are predicted from, [B, in_channels, H, W]; in the paper
-                the one that the score maps are made of. None: `input` itself.
+            features: Map from which the offsets are predicted, [B, in_channels, H, W]. In the paper
+                it is the map from which the score maps are computed. None: `input`.
+
+        Raises:
+            ShapeError: As in `deform_ps_roi_pool`, or the sizes of `features` and `input` differ.
         """
         features = input if features is None else features
         if features.shape[2:] != input.shape[2:]:
             raise ShapeError(
-                f"`features` is {list(features.shape)} and `input` {list(input.shape)}; the boxes "
-                "mean one place in both, so expected the same height and width."
+                f"`features` has the shape {list(features.shape)} and `input` the shape "
+                f"{list(input.shape)}; expected the same height and width."
             )
         offset = self.predict_offset(features, boxes)
         return self._pool(input, boxes, offset, self.output_size, self.group_size)
 
     def extra_repr(self) -> str:
-        """The arguments."""
+        """Show the arguments."""
         return (
             f"output_size={self.output_size}, spatial_scale={self.spatial_scale:g}, "
             f"classes={self.classes}, gamma={self.gamma:g}, group_size={self.group_size}, "

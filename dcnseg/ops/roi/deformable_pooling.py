@@ -1,7 +1,7 @@
-"""Deformable RoI pooling with offsets that are given: `deform_roi_pool`, `deform_ps_roi_pool`.
+"""Functional interface of deformable RoI pooling: `deform_roi_pool`, `deform_ps_roi_pool`.
 
-The offsets' channels are (x, y) here, as in the code of the paper and in mmcv, and (dy, dx) in
-`dcnseg.ops.deform_conv`, as in torchvision.
+The channels of offsets are (x, y), as in the code of the paper and in mmcv, whereas they are
+(dy, dx) in `dcnseg.ops.deform_conv`, as in torchvision.
 
 Source: Dai et al. 2017, "Deformable Convolutional Networks", section 2.2 and figures 3 and 4.
 """
@@ -27,7 +27,7 @@ from dcnseg.ops.roi.checks import (
     check_output,
     check_product,
     check_regions,
-    ratio_of_parts,
+    to_sampling_ratio,
 )
 from dcnseg.ops.roi.deformable_reference import deform_roi_pool_reference
 from dcnseg.ops.roi.geometry import locate_regions, make_samples, make_shift
@@ -46,50 +46,52 @@ def deform_roi_pool(
     sampling_ratio: int = 0,
     backend: Backend = "auto",
 ) -> Tensor:
-    """Take the mean of every bin of every box, each bin displaced by an offset of its own.
+    """Deformable RoI pooling: average pooling of bins that are displaced by offsets.
 
-    THE CHANNELS OF `offset` ARE (x, y), NOT (dy, dx) AS IN `deform_conv2d`: channel 0 moves bins to
-    the right, channel 1 down.
+    Note:
+        The channels of `offset` are (x, y), not (dy, dx) as in `deform_conv2d`: channel 0 moves
+        bins to the right, channel 1 moves them down.
 
-    The modes differ in where a bin samples and in what lies at the edge of the map:
+    The modes differ in the samples of a bin and at the border of the map:
 
-    - "paper": every pixel of the bins of `roi_avg_pool` is a sample. Beyond the map are zeros, to
-      which samples fade over one pixel. No offset gives `roi_avg_pool`.
-    - "mmcv": as mmcv.ops.deform_roi_pool. Corners are not rounded but moved by half a pixel.
-      Samples lie in the middles of `sampling_ratio` parts of a bin along each axis, or of as many
-      as it is pixels large. Up to one pixel beyond the map they read the pixel at its edge, then
-      zero.
-    - "mxnet": as the code published with the paper. Corners are rounded before they are scaled, the
-      end is part of the box. Samples lie at the beginnings of `sampling_ratio` (or 4) parts of a
-      bin along each axis; those more than half a pixel beyond the map are left out of the mean,
-      others read the pixel at its edge.
+    - "paper": the samples are the pixels of the bins of `roi_avg_pool`, displaced. The map is
+      surrounded by zeros, with which samples within one pixel of the border are interpolated.
+      Equals `roi_avg_pool` without offsets.
+    - "mmcv": equals mmcv.ops.deform_roi_pool. Corners are not rounded, but moved by half a pixel.
+      A bin is divided into `sampling_ratio` parts along each axis, or into parts of at most one
+      pixel if it is 0, and sampled at their centers. The border is replicated up to one pixel
+      outside the map; samples further out are zero.
+    - "mxnet": equals the code published with the paper. Corners are rounded before scaling, and the
+      end is part of the box. A bin is divided into `sampling_ratio` parts along each axis, or 4 if
+      it is 0, and sampled at their starts. The border is replicated up to half a pixel outside the
+      map; samples further out are excluded from the mean.
 
-    A bin without samples gives 0. A box with a NaN or infinite coordinate, or a bin with such an
-    offset, gives NaN and reads nothing. Positions are computed in float32 at least. Boxes get no
-    gradient. Autocast changes nothing: boxes and offsets may have another dtype than `input` at any
-    time, and the output has that of `input`.
+    A bin without samples gives 0. A box with a NaN or infinite coordinate gives NaN, as does a bin
+    with such an offset. Positions are computed in at least float32. `boxes` gets no gradient. Under
+    autocast nothing is cast; `boxes` and `offset` may always differ from `input` in dtype.
 
     Args:
-        input: Map to pool, [B, C, H, W].
-        boxes: As in `roi_pool`: [R, 5], or for every image [Ri, 4].
-        offset: Displacement of every bin, (x, y), in widths and heights of its box by `gamma`,
-            [R, 2, kh, kw]. None: zero.
-        output_size: Bins (kh, kw) of a box, or one number for both.
-        spatial_scale: Pixels of `input` per pixel of the image; 1/16 for a stride of 16.
-        gamma: Factor of all offsets: at 0.1 an offset of 1 moves a bin by a tenth of its box.
+        input: Input map, [B, C, H, W].
+        boxes: As in `roi_pool`, [R, 5] or a list of [Ri, 4].
+        offset: Normalized offsets (x, y) of the bins, [R, 2, kh, kw]. A bin moves by `gamma` times
+            its offset times the (width, height) of its box. None: no offsets.
+        output_size: Number of bins (kh, kw) per box, or one integer for both.
+        spatial_scale: Pixels of `input` per pixel of the image, such as 1/16 for an output stride
+            of 16. Above 0.
+        gamma: Factor of all offsets. With 0.1, an offset of 1 moves a bin by a tenth of its box.
         mode: "paper", "mmcv" or "mxnet", see above.
-        sampling_ratio: Samples of a bin along each axis; 0 as the mode has it. "paper" knows 0
-            alone.
+        sampling_ratio: Number of samples of a bin along each axis, 0 to 65536; 0: as the mode
+            defines. Must be 0 in mode "paper".
         backend: As in `roi_pool`.
 
     Returns:
         [R, C, kh, kw] in the dtype and memory format of `input`.
 
     Raises:
-        ShapeError: A shape, dtype or device is wrong, or a batch index names no image (under
-            torch.compile and CUDA graph capture such a box gives NaN instead).
+        ShapeError: A shape, dtype, device or batch index is wrong, or the output does not fit in
+            memory. Under torch.compile and CUDA graph capture, a wrong batch index gives NaN.
         ConfigError: `mode`, `backend` or a number is out of its range.
-        NativeOpsError: `backend="native"`, and there is no native code for this device.
+        NativeOpsError: `backend` is "native" and the native operator is not available.
 
     Source: Dai et al. 2017, "Deformable Convolutional Networks", eq. 6.
     """
@@ -100,7 +102,7 @@ def deform_roi_pool(
     check_batch_indices(boxes, input.shape[0])
     if isinstance(offset, Tensor) and offset.dim() == 4 and offset.shape[1] != 2:
         raise ShapeError(
-            f"`offset` has {offset.shape[1]} channels; deform_roi_pool takes 2, x and y of every "
+            f"`offset` has {offset.shape[1]} channels; deform_roi_pool expects 2, (x, y) of every "
             "bin."
         )
     check_offset(offset, input, boxes, output_size, input.shape[1])
@@ -134,36 +136,38 @@ def deform_ps_roi_pool(
     mode: Mode = "paper",
     backend: Backend = "auto",
 ) -> Tensor:
-    """Take the mean of every displaced bin of every box, each group of bins from its own channels.
+    """Deformable position-sensitive RoI pooling: each group of bins has its own channels.
 
-    THE CHANNELS OF `offset` ARE (x, y), NOT (dy, dx) AS IN `deform_conv2d`.
+    Note:
+        The channels of `offset` are (x, y), not (dy, dx) as in `deform_conv2d`.
 
     Bin (i, j) of output channel c reads input channel (c*gh + i*gh//kh)*gw + j*gw//kw and is
-    displaced by part (i*ph//kh, j*pw//kw) of class c*classes//C_out. All else is as in
-    `deform_roi_pool`.
+    displaced by the offset of part (i*ph//kh, j*pw//kw) of class c*classes//C_out. The rest is as
+    in `deform_roi_pool`.
 
     Args:
         input: Score maps, [B, C_out*gh*gw, H, W].
         boxes: As in `roi_pool`.
-        offset: Displacement of every part for every class, (x, y) interleaved, in widths and
-            heights of its box by `gamma`, [R, 2*classes, ph, pw]; the number of classes divides
-            C_out. None: zero.
-        output_size: Bins (kh, kw) of a box, or one number for both.
+        offset: Normalized offsets of every part for every class, (x, y) interleaved,
+            [R, 2*classes, ph, pw], in the unit of `deform_roi_pool`. The number of classes must
+            divide C_out. None: no offsets.
+        output_size: Number of bins (kh, kw) per box, or one integer for both.
         spatial_scale: As in `deform_roi_pool`.
         gamma: As in `deform_roi_pool`.
-        group_size: Groups of channels (gh, gw); None: as `output_size`.
-        part_size: Parts of a box with an offset of their own, (ph, pw); None: as `output_size`.
-        samples_per_part: Samples of a bin along each axis in the mode "mxnet"; "paper" takes every
-            pixel, and knows the default alone.
-        mode: "paper" or "mxnet", as in `deform_roi_pool`. "mxnet" equals
-            MXNet's DeformablePSROIPooling, which published weights were trained with.
+        group_size: Number of channel groups (gh, gw). None: `output_size`.
+        part_size: Number of parts (ph, pw) per box with their own offsets. None: `output_size`.
+        samples_per_part: Number of samples of a bin along each axis in mode "mxnet", 1 to 65536.
+            Must be the default in mode "paper", which samples every pixel.
+        mode: "paper" or "mxnet", as in `deform_roi_pool`. "mxnet" equals MXNet's
+            DeformablePSROIPooling, with which published weights were trained.
         backend: As in `roi_pool`.
 
     Returns:
         [R, C_out, kh, kw] in the dtype and memory format of `input`.
 
     Raises:
-        ShapeError: As in `deform_roi_pool`, or gh*gw does not divide the channels of `input`.
+        ShapeError: As in `deform_roi_pool`, or the channels of `input` are not divisible
+            by gh*gw.
         ConfigError: As in `deform_roi_pool`.
         NativeOpsError: As in `deform_roi_pool`.
 
@@ -174,7 +178,7 @@ def deform_ps_roi_pool(
     groups = make_pair_or(output_size, group_size, "group_size")
     parts = make_pair_or(output_size, part_size, "part_size")
     check_deformable(mode, PS_MODES, spatial_scale, gamma)
-    sampling_ratio = ratio_of_parts(mode, samples_per_part)
+    sampling_ratio = to_sampling_ratio(mode, samples_per_part)
     check_regions(input, boxes)
     channels = check_groups(input, groups, "group_size")
     check_output(input, boxes, output_size, channels)
@@ -209,7 +213,7 @@ def _pool(
     mode: Mode,
     sampling_ratio: int,
 ) -> Tensor:
-    """Lay out the samples of all boxes and their shifts in pixels, and pool."""
+    """Compute the samples of all boxes and their shifts in pixels, and pool."""
     regions = locate_regions(boxes, input)
     size_hw = (input.shape[2], input.shape[3])
     samples, size = make_samples(mode, regions, output_size, spatial_scale, size_hw, sampling_ratio)

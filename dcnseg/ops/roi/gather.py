@@ -1,9 +1,9 @@
-"""Gathers the pixels of many bins in plain PyTorch, a few regions of interest (RoIs) at a time.
+"""Gathering of the pixels of many bins in PyTorch, in chunks of regions of interest (RoIs).
 
-Entry points: `Groups` and `pixel_table`, then `in_chunks` of a function that calls `gather`.
+Entry points: `Groups` and `pixel_table`, then `in_chunks` with a function that calls `gather`.
 
-Shape letters as everywhere, and: R regions, r of a chunk; S classes of offsets; Cs = C_out/S;
-ny, nx the most samples that a bin of the chunk has along each axis.
+Shape letters: B batch, C channels, H height, W width; R regions, r regions of a chunk; S classes of
+offsets, Cs = C_out/S; ny, nx maximum number of samples of a bin of the chunk along each axis.
 """
 
 from __future__ import annotations
@@ -19,12 +19,12 @@ from dcnseg.ops.checks import check_memory
 from dcnseg.ops.layout import is_channels_last, memory_format
 from dcnseg.ops.roi.geometry import position_dtype
 
-# Gathered values that one chunk of RoIs may hold: 64 MB in float32.
+# Maximum number of gathered values of a chunk of RoIs: 64 MiB in float32.
 _CHUNK_ELEMENTS = 1 << 24
 
 
 class Groups:
-    """Which channels the bins of each output channel read: sizes of one call."""
+    """Sizes of a call, and the input channels that the bins of each output channel read."""
 
     def __init__(
         self,
@@ -40,7 +40,7 @@ class Groups:
         self.channels = input.shape[1] // math.prod(group_size) // classes  # Cs
 
     def first_rows(self, image: Tensor) -> Tensor:
-        """Rows of the table where images, groups and classes begin: [r, S, kh, kw, 1, 1]."""
+        """Return the first table row of each image, group and class, [r, S, kh, kw, 1, 1]."""
         (gh, gw), (kh, kw), device = self.group_size, self.output_size, image.device
         row_group = torch.arange(kh, device=device) * gh // kh
         column_group = torch.arange(kw, device=device) * gw // kw
@@ -52,9 +52,9 @@ class Groups:
 
 
 def pixel_table(input: Tensor, groups: Groups) -> Tensor:
-    """Pixels as rows of Cs channels, [B*gh*gw*S*H*W + 1, Cs], float32 at least.
+    """Return the pixels as rows of Cs channels, [B*gh*gw*S*H*W + 1, Cs], in at least float32.
 
-    The last row is zero: everything that is not to be read, be it NaN, reads that.
+    The last row is zero and replaces pixels that must not be read, because they may be NaN.
     """
     (gh, gw), pixels = groups.group_size, groups.height * groups.width
     planes = input.to(position_dtype(input)).reshape(
@@ -66,7 +66,7 @@ def pixel_table(input: Tensor, groups: Groups) -> Tensor:
 
 
 def gather(table: Tensor, index: Tensor, image: Tensor, groups: Groups) -> Tensor:
-    """Rows of the table for pixels [r, 1 or S, kh, kw, ny, nx], -1 for the row of zeros."""
+    """Return the table rows of pixels [r, 1 or S, kh, kw, ny, nx]; -1 selects the row of zeros."""
     rows = torch.where(index >= 0, groups.first_rows(image) + index, table.shape[0] - 1)
     return table.index_select(0, rows.flatten()).view(*rows.shape, table.shape[1])
 
@@ -78,7 +78,7 @@ def in_chunks(
     counts: list[Tensor],
     groups: Groups,
 ) -> Tensor:
-    """Pool a few regions at a time: [R, C_out, kh, kw]. The backward gathers them again."""
+    """Pool chunk by chunk to [R, C_out, kh, kw]. The backward gathers the pixels again."""
     regions, (kh, kw) = parts[0].shape[0], groups.output_size
     bins = kh * kw * groups.classes
     _check_samples(counts[0], counts[1], bins, table)
@@ -95,35 +95,37 @@ def in_chunks(
 
 
 def _chunks(counts_y: Tensor, counts_x: Tensor, sample_elements: int) -> Iterator[tuple[int, int]]:
-    """Cut the regions so that no chunk gathers too much; at least one chunk, of no regions too."""
-    begin, most_y, most_x = 0, 0, 0
-    for i, (ny, nx) in enumerate(_most_samples(counts_y, counts_x)):
-        most_y, most_x = max(most_y, ny), max(most_x, nx)
-        if i > begin and (i + 1 - begin) * most_y * most_x * sample_elements > _CHUNK_ELEMENTS:
+    """Yield ranges of regions within `_CHUNK_ELEMENTS`; one empty range if there are no regions."""
+    begin, max_y, max_x = 0, 0, 0
+    for i, (ny, nx) in enumerate(_max_samples(counts_y, counts_x)):
+        max_y, max_x = max(max_y, ny), max(max_x, nx)
+        if i > begin and (i + 1 - begin) * max_y * max_x * sample_elements > _CHUNK_ELEMENTS:
             yield begin, i
-            begin, most_y, most_x = i, ny, nx
+            begin, max_y, max_x = i, ny, nx
     yield begin, counts_y.shape[0]
 
 
-def _most_samples(counts_y: Tensor, counts_x: Tensor) -> list[tuple[int, int]]:
-    """The most samples that a bin of each region has along y and x."""
+def _max_samples(counts_y: Tensor, counts_x: Tensor) -> list[tuple[int, int]]:
+    """Return the maximum number of samples of a bin of each region along y and x."""
     y, x = (count.flatten(1).amax(1).tolist() for count in (counts_y, counts_x))
     return list(zip(y, x, strict=True))
 
 
 def _check_samples(counts_y: Tensor, counts_x: Tensor, bins: int, table: Tensor) -> None:
-    """Raise a ShapeError if what one box gathers cannot be allocated."""
-    most = max((y * x for y, x in _most_samples(counts_y, counts_x)), default=0)
-    values = 2 * table.shape[1] * table.element_size()  # of a sample, gathered and weighted
-    needed = most * bins * (values + 2 * torch.int64.itemsize)
-    check_memory(needed, table.device, "The PyTorch code for {} samples of a bin", most)
+    """Raise a ShapeError if the samples of one box do not fit in memory."""
+    max_samples = max((y * x for y, x in _max_samples(counts_y, counts_x)), default=0)
+    values = 2 * table.shape[1] * table.element_size()  # per sample, gathered and weighted
+    needed = max_samples * bins * (values + 2 * torch.int64.itemsize)
+    check_memory(
+        needed, table.device, "The PyTorch implementation with {} samples per bin", max_samples
+    )
 
 
-def nan_for_bad(output: Tensor, image: Tensor) -> Tensor:
-    """NaN where a region is bad, that is where its image is -1."""
+def set_invalid_to_nan(output: Tensor, image: Tensor) -> Tensor:
+    """Return `output` with NaN for invalid regions, whose image is -1."""
     return torch.where((image < 0)[:, None, None, None], math.nan, output)
 
 
-def as_input(output: Tensor, input: Tensor) -> Tensor:
-    """In the dtype and the memory format of the input."""
+def to_output_format(output: Tensor, input: Tensor) -> Tensor:
+    """Convert to the dtype and memory format of `input`."""
     return output.to(input.dtype).contiguous(memory_format=memory_format(is_channels_last(input)))

@@ -1,10 +1,10 @@
-"""Where regions of interest (RoIs) lie and sample: boxes to bins, samples and shifts, in torch.
+"""Geometry of regions of interest (RoIs): boxes to bins, samples and shifts.
 
-The native code and the plain PyTorch code pool what this file lays out, so that both read the same
-pixels on every device. Entry points: `locate_regions`, then `make_bins` or `make_samples`, and
-`make_shift`. Everything is a torch operation on small [R, ...] tensors in `position_dtype`.
+The native and the PyTorch implementation both pool what this file computes, so that they read the
+same pixels on every device. Entry points: `locate_regions`, then `make_bins` or `make_samples`, and
+`make_shift`. All computations are torch operations on small [R, ...] tensors in `position_dtype`.
 
-R regions; k is kh or kw. An axis pair is (y, x).
+R regions; k is kh or kw. A pair of axes is (y, x).
 """
 
 from __future__ import annotations
@@ -17,52 +17,52 @@ from torch import Tensor
 
 from dcnseg.ops.roi.checks import Corners, Mode
 
-# Coordinates go no further than this, so that no sum or product of a few of them overflows float32.
-_FAR = 2.0**100
+# Coordinates are clamped to this magnitude, so that sums and products do not overflow float32.
+_MAX_COORDINATE = 2.0**100
 
-_MXNET_SAMPLES = 4  # along an axis of a bin, where the caller gives no number
+_MXNET_SAMPLES = 4  # default number of samples along an axis of a bin
 
 
 class Regions(NamedTuple):
-    """Boxes as they came, in pixels of the image; a box that is not finite lies at 0."""
+    """Boxes in pixels of the image; the corners of an invalid box are 0."""
 
-    image: Tensor  # [R], the batch index, or -1 for a box that is not finite
+    image: Tensor  # [R], batch index, or -1 for an invalid box
     low: Tensor  # [R, 2], (y1, x1)
     high: Tensor  # [R, 2], (y2, x2)
 
 
 class Extent(NamedTuple):
-    """Where regions lie in pixels of the map."""
+    """Start and size of regions in pixels of the map."""
 
     start: Tensor  # [R, 2]
     size: Tensor  # [R, 2]
 
 
 def position_dtype(input: Tensor) -> torch.dtype:
-    """Positions are computed in float32 at least."""
+    """Return the dtype of positions, which is at least float32."""
     return torch.promote_types(input.dtype, torch.float32)
 
 
 def locate_regions(boxes: Tensor | Sequence[Tensor], input: Tensor) -> Regions:
-    """Take checked boxes apart. They get no gradient, as in torchvision and mmcv.
+    """Split checked boxes into image and corners, without gradient, as in torchvision and mmcv.
 
-    Under torch.compile and CUDA graph capture nobody has looked at the batch indices: one that
-    names no image makes its box a bad one.
+    A box is invalid if a coordinate is not finite or its batch index is out of range; the latter is
+    not checked before under torch.compile and CUDA graph capture.
     """
     dtype = position_dtype(input)
     if isinstance(boxes, Tensor):
         index, corners = boxes.detach()[:, 0], boxes.detach()[:, 1:]
-        known = (index >= 0) & (index < input.shape[0]) & (index == index.floor())
+        is_valid = (index >= 0) & (index < input.shape[0]) & (index == index.floor())
     else:
         corners = torch.cat([each.detach() for each in boxes]) if boxes else input.new_empty(0, 4)
         each_index = [
             corners.new_full((each.shape[0],), i, dtype=dtype) for i, each in enumerate(boxes)
         ]
         index = torch.cat(each_index) if boxes else corners.new_empty(0, dtype=dtype)
-        known = index >= 0
-    good = known & corners.isfinite().all(1)
-    corners = _limit(torch.where(good[:, None], corners.to(dtype), 0))
-    image = torch.where(good, index.to(dtype), -1)
+        is_valid = index >= 0
+    is_valid = is_valid & corners.isfinite().all(1)
+    corners = _clamp_coordinates(torch.where(is_valid[:, None], corners.to(dtype), 0))
+    image = torch.where(is_valid, index.to(dtype), -1)
     return Regions(image, corners[:, [1, 0]], corners[:, [3, 2]])
 
 
@@ -73,18 +73,18 @@ def make_bins(
     size_hw: tuple[int, int],
     corners: Corners | None = None,
 ) -> Tensor:
-    """Whole pixels of every bin, clipped to the map.
+    """Compute the pixel ranges of every bin, clipped to the map.
 
     Args:
-        regions: R of them.
-        output_size: Bins (kh, kw).
+        regions: R regions.
+        output_size: Number of bins (kh, kw).
         spatial_scale: Pixels of the map per pixel of the boxes.
         size_hw: Height and width of the map.
-        corners: How `ps_roi_pool` reads corners; None: rounded, the end inclusive (Fast R-CNN).
+        corners: As in `ps_roi_pool`. None: rounded, with an inclusive end (Fast R-CNN).
 
     Returns:
-        int32 [R, 1 + 2*kh + 2*kw]: image (or -1 for a bad box), kh row begins, kh row ends, kw
-        column begins, kw column ends. A bin is empty where end <= begin.
+        int32 [R, 1 + 2*kh + 2*kw]: image (-1 for an invalid box), kh row begins, kh row ends, kw
+        column begins, kw column ends. Ends are exclusive; a bin is empty if end <= begin.
     """
     if corners == "rfcn":
         extent = _rfcn_extent(regions, spatial_scale)
@@ -113,21 +113,22 @@ def make_samples(
     size_hw: tuple[int, int],
     sampling_ratio: int,
 ) -> tuple[Tensor, Tensor]:
-    """Where every bin samples before it is displaced, and the size that offsets are relative to.
+    """Compute the samples of every bin without offsets, and the sizes that scale the offsets.
 
-    Sample i of a bin is at first + i*step along an axis.
+    Sample i of a bin has the position first + i*step along an axis.
 
     Args:
         mode: As in `deform_roi_pool`.
-        regions: R of them.
-        output_size: Bins (kh, kw).
+        regions: R regions.
+        output_size: Number of bins (kh, kw).
         spatial_scale: Pixels of the map per pixel of the boxes.
         size_hw: Height and width of the map.
-        sampling_ratio: Samples of a bin along an axis; 0: as the mode has it.
+        sampling_ratio: Number of samples of a bin along an axis; 0: as the mode defines.
 
     Returns:
-        [R, 1 + 3*kh + 3*kw]: image (or -1 for a bad box), then for the rows kh firsts, kh steps,
-        kh counts, then the same for the columns; and the size [R, 2], (height, width) in pixels.
+        samples: [R, 1 + 3*kh + 3*kw]: image (-1 for an invalid box), then kh firsts, kh steps and
+            kh counts of the rows, then the same for the columns.
+        size: [R, 2], (height, width) in pixels of the map.
     """
     if mode == "paper":
         pixels = make_bins(regions, output_size, spatial_scale, size_hw)
@@ -150,14 +151,14 @@ def make_samples(
             count = torch.ceil(bin_size).clamp(min=0)
         step = _divide(bin_size, count.clamp(min=1))
         first = start + order * bin_size
-        if mode == "mmcv":  # the middle of each part; mxnet samples at its beginning
+        if mode == "mmcv":  # the center of each part; mxnet samples at its start
             first = first + 0.5 * step
         columns += [first, step.expand_as(first), count.expand_as(first)]
     return torch.cat(columns, 1), extent.size
 
 
 def make_shift(offset: Tensor, size: Tensor, gamma: float) -> Tensor:
-    """Normalized offsets to pixels, differentiable.
+    """Convert normalized offsets to pixels; differentiable.
 
     Args:
         offset: [R, 2*classes, ph, pw], (x, y) interleaved.
@@ -173,7 +174,7 @@ def make_shift(offset: Tensor, size: Tensor, gamma: float) -> Tensor:
 
 
 def _samples_of_bins(bins: Tensor, output_size: tuple[int, int], image: Tensor) -> Tensor:
-    """Every pixel of a bin is a sample."""
+    """Return samples at every pixel of the bins."""
     kh, kw = output_size
     _, *edges = bins.to(image.dtype).split([1, kh, kh, kw, kw], 1)
     columns = [image[:, None]]
@@ -183,67 +184,66 @@ def _samples_of_bins(bins: Tensor, output_size: tuple[int, int], image: Tensor) 
 
 
 def _rounded_extent(regions: Regions, spatial_scale: float, end: int) -> Extent:
-    """Fast R-CNN: corners rounded to pixels; `end`=1 takes the last one in."""
+    """Extent with corners rounded to pixels (Fast R-CNN); `end`=1 includes the last pixel."""
     start = _round(_scaled(regions.low, spatial_scale))
     size = _round(_scaled(regions.high, spatial_scale)) - start + end
     return Extent(start, size.clamp(min=1))
 
 
 def _rfcn_extent(regions: Regions, spatial_scale: float) -> Extent:
-    """R-FCN: corners rounded before they are scaled, the last pixel taken in."""
+    """Extent with corners rounded before scaling, including the last pixel (R-FCN)."""
     start = _scaled(_round(regions.low), spatial_scale)
     size = _scaled(_round(regions.high) + 1, spatial_scale) - start
     return Extent(start, size.clamp(min=0.1))
 
 
 def _bins_along(extent: Extent, axis: int, bins: int) -> tuple[Tensor, Tensor, Tensor]:
-    """Start [R, 1] and size [R, 1] of the bins along an axis, and their numbers [k]."""
+    """Return start [R, 1] and size [R, 1] of the bins along an axis, and their indices [k]."""
     order = torch.arange(bins, device=extent.start.device, dtype=extent.start.dtype)
     size = extent.size[:, axis, None]
     return extent.start[:, axis, None], _divide(size, size.new_full((), bins)), order
 
 
-def _divide(value: Tensor, number: Tensor) -> Tensor:
-    """Quotient, in float32 with the same bits everywhere.
+def _divide(value: Tensor, divisor: Tensor) -> Tensor:
+    """Return the quotient, in float32 with the same bits on every device.
 
-    Compilers, and torch on a GPU where the number is none of its tensors, multiply by the
-    reciprocal instead, which in float32 gives other bins. Of a quotient in float64 both give the
-    same number when it is rounded.
+    Compilers, and torch on a GPU for a divisor that is not on it, multiply by the reciprocal
+    instead, which gives different bins in float32. In float64 both round to the same float32.
     """
-    return (_wide(value) / _wide(number)).to(value.dtype)
+    return (_to_float64(value) / _to_float64(divisor)).to(value.dtype)
 
 
 def _add_product(start: Tensor, factor: Tensor, size: Tensor) -> Tensor:
-    """Sum of `start` and factor*size, in float32 rounded twice everywhere; compilers fuse the two.
+    """Return start + factor*size with two roundings in float32, which compilers might fuse.
 
-    float64 holds the product of two float32 exactly, and a sum of two rounded to float64, then to
-    float32, is the sum rounded once.
+    The product of two float32 is exact in float64, and rounding a sum of two float32 to float64
+    first does not change its float32 value.
     """
-    product = (_wide(factor) * _wide(size)).to(start.dtype)
-    return (_wide(start) + _wide(product)).to(start.dtype)
+    product = (_to_float64(factor) * _to_float64(size)).to(start.dtype)
+    return (_to_float64(start) + _to_float64(product)).to(start.dtype)
 
 
-def _wide(value: Tensor) -> Tensor:
-    return value if value.device.type == "mps" else value.double()  # Apple's GPUs have no float64
+def _to_float64(value: Tensor) -> Tensor:
+    return value if value.device.type == "mps" else value.double()  # MPS does not support float64
 
 
 def _scaled(corners: Tensor, spatial_scale: float) -> Tensor:
-    return _limit(corners * spatial_scale)
+    return _clamp_coordinates(corners * spatial_scale)
 
 
-def _limit(corners: Tensor) -> Tensor:
-    return corners.clamp(-_FAR, _FAR)
+def _clamp_coordinates(corners: Tensor) -> Tensor:
+    return corners.clamp(-_MAX_COORDINATE, _MAX_COORDINATE)
 
 
 def _round(value: Tensor) -> Tensor:
-    """Half away from zero; floor(|v| + 0.5) would round the number below 0.5 up."""
-    whole = value.trunc()
-    return whole + (2 * (value - whole)).trunc()
+    """Round half away from zero; floor(|v| + 0.5) would round up the largest float below 0.5."""
+    truncated = value.trunc()
+    return truncated + (2 * (value - truncated)).trunc()
 
 
 def _to_pixel(edge: Tensor, size: int) -> Tensor:
-    """Clip to the map as floating point, as the edge may fit no integer, then again as integer.
+    """Clamp to the map, before the conversion, which could overflow, and after it.
 
-    float32 rounds sizes above 2^24.
+    Sizes above 2^24 are not exact in float32.
     """
     return edge.clamp(0, size).long().clamp(max=size).to(torch.int32)

@@ -1,4 +1,4 @@
-"""The RoI poolings that learn nothing, as modules."""
+"""Module interface of RoI pooling without offsets."""
 
 from __future__ import annotations
 
@@ -8,12 +8,12 @@ from torch import Tensor, nn
 
 from dcnseg.ops.backend import Backend
 from dcnseg.ops.checks import Pair, check_choice, make_pair
-from dcnseg.ops.roi.checks import CORNERS, Corners, check_numbers, check_product
+from dcnseg.ops.roi.checks import CORNERS, Corners, check_product, check_scale_and_gamma
 from dcnseg.ops.roi.pooling import ps_roi_pool, roi_avg_pool, roi_pool
 
 
 class RoIPool(nn.Module):
-    """`roi_pool` as a module.
+    """Module interface of `roi_pool`. The attribute `backend` is "auto" by default.
 
     Args:
         output_size: As in `roi_pool`.
@@ -22,7 +22,7 @@ class RoIPool(nn.Module):
 
     def __init__(self, output_size: int | Pair, spatial_scale: float = 1.0) -> None:
         super().__init__()
-        check_numbers(spatial_scale)
+        check_scale_and_gamma(spatial_scale)
         self.output_size = make_pair(output_size, "output_size")
         check_product(self.output_size, "output_size")
         self.spatial_scale = spatial_scale
@@ -33,12 +33,12 @@ class RoIPool(nn.Module):
         return roi_pool(input, boxes, self.output_size, self.spatial_scale, backend=self.backend)
 
     def extra_repr(self) -> str:
-        """The arguments."""
+        """Show the arguments."""
         return f"output_size={self.output_size}, spatial_scale={self.spatial_scale:g}"
 
 
 class RoIAvgPool(RoIPool):
-    """`roi_avg_pool` as a module; arguments as in `RoIPool`."""
+    """Module interface of `roi_avg_pool`; arguments as in `RoIPool`."""
 
     def forward(self, input: Tensor, boxes: Tensor | Sequence[Tensor]) -> Tensor:
         """Pool [B, C, H, W] to [R, C, kh, kw]."""
@@ -48,7 +48,7 @@ class RoIAvgPool(RoIPool):
 
 
 class PSRoIPool(nn.Module):
-    """`ps_roi_pool` as a module.
+    """Module interface of `ps_roi_pool`. The attribute `backend` is "auto" by default.
 
     Args:
         output_size: As in `roi_pool`.
@@ -64,7 +64,7 @@ class PSRoIPool(nn.Module):
         corners: Corners = "torchvision",
     ) -> None:
         super().__init__()
-        check_numbers(spatial_scale)
+        check_scale_and_gamma(spatial_scale)
         check_choice(corners, "corners", CORNERS)
         self.output_size = make_pair(output_size, "output_size")
         check_product(self.output_size, "output_size")
@@ -84,7 +84,7 @@ class PSRoIPool(nn.Module):
         )
 
     def extra_repr(self) -> str:
-        """The arguments."""
+        """Show the arguments."""
         return (
             f"output_size={self.output_size}, spatial_scale={self.spatial_scale:g}, "
             f"corners={self.corners}"

@@ -1,7 +1,7 @@
-"""The native RoI operators as torch sees them: their calls, their shapes, their derivatives.
+"""The native RoI operators: their calls, fake implementations and autograd formulas.
 
 Entry points: `roi_pool_native`, `roi_avg_pool_native`, `deform_roi_pool_native`, with the arguments
-of their namesakes ending in _reference. The schemas stand in cuda_ops/cpu/ops_cpu.cpp.
+of the functions that end in _reference. The schemas are defined in cuda_ops/cpu/ops_cpu.cpp.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ _BORDERS = {"paper": 0, "mmcv": 1, "mxnet": 2}  # `Border` in cuda_ops/include/b
 
 
 def roi_pool_native(input: Tensor, bins: Tensor, output_size: tuple[int, int]) -> Tensor:
-    """Largest value of every bin; see `roi_pool_reference`."""
+    """Maximum of every bin; see `roi_pool_reference`."""
     pixels = dense(input)
     output: Tensor
     output, _ = torch.ops.dcnseg.roi_pool(pixels, bins, *output_size, is_channels_last(pixels))
@@ -82,13 +82,13 @@ def _fake_roi_pool(
     return output, torch.empty_like(output, dtype=torch.int32)
 
 
-def _fake_roi_avg_pool(input: Tensor, bins: Tensor, *numbers: int) -> Tensor:
-    *size, channels_last = numbers
+def _fake_roi_avg_pool(input: Tensor, bins: Tensor, *settings: int) -> Tensor:
+    *size, channels_last = settings
     return _empty_output(input, bins, tuple(size), bool(channels_last))
 
 
-def _fake_deform_roi_pool(input: Tensor, samples: Tensor, shift: Tensor, *numbers: int) -> Tensor:
-    *size, _border, channels_last = numbers
+def _fake_deform_roi_pool(input: Tensor, samples: Tensor, shift: Tensor, *settings: int) -> Tensor:
+    *size, _border, channels_last = settings
     return _empty_output(input, samples, tuple(size), bool(channels_last))
 
 
@@ -97,33 +97,33 @@ def _fake_input_gradient(grad: Tensor, input: Tensor, *_rest: object) -> Tensor:
 
 
 def _fake_deform_roi_pool_backward(
-    grad: Tensor, input: Tensor, samples: Tensor, shift: Tensor, *numbers: int
+    grad: Tensor, input: Tensor, samples: Tensor, shift: Tensor, *settings: int
 ) -> tuple[Tensor, Tensor]:
-    input_wanted, shift_wanted = numbers[-2:]
+    needs_input, needs_shift = settings[-2:]
     return (
-        torch.empty_like(input) if input_wanted else input.new_empty(0),
-        shift.new_empty(shift.shape if shift_wanted else 0),
+        torch.empty_like(input) if needs_input else input.new_empty(0),
+        shift.new_empty(shift.shape if needs_shift else 0),
     )
 
 
 def _save_roi_pool(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
     input, bins, _kh, _kw, ctx.channels_last = inputs
     ctx.save_for_backward(input, bins, output[1])
-    ctx.set_materialize_grads(False)  # argmax has no gradient, not one of zeros
+    ctx.set_materialize_grads(False)  # no gradient for argmax
 
 
 def _save_roi_avg_pool(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    input, bins, *ctx.numbers, ctx.channels_last = inputs
+    input, bins, *ctx.settings, ctx.channels_last = inputs
     ctx.save_for_backward(input, bins)
 
 
 def _save_deform_roi_pool(ctx: Any, inputs: tuple[Any, ...], output: Tensor) -> None:
-    input, samples, shift, *ctx.numbers, ctx.channels_last = inputs
+    input, samples, shift, *ctx.settings, ctx.channels_last = inputs
     ctx.save_for_backward(input, samples, shift)
 
 
 def _grad_for_kernel(ctx: Any, grad: Tensor) -> Tensor:
-    """CUDA kernels read the gradient in the layout of the output; the CPU's take any strides."""
+    """Convert to the output's memory format for CUDA kernels; CPU kernels support any strides."""
     if not grad.is_cuda:
         return grad
     return grad.contiguous(memory_format=memory_format(ctx.channels_last))
@@ -144,35 +144,35 @@ def _roi_avg_pool_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     if not ctx.needs_input_grad[0]:
         return (None,) * 7
     grad = _grad_for_kernel(ctx, grad)
-    return torch.ops.dcnseg.roi_avg_pool_backward(grad, input, bins, *ctx.numbers), *(None,) * 6
+    return torch.ops.dcnseg.roi_avg_pool_backward(grad, input, bins, *ctx.settings), *(None,) * 6
 
 
 def _deform_roi_pool_backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
     input, samples, shift = ctx.saved_tensors
-    input_wanted, _, shift_wanted = ctx.needs_input_grad[:3]
-    if not (input_wanted or shift_wanted):
+    needs_input, _, needs_shift = ctx.needs_input_grad[:3]
+    if not (needs_input or needs_shift):
         return (None,) * 9
     grad = _grad_for_kernel(ctx, grad)
     input_grad, shift_grad = torch.ops.dcnseg.deform_roi_pool_backward(
-        grad, input, samples, shift, *ctx.numbers, input_wanted, shift_wanted
+        grad, input, samples, shift, *ctx.settings, needs_input, needs_shift
     )
     return (
-        input_grad if input_wanted else None,
+        input_grad if needs_input else None,
         None,
-        # No boxes, no elements: the kernels then take the shift for absent, and lose its shape.
-        shift_grad.reshape(shift.shape) if shift_wanted else None,
+        # Without boxes the kernels treat the empty shift as None and do not return its shape.
+        shift_grad.reshape(shift.shape) if needs_shift else None,
         *(None,) * 6,
     )
 
 
 def _refuse_second_derivative(ctx: Any, *grads: Tensor) -> None:
     raise NativeOpsError(
-        'The native RoI operators have no second derivative; pass backend="reference" for one.'
+        'The native RoI operators are not twice differentiable. Pass backend="reference".'
     )
 
 
 def roi_pool_self_test(device: torch.device) -> str | None:
-    """Why the CUDA kernels cannot be trusted on this device; None if small cases come out right."""
+    """Run the self-test of the CUDA kernels of `roi_pool`; see `run_self_test`."""
     return _self_test("max", device)
 
 
@@ -208,7 +208,7 @@ def _small_case(
     grouped: bool,
     mode: Mode,
 ) -> list[Tensor]:
-    """Output and gradients of a case with boxes on both sides of the map's edges."""
+    """Return output and gradients of a case with boxes that cross the borders of the map."""
     generator = torch.Generator().manual_seed(0)
 
     def leaf(*shape: int, dtype: torch.dtype = dtype) -> Tensor:
@@ -218,15 +218,15 @@ def _small_case(
     size_hw, k = (8, 7), (2, 2)
     input, offset = leaf(2, 8, *size_hw), leaf(3, 2, *k, dtype=torch.float32)
     boxes = [[0, -3, 1, 9, 15], [1, 4, 2, 17, 9], [1, 2.5, 3, 7, 12.5]]
-    place = torch.tensor(boxes, device=device, dtype=torch.float32)
-    regions = locate_regions(place, input)
+    box_tensor = torch.tensor(boxes, device=device, dtype=torch.float32)
+    regions = locate_regions(box_tensor, input)
     group_size = k if grouped else (1, 1)
-    wanted = [input]
+    leaves = [input]
     if kind == "deform":
         samples, size = make_samples(mode, regions, k, 0.5, size_hw, 0)
         pool = deform_roi_pool_native if native else deform_roi_pool_reference
         output = pool(input, samples, make_shift(offset, size, 0.1), k, group_size, mode)
-        wanted.append(offset)
+        leaves.append(offset)
     else:
         bins = make_bins(regions, k, 0.5, size_hw)
         if kind == "max":
@@ -234,11 +234,11 @@ def _small_case(
         else:
             average = roi_avg_pool_native if native else roi_avg_pool_reference
             output = average(input, bins, k, group_size)
-    return [output, *torch.autograd.grad(output.float().square().sum(), wanted)]
+    return [output, *torch.autograd.grad(output.float().square().sum(), leaves)]
 
 
 def _register() -> None:
-    """Give the native operators their shapes under torch.compile and their derivatives."""
+    """Register fake implementations and autograd formulas."""
     library = torch.library
     library.register_fake("dcnseg::roi_pool", _fake_roi_pool)
     library.register_fake("dcnseg::roi_avg_pool", _fake_roi_avg_pool)

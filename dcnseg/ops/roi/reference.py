@@ -1,9 +1,9 @@
-"""The poolings of whole pixels in plain PyTorch: definition, fallback, an oracle of the tests.
+"""Reference implementation of max and average RoI pooling in PyTorch, also used as the fallback.
 
-They pool the bins that `dcnseg.ops.roi.geometry` lays out. How many pixels the largest bin has is
-read from the tensors: torch.compile breaks its graph there, and a CUDA graph cannot be captured.
+Pools the bins that `dcnseg.ops.roi.geometry` computes. The size of the largest bin is read from the
+tensors, which breaks the graph of torch.compile and prevents the capture of CUDA graphs.
 
-Shape letters as in `dcnseg.ops.roi.gather`.
+Shape letters are those of `dcnseg.ops.roi.gather`.
 """
 
 from __future__ import annotations
@@ -13,17 +13,24 @@ import math
 import torch
 from torch import Tensor
 
-from dcnseg.ops.roi.gather import Groups, as_input, gather, in_chunks, nan_for_bad, pixel_table
+from dcnseg.ops.roi.gather import (
+    Groups,
+    gather,
+    in_chunks,
+    pixel_table,
+    set_invalid_to_nan,
+    to_output_format,
+)
 from dcnseg.ops.roi.geometry import position_dtype
 
 
 def roi_pool_reference(input: Tensor, bins: Tensor, output_size: tuple[int, int]) -> Tensor:
-    """Largest value of every bin; see `dcnseg.ops.roi.pooling`.
+    """Maximum of every bin; see `dcnseg.ops.roi.pooling`.
 
     Args:
         input: [B, C, H, W].
         bins: [R, 1 + 2*kh + 2*kw] of `make_bins`.
-        output_size: Bins (kh, kw).
+        output_size: Number of bins (kh, kw).
 
     Returns:
         [R, C, kh, kw] in the dtype and memory format of `input`.
@@ -33,11 +40,11 @@ def roi_pool_reference(input: Tensor, bins: Tensor, output_size: tuple[int, int]
     image = bins[:, 0].long().clamp(min=0)
     plane = image[:, None] * channels + torch.arange(channels, device=input.device)
     index = plane[:, :, None, None] * pixels + pixel.clamp(min=0)
-    # Gradients are summed in float32 at least.
+    # Gradients are summed in at least float32.
     values = input.to(position_dtype(input)).reshape(-1)
     values = values.index_select(0, index.flatten()).view(index.shape)
-    values = nan_for_bad(torch.where(pixel >= 0, values, 0), bins[:, 0])
-    return as_input(values, input)
+    values = set_invalid_to_nan(torch.where(pixel >= 0, values, 0), bins[:, 0])
+    return to_output_format(values, input)
 
 
 def roi_avg_pool_reference(
@@ -48,7 +55,7 @@ def roi_avg_pool_reference(
     Args:
         input: [B, C_out*gh*gw, H, W].
         bins: [R, 1 + 2*kh + 2*kw] of `make_bins`.
-        output_size: Bins (kh, kw).
+        output_size: Number of bins (kh, kw).
         group_size: (gh, gw); bin (i, j) of channel c reads channel
             (c*gh + i*gh//kh)*gw + j*gw//kw.
 
@@ -69,7 +76,7 @@ def roi_avg_pool_reference(
 
     counts = [(end - begin).clamp(min=0) for begin, end in (rows, columns)]
     output = in_chunks(pool, table, (bins[:, 0], *rows, *columns), counts, groups)
-    return as_input(nan_for_bad(output, bins[:, 0]), input)
+    return to_output_format(set_invalid_to_nan(output, bins[:, 0]), input)
 
 
 def _edges(
@@ -82,21 +89,21 @@ def _edges(
 
 
 def _pixels_of(begin: Tensor, end: Tensor) -> Tensor:
-    """Rows or columns of each bin, [r, k, n]; -1 behind its end."""
-    most = int((end - begin).clamp(min=0).max()) if begin.numel() else 0
-    pixel = begin[..., None] + torch.arange(most, device=begin.device)
+    """Rows or columns of each bin, [r, k, n]; -1 after its end."""
+    max_size = int((end - begin).clamp(min=0).max()) if begin.numel() else 0
+    pixel = begin[..., None] + torch.arange(max_size, device=begin.device)
     return torch.where(pixel < end[..., None], pixel, -1)
 
 
 def _window_index(row: Tensor, column: Tensor, width: int) -> Tensor:
-    """Pixel numbers of all bins, [r, kh, kw, ny, nx]; -1 where there is none."""
+    """Pixel indices of all bins, [r, kh, kw, ny, nx]; -1 where there is no pixel."""
     row, column = row[:, :, None, :, None], column[:, None, :, None, :]
     return torch.where((row >= 0) & (column >= 0), row * width + column, -1)
 
 
 @torch.no_grad()
 def _first_maxima(input: Tensor, bins: Tensor, output_size: tuple[int, int]) -> Tensor:
-    """Number of the pixel that is the first maximum of its bin, or -1: [R, C, kh, kw]."""
+    """Index of the pixel that is the first maximum of its bin, or -1: [R, C, kh, kw]."""
     groups = Groups(input, 1, output_size, (1, 1))
     table = pixel_table(input, groups)
     rows, columns = _edges(bins, output_size)
@@ -109,12 +116,12 @@ def _first_maxima(input: Tensor, bins: Tensor, output_size: tuple[int, int]) -> 
         values = gather(table, index, image, groups).flatten(4, 5)  # [r, 1, kh, kw, n, C]
         index = index.flatten(4, 5)
         values = torch.where(index[..., None] >= 0, values, -math.inf)
-        best = values.amax(4, keepdim=True)  # NaN if there is one
-        # Which of several maxima torch.max names is up to the device, so: the smallest number. In a
-        # bin of -inf alone that is number 0, a pixel of the bin unless it is empty.
+        maximum = values.amax(4, keepdim=True)  # NaN if any value is NaN
+        # Which of several maxima torch.max returns depends on the device, so the smallest index is
+        # selected. If all values are -inf, that is 0, a pixel of the bin unless it is empty.
         last = index.shape[4] - 1
-        number = torch.arange(last + 1, device=index.device, dtype=torch.int32)[:, None]
-        first = torch.where((values == best) | values.isnan(), number, last).amin(4)
+        order = torch.arange(last + 1, device=index.device, dtype=torch.int32)[:, None]
+        first = torch.where((values == maximum) | values.isnan(), order, last).amin(4)
         return index.gather(4, first.long())
 
     counts = [(end - begin).clamp(min=0) for begin, end in (rows, columns)]
