@@ -1,4 +1,4 @@
-// Memory orders and threads.
+// Memory formats and threads.
 #pragma once
 #include <algorithm>
 #include <mutex>
@@ -16,7 +16,7 @@ struct Strides4 {
   }
 };
 
-// Whether a [n0, n1, n2, n3] tensor lies in memory as [n0, n2, n3, n1] without gaps.
+// Whether a [n0, n1, n2, n3] tensor is dense in the order [n0, n2, n3, n1].
 inline bool is_channels_last(const Tensor& t) {
   if (t.numel() == 0) return true;
   const int64_t *n = t.sizes(), *s = t.strides();
@@ -44,18 +44,18 @@ inline std::vector<int64_t> channels_last_strides(const std::vector<int64_t>& n)
 
 inline int64_t round_up(int64_t value, int64_t step) { return (value + step - 1) / step * step; }
 
-// A pointer that may lie outside of its array until an offset is added.
+// A pointer that may be out of bounds until an offset is added.
 template <typename T>
 T* shifted(T* p, int64_t count) {
   return reinterpret_cast<T*>(reinterpret_cast<intptr_t>(p) + count * static_cast<int64_t>(sizeof(T)));
 }
 
-// Elements that one thread should have at least.
+// Minimum number of elements per thread.
 inline int64_t grain(int64_t elements_per_item) {
   return std::max<int64_t>(1, 32768 / std::max<int64_t>(1, elements_per_item));
 }
 
-// As parallel_for over [0, count), for functions that may throw: nothing may leave a parallel region.
+// parallel_for over [0, count) for functions that may throw: no exception may leave a parallel region.
 template <typename F>
 void parallel_ranges(int64_t count, int64_t grain, const F& f) {
   std::mutex mutex;
@@ -71,7 +71,7 @@ void parallel_ranges(int64_t count, int64_t grain, const F& f) {
   DCN_CHECK(error.empty(), error);
 }
 
-// f(i) for each i < count, each on a thread of its own if there are several.
+// f(i) for each i < count, each on its own thread if there are several.
 template <typename F>
 void for_slots(int64_t count, const F& f) {
   if (count == 1) return f(0);

@@ -1,7 +1,7 @@
-// The positions cut into parts, each with the pixels of the input that it samples.
+// Division of the positions into parts, each with the range of input pixels that it samples.
 //
-// Where an input has to be copied, or its gradient summed apart, this is done part by part, so that the memory
-// for it is bounded at any image size. Offsets are a few pixels as a rule; then a part's pixels are a band of
+// An input that has to be copied, or whose gradient has to be summed in a buffer, is processed part by part, which
+// bounds the memory at any image size. Offsets are usually a few pixels, so that the pixels of a part are a band of
 // rows.
 #pragma once
 #include <algorithm>
@@ -10,17 +10,17 @@
 #include "cpu/conv/tap_plans.h"
 namespace dcnseg_ops {
 
-#if defined(DCN_LITTLE_MEMORY)  // a test's build, in which small cases meet the limits
+#if defined(DCN_LITTLE_MEMORY)  // set by a test build, in which small cases reach the limits
 constexpr int64_t kMostCopies = 2 << 10, kLeastCopies = 1, kMostSums = 2 << 10;
 #else
 constexpr int64_t kMostCopies = 16 << 20;  // bytes
-constexpr int64_t kLeastCopies = 1 << 20;  // of a thread
+constexpr int64_t kLeastCopies = 1 << 20;  // per thread
 constexpr int64_t kMostSums = 4 << 20;
 #endif
 
 struct Part {
   int64_t begin, end;               // positions
-  int64_t first_pixel, last_pixel;  // counted over all images
+  int64_t first_pixel, last_pixel;  // indices over all images
 
   int64_t pixels() const { return last_pixel - first_pixel; }
 };
@@ -49,20 +49,20 @@ RowRange sampled_rows(const DeformConvParams& p, const Planes<A>& offset, int64_
       const A* from = offset.data + image * offset.batch + 2 * (g * p.taps() + t) * offset.channel + row * offset.row;
       const A base = static_cast<A>(row * p.stride_h - p.pad_h + t / p.kernel_w * p.dilation_h);
       for (int64_t x = 0; x < p.out_width; ++x) {
-        const A y = base + from[x * offset.column];  // NaN is neither lower nor higher
+        const A y = base + from[x * offset.column];  // false for NaN
         low = y < low ? y : low;
         high = y > high ? y : high;
       }
     }
-  // A pixel more on each side: for the second corner, and for the roundings of a sum in another order.
+  // One more pixel on each side: for the second corner, and for rounding errors of a different summation order.
   const int64_t begin = static_cast<int64_t>(std::floor(std::max(low, A(-2)))) - 1;
   const int64_t end = static_cast<int64_t>(std::floor(std::min(high, A(p.height)))) + 3;
   const int64_t first = std::max<int64_t>(0, std::min(begin, p.height));
   return {first, std::max(first, std::min(end, p.height))};
 }
 
-// Parts of at most `most_pixels` pixels: whole images, or bands of one. None if the offsets of a single row of
-// positions reach too far for that.
+// Parts of at most `most_pixels` pixels: images, or bands of one. Empty if the offsets of a single row of positions
+// reach too far.
 template <typename A>
 Parts parts_of(const DeformConvParams& p, const Planes<A>& offset, int64_t most_pixels) {
   Parts result;
@@ -100,7 +100,7 @@ Parts parts_of(const DeformConvParams& p, const Planes<A>& offset, int64_t most_
   return result;
 }
 
-// Pixels [begin, end), cut where an image ends: f(image, its first pixel, how many, how many before).
+// Splits pixels [begin, end) at image boundaries: f(image, first pixel of the image, count, number of pixels before).
 template <typename F>
 void for_images(int64_t begin, int64_t end, int64_t pixels, const F& f) {
   for (int64_t at = begin; at < end;) {

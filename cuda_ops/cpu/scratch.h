@@ -1,7 +1,7 @@
-// Working memory that is kept from call to call.
+// Scratch memory that is reused between calls.
 //
-// Fresh memory comes from the kernel page by page and is cleared first: for the 9 MB of a packed weight of 512
-// channels that took as long as sampling all of the columns.
+// The kernel clears new memory page by page on first use: for the 9 MB of a packed weight of 512 channels that took as
+// long as sampling all columns.
 #pragma once
 #include <cstdint>
 #include <cstdlib>
@@ -56,7 +56,7 @@ class ScratchPool {
 
  private:
 #if defined(__SANITIZE_ADDRESS__)
-  static constexpr bool kIsExact = true;  // so that it sees what lies outside
+  static constexpr bool kIsExact = true;  // so that it detects out-of-bounds accesses
 #else
   static constexpr bool kIsExact = false;
 #endif
@@ -66,7 +66,7 @@ class ScratchPool {
     return {data, bytes};
   }
 
-  // So that what other shapes left does not keep out what this one gives back.
+  // Frees blocks of other sizes to make room for the returned one.
   void free_oldest() noexcept {
     std::free(idle_.front().data);
     idle_bytes_ -= idle_.front().bytes;
@@ -74,26 +74,25 @@ class ScratchPool {
   }
 
   static constexpr size_t kMostIdle = 24 << 20;
-  std::mutex mutex_;         // never waited for: a process forked while it was held would wait for ever
-  std::vector<Block> idle_;  // from the oldest to the newest
+  std::mutex mutex_;         // only try_lock: a process forked while it is locked would wait forever
+  std::vector<Block> idle_;  // oldest first
   size_t idle_bytes_ = 0;
 };
 
-// Of the process; never destroyed, as threads may still use it at its end.
+// One per process, never destroyed, because threads may still use it at exit.
 inline ScratchPool& scratch_pool() {
   static ScratchPool* pool = new ScratchPool;
   return *pool;
 }
 
 template <typename T>
-class Buffer {  // uninitialized memory for the time of a call, aligned to cache
-                // lines
+class Buffer {  // uninitialized memory for one call, aligned to cache lines
  public:
   Buffer() = default;
   Buffer(Buffer&& o) noexcept : block_(o.block_) { o.block_ = {}; }
   Buffer& operator=(Buffer&&) = delete;
   ~Buffer() { scratch_pool().give(block_); }
-  // The same memory, with what it holds, until more is asked for than ever before.
+  // The same memory with its contents, until more is requested than ever before.
   T* get(int64_t count) {
     const size_t bytes = static_cast<size_t>(count) * sizeof(T);
     if (!block_.data || bytes > block_.bytes) {

@@ -1,16 +1,16 @@
-// Work that several threads need the result of, and that is done once.
+// Work that is done once by the threads that need its result.
 #pragma once
 #include <atomic>
 #include <cstdint>
 #include <thread>
 namespace dcnseg_ops {
 
-// Whoever needs it does pieces of it until none is left, and then waits for those that others have taken. Nothing is
-// done before a thread comes to need it, which then has what it did itself in its cache.
+// A thread that needs the result executes pieces until none is left, then waits for those of other threads. Work
+// starts when the first thread needs it, so that the result is in that thread's cache.
 class SharedWork {
  public:
-  // Returns when all of `pieces`, always as many, are done: f(i) for each of them, on any of the threads. It must not
-  // throw, as the others would wait for that piece for ever.
+  // Returns when all `pieces` pieces are done: f(i) for each of them, on any thread. `pieces` must be the same in
+  // every call. f must not throw, because other threads would wait for its piece forever.
   template <typename F>
   void need(int64_t pieces, const F& f) {
     static_assert(noexcept(f(pieces)));

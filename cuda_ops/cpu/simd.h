@@ -1,18 +1,17 @@
-// Vectors of 64 bytes in the compiler's own vector extension: the same source becomes AVX-512, AVX2 or SSE code
-// in the clones of a function (DCN_CLONES). Trap: only functions that are inlined take over the instruction set
-// of the clone.
+// 64-byte vectors of the compiler's vector extension: the same source compiles to AVX-512, AVX2 or SSE in the clones
+// of a function (DCN_CLONES). Pitfall: only inlined functions are compiled for the instruction set of the clone.
 #pragma once
 #include <cstdint>
 #include <type_traits>
 
-#if defined(DCN_CLONES)  // a sanitizer's build, which sets it to nothing
+#if defined(DCN_CLONES)  // set to nothing by sanitizer builds
 #elif defined(__x86_64__) && defined(__gnu_linux__) && defined(__GNUC__) && !defined(__clang__) && __GNUC__ >= 12
 #define DCN_CLONES __attribute__((target_clones("arch=x86-64-v4", "arch=x86-64-v3", "default")))
 #else
 #define DCN_CLONES
 #endif
 #define DCN_INLINE inline __attribute__((always_inline))
-#define DCN_INLINE_LAMBDA __attribute__((always_inline))  // after its arguments
+#define DCN_INLINE_LAMBDA __attribute__((always_inline))  // placed after the parameter list
 
 namespace dcnseg_ops {
 
@@ -29,7 +28,7 @@ typedef uint32_t u32x16 __attribute__((vector_size(64)));
 typedef uint16_t u16x16 __attribute__((vector_size(32)));
 typedef int32_t i32x16 __attribute__((vector_size(64)));
 
-// The type that sums are kept in, and the vector that holds values of T in that type.
+// The type of sums, and the vector that holds values of T in that type.
 template <typename T>
 struct Simd {
   using Acc = float;
@@ -47,10 +46,10 @@ using AccOf = typename Simd<T>::Acc;
 template <typename T>
 using VecOf = typename Simd<T>::Vec;
 
-// The conversions of 16-bit floats are written in integers, for a number (F float, U uint32_t) and a vector of them
-// alike, and without comparisons, which GCC 12 takes apart, number by number, before it clones a function.
+// The conversions of 16-bit floats use integer operations, both for scalars (F float, U uint32_t) and vectors of them.
+// They avoid comparisons, which GCC 12 scalarizes before it clones a function.
 //
-// All bits where v exceeds the limit, else none; both are less than 2^31.
+// All bits set where v > limit, else 0; both are less than 2^31.
 DCN_INLINE uint32_t exceeds(uint32_t v, uint32_t limit) {
   return static_cast<uint32_t>(static_cast<int32_t>(limit - v) >> 31);
 }
@@ -72,28 +71,28 @@ template <typename F, typename U>
 DCN_INLINE F float_of(U bits, const bf16*) {
   return bits_as<F>(U(bits << 16));
 }
-// Rounded to the nearest, ties to even; NaN stays NaN.
+// Rounds to nearest even; NaN stays NaN.
 template <typename F, typename U>
 DCN_INLINE U bits_of(F value, const bf16*) {
   const U u = bits_as<U>(value), is_nan = exceeds(u & 0x7fffffff, 0x7f800000);
   return select(is_nan, U(0 * u + 0x7fc0), (u + 0x7fff + ((u >> 16) & 1)) >> 16);
 }
 
-// float16 has exponents from 2^-14, below which its steps stay 2^-24.
+// float16 has exponents down to 2^-14; smaller values are multiples of 2^-24.
 template <typename F, typename U>
 DCN_INLINE F float_of(U bits, const f16*) {
   const U magnitude = bits & 0x7fff;
-  // As a float's bits the number is 2^112 times too small; the product is exact, also for those below 2^-14.
+  // As bits of a float, the value is 2^112 times too small; the multiplication is exact, also for subnormal values.
   const U finite = bits_as<U>(F(bits_as<F>(U(magnitude << 13)) * 0x1p112f));
   const U value = select(exceeds(magnitude, 0x7bff), magnitude << 13 | 0x7f800000, finite);
   return bits_as<F>(U(value | (bits & 0x8000) << 16));
 }
-// Rounded to the nearest, ties to even; too large numbers become infinite, NaN stays NaN.
+// Rounds to nearest even; values out of range become infinite, NaN stays NaN.
 template <typename F, typename U>
 DCN_INLINE U bits_of(F value, const f16*) {
   const U u = bits_as<U>(value), magnitude = u & 0x7fffffff;
   const U normal = (magnitude - (112u << 23) + 0xfff + ((magnitude >> 13) & 1)) >> 13;
-  // A float of 0.5 to 1 has steps of 2^-24: adding 0.5 rounds to them.
+  // A float in [0.5, 1) is a multiple of 2^-24, so that adding 0.5 rounds to that.
   const U small = bits_as<U>(F(bits_as<F>(magnitude) + 0.5f)) - 0x3f000000;
   U result = select(exceeds(magnitude, (113u << 23) - 1), normal, small);
   result = select(exceeds(magnitude, 0x477fefff), U(0 * u + 0x7c00), result);  // from 65520 on

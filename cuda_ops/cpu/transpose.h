@@ -1,10 +1,10 @@
-// Transposes of row-major matrices, 16 x 16 numbers at a time in vector registers.
+// Transposes of row-major matrices, in blocks of 16 x 16 elements in vector registers.
 #pragma once
 #include <algorithm>
 #include "cpu/simd.h"
 namespace dcnseg_ops {
 
-// 16 numbers of 4 bytes, or of 2 bytes widened to 4.
+// 16 elements of 4 bytes, or of 2 bytes widened to 4.
 template <typename T>
 DCN_INLINE u32x16 load_bits(const T* p) {
   if constexpr (sizeof(T) == 2) {
@@ -33,7 +33,7 @@ DCN_INLINE void store_bits(T* p, u32x16 v) {
 #define DCN_SHUFFLE16(a, b, ...) __builtin_shuffle(a, b, i32x16{__VA_ARGS__})
 #endif
 
-// Rows i and i + S exchange the halves of each 2S x 2S block that lie off its diagonal.
+// Rows i and i + S swap the off-diagonal halves of each 2S x 2S block.
 template <int S>
 DCN_INLINE void exchange(u32x16& a, u32x16& b) {
   const u32x16 x = a, y = b;
@@ -71,10 +71,10 @@ DCN_INLINE void transpose_16x16(const T* in, int64_t in_stride, T* out, int64_t 
   for (int i = 0; i < 16; ++i) store_bits(out + i * out_stride, v[i]);
 }
 
-// out[c][r] = in[r][c] for r < rows and c < columns; consecutive rows are a stride apart. The rows of `out` are
-// written from front to end, 16 at a time: the other way round took twice as long where they are short. Where they
-// are written next is fetched, as a store that misses the cache waits for it: without, it took up to 1.8 times as long.
-// So is what the next columns read, as there are more rows than the processor follows by itself.
+// out[c][r] = in[r][c] for r < rows and c < columns; strides are those of consecutive rows. The rows of `out` are
+// written sequentially, 16 at a time: the other order took twice as long for short rows. The next lines to write are
+// prefetched, because a store that misses the cache waits for its line: without, it took up to 1.8 times as long. The
+// next columns to read are prefetched because the hardware does not track so many rows.
 template <typename T>
 DCN_CLONES void transpose_block(const T* in, int64_t in_stride, T* out, int64_t out_stride, int64_t rows,
                                 int64_t columns) {
@@ -95,8 +95,8 @@ DCN_CLONES void transpose_block(const T* in, int64_t in_stride, T* out, int64_t 
     for (int64_t r = 0; r < rows; ++r) out[c * out_stride + r] = in[r * in_stride + c];
 }
 
-// As transpose_block for a dense matrix of few columns, [rows][columns] without gaps: a vector is loaded across
-// the end of its row, where the next rows lie.
+// transpose_block for a dense matrix of few columns, [rows][columns]: a vector load extends beyond the end of its row
+// into the next rows.
 template <typename T>
 DCN_CLONES void transpose_narrow(const T* in, T* out, int64_t out_stride, int64_t rows, int64_t columns) {
   int64_t r = 0;

@@ -1,4 +1,4 @@
-// The element types: from a tensor's dtype to a C++ type; sums and conversions of whole arrays.
+// Element types: mapping from dtypes to C++ types; sums and conversions of arrays.
 #pragma once
 #include <algorithm>
 #include "cpu/gemm/microkernel.h"
@@ -7,7 +7,7 @@
 #include "torch_c_abi.h"
 namespace dcnseg_ops {
 
-// f(value of the tensor's type).
+// f(value of the tensor's element type).
 template <typename F>
 auto by_dtype(const Tensor& input, const F& f) {
   const int32_t dtype = input.dtype();
@@ -18,7 +18,7 @@ auto by_dtype(const Tensor& input, const F& f) {
   throw std::runtime_error("dcnseg: expected float64, float32, bfloat16 or float16 on the CPU");
 }
 
-// f(value of the tensor's type, value of the type that products are computed from).
+// f(value of the tensor's element type, value of the element type of the GEMM).
 template <typename F>
 auto by_product_types(const Tensor& input, const F& f) {
   return by_dtype(input, [&](auto value) {
@@ -37,7 +37,7 @@ DCN_CLONES void add_bias_to_rows(AccOf<T>* values, int64_t rows, int64_t columns
     for (int64_t j = 0; j < columns; ++j) values[j] += load_one(bias + j);
 }
 
-// to = from, rounded to another type.
+// to = from, converted to another type.
 template <typename F, typename T>
 DCN_CLONES void convert_values(const F* from, int64_t count, T* to) {
   for (int64_t i = 0; i < count; ++i) store_one(to + i, static_cast<AccOf<T>>(load_one(from + i)));

@@ -1,5 +1,5 @@
-// What all CUDA kernels share: numbers and the type they are summed in, and which thread does what.
-// No torch, so that kernels also compile for the host emulation (DCN_EMULATE).
+// Shared by all CUDA kernels: element types and the types of their sums, and the assignment of work to threads.
+// Independent of torch, so that the kernels also compile for the host emulation (DCN_EMULATE).
 #pragma once
 #include <cstdint>
 #ifdef DCN_EMULATE
@@ -16,13 +16,13 @@
 namespace dcnseg_ops {
 
 #ifdef DCN_EMULATE
-constexpr int kThreads = 64;  // of a block: each is a thread of the host
+constexpr int kThreads = 64;  // per block: each is a thread on the host
 #else
 constexpr int kThreads = 256;
 #endif
 constexpr int kWarp = 32;
 
-// Values have type T, sums of them type A: to_sum turns a T into an A, Value<T>::from rounds back.
+// Elements have type T, their sums type A: to_sum converts T to A, Value<T>::from rounds back.
 __device__ inline float to_sum(float v) { return v; }
 __device__ inline double to_sum(double v) { return v; }
 template <typename T>

@@ -1,18 +1,18 @@
-// dcnseg's operators for CUDA tensors as torch calls them; the schemas stand in cpu/ops_cpu.cpp.
+// dcnseg's operators for CUDA tensors; the schemas are defined in cpu/ops_cpu.cpp.
 //
-// Kernels run on torch's current stream of the tensors' device; memory comes from torch's allocator, which knows that
-// stream; nothing waits for the device: all can be captured in a CUDA graph.
+// Kernels run on torch's current stream of the tensors' device. Memory is allocated by torch for that stream. Nothing
+// synchronizes with the device, so that all calls can be captured in a CUDA graph.
 #include "cuda/conv/deform_conv2d.h"
 #include "cuda/torch_cuda.h"
 #include "deform_conv_checks.h"
 namespace dcnseg_ops {
-void register_roi_operators(TorchLibraryHandle cuda);  // of roi/ops_roi.cu
+void register_roi_operators(TorchLibraryHandle cuda);  // defined in roi/ops_roi.cu
 }
 using namespace dcnseg_ops;
 
 namespace {
 
-// From input, offset, mask, weight and the numbers behind them: everything the kernels rely on.
+// Converts and checks input, offset, mask, weight and the integers after them: everything the kernels rely on.
 ConvCall checked_call(Tensor input, Tensor offset, Tensor mask, Tensor weight, const StableIValue* numbers,
                       bool allow_tf32) {
   const int32_t dtype = input.dtype(), position_dtype = sum_dtype(input);
@@ -63,11 +63,11 @@ void deform_conv2d_backward_boxed(StableIValue* stack, uint64_t, uint64_t) {
 
 }  // namespace
 
-// As in cpu/ops_cpu.cpp; to be called after the CPU library's, which defines the schemas.
+// As in cpu/ops_cpu.cpp. Call it after that of the CPU library, which defines the schemas.
 extern "C" __attribute__((visibility("default"))) const char* dcnseg_register() {
   static std::string error;
   try {
-    TorchLibraryHandle cuda = nullptr;  // kept for the life of the process
+    TorchLibraryHandle cuda = nullptr;  // never freed
     DCN_CALL(aoti_torch_library_init_impl("dcnseg", "CUDA", __FILE__, __LINE__, &cuda));
     DCN_CALL(torch_library_impl(cuda, "deform_conv2d", &deform_conv2d_boxed, kAbi));
     DCN_CALL(torch_library_impl(cuda, "deform_conv2d_backward", &deform_conv2d_backward_boxed, kAbi));

@@ -1,5 +1,5 @@
-// What the CUDA operators share: torch's device, stream and allocator, launches, and the checks of
-// arguments that keep a direct call of torch.ops.dcnseg from reading or writing what is not its own.
+// Shared by the CUDA operators: torch's device, stream and allocator, launches, and the checks of arguments that
+// prevent out-of-bounds accesses in direct calls of torch.ops.dcnseg.
 #pragma once
 #include <string>
 #include <type_traits>
@@ -25,7 +25,7 @@ inline void check_cuda(cudaError_t error, const char* what) {
   DCN_CHECK(error == cudaSuccess, std::string(what) + ": " + cudaGetErrorString(error));
 }
 
-// Runs a kernel with n threads or, where there are very many, with fewer that take several turns.
+// Launches a kernel with n threads, or with fewer that iterate if n is very large.
 #define DCN_RUN(kernel, n, stream, ...)                                            \
   do {                                                                             \
     if ((n) > 0) {                                                                 \
@@ -34,7 +34,7 @@ inline void check_cuda(cudaError_t error, const char* what) {
     }                                                                              \
   } while (0)
 
-// f(a value of the tensor's type, a value of the type that its sums and positions have)
+// f(value of the tensor's element type, value of the type of its sums and positions)
 template <typename F>
 auto by_dtype(const Tensor& t, const F& f) {
   const int32_t dtype = t.dtype();
@@ -45,7 +45,7 @@ auto by_dtype(const Tensor& t, const F& f) {
   throw std::runtime_error("dcnseg: expected a floating-point tensor");
 }
 
-// A tensor of memory that somebody else keeps alive.
+// A tensor that does not own its memory.
 inline Tensor view_of(const void* data, int64_t numel, int32_t dtype, const Tensor& like) {
   const int64_t stride = 1;
   AtenTensorHandle handle;
@@ -62,8 +62,8 @@ inline Tensor empty_dense(const std::vector<int64_t>& sizes, const std::vector<i
   return Tensor(handle);
 }
 
-// A gradient of type T that kernels add to in type A. Only where these differ are the sums kept in
-// a tensor of their own. An empty gradient is not wanted: its sums are null.
+// A gradient of type T to which kernels add in type A. If these differ, the sums have a tensor of their own. An empty
+// gradient is not needed: its sums are null.
 template <typename T, typename A>
 class SummedGradient {
  public:
@@ -74,7 +74,7 @@ class SummedGradient {
     check_cuda(cudaMemsetAsync(sums(), 0, static_cast<size_t>(count_) * sizeof(A), stream_), "cudaMemsetAsync");
   }
   A* sums() const { return count_ ? sums_.out<A>() : nullptr; }
-  void finish() const {  // once everything is added
+  void finish() const {  // after the last addition
     if constexpr (!std::is_same_v<T, A>)
       DCN_RUN((round_values<T, A>), count_, stream_, sums_.in<A>(), count_, gradient_.out<T>());
   }
@@ -85,23 +85,23 @@ class SummedGradient {
   cudaStream_t stream_;
 };
 
-// Strides of a [N, C, H, W] tensor without gaps.
+// Strides of a dense [N, C, H, W] tensor.
 inline std::vector<int64_t> dense_strides(const int64_t* sizes, bool channels_last) {
   const int64_t c = sizes[1], h = sizes[2], w = sizes[3];
   return channels_last ? std::vector<int64_t>{h * w * c, 1, w * c, c} : std::vector<int64_t>{c * h * w, h * w, w, 1};
 }
 
-// Whether numbers lie as these strides say; that of an axis of one number does not matter.
+// Whether a tensor has these strides; the stride of an axis of size 1 is ignored.
 inline bool has_strides(const Tensor& t, const std::vector<int64_t>& strides) {
   for (size_t i = 0; i < strides.size(); ++i)
     if (t.sizes()[i] != 1 && t.strides()[i] != strides[i]) return t.numel() == 0;
   return true;
 }
 
-// Whether a [N, C, H, W] tensor lies in memory as [N, H, W, C], or in both orders at once.
+// Whether a [N, C, H, W] tensor is dense in the order [N, H, W, C], possibly in both orders.
 inline bool lies_in_rows(const Tensor& t) { return has_strides(t, dense_strides(t.sizes(), true)); }
 
-// Whether a tensor is channels-last; where both hold, both say the same.
+// Whether a tensor is channels-last; false if it is contiguous as well.
 inline bool is_channels_last(const char* name, const Tensor& t) {
   DCN_CHECK(t.dim() == 4, std::string(name) + " must have four dimensions");
   if (has_strides(t, dense_strides(t.sizes(), false))) return false;
@@ -116,7 +116,7 @@ inline bool is_contiguous(const Tensor& t) {
 }
 
 inline void check_argument(const char* name, const Tensor& t, int32_t dtype, const Tensor& input) {
-  DCN_CHECK(t.dtype() == dtype, std::string(name) + " has the wrong dtype for this input");
+  DCN_CHECK(t.dtype() == dtype, std::string(name) + " does not have the dtype that the input requires");
   DCN_CHECK(t.device_type() == input.device_type() && t.device_index() == input.device_index(),
             std::string(name) + " is not on the device of the input");
 }

@@ -1,5 +1,5 @@
-// Between planes, [images][channels][pixels], and rows, [positions][channels]: tiles of 32 x 32 numbers go through
-// shared memory, so that both sides are read and written side by side. No torch (see kernel_common.cuh).
+// Transposes between planes, [images][channels][pixels], and rows, [positions][channels]: tiles of 32 x 32 elements go
+// through shared memory, so that reads and writes are coalesced. Independent of torch (see kernel_common.cuh).
 #pragma once
 #include "cuda/conv/taps.cuh"
 namespace dcnseg_ops {
@@ -12,12 +12,12 @@ inline dim3 tiles_of(int64_t positions, int64_t channels) {
 }
 inline dim3 tile_threads() { return dim3(kSide, kThreads / kSide); }
 
-// Where a channel of a position lies in planes.
+// The address of a channel of a position in planes.
 __device__ inline int64_t in_planes(int64_t position, int64_t channel, int64_t channels, int64_t pixels) {
   return (position / pixels * channels + channel) * pixels + position % pixels;
 }
 
-// Rows of the positions `range`; the planes begin with position 0.
+// Rows of the positions `range`; the planes start with position 0.
 template <typename T>
 __global__ void planes_to_rows(const T* planes, int64_t channels, int64_t pixels, Range range, T* rows) {
   __shared__ T tile[kSide][kSide + 1];
@@ -47,7 +47,7 @@ __global__ void rows_to_planes(const From* rows, int64_t channels, int64_t pixel
           Value<To>::from(to_sum(tile[threadIdx.x][j]));
 }
 
-// Every one of `count` rows becomes `row`.
+// Copies `row` to each of `count` rows.
 template <typename T>
 __global__ void fill_rows(const T* row, int64_t channels, int64_t count, T* rows) {
   const int64_t first = blockIdx.x * static_cast<int64_t>(kSide), mine = blockIdx.y * kSide + threadIdx.x;

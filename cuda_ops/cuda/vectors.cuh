@@ -1,4 +1,4 @@
-// Several neighboring numbers that are read, written or added to at once. No torch (see kernel_common.cuh).
+// Vectors of adjacent elements that are read, written or added at once. Independent of torch (see kernel_common.cuh).
 #pragma once
 #include "cuda/kernel_common.cuh"
 namespace dcnseg_ops {
@@ -25,7 +25,7 @@ __device__ inline Vector<T, N> zeros() {
   return vector;
 }
 
-// Whether one instruction adds N numbers of this type to memory.
+// Whether one instruction adds N elements of this type to global memory.
 template <int N, typename A>
 DCN_HD constexpr bool adds_at_once() {
 #if defined(__CUDA_ARCH__) && __CUDA_ARCH__ >= 900
@@ -35,8 +35,8 @@ DCN_HD constexpr bool adds_at_once() {
 #endif
 }
 
-// Adds N numbers to memory that other threads add to as well. `to` is a multiple of N numbers from where an
-// allocation starts.
+// Atomically adds N elements to global memory. The distance of `to` from the start of the allocation is a multiple of
+// N elements.
 template <int N, typename A>
 __device__ inline void add_to_memory(A* to, const A* values) {
   if constexpr (adds_at_once<N, A>()) {

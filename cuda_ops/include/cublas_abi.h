@@ -1,5 +1,5 @@
-// The part of cuBLAS that the operators call: its one function's type and the numbers it takes, after its headers
-// (cublas_api.h, library_types.h), so that the build needs no cuBLAS. A test compares them.
+// The part of cuBLAS that the operators use: the type of one function and the constants it takes, as in its headers
+// (cublas_api.h, library_types.h), so that the build does not need cuBLAS. A test compares them with the headers.
 #pragma once
 namespace dcnseg_ops {
 namespace cublas {
@@ -11,7 +11,7 @@ using Gemm = int (*)(void* handle, int op_a, int op_b, int m, int n, int k, cons
 constexpr const char* kGemmName = "cublasGemmStridedBatchedEx";
 constexpr int kPlain = 0, kTransposed = 1, kDefaultAlgorithm = -1;
 constexpr int kFloat32 = 0, kFloat64 = 1, kFloat16 = 2, kBfloat16 = 14;
-// kSumFloat32 of float32 may be made from tf32 where the handle's math mode says so; kSumExactFloat32 never is.
+// kSumFloat32 allows TF32 for float32 if the handle's math mode does; kSumExactFloat32 never does.
 constexpr int kSumFloat32 = 68, kSumExactFloat32 = 69, kSumFloat64 = 70, kSumFromTf32 = 77;
 
 }  // namespace cublas

@@ -1,4 +1,4 @@
-// The numbers that describe one deformable convolution, computed once from the arguments.
+// Parameters of a deformable convolution, computed from the arguments.
 #pragma once
 #include <cstdint>
 #include <stdexcept>
@@ -15,14 +15,14 @@ struct DeformConvParams {
 
   DCN_HD int64_t taps() const { return kernel_h * kernel_w; }
   DCN_HD int64_t out_pixels() const { return out_height * out_width; }
-  DCN_HD int64_t positions() const { return batch * out_pixels(); }    // P over all images
+  DCN_HD int64_t positions() const { return batch * out_pixels(); }    // P, over all images
   DCN_HD int64_t group_channels() const { return channels / groups; }  // of a convolution group
   DCN_HD int64_t offset_group_channels() const { return channels / offset_groups; }
   DCN_HD int64_t group_outputs() const { return out_channels / groups; }
   DCN_HD int64_t depth() const { return taps() * group_channels(); }  // K of the GEMM
 };
 
-// From the sizes of input, offset and weight, and the seven numbers of the schemas.
+// From the sizes of input, offset and weight, and the seven integers of the schemas.
 inline DeformConvParams make_params(const int64_t* in, const int64_t* out, const int64_t* w, const uint64_t* numbers) {
   const auto number = [&](int i) { return static_cast<int64_t>(numbers[i]); };
   DeformConvParams p{};
@@ -35,7 +35,7 @@ inline DeformConvParams make_params(const int64_t* in, const int64_t* out, const
   p.border = static_cast<Border>(number(6));
   p.groups = p.channels / w[1];
   p.offset_groups = out[1] / (2 * p.taps());
-  // The pixels of one image are numbered in 32 bits; everything else has 64.
+  // Pixel indices of an image are 32-bit; all other indices are 64-bit.
   if (p.height * p.width >= INT32_MAX - 2 * p.width)
     throw std::runtime_error("deform_conv2d: an image of the input has 2^31 pixels or more");
   return p;

@@ -1,11 +1,10 @@
-// Where a RoI bin samples, for the CPU loops, the CUDA kernels and the tests.
+// Sample positions of a RoI bin, shared by the CPU loops, the CUDA kernels and the tests.
 //
-// Along one axis sample i of a bin is at (first + i * step) + shift. Every operation is rounded by
-// itself: a fused multiply-add would put a sample on the other side of a border's limit on some
-// machines, and there is no counting on compilers to contract alike.
+// Along an axis, sample i of a bin is at (first + i * step) + shift. Every operation is rounded separately: a fused
+// multiply-add could move a sample across the limit of a border, and compilers do not contract consistently.
 //
-// The number of samples may be huge (a box may be 1e30 pixels wide); `valid_samples` finds those that
-// read something without walking over all of them.
+// The number of samples may be huge, because a box may be 1e30 pixels wide; `valid_samples` finds the samples that
+// read a pixel without visiting the others.
 #pragma once
 #include <cstdint>
 #include "bilinear.h"
@@ -18,7 +17,7 @@ DCN_HD double rounded_product(double a, double b) { return __dmul_rn(a, b); }
 DCN_HD float rounded_sum(float a, float b) { return __fadd_rn(a, b); }
 DCN_HD double rounded_sum(double a, double b) { return __dadd_rn(a, b); }
 #else
-// `volatile` because gcc contracts through everything milder when it vectorizes.
+// `volatile`, because GCC contracts through anything weaker when it vectorizes.
 template <typename acc_t>
 DCN_HD acc_t rounded_product(acc_t a, acc_t b) {
   volatile acc_t product = a * b;
@@ -30,7 +29,7 @@ DCN_HD acc_t rounded_sum(acc_t a, acc_t b) {
 }
 #endif
 
-// The samples of one bin along one axis. `count` is a whole number, of any size.
+// The samples of one bin along one axis. `count` is an integer of any magnitude.
 template <typename acc_t>
 struct SampleAxis {
   acc_t first, step, count, shift;
@@ -44,16 +43,16 @@ struct SampleRange {
   int64_t begin, end;
 };
 
-// v as an index in 0..most; NaN gives 0.
+// Converts v to an index in 0..most; NaN gives 0.
 template <typename acc_t>
 DCN_HD int64_t clamp_index(acc_t v, int64_t most) {
   if (!(v > acc_t(0))) return 0;
   return v < static_cast<acc_t>(most) ? static_cast<int64_t>(v) : most;
 }
 
-// Contains the indices of all samples within [-1, size], the widest limits of any border, and some
-// more. What rounding may add is taken to be a pixel and two indices at most: a sample beyond
-// coordinates of 2^20 may be missed, but no loop becomes long.
+// A range that contains the indices of all samples within [-1, size], the widest limits of any border. It allows for
+// rounding errors of one pixel and two indices: a sample at a coordinate above 2^20 may be missed, but no loop becomes
+// long.
 template <typename acc_t>
 DCN_HD SampleRange samples_near(const SampleAxis<acc_t>& axis, int32_t size) {
   if (size == 0) return {0, 0};
@@ -69,15 +68,15 @@ DCN_HD SampleRange samples_near(const SampleAxis<acc_t>& axis, int32_t size) {
   return {begin, end < count ? end : count};
 }
 
-// Whether a sample at v reads something. A border of zeros has, at -1 exactly, no value but the right
-// derivative, as `locate` has it.
+// Whether a sample at v reads a pixel. With a border of zeros a sample at exactly -1 has the value 0, but a nonzero
+// right-hand derivative, see `locate`.
 template <typename acc_t>
 DCN_HD bool reads_something(Border border, acc_t v, int32_t size) {
   return is_valid(border, v, size) || (border == Border::zero && v == acc_t(-1));
 }
 
-// Exactly the indices of the samples that read something: they lie side by side, since rounded sums and
-// products keep the order of the samples.
+// The exact range of samples that read a pixel. They are consecutive, because rounded sums and products preserve the
+// order of the samples.
 template <typename acc_t>
 DCN_HD SampleRange valid_samples(Border border, const SampleAxis<acc_t>& axis, int32_t size) {
   SampleRange range = samples_near(axis, size);

@@ -1,5 +1,5 @@
-// Runs the CPU convolution, whole, on generated cases beside plain loops in double, under the sanitizers: every
-// dtype and memory order, several threads. Prints what differs; returns 1 if anything does.
+// Runs the complete CPU convolution on generated cases under the sanitizers and compares with plain loops in double:
+// every dtype and memory format, several threads. Prints differences; returns 1 if there are any.
 #include <cstdlib>
 #include "cpu/conv/deform_conv2d.h"
 #include "cpu/conv/sampling.h"
@@ -19,13 +19,13 @@ static std::vector<int64_t> contiguous(const std::vector<int64_t>& n) {
   return strides;
 }
 
-// Strides of one of the memory orders that an argument may have.
+// Strides of one of the memory formats of an argument.
 static std::vector<int64_t> dense_strides(const std::vector<int64_t>& n) {
   return pick(0, 1) ? contiguous(n) : channels_last_strides(n);
 }
 static std::vector<int64_t> any_strides(const std::vector<int64_t>& n) {
   if (pick(0, 2)) return dense_strides(n);
-  const int64_t row = n[3] + 2;  // a part of something larger, or innermost in the batch
+  const int64_t row = n[3] + 2;  // a slice of a larger tensor, or batch innermost
   return pick(0, 1) ? std::vector<int64_t>{n[1] * n[2] * row, n[2] * row, row, 1}
                     : std::vector<int64_t>{1, n[0], n[0] * n[1] * n[3], n[0] * n[1]};
 }
@@ -70,7 +70,7 @@ template <typename T>
 static bool check(Convolution c, double tolerance) {
   using A = AccOf<T>;
   DeformConvParams& p = c.p;
-  const bool has_many_outputs = columns_of(p) < 1 << 15 && !pick(0, 3);  // else the loops take long
+  const bool has_many_outputs = columns_of(p) < 1 << 15 && !pick(0, 3);  // otherwise the loops take long
   p.out_channels = p.groups * (has_many_outputs ? pick(31, 100) : pick(1, 6));
   const auto normals = [](int64_t count) {
     std::vector<double> values(static_cast<size_t>(count));
@@ -144,8 +144,8 @@ static bool check(Convolution c, double tolerance) {
          (!wanted.weight || compare("grad_weight", values_of<T>(grads.weight), grad_weight, loose, number));
 }
 
-// Places of positions, pixels and channels beyond 2^31, in the last image of a batch that nobody has to allocate: one
-// offset serves all positions.
+// Indices of positions, pixels and channels above 2^31, in the last image of a batch that is not allocated: one offset
+// is used for all positions.
 static bool check_large_indices() {
   DeformConvParams p{};
   p.batch = 3, p.channels = 64, p.height = p.width = p.out_height = p.out_width = 30000;
@@ -163,7 +163,7 @@ static bool check_large_indices() {
     right = right && plans.plans[0].index[0][j] + plans.block.first_pixel[j] == first + j &&
             reinterpret_cast<intptr_t>(pixels_of.corners(plans.plans[0], plans.block.first_pixel[j], j).row[0]) ==
                 (first + j) * p.channels * static_cast<intptr_t>(sizeof(float));
-  Sampler<float> strided = sampler;  // of offsets that are only addressed
+  Sampler<float> strided = sampler;  // offsets are addressed, not read
   strided.offset = {&offset, 18 * pixels, pixels, p.out_width, 1};
   start_block(strided, first, first + kBlock, plans.block);
   for (int j = 0; j < kBlock; ++j)
@@ -172,7 +172,7 @@ static bool check_large_indices() {
   return right;
 }
 
-// Arguments: how many convolutions, of which those after the first 40 are small, and the seed they are generated from.
+// Arguments: number of convolutions, of which those after the first 40 are small, and the seed.
 int main(int count, char** arguments) {
   if (!check_large_indices()) return 1;
   const int cases = count > 1 ? std::atoi(arguments[1]) : 40;

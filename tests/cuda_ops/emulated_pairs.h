@@ -1,5 +1,5 @@
-// Lets the products of pairs of bfloat16 run where the machine has AVX-512 but not their instruction. For the
-// compiler's option -include, before all of a program's sources.
+// Emulates the GEMM of pairs of bfloat16 on CPUs with AVX-512 but without its instruction. For the compiler option
+// -include, before all sources of a program.
 #pragma once
 #if defined(__x86_64__) && defined(__gnu_linux__) && defined(__GNUC__) && !defined(__clang__) && __GNUC__ >= 12
 #include <immintrin.h>

@@ -1,6 +1,6 @@
-// What the CUDA operators call of torch beyond fake_torch.h, and of cuBLAS, so that they run on the host, whole: their
-// kernels by the emulation, the library's product as plain loops. A program with it is linked with -rdynamic, as the
-// product is looked up by its name.
+// The functions of torch and cuBLAS that the CUDA operators call, in addition to fake_torch.h, so that complete
+// operators run on the host: kernels in the emulator, the GEMM of cuBLAS as plain loops. Programs must be linked with
+// -rdynamic, because the GEMM is looked up by name.
 #pragma once
 #include <map>
 #include <string>
@@ -8,7 +8,7 @@
 #include "fake_torch.h"
 
 using Boxed = void (*)(StableIValue*, uint64_t, uint64_t);
-static std::map<std::string, Boxed> fake_operators;  // as they were registered
+static std::map<std::string, Boxed> fake_operators;  // as registered
 
 template <typename T>
 static double fake_number(const void* data, int64_t at) {
@@ -46,7 +46,7 @@ AOTITorchError torch_library_impl(TorchLibraryHandle, const char* name, Boxed ca
   return 0;
 }
 
-// Column-major, after cuBLAS's documentation: c [m][n] = alpha * op(a) [m][k] * op(b) [k][n] + beta * c.
+// Column-major, as documented by cuBLAS: c [m][n] = alpha * op(a) [m][k] * op(b) [k][n] + beta * c.
 __attribute__((visibility("default"))) int cublasGemmStridedBatchedEx(
     void*, int op_a, int op_b, int m, int n, int k, const void* alpha, const void* a, int a_type, int lda,
     long long stride_a, const void* b, int b_type, int ldb, long long stride_b, const void* beta, void* c, int c_type,

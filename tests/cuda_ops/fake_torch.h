@@ -1,5 +1,5 @@
-// As much of torch's C ABI as the CPU operators call, so that they run without torch, whole, under the
-// sanitizers: tensors in memory of exactly their size, and parallel_for on real threads.
+// The part of torch's C ABI that the CPU operators call, so that complete operators run without torch under the
+// sanitizers: tensors in buffers of exactly their size, and parallel_for on real threads.
 #pragma once
 #include <algorithm>
 #include <cstdlib>

@@ -1,12 +1,12 @@
-// Runs the fused forward's own source on host threads (cuda_ops/emu) on generated convolutions, beside plain loops in
-// double. The tolerance is what the rounding of columns, of the output and, as tf32, of the weight can do. Prints what
-// differs; returns 1 if anything does.
+// Runs the source of the fused forward on host threads (tests/cuda_ops/emulator) on generated convolutions and
+// compares with plain loops in double. The tolerance is the rounding of columns, output and, for TF32, weight. Prints
+// differences; returns 1 if there are any.
 #define DCN_EMULATE
 #include <cstdlib>
 #include "cuda/conv/fused_forward.cuh"
 #include "oracle.h"
 
-// Channels in vectors of `unit` numbers; most often more or less than whole steps or tiles. Groups of both kinds cut
+// Channels in vectors of `unit` elements, usually not a multiple of steps or tiles. Groups and offset groups divide
 // the channels in different places.
 static DeformConvParams pick_fused_sizes(int unit, int most_outputs) {
   DeformConvParams p = pick_sizes(unit);
@@ -41,7 +41,7 @@ static std::vector<double> doubles(const std::vector<T>& values) {
   return result;
 }
 
-// How much rounding changes a number, relative, at most; float32 becomes tf32.
+// Maximum relative rounding error of an element; float32 becomes TF32.
 template <typename T>
 constexpr double kRounding = std::is_same_v<T, Bfloat16> ? 0x1p-8 : 0x1p-11;
 
@@ -93,8 +93,8 @@ static bool check(const Convolution& c, bool has_mask, bool has_bias, bool chann
       const int64_t at = channels_last ? position * p.out_channels + o
                                        : (position / pixels * p.out_channels + o) * pixels + position % pixels;
       const double ours = to_sum(output[at]);
-      // Roundings of many columns are independent: their sum grows with the root of the sum of squares, whose fourfold
-      // has not been seen to be exceeded by chance and is less than one missing product.
+      // Rounding errors of many columns are independent: their sum grows with the root of the sum of squares. Four
+      // times that has not been exceeded by chance, and is less than one missing product.
       const double roundings = std::fmin(size, 4 * std::sqrt(squares)) * (sizeof(T) == 4 ? 2 : 1) + std::fabs(sum);
       const double bound = kRounding<T> * roundings + 1e-6 * (1 + size);
       if (std::isfinite(sum) ? std::fabs(ours - sum) <= bound : !std::isfinite(ours)) continue;
@@ -109,7 +109,7 @@ static bool check_cases(const char* name, int cases) {
   for (int i = 0; i < cases; ++i) {
     const Convolution c = generate_fused(kPerVector<T>, kOutputs + kOutputs / 4);
     const bool has_mask = pick(0, 1), has_bias = pick(0, 2), channels_last = pick(0, 1);
-    // As on a large device, or so little that only some taps' samples fit.
+    // Shared memory of a large device, or so little that only the samples of some taps fit.
     const size_t available = pick(0, 1) ? 227 << 10 : FusedShared<kOutputs>::bytes(2, pick(1, 4));
     if (check<T, Multiplier<T, kOutputs>>(c, has_mask, has_bias, channels_last, available)) continue;
     const DeformConvParams& p = c.p;
@@ -123,7 +123,7 @@ static bool check_cases(const char* name, int cases) {
 
 #ifdef __SANITIZE_THREAD__
 constexpr int kCases = 1;  // it is slow
-// A fault would else leave threads waiting for each other.
+// A fault would otherwise leave threads waiting for each other.
 extern "C" const char* __tsan_default_options() { return "halt_on_error=1"; }
 #else
 constexpr int kCases = 3;
@@ -131,7 +131,7 @@ constexpr int kCases = 3;
 
 int main(int count, char** arguments) {
   if (count > 1) generator.seed(static_cast<unsigned>(std::atoi(arguments[1])));
-#ifdef DCN_FEW_KINDS  // for faults that all of them have, as compiling takes longest
+#ifdef DCN_FEW_KINDS  // for faults that affect all variants, because compiling takes longest
   return check_cases<Bfloat16, MmaSync, 64>("bfloat16, mma.sync, 64 outputs", kCases) &&
                  check_cases<Bfloat16, Wgmma, 64>("bfloat16, wgmma, 64 outputs", kCases)
              ? 0

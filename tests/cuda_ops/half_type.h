@@ -1,5 +1,5 @@
-// A number of 16 bits (bfloat16) for the emulated kernels, whose sums are float: so that values and
-// sums have different types, as most often on a GPU. To be included after a .cuh file.
+// A 16-bit element type (bfloat16) for the emulated kernels, whose sums are float, so that elements and sums have
+// different types. Include it after a .cuh file.
 #pragma once
 namespace dcnseg_ops {
 

@@ -1,5 +1,5 @@
-// The conversions of 16-bit floats: every float16 is read as what its bits mean, and numbers of every size are
-// rounded to the nearest one, ties to even, alone and in vectors.
+// Checks the conversions of 16-bit floats: every float16 is read correctly, and values of all magnitudes are rounded
+// to nearest even, as scalars and in vectors.
 #include <cmath>
 #include <cstdio>
 #include <cstring>
@@ -42,12 +42,12 @@ static bool check_reading() {
 
 template <typename T, typename Oracle>
 static bool check_rounding(const char* name, const Oracle& oracle) {
-  constexpr uint64_t kStep = 4099;  // a prime: all exponents with many fractions, ties included below
+  constexpr uint64_t kStep = 4099;  // a prime: all exponents with many fractions, including ties
   for (uint64_t first = 0; first < uint64_t(1) << 32; first += 16 * kStep) {
     float from[16];
     for (uint64_t i = 0; i < 16; ++i) {
       uint32_t bits = static_cast<uint32_t>(first + i * kStep);
-      if (i % 4 == 3) bits &= 0xfffff000;                   // a tie of float16, or its neighbor
+      if (i % 4 == 3) bits &= 0xfffff000;                   // a tie of float16, or next to one
       if (i % 4 == 2) bits = (bits & 0xffff0000) | 0x8000;  // of bfloat16
       std::memcpy(from + i, &bits, 4);
     }

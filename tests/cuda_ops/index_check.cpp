@@ -1,7 +1,7 @@
-// Runs the last threads of the CUDA kernels, on the host, on tensors of more than 2^31 numbers. Their
-// memory is reserved only, and exists where it is touched. An index computed in 32 bits reads or writes
-// elsewhere, or is a signed overflow, which the sanitizer sees. Returns 1 if a number is not what it must
-// be, and 77 where this machine reserves no such memory.
+// Runs the last threads of the CUDA kernels on the host on tensors of more than 2^31 elements, whose memory is
+// reserved and allocated on first use. An index computed in 32 bits accesses another address or is a signed overflow,
+// which the sanitizer reports. Returns 1 if an element is wrong, and 77 if this machine does not reserve so much
+// memory.
 #define DCN_EMULATE
 #include <sys/mman.h>
 #include <sys/resource.h>
@@ -25,7 +25,7 @@ class Reserved {  // `count` zeros
   Reserved& operator=(const Reserved&) = delete;
   ~Reserved() { munmap(data_, bytes()); }
   T* data() const { return data_; }
-  T& from_end(long long i) const { return data_[count_ - i]; }  // 1: the last
+  T& from_end(long long i) const { return data_[count_ - i]; }  // 1: the last element
   bool is_huge() const { return count_ > (1LL << 31); }
 
  private:
@@ -34,11 +34,11 @@ class Reserved {  // `count` zeros
   T* data_;
 };
 
-// Runs those of n threads that share a block with the last one, one after another.
+// Runs those of n threads that are in the block of the last one, one after another.
 template <typename F>
 static void run_last_threads(long long n, const F& kernel) {
   blockDim = dim3(32);
-  gridDim = dim3(1u << 30);  // so that none of them has a second turn
+  gridDim = dim3(1u << 30);  // so that no thread iterates
   blockIdx = dim3(static_cast<unsigned>((n - 1) / 32));
   for (unsigned t = 0; t < 32; ++t) {
     threadIdx = dim3(t);
@@ -46,7 +46,7 @@ static void run_last_threads(long long n, const F& kernel) {
   }
 }
 
-// Runs one block of a kernel whose threads pass numbers to each other.
+// Runs one block of a kernel whose threads exchange values.
 template <typename F>
 static void run_block(dim3 index, dim3 threads, const F& kernel) {
   emu::launch(dim3(1), threads, 0, [&] {
@@ -62,7 +62,7 @@ static void expect(const char* what, double value, double expected) {
   ok = false;
 }
 
-// The last pixel of the last image holds 3; the gradient of its last column is 5.
+// The last pixel of the last image is 3; the gradient of its last column is 5.
 static void check_convolution() {
   DeformConvParams p{};
   p.batch = 2, p.channels = p.out_channels = 65536, p.groups = p.offset_groups = 16384;
@@ -75,7 +75,7 @@ static void check_convolution() {
   input.from_end(1) = 3;
   grad_columns.from_end(1) = 5;
   mask.from_end(1) = 1;
-  offset.from_end(40000 + 1) = -1;  // the last tap lies one row below the map, and is moved back to it
+  offset.from_end(40000 + 1) = -1;  // the last tap is one row below the map and is moved back to it
   const Positions<float> positions{offset.data(), mask.data()};
   const Range all{0, p.positions()};
   const dim3 last(blocks_of_spots(p, all).x - 1);
@@ -93,7 +93,7 @@ static void check_convolution() {
   expect("grad_mask", grad_mask.from_end(1), 15);
 }
 
-// The last number of rows is the last of planes, too.
+// The last element of rows is also the last one of planes.
 static void check_transposes() {
   const long long channels = 65536, pixels = 40000, count = 2 * channels * pixels;
   const Range all{0, 2 * pixels};
@@ -130,7 +130,7 @@ static void check_windows(long long batch, long long groups, bool channels_last)
   const Reserved<int32_t> argmax(outputs), bins(kBoxes * 29);
   for (const auto* tensor : {&input, &output}) expect("huge", tensor->is_huge(), 1);
   bins.from_end(29) = static_cast<int32_t>(batch - 1);
-  bins.from_end(7 + 1) = bins.from_end(14 + 7 + 1) = 199;  // begins of the last column and row
+  bins.from_end(7 + 1) = bins.from_end(14 + 7 + 1) = 199;  // begins of the last row and column
   bins.from_end(1) = bins.from_end(14 + 1) = 200;          // ends
   input.from_end(1) = 3;
   grad.from_end(1) = 5;
@@ -154,9 +154,9 @@ static void check_deformed(bool channels_last) {
   const Reserved<float> input(inputs), output(outputs), grad(outputs), grad_input(inputs), shift(2 * outputs),
       grad_shift(2 * outputs), samples(kBoxes * 43);
   samples.from_end(43) = 1;
-  samples.from_end(1) = samples.from_end(21 + 1) = 1;                   // counts of the last column and row
+  samples.from_end(1) = samples.from_end(21 + 1) = 1;                   // counts of the last row and column
   samples.from_end(14 + 1) = 199, samples.from_end(21 + 14 + 1) = 200;  // firsts: a row below the map
-  shift.from_end(1) = -1;                                               // y, moved back to it
+  shift.from_end(1) = -1;                                               // y, moved back to the map
   input.from_end(1) = 3;
   grad.from_end(1) = 5;
   const RoiPositions<float> positions{samples.data(), shift.data()};
@@ -175,7 +175,7 @@ static void check_deformed(bool channels_last) {
 }
 
 int main() {
-  const rlimit seconds{10, 10};  // a wrong index may make a loop endless
+  const rlimit seconds{10, 10};  // a wrong index may cause an endless loop
   setrlimit(RLIMIT_CPU, &seconds);
   check_convolution();
   check_transposes();

@@ -1,7 +1,7 @@
-// Runs the CUDA convolution, whole, on the host: from torch's call through the cutting into tiles to the kernels' own
-// source (cuda_ops/emu), on generated cases beside plain loops in double, under the sanitizers. Every dtype and memory
-// order. The tensor cores' kernel is played by plain loops (fused_check runs the real one). Prints what differs;
-// returns 1 if anything does.
+// Runs the complete CUDA convolution on the host, from the call by torch to the source of the kernels
+// (tests/cuda_ops/emulator), on generated cases under the sanitizers, and compares with plain loops in double: every
+// dtype and memory format. The fused kernel is replaced by plain loops (fused_check runs the real one). Prints
+// differences; returns 1 if there are any.
 #define DCN_EMULATE
 #include "cuda/conv/deform_conv2d.cu"
 #include "cuda/conv/deform_conv2d_backward.cu"
@@ -101,7 +101,7 @@ static std::vector<double> normals(int64_t count) {
   return rounded<T>(values);
 }
 
-// Arguments beside a generated convolution, and what the operators must give.
+// Arguments of a generated convolution, and the expected results.
 template <typename T>
 struct Whole {
   using A = SumOf<T>;
@@ -149,7 +149,7 @@ struct Whole {
   }
 };
 
-// The seven numbers of the schemas.
+// The seven integers of the schemas.
 static std::vector<StableIValue> numbers_of(const DeformConvParams& p) {
   std::vector<StableIValue> numbers;
   for (int64_t n : {p.stride_h, p.stride_w, p.pad_h, p.pad_w, p.dilation_h, p.dilation_w, int64_t(p.border)})
@@ -214,7 +214,7 @@ static bool check(Convolution c, double tolerance) {
 }
 
 #ifndef DCN_LITTLE_MEMORY
-// How large convolutions are cut for a cache of 50 MiB: nothing is lost, and the buffers stay below 64 MiB.
+// Division of large convolutions for an L2 cache of 50 MiB: complete, and with buffers below 64 MiB.
 static bool check_cuts() {
   for (const int64_t channels : {64, 256, 512})
     for (const int64_t size : {33, 65, 128, 256})
@@ -223,7 +223,7 @@ static bool check_cuts() {
         p.batch = 8, p.channels = p.out_channels = channels, p.groups = p.offset_groups = 1;
         p.height = p.width = p.out_height = p.out_width = size, p.kernel_h = p.kernel_w = 3;
         if (size * size * channels > 128 * 128 * 256) continue;
-        // A backward of contiguous tensors: copies of an image, its gradient's sums, rows of the output's gradient.
+        // A backward of contiguous tensors: copies of an image, sums of its gradient, rows of the output gradient.
         const BufferBytes buffers{size * size * channels * (bytes + 4), channels * (9 + 1) * bytes,
                                   channels * channels * 9 * (bytes + 4)};
         const Cut cut = cut_of(p, buffers, 50 << 20);

@@ -1,5 +1,5 @@
-// Every microkernel that this machine can run, with every number of rows, beside plain loops: edges of panels,
-// odd depths, sums that go on. Buffers have exactly their size.
+// Compares every microkernel that this CPU supports, for every number of rows, with plain loops: edges of panels, odd
+// depths, accumulation. Buffers have exactly their size.
 #include "cpu/gemm/microkernel.cpp"
 #include "random_case.h"
 

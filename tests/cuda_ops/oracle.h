@@ -1,4 +1,4 @@
-// Generated convolutions, and the formula as plain loops in double, for the checks beside this file.
+// Generated convolutions, and the formula as plain loops in double, for the programs in this folder.
 #pragma once
 #include <algorithm>
 #include <numeric>
@@ -13,7 +13,7 @@ struct Convolution {
   std::vector<double> input, offset, mask, grad_columns;
 };
 
-// Kernels up to 3x3 in every third case, else up to 9x9, or a line of up to 33 taps.
+// Kernels up to 3x3 in every third case, otherwise up to 9x9, or a line of up to 33 taps.
 static void pick_kernel(DeformConvParams& p) {
   p.kernel_h = pick(1, 3), p.kernel_w = pick(1, 3);
   const int kind = pick(0, 5);
@@ -22,8 +22,8 @@ static void pick_kernel(DeformConvParams& p) {
   if (kind == 3) p.kernel_h = pick(4, 33), p.kernel_w = 1;
 }
 
-// Groups and offset groups; in two of three cases neither number divides the other. Each part that both cut out of the
-// channels has `multiple` channels, or some times as many.
+// Groups and offset groups; in two of three cases neither divides the other. Each range of channels between their
+// boundaries is a multiple of `multiple`.
 static void pick_groups(DeformConvParams& p, int multiple) {
   p.groups = pick(1, 2), p.offset_groups = pick(1, 3);
   if (pick(0, 2)) do
@@ -35,7 +35,7 @@ static void pick_groups(DeformConvParams& p, int multiple) {
 
 static int64_t columns_of(const DeformConvParams& p) { return p.positions() * p.taps() * p.channels; }
 
-// The sizes of a convolution of one output for each group.
+// The sizes of a convolution with one output per group.
 static DeformConvParams pick_sizes(int multiple) {
   DeformConvParams p{};
   pick_groups(p, multiple);
@@ -55,8 +55,8 @@ static DeformConvParams pick_sizes(int multiple) {
   return p;
 }
 
-// A convolution of at most so many columns, and spots, which are one tap of one offset group at one position.
-// Channels of each group come in a multiple of `multiple`, as vectors need it.
+// A convolution with limits on the numbers of columns and of spots (one tap of one offset group at one position). The
+// channels of each group are a multiple of `multiple`, as vectors require.
 [[maybe_unused]] static Convolution generate(int multiple = 1, int64_t most_columns = 1 << 18,
                                              int64_t most_spots = INT64_MAX) {
   Convolution c;
@@ -66,15 +66,15 @@ static DeformConvParams pick_sizes(int multiple) {
   const int64_t planes = p.offset_groups * p.taps();
   c.input = values_with_odd_ones(p.batch * p.channels * p.height * p.width);
   for (int64_t i = 0; i < p.batch * 2 * planes * p.out_pixels(); ++i) c.offset.push_back(normal_or_odd(10));
-  // Infinity times a weight of 0 is NaN, and which of them are multiplied first is left open.
+  // Infinity times a weight of 0 is NaN; the order of the multiplications is not specified.
   for (int64_t i = 0; i < p.batch * planes * p.out_pixels(); ++i) c.mask.push_back(pick(0, 49) ? normal() : NAN);
-  // Finite: whether a gradient times a pixel outside is NaN or nothing is left open, too.
+  // Finite: whether a gradient times a pixel outside the map is NaN or 0 is not specified either.
   for (int64_t i = 0; i < p.positions() * p.taps() * p.channels; ++i) c.grad_columns.push_back(normal());
   return c;
 }
 
-// What the operator must give. Values come rounded to its type; positions are computed in A, as it
-// does. `input_at(b, c, y, x)` and `column_at(b, pixel, c, t)` say where it keeps them.
+// The expected results. Values are rounded to the type of the operator; positions are computed in A, as in the
+// operator. `input_at(b, c, y, x)` and `column_at(b, pixel, c, t)` are their indices.
 struct Expected {
   std::vector<double> columns, offset, mask, input;
 };
@@ -99,7 +99,7 @@ static Expected expect(const DeformConvParams& p, const std::vector<double>& inp
           const bool bad = !std::isfinite(y) || !std::isfinite(x), replicates = p.border == Border::dcnv1;
           const bool valid = !bad && (!replicates || (y >= 0 && y < p.height && x >= 0 && x < p.width));
           double value = bad ? NAN : 0, grad = value, dy = bad ? NAN : 0, dx = bad ? NAN : 0;
-          // dcnv1: beyond the centers of the last row and column the map goes on with these.
+          // dcnv1: positions after the last row and column are replaced by these.
           const bool at_bottom = replicates && y >= p.height - 1, at_right = replicates && x >= p.width - 1;
           const A fy = at_bottom ? A(p.height - 1) : std::floor(y), fx = at_right ? A(p.width - 1) : std::floor(x);
           const A ly = at_bottom ? A(0) : y - fy, lx = at_right ? A(0) : x - fx;

@@ -1,5 +1,5 @@
-// Kernels as they must be and, with -DRACY, as they must not: without atomics, or without a barrier.
-// For ThreadSanitizer, to show that it sees through the emulation.
+// Correct kernels and, with -DRACY, incorrect ones without atomics or without a barrier, to show that ThreadSanitizer
+// detects races in the emulation.
 #define DCN_EMULATE
 #include <string>
 #include "emulator/cuda_emu.h"
@@ -9,7 +9,7 @@
 #include "cuda/roi/roi_pool.cuh"
 using namespace dcnseg_ops;
 
-// Of five boxes the first and the last are the same pixel; the others are empty.
+// Of five boxes, the first and the last are the same pixel; the others are empty.
 static void add_to_one_pixel(unsigned block) {
   const int32_t none[] = {0, 0, 0, 0, 0}, pixel[] = {0, 0, 1, 0, 1};
   std::vector<int32_t> bins;

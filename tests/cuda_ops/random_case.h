@@ -1,4 +1,4 @@
-// Random numbers for the generated cases of the checks beside this file, and the comparison of what came out.
+// Random values for the generated cases of the programs in this folder, and the comparison of results.
 #pragma once
 #include <cmath>
 #include <cstdint>
@@ -11,13 +11,13 @@ static std::mt19937 generator(0);
 static inline int pick(int low, int high) { return std::uniform_int_distribution<int>(low, high)(generator); }
 static inline double normal() { return std::normal_distribution<double>()(generator); }
 
-// Mostly normal numbers; one in `rarity` is far away, not finite, or a whole number.
+// Mostly normally distributed; one in `rarity` is very large, not finite, or an integer.
 static inline double normal_or_odd(int rarity) {
   const double odd[] = {NAN, INFINITY, -INFINITY, 1e30, -1e30, 2147483647.0, -2147483649.0, -1.0, 0.0, 1.0};
   return pick(1, rarity) == 1 ? odd[pick(0, 9)] : 2 * normal();
 }
 
-// Normal numbers; in every second case some of them, or half, are not finite.
+// Normally distributed; in every second case some or half of them are not finite.
 static inline std::vector<double> values_with_odd_ones(int64_t count) {
   const double odd[] = {NAN, INFINITY, -INFINITY, -INFINITY};
   const int kind = pick(0, 3), most = kind == 0 ? 1 : 19;
@@ -26,8 +26,8 @@ static inline std::vector<double> values_with_odd_ones(int64_t count) {
   return values;
 }
 
-// `number` turns one of ours into a double. Whether a sum is infinite or NaN depends on its order, and
-// is left open; not so what must be the same exactly (tolerance 0).
+// `number` converts an actual value to double. Whether a sum is infinite or NaN depends on its order and is ignored,
+// except for exact comparisons (tolerance 0).
 template <typename T, typename F>
 static bool compare(const char* what, const std::vector<T>& ours, const std::vector<double>& expected, double tolerance,
                     F number) {

@@ -1,6 +1,5 @@
-// Runs the loops of the RoI operators of the CPU on generated boxes, beside plain loops in double, under
-// the sanitizers. Every buffer has exactly its size, so that a read or a write outside of it is an error.
-// Prints what differs; returns 1 if anything does.
+// Runs the loops of the RoI operators on the CPU on generated boxes under the sanitizers and compares with plain loops
+// in double. Every buffer has exactly its size. Prints differences; returns 1 if there are any.
 #include "cpu/roi/roi_average_loops.h"
 #include "cpu/roi/roi_max_loops.h"
 #include "roi_oracle.h"
@@ -24,13 +23,13 @@ static std::vector<double> doubles(const std::vector<T>& values) {
   return out;
 }
 
-// The images of a case in either memory order.
+// The images of a case in either memory format.
 struct Maps {
   const RoiCase& k;
   bool channels_last;
 
   int64_t pixels() const { return k.height * k.width; }
-  // Memory in this order from [B, C, H, W], or back.
+  // Converts [B, C, H, W] to this memory format, or back.
   template <typename T>
   std::vector<T> reorder(const std::vector<T>& from, bool back) const {
     std::vector<T> to(from.size());
@@ -43,7 +42,7 @@ struct Maps {
         }
     return to;
   }
-  // From channel c on, in steps of `step` channels. Without an image there is nothing to read.
+  // From channel c in steps of `step` channels. Without an image nothing is read.
   template <typename T>
   Pixels<T> image(T* data, int64_t b, int64_t c, int64_t step) const {
     const int64_t channel = channels_last ? 1 : pixels(), pixel = channels_last ? k.channels() : 1;
@@ -63,8 +62,8 @@ struct Pooled {
   explicit Pooled(const RoiCase& k) : output(k.outputs()), input(k.input.size()), shift(k.shift.size()) {}
 };
 
-// All windows of a source, by the dense loops where channels lie one after another. Gradients of the input are spread
-// in two bands of rows.
+// All windows of a source, by the vectorized loops if channels are contiguous. Gradients of the input are added in two
+// bands of rows.
 template <typename T, typename Source>
 static Pooled<T> pool(const RoiCase& k, const Maps& maps, const Source& source, const std::vector<T>& input,
                       const std::vector<T>& grad) {
@@ -132,7 +131,7 @@ static bool check_deform(const RoiCase& k, const Maps& maps, const std::vector<T
                                k.classes,      k.shifted ? k.part_h : k.kernel_h,  k.shifted ? k.part_w : k.kernel_w,
                                k.border};
   Pooled<T> made = pool(k, maps, source, input, grad);
-  for (size_t i = 0; i < made.shift.size(); ++i)  // the operator sets these by itself: a part may have no bin
+  for (size_t i = 0; i < made.shift.size(); ++i)  // set by the operator: a part may have no bin
     if (source.image(int64_t(i) / (2 * k.classes * k.part_h * k.part_w)) < 0) made.shift[i] = A(NAN);
   const auto number = [](double v) { return v; };
   return compare("deformed", doubles(made.output), e.output, tolerance, number) &&
@@ -158,7 +157,7 @@ static bool check_max(const RoiCase& k, const Maps& maps, const std::vector<T>& 
       for (int64_t c = 0; c < n; ++c) output[(r * n + c) * bins + bin] = values[c];
       for (int64_t c = 0; c < n; ++c) argmax[(r * n + c) * bins + bin] = indices[c];
     }
-  for (int64_t i = 0; i < k.outputs(); ++i)  // the operator sets these by itself
+  for (int64_t i = 0; i < k.outputs(); ++i)  // set by the operator
     if (source.image(i / (n * bins)) < 0) store_one(&output[i], AccOf<T>(NAN));
   return compare("max", output, e.output, 0, to_double<T>) &&
          compare("argmax", argmax, e.argmax, 0, [](int32_t v) { return double(v); });
@@ -176,7 +175,7 @@ static bool check(RoiCase k, bool channels_last, double tolerance) {
 int main() {
   for (int i = 0; i < 300; ++i) {
     RoiCase k = generate_rois(false);
-    // Which of very many samples lie on the map is a matter of rounding beyond 2^20; see samples_near().
+    // Which of very many samples are on the map depends on rounding above 2^20; see samples_near().
     for (double& v : k.shift)
       if (std::isfinite(v) && std::fabs(v) > 1e6) v = std::copysign(1e25, v);
     for (const bool channels_last : {false, true})

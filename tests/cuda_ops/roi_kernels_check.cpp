@@ -1,13 +1,13 @@
-// Runs the CUDA kernels of the RoI operators on host threads (cuda_ops/emu) on generated poolings,
-// beside plain loops in double, under the sanitizers. Every buffer has exactly its size. Prints what
-// differs; returns 1 if anything does.
+// Runs the CUDA kernels of the RoI operators on host threads (tests/cuda_ops/emulator) on generated poolings under the
+// sanitizers and compares with plain loops in double. Every buffer has exactly its size. Prints differences; returns 1
+// if there are any.
 #define DCN_EMULATE
 #include "cuda/roi/deform_roi_pool.cuh"
 #include "cuda/roi/roi_pool.cuh"
 #include "half_type.h"
 #include "roi_oracle.h"
 
-// Puts numbers in the order [N, C, pixels] into the order of a layout.
+// Converts elements from the order [N, C, pixels] to that of a layout.
 template <typename T, typename S>
 static std::vector<T> laid_out(const std::vector<S>& values, const Layout& layout, int64_t channels, int64_t pixels) {
   std::vector<T> out(values.size());
@@ -53,7 +53,7 @@ struct Check {
   }
   double sum_tolerance() const { return sizeof(A) == 8 ? 1e-12 : 2e-4; }
 
-  bool max() {  // of the case without groups: its channels are those of the output
+  bool max() {  // for the case without groups, whose channels are those of the output
     std::vector<T> output(c.outputs());
     std::vector<int32_t> argmax(c.outputs());
     std::vector<A> grad_input(c.input.size());
@@ -64,7 +64,7 @@ struct Check {
     DCN_LAUNCH((roi_max_backward<T, A>), dim3(3), dim3(8), 0, 0, p, grad.data(), c.bins.data(), argmax.data(),
                grad_input.data());
     if (!forward || !same_input("max: grad_input", grad_input, e.input)) return false;
-    // An argmax that is none must not be written to.
+    // An absent argmax must not be written to.
     for (size_t i = 0; i < argmax.size(); ++i)
       argmax[i] = i % 3 == 0 ? INT32_MAX : i % 3 == 1 ? INT32_MIN : int32_t(pixels);
     std::fill(grad_input.begin(), grad_input.end(), A(0));
@@ -116,7 +116,7 @@ constexpr int kCases = 60;
 #endif
 
 int main() {
-  emu::blocks_overlap = true;  // no kernel here has shared memory
+  emu::blocks_overlap = true;  // no kernel here uses shared memory
   for (int i = 0; i < kCases; ++i) {
     const RoiCase c = generate_rois(true);
     if (!check<double>(c, 1e-12) || !check<float>(c, 2e-4) || !check<Half>(c, 1e-2)) {

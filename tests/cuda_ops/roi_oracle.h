@@ -1,6 +1,6 @@
-// Generated RoI poolings, and the formulas as plain loops in double, for the checks beside this file.
+// Generated RoI poolings, and the formulas as plain loops in double, for the programs in this folder.
 //
-// Everything here is in the order [N, C, H, W], whatever the order in memory of what is checked.
+// Everything here has the order [N, C, H, W], regardless of the memory format that is tested.
 #pragma once
 #include <algorithm>
 #include "bilinear.h"
@@ -44,7 +44,7 @@ static void append_pixels(std::vector<double>& samples, int64_t kernel, int64_t 
   samples.insert(samples.end(), counts.begin(), counts.end());
 }
 
-// The same of any samples. Positions often meet the limits of borders exactly.
+// The same for arbitrary samples. Positions are often exactly at the limits of borders.
 static void append_axis(std::vector<double>& samples, int64_t kernel, int64_t size) {
   std::vector<double> steps;
   for (int64_t i = 0; i < kernel; ++i) {
@@ -74,8 +74,8 @@ static void append_edges(std::vector<int32_t>& bins, int64_t kernel, int size, b
   bins.insert(bins.end(), ends.begin(), ends.end());
 }
 
-// `wild`: also bins beyond the map and images that do not exist (else: -1 at most), which kernels on
-// a GPU have to bear, as nobody has looked at them.
+// `wild`: also bins outside the map and images that do not exist (otherwise at most -1), which the GPU kernels must
+// tolerate because they are not checked before.
 static RoiCase generate_rois(bool wild) {
   RoiCase c{};
   const auto size = [] { return pick(0, 3) ? pick(1, 9) : 1; };
@@ -179,7 +179,7 @@ static ExpectedRois expect_mean(const RoiCase& k) {
 template <typename A>
 static std::vector<A> valid_positions(Border border, A first, A step, A count, A shift, int64_t size) {
   std::vector<A> valid;
-  // Of many samples only those near the map are looked at.
+  // Of many samples only those near the map are evaluated.
   const double middle = step == 0 ? 0 : -(double(first) + double(shift)) / double(step);
   const double begin = std::max(0.0, std::floor(middle) - 2000),
                end = std::min(double(count), std::floor(middle) + 2000);
@@ -194,7 +194,7 @@ static std::vector<A> valid_positions(Border border, A first, A step, A count, A
   return valid;
 }
 
-// One axis of a bilinear sample: two pixels (-1: none), their weights, and the derivatives of these.
+// One axis of a bilinear sample: two pixels (-1: none), their weights, and the derivatives of the weights.
 template <typename A>
 struct AxisSample {
   int64_t pixel[2];
@@ -208,7 +208,7 @@ struct AxisSample {
     for (int k = 0; k < 2; ++k) {
       pixel[k] = int64_t(low) + k;
       slope[k] = clamped ? 0 : k ? 1 : -1;
-      if (clamped) pixel[k] = int64_t(low);  // both are the pixel at the edge
+      if (clamped) pixel[k] = int64_t(low);  // both are the pixel at the border
       if (pixel[k] < 0 || pixel[k] >= size) pixel[k] = -1;
     }
   }

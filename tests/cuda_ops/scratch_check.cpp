@@ -1,4 +1,4 @@
-// What the pool of working memory keeps: every block that it has to get anew is counted.
+// Checks which blocks the pool of scratch memory reuses: every newly allocated block is counted.
 #include <cstdio>
 #include <cstdlib>
 
@@ -14,7 +14,7 @@ using namespace dcnseg_ops;
 
 constexpr size_t kMegabyte = 1 << 20;
 
-// Blocks of one call, taken together and given back; returns how many of them were fresh.
+// The blocks of one call, taken together and returned; returns the number of newly allocated ones.
 static int call(ScratchPool& pool, size_t bytes, int count) {
   const int before = fresh_blocks;
   std::vector<ScratchPool::Block> blocks;
@@ -37,6 +37,6 @@ int main() {
                is("a block that is too large to keep", call(pool, 100 * kMegabyte, 1), 1) &&
                is("it again", call(pool, 100 * kMegabyte, 1), 1) &&
                is("those that were kept meanwhile", call(pool, 10 * kMegabyte, 2), 0);
-  call(pool, 64, 1000);  // more of them than it counts
+  call(pool, 64, 1000);  // more than its limit
   return right && is("small blocks", call(pool, 64, 100), 0) ? 0 : 1;
 }

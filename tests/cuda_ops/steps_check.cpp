@@ -1,11 +1,13 @@
-// How the depth of generated convolutions is cut into steps: each tap of each channel is in one step, steps and chunks
-// stay within their limits, and the steps of all convolution groups are alike. Prints what is wrong; returns 1 then.
+// Checks the division of the depth of generated convolutions into steps: each tap of each channel is in one step,
+// steps and chunks respect their limits, and the steps of all convolution groups are the same. Prints errors; returns
+// 1 then.
 #include "cpu/conv/depth_steps.h"
 #include "oracle.h"
 
 using Steps = std::vector<DepthStep>;
 
-// Whether the steps have each tap of channels [begin, end) once, at most `most` columns, and the channels' segments.
+// Whether the steps contain each tap of channels [begin, end) once, at most `most` columns, and the channels'
+// segments.
 static bool cover(const DeformConvParams& p, const Steps& steps, int64_t begin, int64_t end, int64_t most) {
   std::vector<int> taken(static_cast<size_t>((end - begin) * p.taps()));
   for (const DepthStep& step : steps) {
@@ -40,7 +42,7 @@ static bool check_forward(const DeformConvParams& p, int64_t most) {
   return true;
 }
 
-// Of one chunk of channels of a group.
+// For one chunk of channels of a group.
 static bool check_backward(const DeformConvParams& p, int64_t most) {
   const int64_t group = pick(0, static_cast<int>(p.groups) - 1), size = p.group_channels();
   const int64_t begin = group * size + pick(0, static_cast<int>(size) - 1);
@@ -51,7 +53,7 @@ static bool check_backward(const DeformConvParams& p, int64_t most) {
 int main() {
   for (int i = 0; i < 20000; ++i) {
     const DeformConvParams p = pick_sizes(1);
-    const int64_t most = int64_t(12) << pick(0, 7);  // columns; 64 bits at least of the few that tests allow
+    const int64_t most = int64_t(12) << pick(0, 7);  // columns
     if (check_forward(p, most) && check_backward(p, 32 * pick(1, 10))) continue;
     std::printf("%d channels in %d groups and %d offset groups, kernel %dx%d, %d columns\n", int(p.channels),
                 int(p.groups), int(p.offset_groups), int(p.kernel_h), int(p.kernel_w), int(most));

@@ -1,4 +1,4 @@
-"""The operators' own source, compiled with sanitizers into the programs beside this file."""
+"""Compiles the operators' source into the programs of this folder and runs them with sanitizers."""
 
 from __future__ import annotations
 
@@ -22,24 +22,24 @@ CONVOLUTION_SOURCES = (
     *("conv/deform_conv2d.cpp", "conv/deform_conv2d_backward.cpp", "gemm/microkernel.cpp"),
 )
 CONVOLUTION = [
-    "-O0",  # the last one counts: -O1 takes the compiler most of a minute
+    "-O0",  # overrides -O1, which takes nearly a minute to compile
     "-DDCN_CLONES=",
     *EMULATED_PAIRS,
     *(str(SOURCES / "cpu" / name) for name in CONVOLUTION_SOURCES),
 ]
-CUDA_CONVOLUTION = ["-O0", "-rdynamic"]  # the library's product is looked up by its name
-# Number of convolutions of conv_check and their seed, as in "5000 7"; see cuda_ops/README.md.
+CUDA_CONVOLUTION = ["-O0", "-rdynamic"]  # the GEMM is looked up by name
+# Number of convolutions of conv_check and the seed, such as "5000 7"; see cuda_ops/README.md.
 CONV_CHECK = os.environ.get("DCNSEG_CONV_CHECK", "").split()
-PROGRAMS = [  # the quick ones; SLOW_PROGRAMS take half a minute and more
+PROGRAMS = [  # fast; SLOW_PROGRAMS take at least half a minute
     ("steps_check", "memory", []),
     ("halves_check", "memory", ["-DDCN_CLONES="]),
-    ("scratch_check", "threads", []),  # with the other sanitizer it keeps nothing
+    ("scratch_check", "threads", []),  # the memory sanitizer build does not reuse memory
     ("roi_check", "memory", ["-O0", "-DDCN_CLONES="]),
     ("roi_kernels_check", "threads", []),
 ]
 SLOW_PROGRAMS = [
     ("conv_check", "memory", CONVOLUTION),  # the CPU operators
-    # As on an older machine, and with little memory: one build of both, which takes half a minute.
+    # An older CPU and little memory, in one build, which takes half a minute.
     ("conv_check", "memory", [*CONVOLUTION, "-DDCN_LITTLE_MEMORY", "-DDCN_MOST_LEVEL=1"]),
     ("conv_check", "threads", [*CONVOLUTION, "-DDCN_LITTLE_MEMORY"]),
     ("microkernel_check", "memory", EMULATED_PAIRS),
@@ -50,10 +50,9 @@ SLOW_PROGRAMS = [
     ("fused_check", "threads", []),
     ("roi_kernels_check", "memory", ["-O0"]),
 ]
-NO_SUCH_MEMORY = 77  # what index_check returns
+NOT_ENOUGH_MEMORY = 77  # returned by index_check
 
-
-FUSED_FAULTS = [  # what the threads of the fused forward owe each other, left out or done wrong
+FUSED_FAULTS = [  # synchronization of the fused forward, removed or wrong
     ("memory", "wait_for_copies<0>();", ""),
     ("memory", "wait_for_products<0>();", ""),
     ("memory", "Multiplier::publish();", ""),
@@ -61,14 +60,14 @@ FUSED_FAULTS = [  # what the threads of the fused forward owe each other, left o
     ("threads", "wait_for(shared.full + place.stage, place.parity);", ""),
 ]
 
-STEP_FAULTS = [  # too many plans at once, and groups that are cut in another way than the first
+STEP_FAULTS = [  # too many plans at once; groups with other steps than the first one
     ("plans = std::max(plans, ", "plans = std::min(plans, "),
     ("steps[group].push_back(", "if (group == 0 || round == 0) steps[group].push_back("),
 ]
 
 
 def with_fault(files: str, right: str, wrong: str, folder: Path) -> Path:
-    """A copy of the sources in which one thing is done wrong; `files` is a pattern."""
+    """Return a copy of the sources with one fault; `files` is a glob pattern."""
     sources = folder / "cuda_ops"
     shutil.copytree(SOURCES, sources)
     (file,) = (file for file in sources.glob(files) if right in file.read_text())
@@ -94,16 +93,20 @@ def run_program(program: Path, *arguments: str) -> subprocess.CompletedProcess[s
 
 @cache
 def missing(sanitizer: str, folder: Path) -> str | None:
-    """Why programs cannot be made or run with a sanitizer here; None where they can."""
+    """Return why programs with a sanitizer cannot be built or run here, or None."""
     if shutil.which("g++") is None:
         return "no g++"
     source, program = folder / "nothing.cpp", folder / f"nothing_{sanitizer}"
     source.write_text("int main() { return 0; }")
     built = compile_program(source, program, SANITIZERS[sanitizer])
     if built.returncode != 0:
-        return f"g++ has no such sanitizer: {built.stderr}"
+        return f"g++ does not support this sanitizer: {built.stderr}"
     result = run_program(program)
-    return None if result.returncode == 0 else f"it does not run here: {result.stderr}"
+    return (
+        None
+        if result.returncode == 0
+        else f"programs with this sanitizer do not run here: {result.stderr}"
+    )
 
 
 def build(
@@ -113,7 +116,7 @@ def build(
     tmp_path_factory: pytest.TempPathFactory,
     sources: Path = SOURCES,
 ) -> Path:
-    """A program with a sanitizer, in a folder of its own; skips the test where there is none."""
+    """Build a program with a sanitizer in a new folder; skip the test if that is not possible."""
     reason = missing(sanitizer, tmp_path_factory.getbasetemp())
     if reason is not None:
         pytest.skip(reason)
@@ -129,17 +132,17 @@ def build(
     ("program", "sanitizer", "flags"),
     [*PROGRAMS, *(pytest.param(*each, marks=pytest.mark.slow) for each in SLOW_PROGRAMS)],
 )
-def test_equals_plain_loops_and_stays_inside_memory(
+def test_equals_plain_loops_without_invalid_accesses(
     program: str, sanitizer: str, flags: list[str], tmp_path_factory: pytest.TempPathFactory
 ) -> None:
-    """With NaN, infinite and far offsets, bad boxes, and buffers of exactly their size."""
+    """Covers NaN, infinite and large offsets, invalid boxes, and buffers of exactly their size."""
     arguments = CONV_CHECK if program == "conv_check" else []
     result = run_program(build(program, sanitizer, flags, tmp_path_factory), *arguments)
     assert result.returncode == 0, result.stdout + result.stderr
 
 
 @pytest.mark.parametrize(("right", "wrong"), STEP_FAULTS)
-def test_a_fault_of_the_steps_is_seen(
+def test_fault_of_the_steps_is_detected(
     right: str, wrong: str, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     sources = with_fault("cpu/conv/depth_steps.h", right, wrong, tmp_path)
@@ -148,7 +151,7 @@ def test_a_fault_of_the_steps_is_seen(
 
 
 @pytest.mark.parametrize("kernel", ["one_block", "two_blocks", "shared_memory"])
-def test_a_race_is_seen(kernel: str, tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_race_is_detected(kernel: str, tmp_path_factory: pytest.TempPathFactory) -> None:
     right = run_program(build("race_check", "threads", [], tmp_path_factory), kernel)
     assert right.returncode == 0, right.stderr
     racy = run_program(build("race_check", "threads", ["-DRACY"], tmp_path_factory), kernel)
@@ -158,7 +161,7 @@ def test_a_race_is_seen(kernel: str, tmp_path_factory: pytest.TempPathFactory) -
 
 @pytest.mark.slow
 @pytest.mark.parametrize(("sanitizer", "right", "wrong"), FUSED_FAULTS)
-def test_a_fault_of_the_fused_forward_is_seen(
+def test_fault_of_the_fused_forward_is_detected(
     sanitizer: str,
     right: str,
     wrong: str,
@@ -172,10 +175,10 @@ def test_a_fault_of_the_fused_forward_is_seen(
     assert result.returncode != 0
 
 
-def test_more_than_2_to_the_31_numbers(tmp_path_factory: pytest.TempPathFactory) -> None:
+def test_more_than_2_to_the_31_elements(tmp_path_factory: pytest.TempPathFactory) -> None:
     result = run_program(build("index_check", "memory", [], tmp_path_factory))
-    if result.returncode == NO_SUCH_MEMORY:
-        pytest.skip("this machine does not reserve memory that it does not have")
+    if result.returncode == NOT_ENOUGH_MEMORY:
+        pytest.skip("this machine does not overcommit memory")
     assert result.returncode == 0, result.stdout + result.stderr
 
 
@@ -189,7 +192,7 @@ def test_more_than_2_to_the_31_numbers(tmp_path_factory: pytest.TempPathFactory)
         "cuda/roi/deform_roi_pool.cuh",
     ],
 )
-def test_an_index_of_32_bits_is_seen(
+def test_32_bit_index_is_detected(
     file: str, tmp_path: Path, tmp_path_factory: pytest.TempPathFactory
 ) -> None:
     sources = tmp_path / "cuda_ops"
@@ -199,6 +202,6 @@ def test_an_index_of_32_bits_is_seen(
     (sources / file).write_text(text.replace("int64_t", "int32_t"))
     program = build("index_check", "memory", ["-Wno-narrowing"], tmp_path_factory, sources)
     result = run_program(program)
-    if result.returncode == NO_SUCH_MEMORY:
-        pytest.skip("this machine does not reserve memory that it does not have")
+    if result.returncode == NOT_ENOUGH_MEMORY:
+        pytest.skip("this machine does not overcommit memory")
     assert result.returncode != 0

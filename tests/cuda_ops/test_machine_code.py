@@ -1,4 +1,4 @@
-"""What the host emulation cannot see: whether nvcc has kept what the kernels rely on."""
+"""Checks of the PTX of nvcc, which the host emulation cannot cover."""
 
 from __future__ import annotations
 
@@ -28,17 +28,16 @@ def fused_ptx(tmp_path_factory: pytest.TempPathFactory) -> dict[str, list[str]]:
         ptx = folder / f"{target}.ptx"
         architecture = f"arch=compute_{target},code=compute_{target}"
         subprocess.run(
-            [nvcc, "-std=c++17", "-ptx", f"-gencode={architecture}", f"-I{SOURCES / 'include'}",
-             str(SOURCES / "cuda" / "conv" / "fused_forward.cu"), "-o", str(ptx)],
+            [nvcc, "-std=c++17", "-ptx", f"-gencode={architecture}", f"-I{SOURCES}",
+             f"-I{SOURCES / 'include'}", str(SOURCES / "cuda" / "conv" / "fused_forward.cu"),
+             "-o", str(ptx)],
             check=True,
         )  # fmt: skip
         code[target] = kernels(ptx.read_text())
     return code
 
 
-def test_products_wait_for_what_other_threads_have_written(
-    fused_ptx: dict[str, list[str]],
-) -> None:
+def test_wgmma_is_preceded_by_a_proxy_fence(fused_ptx: dict[str, list[str]]) -> None:
     """Nvcc 13.0 drops the statement after an untaken `if constexpr` that begins with a pragma."""
     with_wgmma = [code for code in fused_ptx["90a"] if "wgmma.mma_async" in code]
     assert len(with_wgmma) == 9  # three types, three widths
@@ -46,7 +45,7 @@ def test_products_wait_for_what_other_threads_have_written(
     assert all("setmaxnreg.inc" in code for code in with_wgmma if "Li256E" in code[:200])
 
 
-def test_other_devices_multiply_by_mma(fused_ptx: dict[str, list[str]]) -> None:
+def test_other_targets_use_mma(fused_ptx: dict[str, list[str]]) -> None:
     with_mma = [code for code in fused_ptx["80"] if "mma.sync" in code]
     assert len(with_mma) == 6  # three types, two widths
     assert not any("wgmma" in code.split("{", 1)[1] for code in fused_ptx["80"])

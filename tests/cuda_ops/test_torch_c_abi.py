@@ -22,11 +22,11 @@ CUBLAS_CHECK = """
 using namespace dcnseg_ops::cublas;
 template <typename R, typename... A>
 constexpr std::array<size_t, sizeof...(A)> sizes(R (*)(A...)) { return {sizeof(A)...}; }
-using Theirs = cublasStatus_t (*)(  // one of two overloads
+using Overload = cublasStatus_t (*)(  // one of two overloads
     cublasHandle_t, cublasOperation_t, cublasOperation_t, int, int, int, const void*, const void*,
     cudaDataType, int, long long, const void*, cudaDataType, int, long long, const void*, void*,
     cudaDataType, int, long long, int, cublasComputeType_t, cublasGemmAlgo_t);
-static_assert(sizes(static_cast<Theirs>(&cublasGemmStridedBatchedEx)) == sizes(Gemm{}));
+static_assert(sizes(static_cast<Overload>(&cublasGemmStridedBatchedEx)) == sizes(Gemm{}));
 static_assert(kPlain == CUBLAS_OP_N && kTransposed == CUBLAS_OP_T);
 static_assert(kDefaultAlgorithm == CUBLAS_GEMM_DEFAULT);
 static_assert(kFloat32 == CUDA_R_32F && kFloat64 == CUDA_R_64F);
@@ -38,7 +38,7 @@ static_assert(kSumExactFloat32 == CUBLAS_COMPUTE_32F_PEDANTIC);
 
 
 def cublas_includes() -> list[str]:
-    """Where the headers of cuBLAS may lie, and those of the CUDA runtime that they need."""
+    """Possible folders of the headers of cuBLAS and of the CUDA runtime."""
     wheels = Path(torch.__file__).parents[1].glob("nvidia/*/include")
     nvcc = shutil.which("nvcc")
     toolkit = [Path("/usr/local/cuda/include")]
@@ -46,7 +46,7 @@ def cublas_includes() -> list[str]:
     return [f"-I{folder}" for folder in (*wheels, *toolkit)]
 
 
-def compiles(
+def compile_source(
     source: str, folder: Path, includes: list[str] | None = None
 ) -> subprocess.CompletedProcess[str]:
     file = folder / "declarations.cpp"
@@ -61,25 +61,25 @@ def compiles(
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="no g++")
-def test_our_declarations_agree_with_the_headers_of_torch(tmp_path: Path) -> None:
-    result = compiles(f'{TORCH_HEADERS}\n#include "torch_c_abi.h"\n', tmp_path)
+def test_declarations_agree_with_the_headers_of_torch(tmp_path: Path) -> None:
+    result = compile_source(f'{TORCH_HEADERS}\n#include "torch_c_abi.h"\n', tmp_path)
     assert result.returncode == 0, result.stderr
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="no g++")
-def test_a_wrong_declaration_is_seen(tmp_path: Path) -> None:
+def test_wrong_declaration_is_detected(tmp_path: Path) -> None:
     wrong = 'extern "C" int32_t aoti_torch_get_dim(AtenTensorHandle, int32_t*);'
-    result = compiles(f"{TORCH_HEADERS}\n{wrong}\n", tmp_path)
+    result = compile_source(f"{TORCH_HEADERS}\n{wrong}\n", tmp_path)
     assert "aoti_torch_get_dim" in result.stderr
     assert result.returncode != 0
 
 
 @pytest.mark.skipif(shutil.which("g++") is None, reason="no g++")
-def test_our_declaration_of_cublas_agrees_with_its_headers(tmp_path: Path) -> None:
+def test_declarations_agree_with_the_headers_of_cublas(tmp_path: Path) -> None:
     includes = cublas_includes()
-    if compiles("#include <cublas_api.h>", tmp_path, includes).returncode != 0:
-        pytest.skip("there are no headers of cuBLAS")
-    result = compiles(CUBLAS_CHECK, tmp_path, includes)
+    if compile_source("#include <cublas_api.h>", tmp_path, includes).returncode != 0:
+        pytest.skip("the headers of cuBLAS are not installed")
+    result = compile_source(CUBLAS_CHECK, tmp_path, includes)
     assert result.returncode == 0, result.stderr
-    wrong = compiles(CUBLAS_CHECK.replace("CUDA_R_16BF", "CUDA_R_8I"), tmp_path, includes)
+    wrong = compile_source(CUBLAS_CHECK.replace("CUDA_R_16BF", "CUDA_R_8I"), tmp_path, includes)
     assert "static assertion failed" in wrong.stderr

@@ -1,18 +1,18 @@
-// How the backward of a deformable convolution is cut into chunks of channels, parts and blocks of positions.
+// Division of the backward of a deformable convolution into chunks of channels, parts, and blocks of positions.
 #pragma once
 #include "cpu/layout.h"
 #include "cpu/parts.h"
 namespace dcnseg_ops {
 
-constexpr int64_t kMostDepth = 320;         // of a step
-constexpr int64_t kCacheBytes = 640 << 10;  // of a block's gradient rows, columns and column gradients
+constexpr int64_t kMostDepth = 320;         // per step
+constexpr int64_t kCacheBytes = 640 << 10;  // gradient rows, columns and column gradients of a block
 constexpr int64_t kLine = 16;               // channels: a cache line of float
 
-// Channels [begin, end) of one convolution group, what a thread works on at a time.
+// Channels [begin, end) of one convolution group, processed by one thread at a time.
 struct Chunk {
   int64_t begin, end, group;
   size_t first_step, last_step;
-  int64_t first_plane, last_plane;  // pairs of offset groups and taps that its channels take part in
+  int64_t first_plane, last_plane;  // pairs of offset group and tap that use these channels
 
   int64_t channels() const { return end - begin; }
   int64_t planes() const { return last_plane - first_plane; }
@@ -23,14 +23,14 @@ struct Division {
   std::vector<Chunk> chunks;
   std::vector<DepthStep> steps;  // of all chunks
   Parts parts;
-  int64_t workers, block, stretch;                             // stretch: positions whose sums a worker keeps
+  int64_t workers, block, stretch;                             // stretch: number of positions whose sums a worker keeps
   int64_t most_channels = 0, most_depth = 0, most_planes = 0;  // of a chunk or step
 
   int64_t rounds() const { return (static_cast<int64_t>(chunks.size()) + workers - 1) / workers; }
 };
 
-// Threads, channels of a chunk, and parts, so that copies fit kMostCopies, or a megabyte per thread. `copied_bytes`:
-// what is copied and summed apart, per pixel and channel.
+// Number of threads, channels per chunk, and parts, such that the copies fit in kMostCopies, or one megabyte per
+// thread. `copied_bytes`: bytes copied or summed in a buffer, per pixel and channel.
 template <typename A>
 int64_t divide_channels(const DeformConvParams& p, const Planes<A>& offset, int64_t copied_bytes, Division& d) {
   const int64_t threads = thread_count(), all_pixels = p.batch * p.height * p.width;
@@ -44,7 +44,7 @@ int64_t divide_channels(const DeformConvParams& p, const Planes<A>& offset, int6
     d.parts = parts_of(p, offset, fit / channels);
     if (!d.parts.parts.empty()) return channels;
   }
-  // The offsets reach far: whole images, of few channels, by few threads.
+  // Large offsets: process whole images with few channels and few threads.
   const int64_t pixels = p.height * p.width;
   d.parts = parts_of(p, offset, pixels);
   const int64_t channels = std::max<int64_t>(1, std::min(most, kMostCopies / (pixels * copied_bytes * threads)));
@@ -52,7 +52,7 @@ int64_t divide_channels(const DeformConvParams& p, const Planes<A>& offset, int6
   return channels;
 }
 
-// `sum_planes`: position sums per plane, 2 for the offset and 1 for the mask.
+// `sum_planes`: number of position sums per plane, 2 for the offset and 1 for the mask.
 template <typename A>
 Division divide(const DeformConvParams& p, const Planes<A>& offset, int64_t copied_bytes, int64_t sum_planes) {
   Division d;
@@ -73,8 +73,9 @@ Division divide(const DeformConvParams& p, const Planes<A>& offset, int64_t copi
   d.workers = std::min<int64_t>(d.workers, static_cast<int64_t>(d.chunks.size()));
   const int64_t row_bytes = 2 * (p.group_outputs() + d.most_depth) * static_cast<int64_t>(sizeof(A));
   const int64_t sum_bytes = d.workers * d.most_planes * sum_planes * static_cast<int64_t>(sizeof(A));
-  const int64_t sums = sum_bytes ? kMostSums / sum_bytes : INT64_MAX;                 // positions
-  d.block = std::max<int64_t>(2, std::min(kCacheBytes / row_bytes, sums) / 28) * 28;  // even, and whole tiles of 14
+  const int64_t sums = sum_bytes ? kMostSums / sum_bytes : INT64_MAX;  // positions
+  d.block = std::max<int64_t>(2, std::min(kCacheBytes / row_bytes, sums) / 28) *
+            28;  // even, and a multiple of the tile height 14
   d.block = std::min(d.block, round_up(p.positions(), 2));
   d.stretch = std::max<int64_t>(1, std::min(sums, p.positions()) / d.block) * d.block;
   return d;

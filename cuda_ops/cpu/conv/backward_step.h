@@ -1,5 +1,5 @@
-// What is made of the gradients of a step's columns: those of positions and of the input. The columns themselves
-// are sampled once more, for the gradient of the weight.
+// Gradients of positions and input from the column gradients of a step. The columns themselves are sampled again for
+// the gradient of the weight.
 #pragma once
 #include "cpu/conv/sampling.h"
 #include "cpu/gemm/panel_rows.h"
@@ -43,22 +43,22 @@ DCN_INLINE void add_to_corners(const A* grad, int64_t n, const A weight[4], A* c
     for (int k = 0; k < 4; ++k) row[k][i] += weight[k] * grad[i];
 }
 
-// What is made of a step's column gradients. What is null is not wanted.
+// Outputs of a step. A null pointer means that the output is not needed.
 template <typename T, typename E>
 struct BackwardPass {
   using A = AccOf<T>;
-  const A* grad_columns = nullptr;  // rows of the block, `grad_stride` apart
+  const A* grad_columns = nullptr;  // rows of the block with stride `grad_stride`
   int64_t grad_stride = 0;
-  // Sums over the channels, planes [planes][2] of (dy, dx), then [planes] of the mask, `plane_stride` apart;
-  // position 0 is `first_position`.
+  // Sums over the channels with stride `plane_stride`: planes [planes][2] of (dy, dx), then [planes] of the mask.
+  // Position 0 is `first_position`.
   A* position_sums = nullptr;
   int64_t plane_stride = 0, first_position = 0;
-  int64_t first_plane = 0, planes = 0;  // of those planes [G*T] that are kept
+  int64_t first_plane = 0, planes = 0;  // range of the planes [G*T] that are kept
   bool mask_wanted = false;
-  A* input_sums = nullptr;  // channel c of pixel i lies at [i * sums_stride + c]
+  A* input_sums = nullptr;  // channel c of pixel i is at [i * sums_stride + c]
   int64_t sums_stride = 0;
-  A* waste = nullptr;      // takes what falls outside the map: as many numbers as the step has channels
-  PanelRows<E> samples{};  // of the columns themselves
+  A* waste = nullptr;  // receives the gradients of corners outside the map: as many elements as the step has channels
+  PanelRows<E> samples{};  // output of the sampled columns
 };
 
 template <typename A>
@@ -84,7 +84,7 @@ DCN_INLINE void add_position_sums(const TapFractions<AccOf<T>>& at, const BlockD
   for (int j = 0; j < count; ++j) to_mask[j] += grad_mask[j];
 }
 
-// Of position j, whose row of the columns is `position`, and one tap; `column` is the segment's first one.
+// For position j, whose row of the columns is `position`, and one tap; `column` is the first one of the segment.
 template <typename T, typename E>
 DCN_INLINE void backward_tap(const PixelRows<T>& pixels, const Segment& segment, const TapPlan<AccOf<T>>& plan,
                              int64_t first_pixel, int j, int64_t position, int64_t column,
@@ -116,7 +116,7 @@ template <typename T, typename E>
 DCN_CLONES void backward_step(const Sampler<T>& s, const DepthStep& step, int64_t begin, int64_t end,
                               StepPlans<T>& plans, const BackwardPass<T, E>& pass_of_step) {
   using A = AccOf<T>;
-  const BackwardPass<T, E> pass = pass_of_step;  // which no store can change
+  const BackwardPass<T, E> pass = pass_of_step;  // a local copy, which stores cannot alias
   const int64_t taps = step.taps(), groups = step.offset_groups();
   Buffer<BlockDots<A>> buffer;
   BlockDots<A>* dots = buffer.get(taps * groups);

@@ -1,4 +1,4 @@
-// A copy of an input that is not channels-last, in which the channels of a pixel lie side by side.
+// A copy of an input that is not channels-last, in which the channels of a pixel are contiguous.
 #pragma once
 #include <algorithm>
 #include <vector>
@@ -9,32 +9,32 @@
 #include "cpu/transpose.h"
 namespace dcnseg_ops {
 
-// The pixels of one part after the other, chunk by chunk of their channels: [chunk][pixels][channels], each chunk with
-// a pixel of zeros at its end. A chunk is copied by the threads that come to it first.
+// Copies the pixels of one part at a time, by chunks of channels: [chunk][pixels][channels]. Each chunk ends with a
+// pixel of zeros. A chunk is copied by the threads that need it first.
 template <typename T>
 class CopiedInput {
  public:
-  // `most_pixels`: of a part.
+  // `most_pixels`: maximum number of pixels of a part.
   CopiedInput(const DeformConvParams& p, const Tensor& input, const ChannelChunks& chunks, int64_t most_pixels)
       : p_(p), input_(input.in<T>()), chunks_(chunks) {
     data_.get(chunk_size(most_pixels) * chunk_count());
   }
 
-  // Goes on to another part, when no thread needs the one before.
+  // Continues with another part; no thread may still use the current one.
   void start(const Part& part) {
     part_ = part;
     work_ = std::vector<SharedWork>(static_cast<size_t>(chunk_count()));
     piece_ = std::clamp(round_up(part.pixels() / (4 * thread_count()), 16), kLeastPiece, kMostPiece);
   }
 
-  // Where the sampler finds it; `zeros` are counted from pixel 0, which may lie before the copy.
+  // The view for the sampler; `zeros` is relative to pixel 0, which may be before the copy.
   const T* pixel_0() { return shifted<const T>(data_.get(0), -part_.first_pixel * chunks_.channels); }
   int64_t zeros() const { return part_.last_pixel * chunks_.channels; }
   int64_t chunk_stride() const { return chunk_size(part_.pixels()); }
 
-  // Returns when chunk number `chunk` is there.
+  // Returns when chunk `chunk` is copied.
   void need(int64_t chunk) {
-    const int64_t all = part_.pixels() + 1;  // and the zeros
+    const int64_t all = part_.pixels() + 1;  // including the zeros
     work_[static_cast<size_t>(chunk)].need((all + piece_ - 1) / piece_, [&](int64_t i) noexcept {
       copy(chunk, i * piece_, std::min((i + 1) * piece_, all));
     });
@@ -46,7 +46,7 @@ class CopiedInput {
   int64_t chunk_count() const { return p_.groups * chunks_.count; }
   int64_t chunk_size(int64_t pixels) const { return (pixels + 1) * chunks_.channels; }
 
-  // Pixels [begin, end) of the part, after whose last one come the zeros.
+  // Pixels [begin, end) of the part; its last pixel is followed by the zeros.
   void copy(int64_t chunk, int64_t begin, int64_t end) {
     const int64_t pixels = p_.height * p_.width, channel = chunks_.begin(chunk), first = part_.first_pixel;
     T* to = data_.get(0) + chunk * chunk_stride() + begin * chunks_.channels;
@@ -62,8 +62,8 @@ class CopiedInput {
   const T* input_;
   const ChannelChunks chunks_;
   Part part_{};
-  int64_t piece_ = kMostPiece;    // pixels that are copied at a time
-  std::vector<SharedWork> work_;  // of each chunk
+  int64_t piece_ = kMostPiece;    // number of pixels copied at a time
+  std::vector<SharedWork> work_;  // per chunk
   Buffer<T> data_;
 };
 

@@ -1,13 +1,13 @@
-// The forward: blocks of output positions, each sampled to columns, multiplied and forgotten.
+// The forward of the deformable convolution.
 //
-// Each thread takes one block of positions after another. For each step of the depth it goes through the block: the
-// columns of some positions are sampled, multiplied with all of the step's panels of the weight while they are
-// in the second cache, and forgotten. What the step needs of a panel is packed by the thread that comes to it first; so
-// is what it needs of the input copied, if it has to be.
+// Threads process blocks of output positions. For each step of the depth, a thread samples the columns of some
+// positions of its block and multiplies them by all weight panels of the step while they are in the L2 cache. The
+// thread that needs a weight panel first packs the part of the step; the input is copied in the same way where
+// necessary.
 //
-// Memory beyond input and output: the packed weight; a megabyte or two per thread; and, of an input that is not
-// channels-last, a copy that is, chunk by chunk of its channels, for as many positions at a time as kMostCopies
-// bytes serve. Where offsets reach too far for that, the input is sampled from its planes.
+// Memory in addition to input and output: the packed weight; one or two megabytes per thread; for an input that is not
+// channels-last, a channels-last copy by chunks of channels, limited to kMostCopies bytes at a time. Where offsets are
+// too large for that, the planes of the input are sampled directly.
 #include "cpu/conv/deform_conv2d.h"
 #include <atomic>
 #include <cassert>
@@ -21,19 +21,19 @@
 namespace dcnseg_ops {
 namespace {
 
-#if defined(DCN_LITTLE_MEMORY)  // a test's build, in which small cases meet the limits
+#if defined(DCN_LITTLE_MEMORY)  // set by a test build, in which small cases reach the limits
 constexpr int64_t kDepthBytes = 96, kLeastRows = 4, kMostRows = 32, kMostRowBytes = 4096;
 #else
-constexpr int64_t kDepthBytes = 2304;       // of a row of columns: 576 in float, 9 taps of 64 channels
-constexpr int64_t kLeastRows = 84;          // of a block, but in the last round
-constexpr int64_t kMostRows = 672;          // of a block, for which the whole weight is read once
-constexpr int64_t kMostRowBytes = 3 << 19;  // of a block's sums, where the output cannot hold them
+constexpr int64_t kDepthBytes = 2304;       // per row of columns: 576 in float, 9 taps of 64 channels
+constexpr int64_t kLeastRows = 84;          // per block, except in the last round
+constexpr int64_t kMostRows = 672;          // per block; the weight is read once per block
+constexpr int64_t kMostRowBytes = 3 << 19;  // per block, for sums that cannot be stored in the output
 #endif
 
-// Positions cut into blocks of at most `most_rows`, in whole tiles of the products but for the last one. Threads take
-// the next block whenever they are done with one. There is a block for each thread in every round: large ones first, as
-// each block reads the whole weight, then ever smaller ones, so that a slower thread takes fewer and all end together.
-// For one thread all blocks are equal.
+// Blocks of positions of at most `most_rows`, in multiples of the tile height except for the last one. Threads take
+// the next block when they finish one. Each round has one block per thread. The first rounds are large, because each
+// block reads the whole weight; the last ones are small, so that all threads finish at about the same time. With one
+// thread all blocks have the same size.
 class Blocks {
  public:
   Blocks(int64_t begin, int64_t end, int64_t tile, int64_t most_rows, int64_t most_threads) {
@@ -63,7 +63,7 @@ class Blocks {
   std::vector<int64_t> begins_;
 };
 
-// Where a block's product rows [positions][C_out] are summed, and how they get to the output.
+// The rows [positions][C_out] in which the GEMM of a block is summed, and their conversion to the output.
 template <typename T>
 struct OutputRows {
   using A = AccOf<T>;
@@ -72,7 +72,7 @@ struct OutputRows {
   T* out;
   bool channels_last;
 
-  // The output itself can hold the sums.
+  // Whether the sums can be stored in the output.
   bool is_direct() const { return channels_last && std::is_same_v<T, A>; }
 
   A* direct(int64_t begin) const { return reinterpret_cast<A*>(out) + begin * p.out_channels; }
@@ -101,14 +101,14 @@ class Forward {
       : a_(a),
         p_(a.params),
         output_(output),
-        tile_(forward_panels<E>(p_.group_outputs())[0].kernel->rows),  // others end in a smaller tile
+        tile_(forward_panels<E>(p_.group_outputs())[0].kernel->rows),  // others end with a smaller tile
         sampled_(kBlock / tile_ * tile_),
         chunks_(channel_chunks(p_, kMostDepth)),
         steps_(chunk_steps(p_, chunks_, kMostDepth)),
         zeros_(static_cast<size_t>(p_.channels) + 2, T{}) {
     assert(are_alike(p_, steps_));
     for (const DepthStep& step : steps_[0]) stride_ = std::max(stride_, step.size());
-    stride_ = round_up(stride_, 16) + 16;  // no power of two: rows would share cache sets
+    stride_ = round_up(stride_, 16) + 16;  // not a power of two, where rows would map to the same cache sets
   }
 
   void run() {
@@ -141,7 +141,7 @@ class Forward {
  private:
   static constexpr int64_t kMostDepth = kDepthBytes / static_cast<int64_t>(sizeof(E));
 
-  // `copy`: what the sampler reads, or null where that is the input itself.
+  // `copy`: what the sampler reads, or null if it reads the input.
   void go_through(const Part& part, const Sampler<T>& sampler, ForwardWeight<T, E>& weight,
                   CopiedInput<T>* copy = nullptr) {
     const int64_t sum_bytes = output_.is_direct() ? 0 : p_.out_channels * static_cast<int64_t>(sizeof(A));
@@ -152,8 +152,9 @@ class Forward {
       Buffer<E> columns;
       Buffer<A> sums;
       Buffer<T> rounded, buffer;
-      std::vector<StepPlans<T>> plans;  // of each stretch of a block, if steps share them
-      const int64_t first_panel = slot * weight.panel_count() / blocks.threads();  // so that each packs some
+      std::vector<StepPlans<T>> plans;  // per stretch of a block, if steps share them
+      const int64_t first_panel =
+          slot * weight.panel_count() / blocks.threads();  // each thread starts with a different panel and packs some
       columns.get(sampled_ * stride_);
       if (!output_.is_direct()) sums.get(blocks.most() * p_.out_channels);
       if (!std::is_same_v<T, A> && !output_.channels_last) rounded.get(sampled_ * p_.out_channels);
@@ -187,11 +188,11 @@ class Forward {
       sample_rows(sampler, step, begin, end, plans, columns, stride_);
     else
       sample_rows_of_planes(sampler, step, begin, end, plans, columns, stride_);
-    if (step.size() % 2 && std::is_same_v<E, bf16>)  // a pair's second half
+    if (step.size() % 2 && std::is_same_v<E, bf16>)  // second element of a pair
       for (int64_t j = 0; j < end - begin; ++j) columns[j * stride_ + step.size()] = E{};
   }
 
-  // Columns times all panels, beginning with `first_panel`.
+  // Columns times all panels, starting with `first_panel`.
   void multiply_all(const E* columns, int64_t rows, ForwardWeight<T, E>& weight, int64_t group, size_t step,
                     int64_t first_panel, Buffer<T>& buffer, A* sums) const {
     const int64_t count = weight.panel_count();
@@ -209,9 +210,9 @@ class Forward {
   const DeformConvArgs& a_;
   const DeformConvParams& p_;
   OutputRows<T> output_;
-  int64_t tile_, sampled_;  // positions: of a tile of the products; that are sampled at a time
+  int64_t tile_, sampled_;  // positions: per tile of the GEMM; sampled at a time
   ChannelChunks chunks_;
-  std::vector<std::vector<DepthStep>> steps_;  // of each group, and alike in all of them
+  std::vector<std::vector<DepthStep>> steps_;  // per group; the same in all groups
   int64_t stride_ = 0;                         // of a row of columns
   std::vector<T> zeros_;
 };

@@ -7,9 +7,8 @@
 #include "torch_c_abi.h"
 namespace dcnseg_ops {
 
-// The arguments as they come from Python; `params` are checked_params(...). `mask` and `bias` have no elements
-// if absent. input and weight are contiguous or channels-last; offset and mask have the type that sums are kept
-// in, and any strides.
+// Arguments as passed by Python; `params` is the result of checked_params(...). `mask` and `bias` are empty if absent.
+// input and weight are contiguous or channels-last; offset and mask have the type of the sums and any strides.
 struct DeformConvArgs {
   Tensor input, offset, mask, weight;
   DeformConvParams params;
@@ -32,7 +31,7 @@ Tensor deform_conv2d(const DeformConvArgs& args, const Tensor& bias, bool channe
 
 struct DeformConvGrads {
   Tensor input, offset, mask, weight;
-};  // no elements if not wanted
+};  // empty if not needed
 struct WantedGrads {
   bool input, offset, mask, weight;
 };

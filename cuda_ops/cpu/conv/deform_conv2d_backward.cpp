@@ -1,20 +1,19 @@
-// The backward: the threads share the channels of the input, and each goes through all positions.
+// The backward of the deformable convolution.
 //
-// Each number of the gradients of input and weight belongs to one channel, so that no two threads write one.
-// Only the gradients of offset and mask are sums over the channels: each thread keeps its own, for a stretch of
-// positions, and these are added in the order of the threads. So every sum has one order with the same number
-// of threads.
+// The threads divide the channels of the input, and each processes all positions, so that every element of the
+// gradients of input and weight is written by one thread. The gradients of offset and mask are sums over the channels:
+// each thread sums its own channels for a stretch of positions, and these sums are added in the order of the threads.
+// The result is deterministic for a given number of threads.
 //
-// Per block of positions and step of the depth: the gradient rows times the weight are the gradients of the
-// columns; from these come the gradients of positions and input; the columns are sampled once more, and the
-// transposed gradient rows times the columns are added to the gradient of the weight. All of this stays in the
-// cache.
+// For each block of positions and step of the depth: the gradient rows times the weight are the column gradients; from
+// these follow the gradients of positions and input; the columns are sampled again, and the transposed gradient rows
+// times the columns are added to the gradient of the weight. All of this stays in the L2 cache.
 //
-// Memory beyond the arguments and gradients: the packed weight and sums of the weight's size; some megabytes
-// per thread; kMostSums bytes for the position sums. An input that is not channels-last is copied, and a
-// gradient that is not, or is not of the type of its sums, is summed apart, for as many positions and channels
-// at a time as kMostCopies bytes serve; where such parts share pixels, the gradient is rounded once per part.
-// Only a map of which one channel exceeds this, with offsets that reach across it, takes more.
+// Memory in addition to arguments and gradients: the packed weight and sums of the size of the weight; a few megabytes
+// per thread; kMostSums bytes for the position sums. An input that is not channels-last is copied. A gradient that is
+// not channels-last, or whose sums have a different type, is summed in a buffer. Both are limited to kMostCopies bytes
+// at a time, by parts and chunks of channels. Where parts share pixels, the gradient is rounded once per part. Only a
+// map of which a single channel exceeds the limit, with offsets across the whole map, takes more.
 #include <memory>
 #include "cpu/conv/backward_division.h"
 #include "cpu/conv/backward_step.h"
@@ -67,7 +66,7 @@ class Backward {
   }
 
  private:
-  struct Worker {  // what a thread keeps from block to block
+  struct Worker {  // state of a thread that is reused between blocks
     GradientRows<T, E> gradient;
     StepPlans<T> plans;
     Buffer<A> column_gradients, position_sums, input_sums, waste;
@@ -86,7 +85,7 @@ class Backward {
     parallel_for(0, t.numel(), 65536, [&](int64_t b, int64_t e) { std::fill(data + b, data + e, N{}); });
   }
 
-  // One chunk of channels for each worker.
+  // One chunk of channels per worker.
   void go_through_part(const Part& part, int64_t round) {
     const int64_t first_chunk = round * division_.workers;
     const int64_t active = std::min(division_.workers, static_cast<int64_t>(division_.chunks.size()) - first_chunk);
@@ -138,10 +137,11 @@ class Backward {
     return s;
   }
 
-  // What is wanted of a block, but for what differs from step to step.
+  // Outputs of a block, except for those that differ between steps.
   BackwardPass<T, E> pass_of(Worker& worker, const Chunk& chunk, const Part& part, int64_t stretch_begin) {
     BackwardPass<T, E> pass;
-    pass.grad_stride = round_up(division_.most_depth, 16) + 16;  // no power of two: rows would share cache sets
+    pass.grad_stride =
+        round_up(division_.most_depth, 16) + 16;  // not a power of two, where rows would map to the same cache sets
     if (wants_column_gradients()) pass.grad_columns = worker.column_gradients.get(division_.block * pass.grad_stride);
     if (sum_planes_ > 0) {
       pass.position_sums = worker.position_sums.get(0);
@@ -211,7 +211,7 @@ class Backward {
     });
   }
 
-  // To the gradient; added, where another part has pixels of this one.
+  // Writes sums to the gradient; adds where another part shares pixels.
   void put_sums(const A* sums, int64_t count, T* to) const {
     if (division_.parts.overlap)
       add_converted(sums, count, to);
@@ -219,7 +219,7 @@ class Backward {
       convert_values(sums, count, to);
   }
 
-  // The workers' sums of positions [begin, end) to the gradients of offset and mask, in their order.
+  // Adds the workers' sums of positions [begin, end) to the gradients of offset and mask, in the order of the workers.
   void add_position_sums_of(int64_t first_chunk, int64_t workers, int64_t begin, int64_t end) {
     const int64_t planes = p_.offset_groups * p_.taps();
     parallel_for(0, planes, grain(sum_planes_ * (end - begin)), [&](int64_t first, int64_t last) {
@@ -239,7 +239,7 @@ class Backward {
     });
   }
 
-  // Sums of positions [begin, end) to one of the `planes` planes [H_out, W_out] of each image.
+  // Writes the sums of positions [begin, end) to one of the `planes` planes [H_out, W_out] of each image.
   void add_to_plane(const A* sums, int64_t begin, int64_t end, int64_t planes, int64_t plane,
                     const Tensor& grad) const {
     A* to = grad.out<A>();
@@ -254,12 +254,12 @@ class Backward {
   const Tensor& grad_;
   DeformConvGrads& grads_;
   WantedGrads wanted_;
-  int64_t sum_planes_;  // sums of positions for each plane: 2 for the offset, 3 with the mask's
+  int64_t sum_planes_;  // number of position sums per plane: 2 for the offset, 3 with the mask
   bool copies_input_, sums_apart_;
   Division division_;
   StepOffsets<E> offsets_;
   std::vector<T> zeros_;
-  std::vector<int64_t> weight_sum_begin_;  // of each step
+  std::vector<int64_t> weight_sum_begin_;  // per step
   Buffer<E> weight_;
   Buffer<A> weight_sums_;
   std::vector<std::unique_ptr<Worker>> workers_;
@@ -286,7 +286,7 @@ DeformConvGrads backward(const Tensor& grad, const DeformConvArgs& a, WantedGrad
   if (p.positions() > 0)
     Backward<T, E>(grad, a, grads, wanted).run();
   else
-    for (const Tensor* t : {&grads.input, &grads.weight}) fill_with_zeros<T>(*t);  // no elements if not wanted
+    for (const Tensor* t : {&grads.input, &grads.weight}) fill_with_zeros<T>(*t);  // empty if not needed
   return grads;
 }
 

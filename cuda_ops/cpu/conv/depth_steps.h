@@ -1,8 +1,8 @@
-// The depth of the products, taps times channels, cut into steps that fit the caches.
+// Division of the depth of the GEMM, taps times channels, into steps that fit in the caches.
 //
-// A step has some taps of some channels of one convolution group; its columns are ordered [tap][channel]. The
-// forward takes all taps of few channels at a time (chunk_steps): pixels of a chunk lie side by side in its copy of
-// the input, and those that neighboring taps and positions share stay in the nearest cache.
+// A step has some taps of some channels of one convolution group; its columns are ordered [tap][channel]. The forward
+// processes all taps of few channels at a time (chunk_steps): the pixels of a chunk are contiguous in its copy of the
+// input, and pixels that neighboring taps and positions share stay in the L1 cache.
 #pragma once
 #include <algorithm>
 #include <vector>
@@ -34,28 +34,28 @@ inline std::vector<Segment> segments_of(const DeformConvParams& p, int64_t begin
   return segments;
 }
 
-// The channels of each convolution group, cut into `count` chunks of `channels` at most.
+// Divides the channels of each convolution group into `count` chunks of at most `channels` channels.
 struct ChannelChunks {
   int64_t group_channels, channels, count;
 
-  // The chunk that channel c of the input is in.
+  // The chunk of input channel c.
   int64_t index(int64_t c) const { return c / group_channels * count + c % group_channels / channels; }
   int64_t begin(int64_t chunk) const { return chunk / count * group_channels + chunk % count * channels; }
   int64_t end(int64_t chunk) const { return std::min(begin(chunk) + channels, (chunk / count + 1) * group_channels); }
 };
 
-constexpr int64_t kMostPlans = 64;   // of a step: one for each tap and offset group, of some kilobytes
-constexpr int64_t kLeastChunk = 16;  // channels: a vector of them
+constexpr int64_t kMostPlans = 64;   // per step: one for each tap and offset group, of a few kilobytes
+constexpr int64_t kLeastChunk = 16;  // channels: one vector
 
-// Chunks whose taps together make at most `most` columns, where that leaves a vector of channels.
+// Chunks whose taps make at most `most` columns, but at least one vector of channels.
 inline ChannelChunks channel_chunks(const DeformConvParams& p, int64_t most) {
   const int64_t fit = std::max(kLeastChunk, most / p.taps() / kLeastChunk * kLeastChunk);
   const int64_t channels = std::min({fit, p.group_channels(), kMostPlans * p.offset_group_channels()});
   return {p.group_channels(), channels, (p.group_channels() + channels - 1) / channels};
 }
 
-// Steps of at most `most` columns for channels [begin, end) of one convolution group: several taps of few
-// channels, or one tap of a part of many channels. Never less than one tap and one channel.
+// Steps of at most `most` columns for channels [begin, end) of one convolution group: several taps of few channels, or
+// one tap of some of many channels. At least one tap and one channel.
 inline std::vector<DepthStep> depth_steps(const DeformConvParams& p, int64_t begin, int64_t end, int64_t most) {
   const int64_t channels = end - begin;
   most = std::min(most, kMostPlans * p.offset_group_channels());
@@ -70,17 +70,17 @@ inline std::vector<DepthStep> depth_steps(const DeformConvParams& p, int64_t beg
   return steps;
 }
 
-// For each convolution group, steps of all taps of a chunk, or of as many as make `most` columns and kMostPlans plans.
+// Steps for each convolution group: all taps of a chunk, or as many as fit in `most` columns and kMostPlans plans.
 //
-// The steps of all groups are alike but for where their channels begin and which segments these have: the weight is
-// packed by those of the first group. A chunk may have more segments in one group than in another; the most of them
-// decide how many taps fit, in all groups.
+// The steps of all groups are the same except for their first channels and segments, because the weight is packed by
+// the steps of the first group. A chunk may have more segments in one group than in another; the maximum determines
+// the number of taps per step in all groups.
 inline std::vector<std::vector<DepthStep>> chunk_steps(const DeformConvParams& p, const ChannelChunks& chunks,
                                                        int64_t most) {
   std::vector<std::vector<DepthStep>> steps(static_cast<size_t>(p.groups));
   for (int64_t chunk = 0; chunk < chunks.count; ++chunk) {
-    std::vector<DepthStep> whole;  // all taps of the chunk, in each group
-    int64_t plans = 1;             // of a tap
+    std::vector<DepthStep> whole;  // all taps of the chunk, per group
+    int64_t plans = 1;             // per tap
     for (int64_t group = 0; group < p.groups; ++group) {
       const int64_t begin = chunks.begin(group * chunks.count + chunk), end = chunks.end(group * chunks.count + chunk);
       whole.push_back({0, p.taps(), begin, end, segments_of(p, begin, end)});
@@ -98,7 +98,7 @@ inline std::vector<std::vector<DepthStep>> chunk_steps(const DeformConvParams& p
   return steps;
 }
 
-// Whether the steps of all groups are alike, as `chunk_steps` says.
+// Whether the steps of all groups are the same, see `chunk_steps`.
 inline bool are_alike(const DeformConvParams& p, const std::vector<std::vector<DepthStep>>& steps) {
   for (size_t group = 0; group < steps.size(); ++group) {
     const int64_t first_channel = static_cast<int64_t>(group) * p.group_channels();

@@ -1,4 +1,4 @@
-// The weight of a deformable convolution as right matrices of the forward's products.
+// The weight of a deformable convolution as right matrices of the forward GEMM.
 #pragma once
 #include <cassert>
 #include <vector>
@@ -10,17 +10,17 @@
 #include "cpu/transpose.h"
 namespace dcnseg_ops {
 
-// The outputs of a group, or some of them, as the columns of a panel.
+// Some outputs of a group, the columns of a panel.
 template <typename E>
 struct ForwardPanel {
   int64_t first, outputs;
-  const Microkernel<E>* kernel;  // that takes the panel
+  const Microkernel<E>* kernel;  // of the panel
 
   int64_t width() const { return kernel->width; }
 };
 
-// Panels of all outputs of a group: wide ones, where there is a microkernel for them, and one or two others where that
-// leaves fewer columns of zeros.
+// Panels of all outputs of a group: wide panels if there is a microkernel for them, and one or two narrow ones where
+// that needs fewer columns of zeros.
 template <typename E>
 std::vector<ForwardPanel<E>> forward_panels(int64_t outputs) {
   const Microkernel<E>& narrow = microkernel<E>();
@@ -35,9 +35,9 @@ std::vector<ForwardPanel<E>> forward_panels(int64_t outputs) {
   return panels;
 }
 
-// Columns [begin, end) of the weight's rows, `stride` apart, to rows places[begin] .. of a panel [depth][width]: 16
-// outputs at a time, whose rows are read side by side. What is read and written next is fetched, also for the
-// next 16, of which there may be none: that is read by nobody.
+// Copies columns [begin, end) of the weight's rows with stride `stride` to rows places[begin] .. of a panel
+// [depth][width]. Reads the rows of 16 outputs in parallel. Prefetches the next reads and writes, also of the next 16
+// outputs, which may not exist.
 template <typename T>
 DCN_CLONES void pack_outputs(const T* rows, int64_t stride, int64_t outputs, int64_t begin, int64_t end,
                              const int32_t* places, int64_t width, T* panel) {
@@ -71,7 +71,7 @@ DCN_CLONES void pack_outputs(const T* rows, int64_t stride, int64_t outputs, int
   }
 }
 
-// As pack_outputs from 16-bit floats to pairs or to float; `rows` are in the order of the panel's rows.
+// pack_outputs from 16-bit floats to pairs or to float; `rows` are in the order of the panel's rows.
 template <typename T, typename E>
 DCN_CLONES void pack_half_outputs(const T* rows, int64_t depth, int64_t outputs, int64_t size, int64_t width,
                                   E* panel) {
@@ -107,7 +107,7 @@ DCN_CLONES void pack_half_outputs(const T* rows, int64_t depth, int64_t outputs,
   }
 }
 
-// Where each column of the weight's rows, as they lie, goes in the depth; `steps` are those of the first group.
+// The depth index of each column of the weight's rows in memory order; `steps` are those of the first group.
 template <typename T>
 std::vector<int32_t> places_of(const DeformConvParams& p, const Weight<T>& weight,
                                const std::vector<DepthStep>& steps) {
@@ -120,13 +120,13 @@ std::vector<int32_t> places_of(const DeformConvParams& p, const Weight<T>& weigh
   return places;
 }
 
-// The weight for the forward, [group][panel][depth][width], with the steps side by side in the depth; for pairs each
-// begins at an even place. A chunk of channels of a panel is packed by the thread that is the first to need it, which
-// then has it in its cache, and nobody waits for the rest.
+// The weight for the forward, [group][panel][depth][width]. The steps are consecutive in the depth; for pairs each
+// starts at an even index. The thread that needs a chunk of channels of a panel first packs it, so that it is in the
+// cache of that thread and no thread waits for the rest.
 template <typename T, typename E>
 class ForwardWeight {
  public:
-  // `steps`: of the first group; those of the others are alike.
+  // `steps`: those of the first group; the other groups have the same.
   ForwardWeight(const DeformConvParams& p, const Tensor& weight, const ChannelChunks& chunks,
                 const std::vector<DepthStep>& steps)
       : p_(p),
@@ -146,21 +146,21 @@ class ForwardWeight {
 
   int64_t panel_count() const { return static_cast<int64_t>(panels_.size()); }
   const ForwardPanel<E>& panel(int64_t index) const { return panels_[static_cast<size_t>(index)]; }
-  // Numbers of a step's part of a panel.
+  // Number of elements of a step's part of a panel.
   int64_t part_size(int64_t index, size_t step) const {
     return padded_depth<E>(steps_[step].size()) * panel(index).width();
   }
 
-  // Where a step's part of a panel lies, packed or not.
+  // Address of a step's part of a panel, packed or not.
   E* part(int64_t group, int64_t index, size_t step) {
     return begin_of(group, index) + begin_[step] * panel(index).width();
   }
 
-  // The same, packed; `buffer` is the thread's own.
+  // The same, packed; `buffer` belongs to the thread.
   const E* packed(int64_t group, int64_t index, size_t step, Buffer<T>& buffer) {
     assert(group < p_.groups && index < panel_count() && step < steps_.size());
     const int64_t chunk = chunks_.index(steps_[step].channel_begin);  // of the group
-    // Before a piece of work is taken, as it may throw.
+    // Before the work starts, because it may throw.
     T* ordered = kIsHalf<T> ? buffer.get(panel(index).width() * p_.taps() * chunks_.channels) : nullptr;
     work_[static_cast<size_t>((group * panel_count() + index) * chunks_.count + chunk)].need(
         1, [&](int64_t) noexcept { pack(group, index, chunk, ordered); });
@@ -182,10 +182,10 @@ class ForwardWeight {
       });
   }
 
-  // By way of rows that are in the order of the panel's rows.
+  // Via rows in the order of the panel's rows.
   void pack_halves(const T* rows, int64_t outputs, int64_t width, int64_t chunk, E* panel, T* ordered) {
     const int64_t size = p_.taps() * (chunks_.end(chunk) - chunks_.begin(chunk));
-    const int64_t first = p_.taps() * chunks_.begin(chunk);  // as chunks follow each other in the depth
+    const int64_t first = p_.taps() * chunks_.begin(chunk);  // chunks are consecutive in the depth
     for (int64_t o = 0; o < outputs; ++o)
       for_columns(chunk, [&](int64_t begin, int64_t end) {
         for (int64_t i = begin; i < end; ++i) ordered[o * size + places_[i] - first] = rows[o * p_.depth() + i];
@@ -197,7 +197,7 @@ class ForwardWeight {
     }
   }
 
-  // f(begin, end) for the columns of the weight's rows, as they lie, that belong to a chunk of the first group.
+  // f(begin, end) for the column ranges of the weight's rows, in memory order, of a chunk of the first group.
   template <typename F>
   void for_columns(int64_t chunk, const F& f) const {
     const int64_t begin = chunks_.begin(chunk), end = chunks_.end(chunk);
@@ -211,9 +211,9 @@ class ForwardWeight {
   const std::vector<DepthStep>& steps_;
   const std::vector<ForwardPanel<E>> panels_;
   const std::vector<int32_t> places_;
-  std::vector<SharedWork> work_;   // of each chunk of a panel [group][panel][chunk]
-  std::vector<int64_t> begin_;     // of each step in the depth
-  int64_t depth_ = 0, width_ = 0;  // of a group's panels, side by side
+  std::vector<SharedWork> work_;   // per chunk of a panel [group][panel][chunk]
+  std::vector<int64_t> begin_;     // first depth index of each step
+  int64_t depth_ = 0, width_ = 0;  // of all panels of a group
   Buffer<E> data_;
 };
 

@@ -1,4 +1,4 @@
-// The gradient of the output as left matrices of products.
+// The gradient of the output as left matrices of GEMMs.
 #pragma once
 #include "cpu/layout.h"
 #include "cpu/parts.h"

@@ -1,7 +1,7 @@
-// The sampled columns of a deformable convolution, on the CPU, vectorized over the channels of channels-last pixels.
+// Sampling of the columns on the CPU, vectorized over the channels of channels-last pixels.
 //
-// Columns are walked in the order they lie in memory, tap after tap of one position (the other way round took
-// twice as long at 64 channels).
+// Columns are written in memory order, all taps of one position at a time; the other order took twice as long at 64
+// channels.
 #pragma once
 #include "cpu/conv/tap_plans.h"
 #include "cpu/transpose.h"
@@ -18,7 +18,7 @@ struct Corners {
   }
 };
 
-// Where the channels of pixels lie, from `channel` on. In numbers of its own, which no store can change.
+// The channels of pixels, starting at `channel`. A copy of the values, which stores cannot alias.
 template <typename T>
 struct PixelRows {
   intptr_t first, stride, zeros;  // in bytes
@@ -28,7 +28,7 @@ struct PixelRows {
         stride(s.pixel_stride * static_cast<intptr_t>(sizeof(T))),
         zeros(first + s.zeros * static_cast<intptr_t>(sizeof(T))) {}
 
-  // The corners of position j, whose image begins with `first_pixel`.
+  // The corners of position j, whose image starts at `first_pixel`.
   DCN_INLINE Corners<T> corners(const TapPlan<AccOf<T>>& plan, int64_t first_pixel, int j) const {
     const auto row = [&](int k) DCN_INLINE_LAMBDA {
       const int32_t index = plan.index[k][j];
@@ -39,13 +39,13 @@ struct PixelRows {
   }
 };
 
-// Blends four rows of n channels; `to` takes vectors and the numbers left over.
+// Blends four rows of n channels; `to` receives vectors and the remaining scalars.
 template <typename T, typename To>
 DCN_INLINE void blend(const Corners<T>& c, int64_t n, const To& to) {
   constexpr int kLanes = Simd<T>::kLanes;
   const T *r0 = c.row[0], *r1 = c.row[1], *r2 = c.row[2], *r3 = c.row[3];
 #if defined(__x86_64__)
-  // GCC else addresses each row by its distance from another one, in four times as many instructions.
+  // Without this, GCC addresses each row relative to another one, with four times as many instructions.
   asm("" : "+r"(r0), "+r"(r1), "+r"(r2), "+r"(r3));
 #endif
   const AccOf<T> w0 = c.weight[0], w1 = c.weight[1], w2 = c.weight[2], w3 = c.weight[3];
@@ -73,7 +73,8 @@ struct ToRow {
   DCN_INLINE void put_one(int64_t i, AccOf<E> v) const { store_one(row + i, v); }
 };
 
-// Columns of positions [begin, end), a block at most, to rows [end - begin][step.size()], `stride` numbers apart.
+// Columns of positions [begin, end), at most one block, to rows [end - begin][step.size()] with a stride of `stride`
+// elements.
 template <typename T, typename E>
 DCN_CLONES void sample_rows(const Sampler<T>& s, const DepthStep& step, int64_t begin, int64_t end, StepPlans<T>& plans,
                             E* rows, int64_t stride) {
@@ -94,7 +95,7 @@ DCN_CLONES void sample_rows(const Sampler<T>& s, const DepthStep& step, int64_t 
   }
 }
 
-// As `sample_rows`, from the planes of a contiguous input: for maps too large to be copied.
+// sample_rows from the planes of a contiguous input, for maps that are too large to copy.
 template <typename T, typename E>
 DCN_CLONES void sample_rows_of_planes(const Sampler<T>& s, const DepthStep& step, int64_t begin, int64_t end,
                                       StepPlans<T>& plans, E* rows, int64_t stride) {

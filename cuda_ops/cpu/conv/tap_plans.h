@@ -1,10 +1,10 @@
-// Where the taps of a deformable convolution sample, on the CPU.
+// Sample positions of the taps of a deformable convolution on the CPU.
 //
-// Positions count output pixels over all images of the batch, row-major. They are taken in blocks of at most
-// kBlock: where the taps sample is worked out once per block, tap and offset group (TapPlan), vectorized over the
-// positions; the channels then share it.
+// Positions are indices of output pixels over all images of the batch, row-major. They are processed in blocks of at
+// most kBlock: the corners and weights of each tap and offset group are computed once per block (TapPlan), vectorized
+// over the positions, and shared by all channels.
 //
-// Functions marked DCN_CLONES are compiled once per instruction set; all they call is inlined.
+// Functions marked DCN_CLONES are compiled once per instruction set; everything they call is inlined.
 #pragma once
 #include <array>
 #include <vector>
@@ -14,12 +14,11 @@
 #include "deform_conv_params.h"
 namespace dcnseg_ops {
 
-constexpr int kBlock = 112;  // a multiple of kStrip, and of 14 and 8, the rows of the largest tiles of the products
-constexpr int kStrip = 16;   // positions that are planned together, in vectors
+constexpr int kBlock = 112;  // a multiple of kStrip, and of 14 and 8, the heights of the largest GEMM tiles
+constexpr int kStrip = 16;   // positions per vectorized step
 
 template <typename A>
-struct Planes {  // a [B, channels, H_out, W_out] tensor of any strides; data is
-                 // null if absent
+struct Planes {  // a [B, channels, H_out, W_out] tensor with any strides; data is null if absent
   const A* data = nullptr;
   int64_t batch = 0, channel = 0, row = 0, column = 0;
 };
@@ -28,18 +27,17 @@ template <typename T>
 struct Sampler {
   using A = AccOf<T>;
   DeformConvParams p;
-  // Channel c of pixel i, counted over all images, lies at input[i * pixel_stride + c]. Null where the input is
-  // read from its planes.
+  // Channel c of pixel i, an index over all images, is at input[i * pixel_stride + c]. Null if the planes are read.
   const T* input;
   int64_t pixel_stride;
   const T* planes;  // [B, C, H, W]
-  int64_t zeros;    // as many of them as channels, counted from `input`: what a corner outside reads
+  int64_t zeros;    // offset from `input` of a pixel of zeros, which corners outside the map read
   Planes<A> offset, mask;
-  // Where the input lies chunk by chunk of its channels, so many numbers apart; `zeros` then lie in each chunk.
+  // The distance between chunks of channels, in elements; each chunk has its own `zeros`.
   ChannelChunks chunks{};
   int64_t chunk_stride = 0;
 
-  // In pixel 0, which may lie before the copy that `input` counts from.
+  // Pixel 0, which may be before the start of the copy.
   DCN_INLINE const T* from_channel(int64_t channel) const {
     if (chunk_stride) {
       const int64_t chunk = chunks.index(channel);
@@ -49,35 +47,35 @@ struct Sampler {
   }
 };
 
-// From one array to another, in numbers, rounded towards zero: as an offset for `Sampler::zeros`. An array whose
-// address is no multiple of its numbers' size ends up beside the other's start, hence a zero more on each side.
+// Distance between two arrays in elements, rounded towards zero, for `Sampler::zeros`. If the addresses differ by a
+// fraction of an element, the result is off by less than one element, hence one more zero on each side.
 template <typename T>
 int64_t distance(const T* from, const T* to) {
   return (reinterpret_cast<intptr_t>(to) - reinterpret_cast<intptr_t>(from)) / static_cast<int64_t>(sizeof(T));
 }
 
 template <typename A>
-struct TapPlan {             // of one tap and one offset group at the positions of a block
-  int32_t index[4][kBlock];  // of the corners' pixels in their image, or kOutside
+struct TapPlan {             // one tap and offset group at the positions of a block
+  int32_t index[4][kBlock];  // pixels of the corners in their image, or kOutside
   A weight[4][kBlock];       // of the corners, times the mask
 };
 
 template <typename A>
-struct TapFractions {  // what the gradients of positions need beside
+struct TapFractions {  // additional values for the gradients of positions
   A ly[kBlock], lx[kBlock], mask[kBlock];
 };
 
 template <typename A>
 struct BlockPositions {
   int count;
-  int planned;                           // the count, rounded up to whole strips
-  A y[kBlock], x[kBlock];                // of tap (0, 0), undisplaced
-  int64_t offset[kBlock], mask[kBlock];  // where their first channel lies
+  int planned;                           // number of positions, rounded up to whole strips
+  A y[kBlock], x[kBlock];                // of tap (0, 0), without offset
+  int64_t offset[kBlock], mask[kBlock];  // index of the first channel
   int64_t first_pixel[kBlock];           // of the image
-  bool is_run;                           // whether all the planned offsets lie one after another, and so the masks
+  bool is_run;                           // whether the planned offsets are contiguous, and the masks as well
 };
 
-// Whether the pixels of a channel lie one after another.
+// Whether the pixels of a channel are contiguous.
 template <typename A>
 DCN_INLINE bool is_run(const Planes<A>& planes, const DeformConvParams& p) {
   return !planes.data || (planes.column == 1 && planes.row == p.out_width);
@@ -148,7 +146,7 @@ DCN_INLINE void plan_strip(const Sampler<T>& s, const BlockPositions<AccOf<T>>& 
     corner_weights(at.ly, at.lx, m[j], weight);
     for (int k = 0; k < 4; ++k) plan.weight[k][first + j] = weight[k];
   };
-  if (p.border == Border::zero)  // a loop of its own, which vectorizes
+  if (p.border == Border::zero)  // a separate loop, which vectorizes
     for (int j = 0; j < kStrip; ++j) put(j, locate(y[j], x[j], height, width));
   else
     for (int j = 0; j < kStrip; ++j) put(j, locate_clamped(p.border, y[j], x[j], height, width));
@@ -158,16 +156,16 @@ DCN_INLINE void plan_strip(const Sampler<T>& s, const BlockPositions<AccOf<T>>& 
   for (int j = 0; j < kStrip; ++j) fractions->mask[first + j] = m[j];
 }
 
-// The plans of a step's taps and offset groups, [taps][offset groups], for the positions of a block. One is
-// kept for many blocks of one call, for its memory; steps of one block that sample alike share what was made.
+// The plans of the taps and offset groups of a step, [taps][offset groups], for the positions of a block. Reused for
+// many blocks of a call to reuse its memory; steps of a block with the same taps and offset groups share the plans.
 template <typename T>
 struct StepPlans {
   BlockPositions<AccOf<T>> block{};
   std::vector<TapPlan<AccOf<T>>> plans;
-  std::vector<TapFractions<AccOf<T>>> fractions;  // as many, if they are wanted
+  std::vector<TapFractions<AccOf<T>>> fractions;  // the same number, or empty if not needed
   bool fractions_wanted;
   int64_t groups = 0;
-  std::array<int64_t, 6> made{};  // what for
+  std::array<int64_t, 6> made{};  // key of the current plans
 
   explicit StepPlans(bool fractions_wanted) : fractions_wanted(fractions_wanted) {}
 

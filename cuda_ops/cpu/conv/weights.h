@@ -1,4 +1,4 @@
-// The weight of a deformable convolution as it comes, as right matrices of the backward's products, and its gradient.
+// The weight as right matrices of the backward GEMMs, and the gradient of the weight.
 #pragma once
 #include <vector>
 #include "cpu/conv/depth_steps.h"
@@ -12,12 +12,12 @@ namespace dcnseg_ops {
 template <typename T>
 struct Weight {
   const T* data;
-  bool has_rows;  // whether an output's numbers lie [T][C/groups] already
+  bool has_rows;  // whether the rows are [T][C/groups] in memory
 
   explicit Weight(const Tensor& t) : data(t.in<T>()), has_rows(is_channels_last(t)) {}
 };
 
-// Row [T][C/groups] of output o; `buffer` holds it where the weight lies [C/groups][T].
+// Row [T][C/groups] of output o; `buffer` holds it if the memory order is [C/groups][T].
 template <typename T>
 const T* weight_row(const DeformConvParams& p, const Weight<T>& weight, int64_t o, T* buffer) {
   const T* from = weight.data + o * p.depth();
@@ -26,7 +26,7 @@ const T* weight_row(const DeformConvParams& p, const Weight<T>& weight, int64_t 
   return buffer;
 }
 
-// Where the panels of each step begin, and their size in all.
+// First element of the panels of each step, and their total size.
 template <typename E>
 struct StepOffsets {
   std::vector<int64_t> begin;
@@ -41,13 +41,13 @@ struct StepOffsets {
   }
 };
 
-// For the backward: per step panels [outputs of the group] x [step.size()]; the depth is the outputs.
+// For the backward: panels [outputs of the group] x [step.size()] per step; the depth is the outputs.
 template <typename E>
 Panels<E> column_panels(const DeformConvParams& p, const DepthStep& step) {
   return {p.group_outputs(), step.size()};
 }
 
-// Output o's numbers of a step to its panels.
+// Copies the weights of output o for a step to its panels.
 template <typename T, typename E>
 DCN_CLONES void pack_columns(const T* row, int64_t o, int64_t taps, int64_t tap_stride, int64_t channels,
                              const PanelRows<E>& panels) {
@@ -64,7 +64,7 @@ DCN_CLONES void pack_columns(const T* row, int64_t o, int64_t taps, int64_t tap_
 template <typename T, typename E>
 void pack_weight_backward(const DeformConvParams& p, const Weight<T>& weight, const std::vector<DepthStep>& steps,
                           const StepOffsets<E>& offsets, E* to) {
-  const int64_t pairs = (p.group_outputs() + 1) / 2;  // outputs that share a panel's rows
+  const int64_t pairs = (p.group_outputs() + 1) / 2;  // outputs that share a row of a panel
   parallel_ranges(pairs, grain(2 * p.depth() * p.groups), [&](int64_t begin, int64_t end) {
     Buffer<T> buffer;
     T* row_buffer = buffer.get(p.depth());
@@ -83,7 +83,7 @@ void pack_weight_backward(const DeformConvParams& p, const Weight<T>& weight, co
   });
 }
 
-// Sums [step][outputs of the group][step.size()] to a gradient that lies as the weight does.
+// Copies sums [step][outputs of the group][step.size()] to a gradient in the memory format of the weight.
 template <typename T>
 void unpack_weight_gradient(const DeformConvParams& p, const std::vector<DepthStep>& steps, const AccOf<T>* sums,
                             const Tensor& grad) {
@@ -91,7 +91,7 @@ void unpack_weight_gradient(const DeformConvParams& p, const std::vector<DepthSt
   const bool has_rows = is_channels_last(grad);
   const int64_t tap_stride = has_rows ? p.group_channels() : 1, channel_stride = has_rows ? 1 : p.taps();
   parallel_for(0, p.group_outputs(), grain(p.depth() * p.groups), [&](int64_t begin, int64_t end) {
-    for (int64_t o = begin; o < end; ++o) {  // the steps of one output after another: they share its lines
+    for (int64_t o = begin; o < end; ++o) {  // all steps of an output in a row: they share cache lines
       const AccOf<T>* step_sums = sums;
       for (const DepthStep& step : steps) {
         const int64_t group = step.channel_begin / p.group_channels();

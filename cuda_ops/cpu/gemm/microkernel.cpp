@@ -2,16 +2,16 @@
 #include <stdexcept>
 #include <utility>
 #if defined(__x86_64__) && defined(__gnu_linux__) && defined(__GNUC__) && !defined(__clang__) && __GNUC__ >= 12
-#define DCN_X86  // as in simd.h: older compilers know the levels of x86-64 by other names
+#define DCN_X86  // as in simd.h: older compilers use other names for the x86-64 levels
 #include <immintrin.h>
 #endif
 #ifndef DCN_MOST_LEVEL
-#define DCN_MOST_LEVEL 4  // of x86-64; less in a test's build, to run what other machines take
+#define DCN_MOST_LEVEL 4  // of x86-64; lower in test builds, to run the code of other CPUs
 #endif
 namespace dcnseg_ops {
 namespace {
 
-constexpr int kAhead = 8;  // steps of the depth that a narrow panel is fetched ahead of its use: 2 % faster
+constexpr int kAhead = 8;  // prefetch distance of narrow panels in steps of the depth: 2 % faster
 
 typedef double f64x4 __attribute__((vector_size(32)));
 typedef double f64x2 __attribute__((vector_size(16)));
@@ -36,8 +36,8 @@ DCN_INLINE void store_tile(V (&sum)[kRows][kVectors], E* c, int64_t c_stride, bo
     }
 }
 
-// Brings what store_tile will add to into the nearest cache, line by line: all at once would keep the products waiting
-// for their own lines.
+// Prefetches the elements of c that store_tile adds to into the L1 cache, line by line: all at once would delay the
+// loads of the GEMM.
 template <int kRows, int kLines, typename E>
 struct TileLines {
   const E* next;
@@ -51,9 +51,9 @@ struct TileLines {
   }
 };
 
-// One step of the depth: sum += a's column times b's row; both go on to the next. Rows are addressed from every third
-// one: base, base + stride, base + 2 * stride are one instruction's addressing modes, and five bases fit the registers
-// where fourteen do not.
+// One step of the depth: sum += column of a times row of b, then advances both. Rows are addressed relative to every
+// third one: base, base + stride and base + 2 * stride are addressing modes of one instruction, and five bases fit in
+// the registers where fourteen do not.
 template <typename V, int kRows, int kVectors, bool kFetches, int kBases, typename E>
 DCN_INLINE void step(const E* (&base)[kBases], int64_t a_stride, const E*& b, V (&sum)[kRows][kVectors]) {
   constexpr int kLanes = sizeof(V) / sizeof(E);
@@ -96,7 +96,7 @@ DCN_INLINE void tile(const E* a, int64_t a_stride, const E* b, int64_t depth, E*
   store_tile(sum, c, c_stride, accumulate);
 }
 
-// kFetches: whether the panel is fetched ahead of its use, which takes more than it brings where there are fewer rows.
+// kFetches: whether to prefetch the panel, which is slower than not to if there are few rows.
 #define DCN_TILE(name, target, V, kVectors, kFetches, E)                                                             \
   template <int kRows>                                                                                               \
   target void name(const E* a, int64_t a_stride, const E* b, int64_t depth, E* c, int64_t c_stride, bool accumulate, \
@@ -114,7 +114,7 @@ DCN_TILE(wide_tile_v4, DCN_V4, f64x8, 3, false, double)
 DCN_TILE(tile_v3, DCN_V3, f32x8, 2, true, float)
 DCN_TILE(tile_v3, DCN_V3, f64x4, 2, true, double)
 
-// Products of pairs of bfloat16, summed in float.
+// GEMM of pairs of bfloat16 with sums in float.
 #define DCN_PAIRS __attribute__((target("arch=x86-64-v4,avx512bf16")))
 template <int kRows, int kVectors, int kBases>
 DCN_PAIRS DCN_INLINE void step_of_pairs(const bf16* (&base)[kBases], int64_t a_stride, const bf16*& b,
@@ -162,7 +162,7 @@ DCN_PAIRS void tile_pairs(const bf16* a, int64_t a_stride, const bf16* b, int64_
 DCN_TILE(tile_plain, , f32x4, 4, true, float)
 DCN_TILE(tile_plain, , f64x2, 4, true, double)
 
-// The kernels of one tile function, by their number of rows.
+// The kernels of one tile function by number of rows.
 #define DCN_KERNELS(name, tile)                                                                    \
   template <typename E, int... kRows>                                                              \
   Microkernel<E> name(size_t width, bool has_pairs, std::integer_sequence<int, kRows...>) {        \
@@ -179,7 +179,7 @@ DCN_KERNELS(kernels_plain, tile_plain)
 template <int kRows>
 using Rows = std::make_integer_sequence<int, kRows>;
 
-// The best one for x86-64-v`most_level` or less.
+// The best microkernel for x86-64-v`most_level` or lower.
 template <typename E>
 Microkernel<E> pick_kernel([[maybe_unused]] int most_level) {
 #if defined(DCN_X86)
@@ -194,7 +194,7 @@ Microkernel<E> pick_kernel([[maybe_unused]] int most_level) {
 #endif
 }
 
-// As pick_kernel, of the wide ones; null where there is none.
+// pick_kernel for wide microkernels; null if there is none.
 template <typename E>
 const Microkernel<E>* wide_kernel() {
 #if defined(DCN_X86)

@@ -1,10 +1,10 @@
-// Rows put into the panels of a product's right matrix as they are made.
+// Rows written to the panels of the right matrix of a GEMM.
 #pragma once
 #include "cpu/simd.h"
 namespace dcnseg_ops {
 
-// A run of numbers of one position that lie in one panel; `row` is the first one's place. For pairs, an even position
-// clears its neighbor's places.
+// A run of elements of one position in one panel; `row` is the address of the first one. For pairs, an even position
+// clears the elements of its neighbor.
 template <typename E>
 struct ToPanel {
   E* row;
@@ -40,9 +40,9 @@ template <typename E>
 struct PanelRows {
   E* data;
   int64_t panel_size;
-  int width_log2;  // a division takes as long as blending two vectors
+  int width_log2;  // for a shift: a division takes as long as blending two vectors
 
-  // put(i, count, place) for each run of columns [column, column + n) of a position, from the i-th of them on.
+  // put(i, count, place) for each run of columns [column, column + n) of a position, from column + i on.
   template <typename Put>
   DCN_INLINE void for_runs(int64_t position, int64_t column, int64_t n, const Put& put) const {
     constexpr int kPair = std::is_same_v<E, bf16> ? 2 : 1;

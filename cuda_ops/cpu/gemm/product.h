@@ -1,20 +1,20 @@
-// Products of row-major matrices with packed panels, on one thread, by the microkernel.
+// Single-threaded GEMM of row-major matrices with packed panels.
 //
-// The right matrix [depth][columns] is cut into panels of a microkernel's width; each lies [depth][width],
-// the last one filled up with zeros. Panel after panel is multiplied with all rows, which stay in the second
-// cache; meanwhile the next panel comes there, too.
+// The right matrix [depth][columns] is divided into panels of the width of a microkernel, each [depth][width], the
+// last one padded with zeros. Each panel is multiplied by all rows, which stay in the L2 cache, while the next panel
+// is prefetched into it.
 #pragma once
 #include "cpu/gemm/microkernel.h"
 #include "cpu/layout.h"
 namespace dcnseg_ops {
 
-// Rows of a panel: for pairs as many as are even.
+// Number of rows of a panel, rounded up to even for pairs.
 template <typename E>
 int64_t padded_depth(int64_t depth) {
   return microkernel<E>().has_pairs ? round_up(depth, 2) : depth;
 }
 
-// How a right matrix lies in memory.
+// Layout of a right matrix.
 template <typename E>
 struct Panels {
   int64_t depth, columns;
@@ -26,9 +26,9 @@ struct Panels {
   int64_t size() const { return count() * panel_size(); }
 };
 
-// c [rows][columns] = or += a [rows][depth] * b [depth][kernel.width], a panel whose further columns are zero. For
-// pairs, a row of `a` with an odd depth has one number more, which is finite. `next`: the panel that is multiplied
-// next, and how many of its numbers are to be fetched.
+// c [rows][columns] = or += a [rows][depth] * b [depth][kernel.width], a panel whose remaining columns are zero. For
+// pairs, a row of `a` with an odd depth has one more element, which must be finite. `next`: the panel that is
+// multiplied next, and its number of elements to prefetch.
 template <typename E>
 void multiply_panel(const Microkernel<E>& kernel, const E* a, int64_t a_stride, int64_t rows, const E* b, int64_t depth,
                     int64_t columns, const E* next, int64_t next_size, AccOf<E>* c, int64_t c_stride, bool accumulate) {
@@ -51,7 +51,7 @@ void multiply_panel(const Microkernel<E>& kernel, const E* a, int64_t a_stride, 
   }
 }
 
-// All columns; the panels are `b_stride` apart.
+// All columns; the stride between panels is `b_stride`.
 template <typename E>
 void multiply(const E* a, int64_t a_stride, int64_t rows, const E* b, int64_t b_stride, Panels<E> panels, AccOf<E>* c,
               int64_t c_stride, bool accumulate) {

@@ -1,4 +1,4 @@
-// Checks of what the loops rely on, so that a direct call of an operator with wrong arguments is an error.
+// Checks of everything the loops rely on, so that a direct call of an operator with wrong arguments raises an error.
 #pragma once
 #include <cmath>
 #include <string>
@@ -12,13 +12,13 @@ inline RoiShape shape_of(const Tensor& input, const Tensor& boxes, const RoiGrid
   DCN_CHECK(input.dim() == 4, "RoI operators: `input` must be [B, C, H, W]");
   DCN_CHECK(is_channels_last(input) || is_contiguous(input),
             "RoI operators: `input` must be contiguous or channels-last");
-  DCN_CHECK(grid.kh >= 1 && grid.kw >= 1 && grid.kh <= INT32_MAX / grid.kw, "RoI operators: bad number of bins");
-  DCN_CHECK(boxes.dim() == 2, "RoI operators: the boxes' bins or samples must be [R, ...]");
+  DCN_CHECK(grid.kh >= 1 && grid.kw >= 1 && grid.kh <= INT32_MAX / grid.kw, "RoI operators: invalid number of bins");
+  DCN_CHECK(boxes.dim() == 2, "RoI operators: bins and samples must be [R, ...]");
   const int64_t* n = input.sizes();
   const RoiShape p{n[0], n[1], n[2], n[3], boxes.sizes()[0], grid.kh, grid.kw, grid.group_h, grid.group_w};
   DCN_CHECK(
       grid.group_h >= 1 && grid.group_w >= 1 && grid.group_h <= INT32_MAX / grid.group_w && p.channels % p.cells() == 0,
-      "RoI operators: the groups must divide the channels of `input`");
+      "RoI operators: the channels of `input` are not divisible by the groups");
   DCN_CHECK(p.height >= 1 && p.width >= 1, "RoI operators: `input` has no pixels");
   DCN_CHECK(p.height < INT32_MAX / p.width, "RoI operators: a map has 2^31 pixels or more");
   return p;
@@ -35,7 +35,7 @@ inline BinSource bins_of(const Tensor& bins, const RoiShape& p) {
     bool is_good = image < p.batch;
     for (int64_t i = 0; i < 2 * p.kh && image >= 0; ++i) is_good &= rows[i] >= 0 && rows[i] <= p.height;
     for (int64_t j = 0; j < 2 * p.kw && image >= 0; ++j) is_good &= columns[j] >= 0 && columns[j] <= p.width;
-    DCN_CHECK(is_good, "RoI operators: `bins` of box " + std::to_string(r) + " lie outside of `input`");
+    DCN_CHECK(is_good, "RoI operators: `bins` of box " + std::to_string(r) + " are outside `input`");
   }
   return source;
 }
@@ -50,9 +50,10 @@ SampleSource<A> samples_of(const DeformRoiArgs& a, const RoiShape& p) {
   if (has_shift) {
     DCN_CHECK(a.shift.dim() == 4 && a.shift.dtype() == a.samples.dtype() && is_contiguous(a.shift) &&
                   a.shift.sizes()[0] == p.rois && a.shift.sizes()[1] % 2 == 0,
-              "deform_roi_pool: `shift` must be contiguous [R, 2*classes, part_h, part_w], of the type of `samples`");
+              "deform_roi_pool: `shift` must be contiguous [R, 2*classes, part_h, part_w], in the dtype of `samples`");
     classes = a.shift.sizes()[1] / 2, part_h = a.shift.sizes()[2], part_w = a.shift.sizes()[3];
-    DCN_CHECK(p.outputs() % classes == 0, "deform_roi_pool: the classes of `shift` must divide the output channels");
+    DCN_CHECK(p.outputs() % classes == 0,
+              "deform_roi_pool: the output channels are not divisible by the classes of `shift`");
   }
   DCN_CHECK(a.border == Border::zero || a.border == Border::mmcv || a.border == Border::mxnet,
             "deform_roi_pool: unknown border");
@@ -61,7 +62,7 @@ SampleSource<A> samples_of(const DeformRoiArgs& a, const RoiShape& p) {
   for (int64_t r = 0; r < p.rois; ++r) {
     const A image = source.box(r)[0];
     DCN_CHECK(image >= A(-1) && image < A(p.batch) && image == std::floor(image),
-              "deform_roi_pool: box " + std::to_string(r) + " belongs to no image of `input`");
+              "deform_roi_pool: box " + std::to_string(r) + " has an invalid image index");
   }
   return source;
 }
@@ -70,10 +71,10 @@ inline void check_grad(const Tensor& grad, const Tensor& input, const RoiShape& 
   const int64_t* n = grad.sizes();
   DCN_CHECK(grad.dim() == 4 && grad.dtype() == input.dtype() && n[0] == p.rois && n[1] == p.outputs() && n[2] == p.kh &&
                 n[3] == p.kw,
-            "RoI operators: `grad` must be [R, C / groups, kh, kw], of the type of `input`");
+            "RoI operators: `grad` must be [R, C / groups, kh, kw], in the dtype of `input`");
 }
 
-// [R, outputs, kh, kw] of the type of `like`.
+// [R, outputs, kh, kw] in the dtype of `like`.
 inline Tensor empty_output(const Tensor& like, const RoiShape& p, bool channels_last) {
   const std::vector<int64_t> sizes = {p.rois, p.outputs(), p.kh, p.kw};
   return channels_last ? empty_strided(sizes, channels_last_strides(sizes), like) : empty_contiguous(sizes, like);

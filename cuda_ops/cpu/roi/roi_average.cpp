@@ -1,5 +1,5 @@
-// dcnseg::roi_avg_pool and dcnseg::deform_roi_pool: weighted means of pixels, which differ only in where the
-// windows come from. See roi_items.h for how the work is shared.
+// dcnseg::roi_avg_pool and dcnseg::deform_roi_pool: weighted means of pixels, which differ only in their windows. See
+// roi_items.h for the division of the work.
 #include <algorithm>
 #include <atomic>
 #include <limits>
@@ -11,14 +11,14 @@ namespace dcnseg_ops {
 namespace {
 
 template <typename T>
-struct Scratches {  // of one thread
+struct Scratches {  // per thread
   Buffer<T> slab, stage, strip;
   Buffer<AccOf<T>> sums;
   BoxPlan<AccOf<T>> plan;
   std::vector<Tap<AccOf<T>>> rows;
 };
 
-// The plans of all boxes, where several pieces need them and they take little memory; else they are made again.
+// The plans of all boxes, if several work items need them and they are small; otherwise they are computed again.
 template <typename A, typename Source>
 class Plans {
  public:
@@ -48,7 +48,7 @@ class Plans {
   std::vector<BoxPlan<A>> plans_;
 };
 
-// f(class, begin, end) for the classes that channels [begin, end) belong to.
+// f(class, begin, end) for the classes of channels [begin, end).
 template <typename F>
 void for_classes(int64_t class_channels, int64_t begin, int64_t end, const F& f) {
   while (begin < end) {
@@ -69,7 +69,7 @@ struct Output {
   bool channels_last;
 };
 
-// All bins of box r, of the channels of a piece.
+// All bins of box r for the channels of a work item.
 template <typename T, typename Source>
 void pool_box(const RoiShape& p, const Source& source, const Plans<AccOf<T>, Source>& plans, int64_t r,
               const Piece& piece, const Pixels<const T>& in, const Output<T>& out, Scratches<T>& scratch) {
@@ -114,7 +114,7 @@ Tensor forward(const Tensor& input, const Source& source, const RoiShape& p, boo
     Scratches<T> scratch;
     for (int64_t i = first; i < last; ++i) {
       const Piece& piece = pieces[i];
-      Pixels<const T> in{data, 0, 0, 0};  // of bad boxes, which read nothing
+      Pixels<const T> in{data, 0, 0, 0};  // for invalid boxes, which read nothing
       if (piece.image < p.batch) in = input_of(p, piece, data, input_last, scratch.slab);
       for (int64_t k = piece.first_box; k < piece.end_box; ++k)
         pool_box(p, source, plans, by_image.boxes[k], piece, in, out, scratch);
@@ -123,19 +123,19 @@ Tensor forward(const Tensor& input, const Source& source, const RoiShape& p, boo
   return output;
 }
 
-// Sums over the channels of a chunk, of one class: [R][x, y][parts] each. A chunk may hold the end of one class and
-// the beginning of the next; numbered chunk + class, all that there are lie one after another.
+// Sums over the channels of a chunk, by class: [R][x, y][parts] each. A chunk may contain the end of one class and the
+// start of the next; with the index chunk + class all of them are consecutive.
 template <typename A>
 struct ShiftSums {
   std::vector<A> data;
-  int64_t size = 0, parts = 0, chunk = 1;  // chunk: channels
+  int64_t size = 0, parts = 0, chunk = 1;  // chunk: number of channels
 
   A* at(int64_t first_channel, int64_t kind, int64_t r, int64_t part) {
     return data.data() + (first_channel / chunk + kind) * size + r * 2 * parts + part;
   }
 };
 
-// What a backward reads beside the input.
+// Inputs of a backward in addition to the map.
 template <typename T, typename Source>
 struct Backward {
   const RoiShape& p;
@@ -145,7 +145,7 @@ struct Backward {
   GradView<T> grad;
 };
 
-// The gradients of box r, channels [begin, end), as [bins][channels], and the steps between them.
+// The gradients of box r, channels [begin, end), as [bins][channels], with their strides.
 template <typename T>
 struct BoxGrads {
   const T* data;
@@ -164,7 +164,7 @@ BoxGrads<T> grads_of(const GradView<T>& grad, int64_t r, const Piece& piece, boo
   return {to, 1, nullptr};
 }
 
-// Spreads the gradients of a piece in rows [row, row_end) of the sums.
+// Adds the gradients of a work item to rows [row, row_end) of the sums.
 template <typename T, typename Source>
 void spread_piece(const Backward<T, Source>& b, const Piece& piece, const Pixels<AccOf<T>>& sums, int64_t row,
                   int64_t row_end, Scratches<T>& scratch) {
@@ -193,7 +193,7 @@ void spread_piece(const Backward<T, Source>& b, const Piece& piece, const Pixels
   }
 }
 
-// The derivatives of a piece by the shifts of its boxes.
+// The derivatives of a work item with respect to the shifts of its boxes.
 template <typename T>
 void shift_piece(const Backward<T, SampleSource<AccOf<T>>>& b, const Piece& piece, const Pixels<const T>& in,
                  ShiftSums<AccOf<T>>& sums, Scratches<T>& scratch) {
@@ -238,7 +238,7 @@ void input_gradient(const Backward<T, Source>& b, const Chunks& chunks, const Te
   });
 }
 
-// Adds the sums over the chunks of every class, in their order. Boxes of no image give NaN.
+// Adds the sums over the chunks of every class in order. Invalid boxes give NaN.
 template <typename A>
 void add_chunks(const RoiShape& p, const SampleSource<A>& source, ShiftSums<A>& sums, A* grad_shift) {
   const int64_t classes = source.classes(), parts = sums.parts, per_class = class_channels(p, source);

@@ -1,22 +1,22 @@
-// Weighted means over windows of pixels, their derivatives by the pixels and by the window's shift.
+// Weighted means over windows of pixels, and their derivatives with respect to the pixels and the shift of the window.
 //
-// Where the channels of a pixel lie one after another the loops are vectorized over them; the
-// `_strided` twins take any strides. Both add in the same order: columns of a row, then rows.
-// Functions marked DCN_CLONES are compiled once per instruction set; all they call is inlined.
+// If the channels of a pixel are contiguous, the loops are vectorized over them; the `_strided` variants support any
+// strides. Both add in the same order: columns of a row, then rows. Functions marked DCN_CLONES are compiled once per
+// instruction set; everything they call is inlined.
 #pragma once
 #include "cpu/roi/roi_windows.h"
 #include "cpu/simd.h"
 namespace dcnseg_ops {
 
 template <typename T>
-struct Pixels {  // of one image; channel c of pixel (y, x) is data[c * channel + (y * width + x) * pixel]
+struct Pixels {  // one image; channel c of pixel (y, x) is data[c * channel + (y * width + x) * pixel]
   T* data;
   int64_t channel, pixel, width;
 
   DCN_INLINE T* at(int64_t c, int64_t y, int64_t x) const { return data + c * channel + (y * width + x) * pixel; }
 };
 
-// `Unit`: in.pixel is 1, which the compiler makes use of.
+// `Unit`: in.pixel is 1, known at compile time.
 template <bool Unit = false, typename T>
 DCN_INLINE AccOf<T> mean_of(const Pixels<const T>& in, int64_t c, const Window<AccOf<T>>& w) {
   using A = AccOf<T>;
@@ -48,7 +48,7 @@ DCN_INLINE void mean_vectors(const Pixels<const T>& in, int64_t c, const Window<
   for (int v = 0; v < V; ++v) store(out + c + v * kLanes, sum[v] / w.divisor);
 }
 
-// out[c * out_step] = the mean of channel c, for c < n.
+// out[c * out_step] = mean of channel c, for c < n.
 template <typename T>
 DCN_CLONES void mean_strided(const Pixels<const T>& in, const Window<AccOf<T>>& w, int64_t n, T* out,
                              int64_t out_step) {
@@ -58,7 +58,7 @@ DCN_CLONES void mean_strided(const Pixels<const T>& in, const Window<AccOf<T>>& 
     for (int64_t c = 0; c < n; ++c) store_one(out + c * out_step, mean_of(in, c, w));
 }
 
-// As above where in.channel is 1 and so is out_step.
+// The same for in.channel and out_step of 1.
 template <typename T>
 DCN_CLONES void mean(const Pixels<const T>& in, const Window<AccOf<T>>& w, int64_t n, T* out) {
   constexpr int kLanes = Simd<T>::kLanes;
@@ -79,7 +79,7 @@ DCN_INLINE void spread_one(const Pixels<A>& sums, int64_t c, const Window<A>& w,
   }
 }
 
-// sums += weight * grad / divisor at the pixels of the window; grad[c * grad_step] is channel c's.
+// sums += weight * grad / divisor at the pixels of the window; grad[c * grad_step] belongs to channel c.
 template <typename T>
 DCN_CLONES void spread_strided(const Pixels<AccOf<T>>& sums, const Window<AccOf<T>>& w, int64_t n, const T* grad,
                                int64_t grad_step) {
@@ -107,7 +107,7 @@ DCN_INLINE void spread_vectors(const Pixels<AccOf<T>>& sums, int64_t c, const Wi
   }
 }
 
-// As spread_strided where sums.channel is 1 and so is grad_step.
+// spread_strided for sums.channel and grad_step of 1.
 template <typename T>
 DCN_CLONES void spread(const Pixels<AccOf<T>>& sums, const Window<AccOf<T>>& w, int64_t n, const T* grad) {
   constexpr int kLanes = Simd<T>::kLanes;
@@ -122,7 +122,7 @@ struct ShiftGrad {
   A y = 0, x = 0;
 };
 
-// Adds channel c's part of the derivatives by the shift, not yet divided.
+// Adds the derivatives of channel c with respect to the shift, before the division.
 template <typename T>
 DCN_INLINE void add_slopes(const Pixels<const T>& in, int64_t c, const Window<AccOf<T>>& w, AccOf<T> grad,
                            ShiftGrad<AccOf<T>>& out) {
@@ -143,12 +143,12 @@ DCN_INLINE void add_slopes(const Pixels<const T>& in, int64_t c, const Window<Ac
   out.x += grad * by_x;
 }
 
-// The sum over n channels of grad * (derivative of the mean by the shift).
+// Sum over n channels of grad * (derivative of the mean with respect to the shift).
 template <typename T>
 DCN_CLONES ShiftGrad<AccOf<T>> slopes_strided(const Pixels<const T>& in, const Window<AccOf<T>>& w, int64_t n,
                                               const T* grad, int64_t grad_step) {
   ShiftGrad<AccOf<T>> out;
-  if (w.is_empty()) n = 0;  // a gradient of NaN makes nothing of it
+  if (w.is_empty()) n = 0;  // so that a NaN gradient has no effect
   for (int64_t c = 0; c < n; ++c) add_slopes(in, c, w, load_one(grad + c * grad_step), out);
   return {out.y / w.divisor, out.x / w.divisor};
 }
@@ -181,7 +181,7 @@ DCN_INLINE void slope_vectors(const Pixels<const T>& in, int64_t c, const Window
   }
 }
 
-// As slopes_strided where in.channel is 1 and so is grad_step.
+// slopes_strided for in.channel and grad_step of 1.
 template <typename T>
 DCN_CLONES ShiftGrad<AccOf<T>> slopes(const Pixels<const T>& in, const Window<AccOf<T>>& w, int64_t n, const T* grad) {
   constexpr int kLanes = Simd<T>::kLanes;
@@ -196,7 +196,7 @@ DCN_CLONES ShiftGrad<AccOf<T>> slopes(const Pixels<const T>& in, const Window<Ac
   return {out.y / w.divisor, out.x / w.divisor};
 }
 
-// The part of a window whose rows lie in [begin, end), numbered from `begin`: `rows` holds them.
+// The part of a window with rows in [begin, end), relative to `begin`; `rows` stores them.
 template <typename A>
 Window<A> clip_rows(const Window<A>& w, int64_t begin, int64_t end, std::vector<Tap<A>>& rows) {
   rows.clear();

@@ -1,12 +1,11 @@
-// How the RoI operators on the CPU share out their work, and their copies of part of a map.
+// Division of the work of the RoI operators on the CPU, and copies of parts of a map.
 //
-// A piece of work is one image and a chunk of channels: threads never write one number together, and
-// every sum has one order. Boxes are grouped by their image, in their own order.
+// A work item is one image and a chunk of channels, so that no element is written by two threads and every sum has a
+// fixed order. Boxes are grouped by image and keep their order.
 //
-// A channels-last map is read and written in place. Of a contiguous one a chunk of channels is copied to
-// be channels-last (a slab), if the boxes read so much of it that this pays, and the slab is small
-// enough; else its planes are read with strides. Position-sensitive operators, of which every bin
-// reads channels of its own, always use strides.
+// A channels-last map is read and written in place. Of a contiguous map, a chunk of channels is copied to
+// channels-last (a slab) if the boxes read enough of it and the slab is small enough; otherwise its planes are read
+// with strides. Position-sensitive operators, in which every bin has its own channels, always use strides.
 #pragma once
 #include <algorithm>
 #include "cpu/layout.h"
@@ -14,20 +13,20 @@
 #include "cpu/transpose.h"
 namespace dcnseg_ops {
 
-constexpr int64_t kMostBytes = 32 << 20;  // of all slabs, or all sums, together
-constexpr int64_t kMostSlab = 8 << 20;    // a slab of kLeast channels that is larger is not made
-constexpr int64_t kGoodSlab = 4 << 20;    // stays in a cache
+constexpr int64_t kMostBytes = 32 << 20;  // of all slabs or all sums together
+constexpr int64_t kMostSlab = 8 << 20;    // limit for a slab of kLeast channels
+constexpr int64_t kGoodSlab = 4 << 20;    // fits in a cache
 constexpr int64_t kLeast = 16, kMost = 64;
-constexpr int64_t kGrouped = 256;  // channels of a chunk where bins read channels of their own
+constexpr int64_t kGrouped = 256;  // channels per chunk if bins have their own channels
 
-// Channels per chunk, so that a slab of `pixels` stays in a cache.
+// Channels per chunk such that a slab of `pixels` pixels fits in a cache.
 inline int64_t chunk_channels(int64_t pixels, int64_t element_bytes) {
   const int64_t fitting = kGoodSlab / std::max<int64_t>(1, pixels * element_bytes);
   return std::max(kLeast, std::min(kMost, fitting / kLeast * kLeast));
 }
 
-// f(begin, end) for ranges of [0, count), each on a thread of its own if there are several. An exception may not
-// leave a parallel region, and is thrown again here.
+// f(begin, end) for ranges of [0, count), each on its own thread if there are several. An exception may not leave a
+// parallel region and is rethrown here.
 template <typename F>
 void for_ranges(int64_t count, int64_t most_ranges, const F& f) {
   const int64_t ranges = std::min({count, most_ranges, thread_count()});
@@ -36,7 +35,7 @@ void for_ranges(int64_t count, int64_t most_ranges, const F& f) {
   for_slots(ranges, [&](int64_t i) { f(i * count / ranges, (i + 1) * count / ranges); });
 }
 
-// The numbers of boxes of each image; those of a bad box are at `batch`.
+// The indices of the boxes of each image; those of invalid boxes are at `batch`.
 struct BoxesByImage {
   std::vector<int64_t> boxes, first;
 
@@ -53,7 +52,7 @@ struct BoxesByImage {
   const int64_t* end(int64_t image) const { return boxes.data() + first[image + 1]; }
 };
 
-// Whether the boxes of an image read enough of a map for a copy to pay.
+// Whether the boxes of an image read enough of a map to make a copy worthwhile.
 template <typename Source>
 bool is_read_often(const Source& source, const RoiShape& p, const BoxesByImage& by_image, int64_t image) {
   double reads = 0;
@@ -61,30 +60,29 @@ bool is_read_often(const Source& source, const RoiShape& p, const BoxesByImage& 
   return reads > 0.5 * double(p.pixels());
 }
 
-// What one thread does at a time: some boxes (numbers in BoxesByImage::boxes) of an image, and output channels
-// [begin, end).
+// A work item: some boxes of an image (indices into BoxesByImage::boxes), and output channels [begin, end).
 struct Piece {
   int64_t image, begin, end, first_box, end_box;
   bool uses_slab;
 };
 
-// How the output channels are cut, the same for all images.
+// The chunks of the output channels, the same for all images.
 struct Chunks {
   int64_t channels;
   bool may_use_slab;
 
   int64_t count(const RoiShape& p) const { return (p.outputs() + channels - 1) / channels; }
 };
-// For what reads the input, split over boxes, too. It does not depend on the number of threads: nor do, then, sums
-// over chunks.
+// For operators that read the input, which are also divided by boxes. Independent of the number of threads, and so are
+// sums over chunks.
 inline Chunks reading_chunks(const RoiShape& p, bool channels_last, int64_t element_bytes) {
   if (p.cells() > 1) return {std::max<int64_t>(1, kGrouped / p.cells()), false};
   if (channels_last) return {std::max<int64_t>(1, p.channels), false};
   return {chunk_channels(p.pixels(), element_bytes), p.pixels() * kLeast * element_bytes <= kMostSlab};
 }
 
-// For what adds to the gradient of the input. A channels-last one is cut for the threads alone: a chunk of each
-// pixel after another is a poor order for the memory.
+// For operators that add to the gradient of the input. A channels-last gradient is divided only for the threads:
+// writing a chunk of each pixel is inefficient.
 inline Chunks adding_chunks(const RoiShape& p, bool channels_last, int64_t sum_bytes) {
   if (p.cells() == 1 && !channels_last) return reading_chunks(p, channels_last, sum_bytes);
   const int64_t share = (p.outputs() + thread_count() - 1) / thread_count();
@@ -92,8 +90,8 @@ inline Chunks adding_chunks(const RoiShape& p, bool channels_last, int64_t sum_b
   return {std::max<int64_t>(1, (share + kLeast - 1) / kLeast) * kLeast, false};
 }
 
-// All pieces of work. What adds to the gradient of the input is not cut between boxes, since boxes share pixels;
-// what reads the input is, and bad boxes (of image `batch`) belong to it.
+// All work items. Those that add to the gradient of the input are not divided by boxes, because boxes share pixels;
+// those that read the input are, and include invalid boxes (image `batch`).
 template <typename Source>
 std::vector<Piece> list_pieces(const RoiShape& p, const Source& source, const BoxesByImage& by_image,
                                const Chunks& chunks, bool is_reading) {
@@ -112,7 +110,7 @@ std::vector<Piece> list_pieces(const RoiShape& p, const Source& source, const Bo
   return pieces;
 }
 
-// How many threads may have a slab of their own.
+// Number of threads that may have their own slab.
 inline int64_t most_threads(const RoiShape& p, const std::vector<Piece>& pieces, int64_t element_bytes) {
   int64_t most = 1;
   for (const Piece& piece : pieces)
@@ -127,7 +125,7 @@ Pixels<T> image_of(T* data, bool channels_last, const RoiShape& p, int64_t image
   return {first, p.pixels(), 1, p.width};
 }
 
-// The input of a piece; its channel 0 is the piece's first.
+// The input of a work item; its channel 0 is the first one of the item.
 template <typename T>
 Pixels<const T> input_of(const RoiShape& p, const Piece& piece, const T* input, bool channels_last, Buffer<T>& slab) {
   Pixels<const T> in = image_of(input, channels_last, p, piece.image);
@@ -139,7 +137,7 @@ Pixels<const T> input_of(const RoiShape& p, const Piece& piece, const T* input, 
   return {to, 1, n, p.width};
 }
 
-// A gradient [R, C, kh, kw] of any strides.
+// A gradient [R, C, kh, kw] with any strides.
 template <typename T>
 struct GradView {
   const T* data;
@@ -147,7 +145,7 @@ struct GradView {
   int64_t kh, kw;
 
   const T* at(int64_t r, int64_t c, int64_t bin) const { return data + r * s.s[0] + c * s.s[1] + bin_offset(bin); }
-  // Whether the bins of a channel lie one after another.
+  // Whether the bins of a channel are contiguous.
   bool is_run() const { return (kw == 1 || s.s[3] == 1) && (kh == 1 || s.s[2] == kw); }
   int64_t bin_offset(int64_t bin) const { return bin / kw * s.s[2] + bin % kw * s.s[3]; }
   // Channels [c, c + n) of all bins as [bins][n].
@@ -161,8 +159,8 @@ struct GradView {
   }
 };
 
-// Where the sums of a piece are kept, and how they reach the gradient of the input. They may be that gradient
-// itself. Else they are kept for a band of rows at a time, so that a large map takes no more memory.
+// The sums of a work item and their conversion to the gradient of the input. Either the gradient itself, or a buffer
+// for a band of rows at a time, which limits the memory for large maps.
 template <typename T>
 class InputSums {
   using A = AccOf<T>;
@@ -180,14 +178,14 @@ class InputSums {
     grad_.data = grad_.at(piece.begin * p.cells(), 0, 0);
     if (is_direct_) return;
     const int64_t row_bytes = p.width * n_ * static_cast<int64_t>(sizeof(A));
-    // Bands leave the order of sums as it is, so that their height may depend on the number of threads.
+    // Bands do not change the order of sums, so that their height may depend on the number of threads.
     const int64_t most_bytes = std::min(kMostSlab, kMostBytes / 2 / thread_count());
     rows_ = std::max<int64_t>(1, std::min(p.height, most_bytes / row_bytes));
     sums_ = sums.get(rows_ * p.width * n_);
   }
 
-  // Calls f(sums, first row, end row) for bands of rows that cover the map. Channel 0 of the sums is the
-  // first of the piece, row 0 the first of the band.
+  // Calls f(sums, first row, end row) for bands of rows that cover the map. Channel 0 of the sums is the first one of
+  // the item, row 0 the first one of the band.
   template <typename F>
   void for_bands(const F& f) {
     if constexpr (std::is_same_v<T, A>)
@@ -213,7 +211,7 @@ class InputSums {
  private:
   static constexpr int64_t kStrip = 256;  // pixels
 
-  // Pixels [first, first + count) of the band's to the gradient.
+  // Pixels [first, first + count) of the band to the gradient.
   void write(int64_t row, int64_t pixels, int64_t first, int64_t count) {
     T* to = grad_.at(0, row, first);
     const A* from = sums_ + first * (is_interleaved_ ? n_ : 1);

@@ -1,4 +1,4 @@
-// dcnseg::roi_pool: the maximum of every bin, and its derivative. See roi_items.h for how the work is shared.
+// dcnseg::roi_pool: the maximum of every bin, and its derivative. See roi_items.h for the division of the work.
 #include <limits>
 #include "cpu/roi/roi_args.h"
 #include "cpu/roi/roi_items.h"
@@ -15,12 +15,12 @@ struct MaxOutput {
 };
 
 template <typename T>
-struct MaxStage {  // [bins][channels] of one box, on its way to a contiguous output
+struct MaxStage {  // [bins][channels] of one box, before they are written to a contiguous output
   Buffer<T> values;
   Buffer<int32_t> argmax;
 };
 
-// All bins of box r, channels [begin, end). Channel 0 of `in` is number `begin`.
+// All bins of box r, channels [begin, end). Channel 0 of `in` is channel `begin`.
 template <typename T>
 void pool_box(const RoiShape& p, const BinSource& source, int64_t r, const Pixels<const T>& in, int64_t begin,
               int64_t end, const MaxOutput<T>& out, MaxStage<T>& stage) {
@@ -85,18 +85,18 @@ MaxPooled forward(const Tensor& input, const Tensor& bins, const RoiShape& p, bo
   return pooled;
 }
 
-// Adds count gradients at their maxima; the numbers of pixels count from `first`.
+// Adds `count` gradients at their maxima; pixel indices are relative to `first`.
 template <typename T>
 void scatter(const T* grad, int64_t grad_step, const int32_t* argmax, int64_t argmax_step, int64_t count, int64_t first,
              int64_t pixels, AccOf<T>* sums, int64_t sums_step, int64_t pixel_step) {
   for (int64_t i = 0; i < count; ++i) {
     const int64_t at = argmax[i * argmax_step] - first;
-    if (static_cast<uint64_t>(at) < static_cast<uint64_t>(pixels))  // neither below 0
+    if (static_cast<uint64_t>(at) < static_cast<uint64_t>(pixels))  // also false for negative values
       sums[i * sums_step + at * pixel_step] += load_one(grad + i * grad_step);
   }
 }
 
-// Adds the gradients of box r at its maxima in rows [row, row_end), which are those of the sums.
+// Adds the gradients of box r with maxima in rows [row, row_end), which are the rows of the sums.
 template <typename T>
 void scatter_box(const RoiShape& p, int64_t r, const Piece& piece, const GradView<T>& grad,
                  const GradView<int32_t>& argmax, const Pixels<AccOf<T>>& sums, int64_t row, int64_t row_end) {
@@ -107,7 +107,7 @@ void scatter_box(const RoiShape& p, int64_t r, const Piece& piece, const GradVie
               pixels, sums.data, 1, sums.pixel);
     return;
   }
-  const bool is_run = grad.is_run() && argmax.is_run();  // else a row of bins at a time
+  const bool is_run = grad.is_run() && argmax.is_run();  // otherwise one row of bins at a time
   const int64_t count = is_run ? p.bins() : p.kw, rows = is_run ? 1 : p.kh;
   for (int64_t c = 0; c < n; ++c)
     for (int64_t i = 0; i < rows; ++i) {

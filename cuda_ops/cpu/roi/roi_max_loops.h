@@ -1,8 +1,7 @@
-// Maxima over windows of whole pixels, and their derivative. The first maximum in row-major order
-// wins, and the first NaN over all numbers.
+// Maxima over windows of pixels, and their derivative: the first maximum in row-major order, or the first NaN.
 //
-// Vectorized over the channels where those of a pixel lie one after another; the `_strided` twin
-// takes any strides. An empty window gives 0 and index -1.
+// Vectorized over the channels if those of a pixel are contiguous; the `_strided` variant supports any strides. An
+// empty window gives 0 and index -1.
 #pragma once
 #include "cpu/roi/roi_average_loops.h"
 #include "cpu/simd.h"
@@ -19,11 +18,11 @@ inline PixelWindow pixel_window(const BinSource& source, int64_t r, int64_t bin)
   return {rows[i], rows[source.kh + i], columns[j], columns[source.kw + j]};
 }
 
-// Integers as wide as the numbers that are compared, so that vectors of both have the same lanes.
+// Integers of the size of the compared elements, so that vectors of both have the same lanes.
 template <typename T>
 using IndexOf = std::conditional_t<std::is_same_v<T, double>, int64_t, int32_t>;
 
-// Whether `value` displaces `best`: false where best is NaN, true where value alone is.
+// Whether `value` replaces `best`: false if best is NaN, true if only value is NaN.
 template <typename A>
 DCN_INLINE bool displaces(A value, A best) {
   return !(value <= best) & (best == best);
@@ -51,8 +50,8 @@ DCN_INLINE void max_of(const Pixels<const T>& in, int64_t c, const PixelWindow& 
   *argmax = static_cast<int32_t>(index);
 }
 
-// The maxima of N channels. Plain loops, which the compiler vectorizes: it takes comparisons of simd.h's vectors
-// apart before it clones the function.
+// The maxima of N channels. Plain loops, which the compiler vectorizes: comparisons of the vectors of simd.h are
+// scalarized before the function is cloned.
 template <typename T, int N>
 DCN_INLINE void max_block(const Pixels<const T>& in, int64_t c, const PixelWindow& w, T* out, int32_t* argmax) {
   using Index = IndexOf<T>;
@@ -68,7 +67,7 @@ DCN_INLINE void max_block(const Pixels<const T>& in, int64_t c, const PixelWindo
       const Index at = static_cast<Index>(y * in.width + x);
       const T* pixel = in.data + c + int64_t(at) * in.pixel;
 #pragma GCC unroll 1
-      for (int i = 0; i < N; ++i) {  // unrolled too early it would stay as many scalars
+      for (int i = 0; i < N; ++i) {  // would remain scalar if unrolled too early
         const AccOf<T> value = load_one(pixel + i);
         const bool is_better = displaces(value, best[i]);
         best[i] = is_better ? value : best[i];
@@ -86,7 +85,7 @@ DCN_CLONES void max_strided(const Pixels<const T>& in, const PixelWindow& w, int
   for (int64_t c = 0; c < n; ++c) max_of(in, c, w, out + c * out_step, argmax + c * out_step);
 }
 
-// As above where in.channel is 1 and so is out_step.
+// The same for in.channel and out_step of 1.
 template <typename T>
 DCN_CLONES void max_dense(const Pixels<const T>& in, const PixelWindow& w, int64_t n, T* out, int32_t* argmax) {
   int64_t c = 0;

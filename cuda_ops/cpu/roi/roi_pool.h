@@ -10,20 +10,20 @@ struct MaxPooled {
 MaxPooled roi_pool(const Tensor& input, const Tensor& bins, int64_t kh, int64_t kw, bool channels_last);
 Tensor roi_pool_backward(const Tensor& grad, const Tensor& input, const Tensor& bins, const Tensor& argmax);
 
-struct RoiGrid {  // bins of a box, and the groups of channels that they read
+struct RoiGrid {  // bins of a box, and their channel groups
   int64_t kh, kw, group_h, group_w;
 };
 Tensor roi_avg_pool(const Tensor& input, const Tensor& bins, const RoiGrid& grid, bool channels_last);
 Tensor roi_avg_pool_backward(const Tensor& grad, const Tensor& input, const Tensor& bins, const RoiGrid& grid);
 
 struct DeformRoiArgs {
-  Tensor input, samples, shift;  // shift: no elements if absent
+  Tensor input, samples, shift;  // shift: empty if absent
   RoiGrid grid;
   Border border;
 };
 struct DeformRoiGrads {
   Tensor input, shift;
-};  // no elements if not wanted
+};  // empty if not needed
 Tensor deform_roi_pool(const DeformRoiArgs& args, bool channels_last);
 DeformRoiGrads deform_roi_pool_backward(const Tensor& grad, const DeformRoiArgs& args, bool input_wanted,
                                         bool shift_wanted);

@@ -1,11 +1,10 @@
-// Which pixels a bin of a region of interest averages, and with which weights.
+// The pixels that a bin of a region of interest averages, and their weights.
 //
-// The samples of a bin are a grid, so that rows and columns have weights of their own: pixel (y, x)
-// counts rows[y].weight * columns[x].weight. Samples that share pixels share their reading, too:
-// 3 x 3 samples one pixel apart read 4 x 4 pixels instead of 36 corners. Whole pixels (a BinSource)
-// are the case of weights 1.
+// The samples of a bin form a grid, so that the weights are separable: pixel (y, x) has the weight rows[y].weight *
+// columns[x].weight. Samples that share pixels read them once: 3 x 3 samples one pixel apart read 4 x 4 pixels instead
+// of 36 corners. In a bin of whole pixels (BinSource) all weights are 1.
 //
-// Nothing here is vectorized; it is compiled for the baseline and knows nothing of torch.
+// Not vectorized, compiled for the baseline instruction set, and independent of torch.
 #pragma once
 #include <algorithm>
 #include <cmath>
@@ -19,19 +18,19 @@ namespace dcnseg_ops {
 struct RoiShape {
   int64_t batch, channels, height, width;  // input
   int64_t rois, kh, kw;
-  int64_t group_h = 1, group_w = 1;  // position-sensitive: bin (i, j) reads its own channels
+  int64_t group_h = 1, group_w = 1;  // position-sensitive: bin (i, j) has its own channels
 
   int64_t pixels() const { return height * width; }
   int64_t bins() const { return kh * kw; }
   int64_t cells() const { return group_h * group_w; }
-  int64_t outputs() const { return channels / cells(); }  // channels of the output
+  int64_t outputs() const { return channels / cells(); }  // output channels
   int64_t cell_of(int64_t bin) const { return bin / kw * group_h / kh * group_w + bin % kw * group_w / kw; }
 };
 
 template <typename A>
-struct Tap {  // a row, or a column
+struct Tap {  // a row or a column
   int32_t index;
-  A weight, slope;  // slope: the derivative of the weight by the shift
+  A weight, slope;  // slope: derivative of the weight with respect to the shift
 };
 
 template <typename A>
@@ -40,7 +39,7 @@ struct Taps {  // in the order of their indices
   int64_t count;
 };
 
-// The value of a bin is the weighted sum divided by `divisor`: NaN where the bin is not a number.
+// The value of a bin is the weighted sum divided by `divisor`: NaN if the bin is invalid.
 template <typename A>
 struct Window {
   Taps<A> rows, columns;
@@ -48,7 +47,7 @@ struct Window {
   DCN_HD bool is_empty() const { return rows.count == 0 || columns.count == 0; }
 };
 
-// All windows of one box (and class). Memory grows to what the largest box needs and is kept.
+// All windows of a box (and class). Its memory grows to the largest box and is reused.
 template <typename A>
 class BoxPlan {
  public:
@@ -106,15 +105,14 @@ class BoxPlan {
   }
 
   std::vector<Tap<A>> taps_;
-  std::vector<Span> rows_, columns_;  // of each bin, or if shared, of each row and column of bins
+  std::vector<Span> rows_, columns_;  // per bin, or, if shared, per row and column of bins
   std::vector<A> divisors_;
   size_t begin_ = 0;
   int64_t bin_columns_ = 1;
   bool is_shared_ = true;
 };
 
-// Bins of whole pixels: int32 [R, 1 + 2*kh + 2*kw]: image or -1, row begins, row ends, column begins,
-// column ends.
+// Bins of whole pixels, int32 [R, 1 + 2*kh + 2*kw]: image or -1, row begins, row ends, column begins, column ends.
 struct BinSource {
   const int32_t* data;
   int64_t kh, kw;
@@ -127,7 +125,7 @@ struct BinSource {
     const int32_t* begins = box(r) + 1 + 2 * kh;
     return std::max<int64_t>(0, int64_t(begins[kw + j]) - begins[j]);
   }
-  double reads(int64_t r) const {  // about how many pixels, of one channel
+  double reads(int64_t r) const {  // approximate number of pixels per channel
     int64_t y = 0, x = 0;
     for (int64_t i = 0; i < kh; ++i) y += rows(r, i);
     for (int64_t j = 0; j < kw; ++j) x += columns(r, j);
@@ -155,8 +153,8 @@ struct BinSource {
   }
 };
 
-// Positions of samples: [R, 1 + 3*kh + 3*kw]: image or -1; firsts, steps and counts of the rows, then
-// of the columns. `shift` is [R, 2*classes, part_h, part_w] (x, then y, of each class) or null.
+// Samples, [R, 1 + 3*kh + 3*kw]: image or -1; firsts, steps and counts of the rows, then of the columns. `shift` is
+// [R, 2*classes, part_h, part_w], x and then y of each class, or null.
 template <typename A>
 struct SampleSource {
   const A *data, *shift;
@@ -170,7 +168,7 @@ struct SampleSource {
   int64_t part_of(int64_t bin) const {
     return bin / shape.kw * part_h / shape.kh * part_w + bin % shape.kw * part_w / shape.kw;
   }
-  int64_t shift_index(int64_t r, int64_t class_index, int64_t bin) const {  // of x; y lies part_h * part_w further
+  int64_t shift_index(int64_t r, int64_t class_index, int64_t bin) const {  // of x; that of y is part_h * part_w higher
     return (r * class_count + class_index) * 2 * part_h * part_w + part_of(bin);
   }
   double reads(int64_t r) const {
@@ -218,8 +216,8 @@ struct SampleSource {
     }
   }
 
-  // Without shifts the bins of a row share their rows. A border of zeros then samples whole pixels
-  // (eq. 6 of Dai et al. at offset zero), and a neighbor that weighs nothing is not read.
+  // Without shifts, the bins of a row share their rows. A border of zeros then samples whole pixels (eq. 6 of Dai et
+  // al. with zero offsets), and a neighbor with weight 0 is not read.
   void plan_grid(int64_t r, BoxPlan<A>& plan) const {
     std::vector<A> valid_y, valid_x;
     for (int64_t i = 0; i < shape.kh; ++i) {
@@ -237,18 +235,18 @@ struct SampleSource {
         plan.add_divisor(divisor(rows(r, i, 0), columns(r, j, 0), valid_y[i], valid_x[j]));
   }
 
-  // Puts the taps of the valid samples of an axis; returns how many are valid.
+  // Puts the taps of the valid samples of an axis; returns the number of valid samples.
   A put_axis(const SampleAxis<A>& axis, int64_t size, BoxPlan<A>& plan) const {
     if (size == 0 || !std::isfinite(axis.shift)) return 0;
     const SampleRange range = valid_samples(border, axis, static_cast<int32_t>(size));
     const int64_t count = range.end - range.begin;
-    // In the order of their positions, so that taps that share a pixel come one after another.
+    // Sorted by position, so that taps that share a pixel are consecutive.
     const auto at = [&](int64_t k) { return axis.at(axis.step < 0 ? range.end - 1 - k : range.begin + k); };
     for (int64_t k = 0, next; k < count; k = next) {
       const A position = at(k);
       next = end_of_run(k, count, at);
       const A n = static_cast<A>(next - k);
-      // On a map one pixel wide corners 0 and 2 are the rows above and below.
+      // On a map of width 1, corners 0 and 2 are the rows above and below.
       const Bilinear<A> s = locate(border, position, A(0), static_cast<int32_t>(size), 1);
       if (s.index[0] != kOutside) plan.put(s.index[0], (A(1) - s.ly) * n, -n);
       if (s.index[2] != kOutside) plan.put(s.index[2], s.ly * n, n);
@@ -256,8 +254,8 @@ struct SampleSource {
     return static_cast<A>(count);
   }
 
-  // The first k in (begin, end] whose position is not that of `begin`: with a step of nothing, or of less
-  // than positions are rounded to, very many samples are one.
+  // The first k in (begin, end] whose position differs from that of `begin`: with a step of 0, or below the rounding
+  // error of positions, very many samples have the same position.
   template <typename F>
   static int64_t end_of_run(int64_t begin, int64_t end, const F& at) {
     const A position = at(begin);

@@ -1,27 +1,27 @@
-// From the gradients of columns those of offset, mask and input; and the columns themselves, in their gradients' stead,
-// as what the gradient of the weight needs. No torch (see kernel_common.cuh).
+// From the column gradients: the gradients of offset, mask and input, and the columns themselves, which replace their
+// gradients and are needed for the gradient of the weight. Independent of torch (see kernel_common.cuh).
 //
-// `lanes` lanes of a warp (8, 16 or 32) share a spot. Each has every lanes-th vector of V channels: it reads the
-// gradient of the column and the four corners once, for all that is wanted. The dot products over the channels are
-// summed inside the warp, always in one order, and one lane writes them: nobody else writes there.
+// `lanes` lanes of a warp (8, 16 or 32) share a spot. Each processes every lanes-th vector of V channels: it reads the
+// column gradient and the four corners once for all outputs. The dot products over the channels are summed within the
+// warp in a fixed order and written by one lane.
 //
-// Trap: the input's gradient is added with atomics, in any order; its sums may differ in the last bit from run to run.
-// dcnseg takes the PyTorch code where torch is told to be deterministic.
+// Pitfall: the gradient of the input is added with atomics in any order, so that its last bits may differ between
+// runs. dcnseg uses the PyTorch implementation if deterministic algorithms are enabled.
 //
-// The additions are most of the traffic: 36 of 4 C bytes a position for 9 taps, against 18 C bytes of columns read (and
-// written, if the weight's gradient is wanted) and 72 C bytes of corners. They happen in the second level of cache,
-// where sums of neighboring positions meet; where the chip can, four numbers are added by one instruction, and lanes
-// side by side add 16 bytes side by side.
+// Most of the traffic are the additions: 36 x 4 C bytes per position for 9 taps, compared with 18 C bytes of columns
+// read (and written, if the gradient of the weight is needed) and 72 C bytes of corners. They are executed in the L2
+// cache, where sums of neighboring positions meet. On GPUs that support it, one instruction adds four elements, and
+// adjacent lanes add adjacent 16 bytes.
 #pragma once
 #include "cuda/conv/sample_columns.cuh"
 namespace dcnseg_ops {
 
 template <typename A>
-struct ColumnGrads {  // null where not wanted; shaped as offset, mask and input, the input's in sums
+struct ColumnGrads {  // null if not needed; shaped like offset, mask and input, that of the input in the type of sums
   A *offset, *mask, *input;
 };
 
-// Adds weight[k] * grad to the corners' N channels at `channel` of the input's gradient.
+// Adds weight[k] * grad to N channels of each corner, starting at `channel`, of the gradient of the input.
 template <int N, typename A>
 __device__ inline void add_to_corners(const Spot<A>& spot, int64_t channel, const A* grad, A* grad_input) {
 #pragma unroll
@@ -34,8 +34,9 @@ __device__ inline void add_to_corners(const Spot<A>& spot, int64_t channel, cons
   }
 }
 
-// The same where a lane has 8 channels, of which additions take 4: as two lanes side by side have 16 channels, they
-// exchange halves, and add first the even lane's, then the odd one's. Both lanes have channels, or none; all take part.
+// The same for 8 channels per lane, of which an addition takes 4: two adjacent lanes with 16 channels exchange halves
+// and add first those of the even lane, then those of the odd one. Both lanes must have channels or none; all take
+// part.
 template <typename A>
 __device__ inline void add_pairs_to_corners(const Spot<A>& spot, bool has, int64_t channel, const A* grad,
                                             A* grad_input) {
@@ -73,7 +74,7 @@ __global__ void __launch_bounds__(kThreads)
   const int count = make_spots(p, positions, range, spots);
   const int chunks = static_cast<int>(p.offset_group_channels() / N), lane = static_cast<int>(threadIdx.x) % lanes;
   const bool dots_wanted = grads.offset || grads.mask;
-  // Every lane of a warp takes every turn, as the exchanges between lanes require.
+  // All lanes of a warp execute every iteration, as the exchange between lanes requires.
   for (int at = static_cast<int>(threadIdx.x) / lanes; at < kSpots; at += static_cast<int>(blockDim.x) / lanes) {
     const Spot<A>& spot = spots[at];
     A dot[4] = {0, 0, 0, 0};
@@ -112,7 +113,7 @@ __global__ void __launch_bounds__(kThreads)
   }
 }
 
-// How many lanes share a spot: no more than it has vectors, and 8 at least, so that a block has turns for all.
+// Number of lanes that share a spot: at most its number of vectors, and at least 8, so that all threads have work.
 inline int lanes_for(const DeformConvParams& p, int numbers) {
   const int64_t chunks = p.offset_group_channels() / numbers;
   return chunks > 16 ? 32 : chunks > 8 ? 16 : 8;

@@ -1,5 +1,5 @@
-// Tensors as the kernels of the convolution take them: rows, [positions][channels], which is how a channels-last tensor
-// lies in memory. Of a contiguous one a range of rows at a time goes through a buffer.
+// Tensors in the layout of the convolution kernels: rows, [positions][channels], which is the memory order of a
+// channels-last tensor. A contiguous tensor goes through a buffer, one range of rows at a time.
 #pragma once
 #include "cuda/torch_cuda.h"
 #include "cuda/transposes.cuh"
@@ -20,22 +20,22 @@ struct RowShape {
     check_cuda(cudaGetLastError(), #kernel);                                                         \
   } while (0)
 
-// A tensor to be read.
+// A tensor that is read.
 template <typename T>
 class RowsFrom {
  public:
-  // `most` rows are asked for at a time.
+  // `most`: maximum number of rows at a time.
   RowsFrom(const Tensor& t, int64_t most, cudaStream_t stream)
       : shape_(t),
         from_(t.in<T>()),
         stream_(stream),
         buffered_(row_bytes(t) > 0),
         buffer_(empty_buffer(buffered_ ? most * shape_.channels : 0, t.dtype(), t)) {}
-  // Bytes of a buffer for one row, or 0 where none is needed.
+  // Size of the buffer in bytes per row, or 0 if none is needed.
   static int64_t row_bytes(const Tensor& t) {
     return lies_in_rows(t) ? 0 : t.sizes()[1] * static_cast<int64_t>(sizeof(T));
   }
-  // The rows of a range of positions over all images; they are there until the next are asked for.
+  // The rows of a range of positions over all images, valid until the next call.
   const T* rows(Range range) const {
     if (!buffered_) return from_ + range.first * shape_.channels;
     T* to = buffer_.template out<T>();
@@ -52,7 +52,7 @@ class RowsFrom {
   Tensor buffer_;
 };
 
-// A tensor of type T to be written, by rows of type A that are rounded and put where they belong once they are made.
+// A tensor of type T that is written as rows of type A, which are then rounded and copied to their place.
 template <typename T, typename A>
 class RowsInto {
  public:
@@ -66,7 +66,7 @@ class RowsInto {
     return t.sizes()[1] * static_cast<int64_t>(sizeof(A));
   }
   bool wanted() const { return wanted_; }
-  // Where the rows of a range are to be made.
+  // The rows of a range to write to.
   A* rows(Range range) const {
     A* data = buffer_.template out<A>();
     return row_bytes(tensor_) > 0 ? data : data + range.first * tensor_.sizes()[1];

@@ -1,4 +1,4 @@
-// One tile of the convolution: what forward and backward share in launching its kernels.
+// One tile of the convolution: kernel launches that forward and backward share.
 #pragma once
 #include "cuda/conv/conv_rows.cuh"
 #include "cuda/conv/conv_tiles.h"
@@ -15,7 +15,7 @@ inline int64_t cache_bytes(const Tensor& t) {
 
 inline int64_t input_pixels(const DeformConvParams& p, int64_t images) { return images * p.height * p.width; }
 
-// All channels of a spot in vectors of N numbers: none crosses a group's end, and all start at a multiple of their
+// All channels of a spot in vectors of N elements: no vector crosses the end of a group, and all are aligned to their
 // size.
 template <typename T, int N>
 bool vectors_fit(const DeformConvParams& p, const T* input) {
@@ -23,8 +23,8 @@ bool vectors_fit(const DeformConvParams& p, const T* input) {
          reinterpret_cast<uintptr_t>(input) % (N * sizeof(T)) == 0;
 }
 
-// f(the most numbers that a thread can take at once, as a constant): 16 bytes; 8, of 16-bit numbers; or one number.
-// `pairs`: threads that take 8 numbers exchange halves in pairs.
+// f(the maximum number of elements that a thread can process at once, as a constant): 16 bytes; 8 bytes of 16-bit
+// elements; or one element. `pairs`: threads with 8 elements exchange halves in pairs.
 template <typename T, typename F>
 void by_vector(const DeformConvParams& p, const T* input, bool pairs, const F& f) {
   constexpr int kMost = 16 / sizeof(T);
@@ -35,14 +35,14 @@ void by_vector(const DeformConvParams& p, const T* input, bool pairs, const F& f
   f(std::integral_constant<int, 1>{});
 }
 
-// The positions of the images from `first` on.
+// The positions of the images starting with `first`.
 template <typename A>
 Positions<A> positions_from(const ConvCall& call, int64_t first) {
   const Positions<A> all{call.offset.in<A>(), call.mask.numel() ? call.mask.in<A>() : nullptr};
   return positions_of_image(call.p, all, first);
 }
 
-// `input` and `positions` start at the first image, of which `range` counts.
+// `input` and `positions` start with the first image of `range`.
 template <typename T, typename A>
 void sample_tile(const ConvCall& call, const T* input, Positions<A> positions, Range range, T* columns) {
   by_vector(call.p, input, false, [&](auto numbers) {
@@ -53,7 +53,7 @@ void sample_tile(const ConvCall& call, const T* input, Positions<A> positions, R
   });
 }
 
-// The columns of a tile, [groups][count][depth], and rows of outputs or their gradients, [count][C_out], by groups.
+// The columns of a tile, [groups][count][depth], and the rows of outputs or their gradients, [count][C_out], by group.
 template <typename T>
 Matrices<T> columns_of(const DeformConvParams& p, T* columns, int64_t count) {
   return {columns, p.depth(), count * p.depth()};

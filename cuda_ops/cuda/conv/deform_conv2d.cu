@@ -1,5 +1,5 @@
-// The forward of the convolution. Where the tensor cores' own kernel serves, it is taken; else tile after tile of
-// positions, over all images: columns, then one library product that adds to the bias.
+// The forward of the convolution: the fused kernel if it supports the call; otherwise, tile by tile of positions over
+// all images, columns and one cuBLAS GEMM that adds to the bias.
 #include "cuda/conv/conv_tile.cuh"
 #include "cuda/conv/fused_forward.h"
 namespace dcnseg_ops {
@@ -88,7 +88,7 @@ Tensor deform_conv2d(const ConvCall& call, const Tensor& bias, bool channels_las
   by_dtype(call.input, [&](auto value, auto sum) {
     using T = decltype(value);
     const Forward<T, decltype(sum)> forward(call, bias, output);
-    const bool aligned = reinterpret_cast<uintptr_t>(call.weight.in<T>()) % 16 == 0;  // as it may be read in place
+    const bool aligned = reinterpret_cast<uintptr_t>(call.weight.in<T>()) % 16 == 0;  // it may be read in place
     if (fused && aligned && fused_forward_serves(p, call.input, call.allow_tf32))
       forward.run_fused(channels_last);
     else

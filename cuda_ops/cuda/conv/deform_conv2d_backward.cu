@@ -1,6 +1,6 @@
-// The backward of the convolution, tile after tile of positions, over all images: the gradients of columns by a library
-// product; from these the gradients of offset, mask and input, and the columns in their spot; and by a second product
-// what they add to the gradient of the weight. Only what is wanted is made.
+// The backward of the convolution, tile by tile of positions over all images: the column gradients by a cuBLAS GEMM;
+// from these the gradients of offset, mask and input, and the columns, which replace them; and a second GEMM that adds
+// to the gradient of the weight. Only the gradients that are needed are computed.
 #include "cuda/conv/column_grads.cuh"
 #include "cuda/conv/conv_tile.cuh"
 namespace dcnseg_ops {

@@ -1,39 +1,40 @@
-// The consumer warps of the fused forward: they multiply the stages of the ring and write the output. See
+// The consumer warps of the fused forward, which multiply the stages of the ring and write the output. See
 // fused_forward.cuh.
 #pragma once
 #include "cuda/conv/fused_tile.cuh"
 namespace dcnseg_ops {
 
-// Machine code is made for one of the two below, on the host both.
+// Machine code contains one of the two below; on the host both are compiled.
 #if defined(DCN_EMULATE) || !defined(__CUDA_ARCH__)
 constexpr bool kBuildsWgmma = true, kBuildsMmaSync = true;
 #else
 constexpr bool kBuildsWgmma = DCN_HAS_WGMMA, kBuildsMmaSync = !kBuildsWgmma;
 #endif
 
-// Multiplies by mma.sync. Warps lie kWarpsDown x kWarpsAcross over the tile.
+// GEMM by mma.sync. The warps form a grid of kWarpsDown x kWarpsAcross over the tile.
 template <typename T, int kTileOutputs>
 struct MmaSync {
   static constexpr bool kIsBuilt = kBuildsMmaSync, kMovesRegisters = false, kRoundsWeight = false;
   static constexpr int kOutputs = kTileOutputs;
-  static constexpr int kBlocks = kOutputs == 64 ? 2 : 1;  // at once on a multiprocessor
+  static constexpr int kBlocks = kOutputs == 64 ? 2 : 1;  // resident on a multiprocessor
   static constexpr int kWarpsDown = 2, kWarpsAcross = kOutputs / 32;
   static constexpr int kConsumerWarps = kWarpsDown * kWarpsAcross, kProducerWarps = 8 / kBlocks;
   static constexpr int kDown = kTilePositions / kWarpsDown / 16, kAcross = kOutputs / kWarpsAcross / 8;
   static_assert(kAcross % 4 == 0);
-  float sums[kDown][kAcross][4];  // as mma's D: 16 rows x 8 columns each
+  float sums[kDown][kAcross][4];  // as D of mma: 16 rows x 8 columns each
   int warp, lane;
 
   __device__ explicit MmaSync(int thread) : warp(thread / kWarp), lane(thread % kWarp) {
 #pragma unroll
     for (int i = 0; i < kDown * kAcross * 4; ++i) sums[i / 4 / kAcross][i / 4 % kAcross][i % 4] = 0;
   }
-  // The first row and column of a part of the sums.
+  // The first row and column of a fragment of the sums.
   __device__ int row(int down) const { return (warp / kWarpsAcross * kDown + down) * 16; }
   __device__ int column(int across) const { return (warp % kWarpsAcross * kAcross + across) * 8; }
 
-  __device__ static void publish() {}  // the barrier's arrival is enough
-  // Adds one stage, which has numbers in the first `parts` times 32 bytes of its depth; it may be overwritten then.
+  __device__ static void publish() {}  // the arrival at the barrier is sufficient
+  // Adds one stage, in which the first `parts` times 32 bytes of the depth are filled. The stage may be overwritten
+  // then.
   __device__ void multiply(uint32_t columns, uint32_t weight, int parts) {
 #pragma unroll
     for (int k = 0; k < kVectors / 2; ++k) {
@@ -60,19 +61,19 @@ struct MmaSync {
   }
 };
 
-// Multiplies by wgmma, both sides from shared memory. Of two warpgroups each has 64 positions; one alone has all.
+// GEMM by wgmma, with both operands in shared memory. Two warpgroups have 64 positions each; one alone has all.
 template <typename T, int kTileOutputs>
 struct Wgmma {
   static constexpr bool kIsBuilt = kBuildsWgmma;
   static constexpr int kOutputs = kTileOutputs;
-  static constexpr int kBlocks = kOutputs == 64 ? 2 : 1;  // at once on a multiprocessor
+  static constexpr int kBlocks = kOutputs == 64 ? 2 : 1;  // resident on a multiprocessor
   static constexpr int kWarpgroups = 2 / kBlocks, kConsumerWarps = 4 * kWarpgroups, kProducerWarps = 8 / kBlocks;
-  // Sums of 256 outputs are 128 registers of each consumer, which the producers give away.
+  // Sums of 256 outputs take 128 registers per consumer thread, which the producers release.
   static constexpr bool kMovesRegisters = kOutputs == 256;
   static constexpr int kConsumerRegisters = 168, kProducerRegisters = 88;
-  static constexpr bool kRoundsWeight = sizeof(T) == 4;  // wgmma would cut a float's last bits off
+  static constexpr bool kRoundsWeight = sizeof(T) == 4;  // wgmma would truncate a float
   static constexpr int kDown = 2 / kWarpgroups, kAcross = kOutputs / 8;
-  // Of one instruction. With 256, ptxas wants 154 registers of every thread of the block.
+  // Outputs per instruction. With 256, ptxas needs 154 registers for every thread of the block.
   static constexpr int kColumns = kOutputs < 128 ? kOutputs : 128;
   float sums[kDown][kAcross][4];
   int warp, lane;
@@ -85,11 +86,11 @@ struct Wgmma {
   __device__ int column(int across) const { return across * 8; }
 
   __device__ static void publish() { fence_async_proxy(); }
-  // Start, distance of groups of eight rows, and the 128-byte swizzle, all but the last in 16 bytes.
+  // Start address, stride between groups of eight rows, and the 128-byte swizzle; addresses in units of 16 bytes.
   __device__ static uint64_t descriptor(uint32_t address) {
     return uint64_t{(address & 0x3ffff) >> 4} | uint64_t{8 * kRowBytes >> 4} << 32 | uint64_t{1} << 62;
   }
-  // All parts, zeros too: with a choice in between the compiler waits for every product before the next.
+  // All parts, including zeros: with a branch in between, the compiler waits for each wgmma before the next one.
   __device__ void multiply(uint32_t columns, uint32_t weight, int) {
     using Sums = float[kColumns / 2];
     const uint64_t left = descriptor(columns + warp / 4 * 64 * kRowBytes), right = descriptor(weight);
@@ -107,7 +108,7 @@ struct Wgmma {
   }
 };
 
-// Lane q of four has parts 0..3 of a matrix's row q; afterwards row 0..3 of its column q.
+// Lane q of four has elements 0..3 of row q of a matrix; afterwards it has rows 0..3 of column q.
 __device__ inline void transpose_in_quad(uint32_t (&part)[4], int lane) {
 #pragma unroll
   for (int distance = 1; distance <= 2; distance *= 2) {
@@ -140,7 +141,7 @@ __device__ inline void add_bias_to(const FusedArguments<T>& a, const FusedTile& 
     }
 }
 
-// Four neighboring lanes have 8 columns of a row in each part of the sums.
+// Four adjacent lanes have 8 columns of a row in each fragment of the sums.
 template <typename T, typename Multiplier>
 __device__ inline void write_channels_last(const FusedArguments<T>& a, const FusedTile& tile, const Multiplier& m) {
   const bool in_vectors = a.output_in_vectors && a.group_outputs % kPerVector<T> == 0;
@@ -186,12 +187,12 @@ __device__ inline void write_channels_last(const FusedArguments<T>& a, const Fus
     }
 }
 
-// A row of outputs in shared memory, [kOutputs][positions], is so long that the 32 numbers that a warp has of two
-// neighboring columns, 8 rows x 4 columns, lie in different banks.
+// The row length of the outputs in shared memory, [kOutputs][positions], is such that the 32 elements of a warp in two
+// adjacent columns, 8 rows x 4 columns, are in different banks.
 template <typename T>
 constexpr int kStagedPitch = kTilePositions + 16 / sizeof(T);
 
-// Turned in shared memory, which every stage of the ring has been read from: positions are neighbors in the output.
+// Transposed in shared memory, after all stages of the ring have been read: positions are adjacent in the output.
 template <typename T, typename Multiplier>
 __device__ inline void write_contiguous(const FusedArguments<T>& a, const FusedTile& tile, const Multiplier& m,
                                         T* staged) {
@@ -213,7 +214,7 @@ __device__ inline void write_contiguous(const FusedArguments<T>& a, const FusedT
   };
   constexpr int kPer = kPerVector<T>;
   if (a.output_in_vectors &&
-      pixels % kPer == 0) {  // then a vector of positions is in one image, and tile.positions is whole vectors
+      pixels % kPer == 0) {  // a vector of positions is in one image, and tile.positions is a multiple of it
     for (int i = m.warp * kWarp + m.lane; i < tile.outputs * (kTilePositions / kPer); i += kThreadsOfAll) {
       const int output = i / (kTilePositions / kPer), row = i % (kTilePositions / kPer) * kPer;
       if (row < tile.positions)
@@ -238,7 +239,7 @@ __device__ inline void consume(const FusedArguments<T>& a, const FusedTile& tile
       const int parts = (vectors_in_step<T>(round, channel) + 1) / 2;
       for (int32_t tap = 0; tap < round.taps; ++tap) {
         wait_for(shared.full + place.stage, place.parity);
-        __syncwarp();  // tensor cores take whole warps
+        __syncwarp();  // tensor core instructions need whole warps
         m.multiply(shared.columns(place.stage), shared.weight(place.stage), parts);
         __syncwarp();
         if (m.lane == 0) arrive(shared.empty + place.stage);

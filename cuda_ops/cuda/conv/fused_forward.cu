@@ -1,4 +1,4 @@
-// Chooses and launches the kernel of fused_forward.cuh.
+// Selects and launches the kernel of fused_forward.cuh.
 #include <algorithm>
 #include "cuda/conv/fused_forward.cuh"
 #include "cuda/conv/fused_forward.h"
@@ -19,8 +19,8 @@ int capability(const Tensor& on) {  // 80, 86, 90, ...
          device_attribute(cudaDevAttrComputeCapabilityMinor, on);
 }
 
-// Whether the machine code for this device has wgmma: that for sm_90a does, in that for sm_90 the kernel is empty and
-// needs next to no registers; its sums alone are 128 of them.
+// Whether the machine code for this device contains wgmma. Code for sm_90a does; in code for sm_90 the kernel is empty
+// and needs almost no registers, whereas its sums alone need 128.
 template <typename T>
 bool has_wgmma() {
   cudaFuncAttributes attributes{};
@@ -35,7 +35,7 @@ struct FusedCall {
   bool channels_last;
   cudaStream_t stream;
 
-  // As many blocks at once as the kernel is made for, or at least one.
+  // As many resident blocks as the kernel is designed for, or at least one.
   template <typename Multiplier>
   FusedPlan plan() const {
     const int per_multiprocessor = device_attribute(cudaDevAttrMaxSharedMemoryPerMultiprocessor, input),
@@ -59,14 +59,14 @@ struct FusedCall {
     DCN_CHECK(blocks <= INT32_MAX, "deform_conv2d: the output has too many tiles");
     const auto kernel = &fused_forward_kernel<T, Multiplier>;
     const size_t bytes = FusedShared<Multiplier::kOutputs>::bytes(divided.stages, divided.round_taps);
-    // A limit, and always the same one: another thread's call of fewer taps would else lower it before this launch.
+    // Always the same limit: otherwise a concurrent call with fewer taps could lower it before this launch.
     const int most = device_attribute(cudaDevAttrMaxSharedMemoryPerBlockOptin, input);
     check_cuda(cudaFuncSetAttribute(kernel, cudaFuncAttributeMaxDynamicSharedMemorySize, most), "cudaFuncSetAttribute");
     DCN_LAUNCH(kernel, static_cast<unsigned>(blocks), kFusedThreads<Multiplier>, bytes, stream, a);
     check_cuda(cudaGetLastError(), "fused_forward_kernel");
   }
 
-  // The narrowest tile that takes all outputs of a group, so that sampling is not repeated, or the widest there is.
+  // The narrowest tile that covers all outputs of a group, so that sampling is not repeated, or the widest one.
   void run() const {
     const int64_t outputs = p.group_outputs();
     if (capability(input) == 90 && has_wgmma<T>()) {

@@ -1,34 +1,34 @@
-// The forward of the deformable convolution as one kernel: columns are sampled into shared memory and multiplied there.
-// No torch, so that it also compiles for the host emulation (DCN_EMULATE).
+// The forward of the deformable convolution as one kernel: columns are sampled into shared memory and multiplied
+// there. Independent of torch, so that it also compiles for the host emulation (DCN_EMULATE).
 //
-// A block makes 128 positions x kOutputs outputs of one convolution group. Its depth is cut into steps of 128 bytes of
-// one tap (64 numbers; of float32 32), which pass through a ring of stages in shared memory:
+// A block computes 128 positions x kOutputs outputs of one convolution group. Its depth is divided into steps of 128
+// bytes of one tap (64 elements; 32 of float32), which pass through a ring of stages in shared memory:
 //
-//   producer warps: where the taps sample, once for all channels -> four corners by 16-byte loads over the channels ->
-//                   blended in float32, rounded to T -> columns [128][128 bytes];
+//   producer warps: sample positions of the taps, once for all channels -> four corners by 16-byte loads over the
+//                   channels -> interpolated in float32, rounded to T -> columns [128][128 bytes];
 //                   weight [kOutputs][128 bytes] by cp.async
-//   consumer warps: columns x weight in the tensor cores, float32 sums in registers -> bias -> output
+//   consumer warps: columns x weight on the tensor cores, float32 sums in registers -> bias -> output
 //
-// A row's 16-byte vectors lie at (vector ^ row % 8), so that neither the eight threads that write a row nor the eight
-// rows that a tensor core reads at once meet in a bank. Taps go round inside of channels: the pixels that the taps of
-// one 64 channels share are then still in the first cache. Sampling is repeated for every tile of outputs, so tiles
-// are as wide as registers allow.
+// The 16-byte vectors of a row are stored at (vector ^ row % 8), which avoids bank conflicts both for the eight
+// threads that write a row and for the eight rows that a tensor core reads at once. Taps are iterated within 64
+// channels, so that the pixels that taps share are still in the L1 cache. Sampling is repeated for every tile of
+// outputs, so that tiles are as wide as the registers allow.
 //
-// Reckoned per step of 128 x 256 x 64 in cycles of one multiprocessor of compute capability 9.0, not measured:
-//   tensor cores: 1024 by wgmma, about twice that by mma.sync
-//   first cache and shared memory, 128 bytes a cycle: 64 KiB of corners 512, columns written 128, weight written 256,
-//     samples 100, read by wgmma 768: each of two warpgroups reads all weights, and its columns for each 128 outputs
-//   second cache, some 28 bytes a cycle: 32 KiB of weight 1170, pixels that the first cache has not 250 to 400
-//   instructions, 4 a cycle: 8 warps x about 500, three quarters of them the blending, 1000
-// So nothing leaves the others far behind, and all has to run at once: therefore the roles. To hide 400 cycles of
-// latency at this rate some 15 KB have to be on their way: each of 256 producer threads requests the next row's four
-// vectors, often two rows', before it waits for this row's.
+// Estimated, not measured, per step of 128 x 256 x 64 in cycles of one multiprocessor of compute capability 9.0:
+//   tensor cores: 1024 with wgmma, about twice that with mma.sync
+//   L1 cache and shared memory, 128 bytes per cycle: 64 KiB of corners 512, columns written 128, weight written 256,
+//     samples 100, read by wgmma 768: each of two warpgroups reads the whole weight, and its columns per 128 outputs
+//   L2 cache, about 28 bytes per cycle: 32 KiB of weight 1170, pixels that miss the L1 cache 250 to 400
+//   instructions, 4 per cycle: 8 warps x about 500, three quarters of them interpolation, 1000
+// No resource dominates, so that all must be used concurrently; hence the specialized warps. Hiding a latency of 400
+// cycles at this rate needs about 15 KB in flight: each of 256 producer threads loads the four vectors of the next
+// row, often of the next two rows, before it waits for those of the current row.
 //
-// 64 outputs need half the shared memory and few registers: two blocks run at once, one samples positions or writes
-// its output while the other multiplies. Three stages and not four leave more to the first cache.
+// 64 outputs need half the shared memory and few registers: two blocks are resident, and one computes sample positions
+// or writes its output while the other multiplies. Three stages instead of four leave more memory to the L1 cache.
 //
-// Traps: a row of zeros times a weight that is not finite is NaN; vectors beyond a group's channels are zeros in the
-// columns and in the weight. A corner outside is never read.
+// Pitfalls: a row of zeros times a nonfinite weight is NaN; vectors after the channels of a group are zero in the
+// columns and in the weight. A corner outside the map is never read.
 #pragma once
 #include "cuda/conv/fused_consumer.cuh"
 #include "cuda/conv/fused_producer.cuh"
@@ -66,14 +66,14 @@ __global__ void __launch_bounds__(kFusedThreads<Multiplier>, Multiplier::kBlocks
 
 // ---- launch
 
-// How a block's shared memory is divided.
+// Division of the shared memory of a block.
 struct FusedPlan {
   int stages, round_taps;
 };
 
 constexpr int kMostRoundTaps = 12;  // more samples would only take room from the first cache
 
-// Three stages and all taps where they fit, else fewer; no stages if nothing fits.
+// Three stages and all taps if they fit, otherwise fewer; no stages if nothing fits.
 template <typename T, typename Multiplier>
 FusedPlan plan_fused(int32_t taps, size_t available) {
   using Shared = FusedShared<Multiplier::kOutputs>;
@@ -117,8 +117,8 @@ int64_t fused_blocks(const FusedArguments<T>& a) {
   return tiles * (a.channels / a.group_channels) * a.output_tiles;
 }
 
-// Whether the numbers of a convolution that the kernel keeps in 32 bits fit: pixels of all images, taps' coordinates
-// before offsets, bytes of a tile's weight.
+// Whether the values that the kernel stores in 32 bits fit: pixels of all images, coordinates of taps without offsets,
+// bytes of the weight of a tile.
 inline bool fits_fused_numbers(const DeformConvParams& p) {
   constexpr int64_t kMost = 1 << 30;
   const int64_t tile_weight = p.depth() * 256 * static_cast<int64_t>(sizeof(float));

@@ -1,13 +1,14 @@
-// The producer warps of the fused forward: they sample columns into the ring. See fused_forward.cuh.
+// The producer warps of the fused forward, which sample columns into the ring. See fused_forward.cuh.
 #pragma once
 #include "cuda/conv/fused_tile.cuh"
 namespace dcnseg_ops {
 
-// Where a round's taps sample, for all positions of the tile. A thread has one position, and every tap or every second.
+// Sample positions of the taps of a round for all positions of the tile. A thread has one position, and all taps or
+// every second one.
 template <int kProducers, typename T>
 __device__ inline void locate_samples(const FusedArguments<T>& a, const FusedTile& tile, const Round& round, int thread,
                                       int4* indices, float4* weights) {
-  constexpr int kTapStride = kProducers / kTilePositions, kAtOnce = 3;  // whose offsets are requested together
+  constexpr int kTapStride = kProducers / kTilePositions, kAtOnce = 3;  // taps whose offsets are loaded together
   const int row = thread % kTilePositions;
   const int32_t position = tile.first_position + row, pixels = a.out_pixels();
   const int32_t image = position / pixels, pixel = position - image * pixels;
@@ -50,7 +51,7 @@ struct Corners {
   uint4 of[4];
 };
 
-// 16 bytes of each corner's pixel, `first` being those of pixel 0; zeros for a corner outside.
+// 16 bytes of the pixel of each corner; `first` is the address for pixel 0. Zeros for a corner outside the map.
 __device__ inline Corners load_corners(const char* first, uint32_t pixel_bytes, const int4& index, bool wanted) {
   return {{load_or_zeros(first, index.x, pixel_bytes, wanted), load_or_zeros(first, index.y, pixel_bytes, wanted),
            load_or_zeros(first, index.z, pixel_bytes, wanted), load_or_zeros(first, index.w, pixel_bytes, wanted)}};
@@ -74,13 +75,13 @@ __device__ inline uint4 blend(const Corners& c, const float4& w) {
           blend<T>(p.w, q.w, r.w, s.w, w)};
 }
 
-// Fills the ring for all steps of a tile. Eight threads have a row's eight vectors.
+// Fills the ring for all steps of a tile. Eight threads have the eight vectors of a row.
 template <typename T, typename Multiplier>
 __device__ inline void produce(const FusedArguments<T>& a, const FusedTile& tile,
                                const FusedShared<Multiplier::kOutputs>& shared, int thread) {
   constexpr int kThreads = Multiplier::kProducerWarps * kWarp, kRowStride = kThreads / kVectors,
                 kRows = kTilePositions / kRowStride, kOutputRows = Multiplier::kOutputs / kRowStride;
-  static_assert(kRowStride % 8 == 0);  // so that all rows of a thread are swizzled alike
+  static_assert(kRowStride % 8 == 0);  // so that all rows of a thread have the same swizzle
   const int row = thread / kVectors, vector = thread % kVectors, lane = thread % kWarp;
   const uint32_t own = vector_address(row, vector), pixel_bytes = a.channels * sizeof(T),
                  output_bytes = a.taps() * a.group_channels * sizeof(T);
@@ -89,7 +90,7 @@ __device__ inline void produce(const FusedArguments<T>& a, const FusedTile& tile
                            (int64_t{tile.group} * a.group_outputs + tile.first_output + row) * output_bytes;
   RingPlace place;
   for_rounds(a, tile.group, [&](const Round& round) {
-    sync_named<kThreads>(kProducerBarrier);  // all have read the samples that are overwritten now
+    sync_named<kThreads>(kProducerBarrier);  // all threads have read the samples that are overwritten now
     locate_samples<kThreads>(a, tile, round, thread, shared.indices, shared.weights);
     sync_named<kThreads>(kProducerBarrier);
     const int4* own_index = shared.indices + row;
@@ -99,7 +100,7 @@ __device__ inline void produce(const FusedArguments<T>& a, const FusedTile& tile
                           vector < vectors_in_step<T>(round, channel));
     };
     Corners corners = corners_at(round.channel_begin, own_index[0]);
-    int4 index = own_index[kRowStride];  // of the row that is requested next
+    int4 index = own_index[kRowStride];  // of the row that is loaded next
     for (int32_t channel = round.channel_begin, tap = 0; channel < round.channel_end;) {
       const bool wanted = vector < vectors_in_step<T>(round, channel);
       const int64_t depth = int64_t{round.first_tap + tap} * a.group_channels + channel - tile.group * a.group_channels;
@@ -115,7 +116,8 @@ __device__ inline void produce(const FusedArguments<T>& a, const FusedTile& tile
       const int32_t next_channel = next_tap ? channel : channel + kStepChannels<T>;
 #pragma unroll
       for (int i = 0; i < kRows; ++i) {
-        // The next row's corners, at last those of the next step, are requested before this one's are waited for.
+        // The corners of the next row, finally those of the next step, are loaded before waiting for those of this
+        // row.
         const Corners next = corners_at(i + 1 < kRows ? channel : next_channel, index);
         index = i + 2 < kRows ? own_index[tap * kTilePositions + (i + 2) * kRowStride]
                               : own_index[next_tap * kTilePositions + (i + 2 - kRows) * kRowStride];
@@ -124,9 +126,9 @@ __device__ inline void produce(const FusedArguments<T>& a, const FusedTile& tile
         corners = next;
       }
       wait_for_copies<0>();
-      if constexpr (Multiplier::kRoundsWeight) {  // without these braces nvcc 13.0 drops publish() where it is false
+      if constexpr (Multiplier::kRoundsWeight) {  // without these braces nvcc 13.0 drops publish() if it is false
 #pragma unroll
-        for (int i = 0; i < kOutputRows; ++i) {  // what this thread has copied
+        for (int i = 0; i < kOutputRows; ++i) {  // the rows that this thread copied
           const uint32_t at = weight_to + i * kRowStride * kRowBytes;
           const uint4 v = load_shared(at);
           store_shared(

@@ -6,8 +6,8 @@
 namespace dcnseg_ops {
 
 constexpr int kTilePositions = 128;
-constexpr int kRowBytes = 128;  // of a step, per position and per output
-constexpr int kVectors = 8;     // of 16 bytes in a row
+constexpr int kRowBytes = 128;  // per step, position and output
+constexpr int kVectors = 8;     // vectors of 16 bytes per row
 
 constexpr int kProducerBarrier = 1, kConsumerBarrier = 2;  // named barriers
 
@@ -24,16 +24,16 @@ struct FusedArguments {
   const T* weight;      // [C_out][T][C/groups]
   const T* bias;        // [C_out], or null
   T* output;            // [B, H_out, W_out, C_out] or, if not channels_last, [B, C_out, H_out, W_out]
-  int32_t positions;    // this and the number of pixels of the input leave room for a tile below 2^31
-  int32_t height, width, channels, group_channels, offset_channels;  // the last: of an offset group
+  int32_t positions;    // this and the number of input pixels are below 2^31 by at least one tile
+  int32_t height, width, channels, group_channels, offset_channels;  // the last one: per offset group
   int32_t group_outputs, out_channels, out_height, out_width;
   int32_t kernel_h, kernel_w, stride_h, stride_w, pad_h, pad_w, dilation_h, dilation_w, offset_groups;
   Border border;
   bool channels_last;
-  bool output_in_vectors;  // it starts at a multiple of 16 bytes
-  int32_t output_tiles;    // of a convolution group
-  int32_t round_taps;      // most taps whose samples are in shared memory at once
-  int32_t stages;          // of the ring
+  bool output_in_vectors;  // aligned to 16 bytes
+  int32_t output_tiles;    // per convolution group
+  int32_t round_taps;      // maximum number of taps whose samples are in shared memory at once
+  int32_t stages;          // in the ring
 
   DCN_HD int32_t taps() const { return kernel_h * kernel_w; }
   DCN_HD int32_t out_pixels() const { return out_height * out_width; }
@@ -44,13 +44,13 @@ DCN_HD int32_t least(int32_t a, int32_t b) { return a < b ? a : b; }
 // The block's part of the output.
 struct FusedTile {
   int32_t first_position, positions;  // at most kTilePositions
-  int32_t group;                      // of the convolution
+  int32_t group;                      // convolution group
   int32_t first_output, outputs;      // within the group
 };
 
 template <typename T>
 __device__ inline FusedTile tile_of(const FusedArguments<T>& a, int32_t tile_outputs, int32_t block) {
-  // Tiles of the same positions are neighbors: they sample the same pixels.
+  // Tiles of the same positions are consecutive, because they sample the same pixels.
   const int32_t per_positions = a.channels / a.group_channels * a.output_tiles;
   const int32_t rest = block % per_positions;
   FusedTile tile;
@@ -62,13 +62,13 @@ __device__ inline FusedTile tile_of(const FusedArguments<T>& a, int32_t tile_out
   return tile;
 }
 
-// Taps of one offset group, whose samples are in shared memory together, and the channels they serve.
+// Taps of one offset group, whose samples are in shared memory together, and the channels that use them.
 struct Round {
   int32_t offset_group, first_tap, taps;
   int32_t channel_begin, channel_end;
 };
 
-// f(round) for all depth of a convolution group, in the order of producers and consumers alike.
+// f(round) for the whole depth of a convolution group, in the same order for producers and consumers.
 template <typename T, typename F>
 __device__ inline void for_rounds(const FusedArguments<T>& a, int32_t group, const F& f) {
   const int32_t group_end = (group + 1) * a.group_channels;
@@ -85,12 +85,12 @@ __device__ inline int32_t vectors_in_step(const Round& round, int32_t channel) {
   return least((round.channel_end - channel) / kPerVector<T>, kVectors);
 }
 
-// Shared memory, in this order: the ring, samples, barriers. Addresses of the ring are multiples of 1024, so that the
-// order of vectors in a row is that of the 128-byte swizzle that wgmma knows.
+// Shared memory, in this order: ring, samples, barriers. The ring is aligned to 1024 bytes, so that the order of
+// vectors in a row is the 128-byte swizzle of wgmma.
 template <int kOutputs>
 struct FusedShared {
   static constexpr int kStageBytes = (kTilePositions + kOutputs) * kRowBytes;
-  static constexpr int kSampleBytes = kTilePositions * (sizeof(int4) + sizeof(float4));  // of one tap
+  static constexpr int kSampleBytes = kTilePositions * (sizeof(int4) + sizeof(float4));  // per tap
   unsigned char* ring;
   int4* indices;    // [taps][positions]: pixel of each corner over all images, or kOutside
   float4* weights;  // [taps][positions]
@@ -116,7 +116,7 @@ struct FusedShared {
 
 __device__ inline uint32_t vector_address(int row, int vector) { return row * kRowBytes + ((vector ^ row % 8) << 4); }
 
-// Where a ring is: its next stage, and the parity of the phase in which that is filled.
+// Position in a ring: its next stage, and the parity of the phase in which that stage is filled.
 struct RingPlace {
   int stage = 0;
   uint32_t parity = 0;

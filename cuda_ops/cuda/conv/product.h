@@ -1,6 +1,7 @@
-// Products of matrices by the cuBLAS that torch has loaded, with torch's own handle: on its current stream and
-// capturable in a graph. Called directly, as torch's own products neither add 16-bit products up in float32 nor take
-// tf32 where convolutions do. The library is not linked: its name has the CUDA version in it, and any will do.
+// GEMM by the cuBLAS library that torch has loaded, with torch's handle: on its current stream and capturable in a
+// graph. Called directly, because torch's own matrix products neither accumulate 16-bit products in float32 nor use
+// TF32 by the setting for convolutions. The library is not linked: its name contains the CUDA version, and any version
+// works.
 #pragma once
 #include <dlfcn.h>
 #include <limits>
@@ -27,16 +28,16 @@ constexpr int type_of() {
 }
 }  // namespace cublas
 
-// One matrix per convolution group, each row-major; a row may be longer in memory than it is.
+// One row-major matrix per convolution group with a row stride.
 template <typename T>
 struct Matrices {
   T* data;
-  int64_t row_stride, group_stride;  // in numbers
-  bool transposed = false;           // what is multiplied is the transpose of what lies in memory
+  int64_t row_stride, group_stride;  // in elements
+  bool transposed = false;           // whether the operand is the transpose of the matrix in memory
 };
 
-// c [rows][columns] = a [rows][depth] * b [depth][columns] (+ c), for each group. Sums are made in float32, or in
-// float64 of float64; of numbers of float32 they are made from tf32 where that is allowed.
+// c [rows][columns] = a [rows][depth] * b [depth][columns] (+ c), for each group. Sums are float32, or float64 for
+// float64; float32 is multiplied as TF32 if that is allowed.
 template <typename T, typename C>
 void multiply(int64_t groups, int64_t rows, int64_t columns, int64_t depth, const Matrices<const T>& a,
               const Matrices<const T>& b, const Matrices<C>& c, bool add, bool allow_tf32) {
@@ -55,7 +56,7 @@ void multiply(int64_t groups, int64_t rows, int64_t columns, int64_t depth, cons
                   : allow_tf32              ? cublas::kSumFromTf32
                                             : cublas::kSumExactFloat32;
   const auto op = [](bool transposed) { return transposed ? cublas::kTransposed : cublas::kPlain; };
-  // cuBLAS is column-major: what it is told to be transposed factors in the other order gives our product.
+  // cuBLAS is column-major: the transposed factors in reverse order give the row-major product.
   const int status =
       gemm(handle, op(b.transposed), op(a.transposed), number(columns), number(rows), number(depth), &one, b.data,
            cublas::type_of<T>(), number(b.row_stride), b.group_stride, a.data, cublas::type_of<T>(),

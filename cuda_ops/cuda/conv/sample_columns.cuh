@@ -1,16 +1,16 @@
-// Columns of a range of positions. No torch (see kernel_common.cuh).
+// Columns of a range of positions. Independent of torch (see kernel_common.cuh).
 //
-// Neighboring threads have neighboring vectors of V channels of one spot, so that each of the four corners is read,
-// and the columns are written, in whole lines; sums are made in A. A spot costs four reads of its channels, of which
-// the first level of cache serves those that taps and positions side by side share, and one write: with C channels of
-// bfloat16 and 9 taps a position writes 18 C bytes, so that the columns of a tile are to stay in the second level
-// (conv_tiles.h), where the product reads them. Their offsets and masks are 108 bytes beside that.
+// Adjacent threads have adjacent vectors of V channels of one spot, so that reads of the four corners and writes of
+// the columns are coalesced; sums are computed in A. A spot needs four reads of its channels, of which the L1 cache
+// serves those that neighboring taps and positions share, and one write: with C channels of bfloat16 and 9 taps a
+// position writes 18 C bytes, so that the columns of a tile should stay in the L2 cache (conv_tiles.h), where the GEMM
+// reads them. Offsets and masks add 108 bytes.
 #pragma once
 #include "cuda/conv/taps.cuh"
 #include "cuda/vectors.cuh"
 namespace dcnseg_ops {
 
-// The bilinear sum of N channels; a corner outside counts as zeros, and makes NaN of a weight that is NaN.
+// The bilinear sum of N channels; corners outside the map count as zeros, so that a NaN weight gives NaN.
 template <typename T, typename A, int N>
 __device__ inline Vector<T, N> blend(const A* weight, const Vector<T, N>* corners) {
   Vector<T, N> column;
@@ -36,7 +36,7 @@ __global__ void __launch_bounds__(kThreads)
     sample_columns(DeformConvParams p, const T* input, Positions<A> positions, Range range, T* columns) {
   __shared__ Spot<A> spots[kSpots];
   const int count = make_spots(p, positions, range, spots);
-  // A thread's vectors are blockDim.x apart; division is done once.
+  // The vectors of a thread are blockDim.x apart; the division is done once.
   const int chunks = static_cast<int>(p.offset_group_channels() / N), threads = static_cast<int>(blockDim.x);
   const int step = threads / chunks, rest = threads % chunks;
   int at = static_cast<int>(threadIdx.x) / chunks, chunk = static_cast<int>(threadIdx.x) % chunks;

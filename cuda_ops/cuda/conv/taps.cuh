@@ -1,9 +1,9 @@
-// Where the taps of a deformable convolution sample, and the spots that a block of the sampling kernels computes once
-// for all channels. No torch (see kernel_common.cuh).
+// Sample positions of the taps of a deformable convolution, and the spots that a block of the sampling kernels
+// computes once for all channels. Independent of torch (see kernel_common.cuh).
 //
 // A spot is one position, one tap and one offset group; spot i of a range is (position * T + t) * G + g. The channels
-// of its offset group lie side by side in the input, [B, H, W, C], at each of its four corners, and in the columns,
-// [groups][positions][T][C/groups], where a convolution group ends only between vectors.
+// of its offset group are contiguous in the input, [B, H, W, C], at each of its four corners, and in the columns,
+// [groups][positions][T][C/groups], in which a convolution group ends only between vectors.
 #pragma once
 #include "bilinear.h"
 #include "cuda/kernel_common.cuh"
@@ -20,7 +20,7 @@ struct Range {
   int64_t first, count;
 };  // output pixels, of one image or over several
 
-// Those of image b, where `all` begin with image 0.
+// Those of image b, where `all` starts with image 0.
 template <typename A>
 DCN_HD Positions<A> positions_of_image(const DeformConvParams& p, const Positions<A>& all, int64_t b) {
   const int64_t planes = p.offset_groups * p.taps() * p.out_pixels();
@@ -33,7 +33,7 @@ struct TapSample {
   A mask;
 };
 
-// Where tap t of offset group g samples for output pixel `pixel`.
+// The sample position of tap t of offset group g for output pixel `pixel`.
 template <typename A>
 __device__ inline TapSample<A> locate_tap(const DeformConvParams& p, const Positions<A>& positions, int64_t g,
                                           int64_t t, int64_t pixel) {
@@ -48,15 +48,15 @@ __device__ inline TapSample<A> locate_tap(const DeformConvParams& p, const Posit
   return sample;
 }
 
-constexpr int kSpots = 32;  // of a block
+constexpr int kSpots = 32;  // per block
 
 template <typename A>
 struct Spot {
-  int64_t corner[4];  // where each corner's channels begin in the input, or kOutside
-  int64_t column;     // which position and tap of the range: position * T + t
-  int64_t channel;    // the first of the offset group
-  int64_t mask_at;    // where the spot's gradients lie: of the mask,
-  int64_t y_at;       // and of the offset's y; that of x is an image's pixels further
+  int64_t corner[4];  // first channel of each corner in the input, or kOutside
+  int64_t column;     // position and tap of the range: position * T + t
+  int64_t channel;    // first channel of the offset group
+  int64_t mask_at;    // index of the gradient of the mask,
+  int64_t y_at;       // and of that of the offset's y; that of x is one plane further
   A weight[4], ly, lx, mask;
 };
 
@@ -87,7 +87,7 @@ inline dim3 blocks_of_spots(const DeformConvParams& p, Range range) {
   return dim3(static_cast<unsigned>((spots_of(p, range) + kSpots - 1) / kSpots));
 }
 
-// Fills the block's spots; returns how many there are. All threads must take part.
+// Computes the spots of the block and returns their number. All threads must take part.
 template <typename A>
 __device__ inline int make_spots(const DeformConvParams& p, const Positions<A>& positions, Range range,
                                  Spot<A>* spots) {
@@ -99,7 +99,7 @@ __device__ inline int make_spots(const DeformConvParams& p, const Positions<A>& 
   return count;
 }
 
-// Where the columns of channel `channel` of the input lie for position and tap `column`.
+// The address of the columns of input channel `channel` for position and tap `column`.
 __device__ inline int64_t column_at(const DeformConvParams& p, int64_t positions, int64_t column, int64_t channel) {
   if (p.groups == 1) return column * p.channels + channel;
   const int64_t size = p.group_channels(), group = channel / size;

@@ -1,6 +1,6 @@
 // The instructions of the tensor cores and of asynchronous copies as functions.
-// tests/cuda_ops/emulator/tensor_core_emu.h has the same functions for the host; each says there what its fragments
-// are. Shared memory is addressed in 32 bits.
+// tests/cuda_ops/emulator/tensor_core_emu.h implements the same functions on the host and describes their fragments.
+// Shared memory addresses have 32 bits.
 #pragma once
 #include <type_traits>
 #include "cuda/kernel_common.cuh"
@@ -15,7 +15,7 @@ namespace dcnseg_ops {
 using Bfloat16 = __nv_bfloat16;
 using Float16 = __half;
 
-// Two 16-bit numbers in one register.
+// Two 16-bit elements in one register.
 __device__ inline float2 unpack(uint32_t word, const Bfloat16*) {
   return make_float2(__uint_as_float(word << 16), __uint_as_float(word & 0xffff0000u));
 }
@@ -36,8 +36,8 @@ __device__ inline uint32_t to_tf32(float v) {
   asm("cvt.rna.tf32.f32 %0, %1;" : "=r"(bits) : "f"(v));
   return bits;
 }
-// 16 bytes at base + index * pitch; zeros, and nothing is read, unless wanted and 0 <= index. In one piece, since the
-// compiler would take the address apart again, and would request the bytes only when they are needed.
+// 16 bytes at base + index * pitch; zeros without a read unless wanted and 0 <= index. One asm statement, because the
+// compiler would otherwise split the address computation and issue the load only when the value is needed.
 __device__ inline uint4 load_or_zeros(const char* base, int32_t index, uint32_t pitch, bool wanted) {
   uint4 v;
   asm volatile(
@@ -66,7 +66,7 @@ __device__ inline uint4 load_shared(uint32_t address) {
   return v;
 }
 
-// Copies 16 bytes, or writes zeros and reads nothing.
+// Copies 16 bytes, or writes zeros without a read.
 __device__ inline void copy_async(uint32_t to, const void* from, bool wanted) {
   asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::"r"(to), "l"(__cvta_generic_to_global(from)),
                "r"(wanted ? 16 : 0)
@@ -78,7 +78,7 @@ __device__ inline void wait_for_copies() {
   asm volatile("cp.async.wait_group %0;" ::"n"(kMayRun) : "memory");
 }
 
-// Four matrices of 8 rows of 16 bytes; lane l names row l % 8 of matrix l / 8.
+// Four matrices of 8 rows of 16 bytes; lane l provides the address of row l % 8 of matrix l / 8.
 __device__ inline void load_matrices(uint32_t (&matrix)[4], uint32_t address) {
   asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 {%0, %1, %2, %3}, [%4];"
                : "=r"(matrix[0]), "=r"(matrix[1]), "=r"(matrix[2]), "=r"(matrix[3])
@@ -98,7 +98,7 @@ DCN_MULTIPLY_ADD(Float16, "mma.sync.aligned.m16n8k16.row.col.f32.f16.f16.f32")
 DCN_MULTIPLY_ADD(float, "mma.sync.aligned.m16n8k8.row.col.f32.tf32.tf32.f32")
 #undef DCN_MULTIPLY_ADD
 
-// Barriers in shared memory: a phase is complete after so many arrivals; wait for its parity, which is 0 at first.
+// Barriers in shared memory: a phase is complete after the given number of arrivals; wait for its parity, initially 0.
 __device__ inline void init_barrier(uint64_t* barrier, uint32_t arrivals) {
   asm volatile("mbarrier.init.shared.b64 [%0], %1;" ::"r"(shared_address(barrier)), "r"(arrivals) : "memory");
 }
@@ -122,14 +122,14 @@ __device__ inline void wait_for(uint64_t* barrier, uint32_t parity) {
         : "memory");
   }
 }
-// A barrier of some warps of the block; 0 is __syncthreads.
+// A barrier for some warps of the block; 0 is __syncthreads.
 template <int kCount>
 __device__ inline void sync_named(int id) {
   asm volatile("bar.sync %0, %1;" ::"r"(id), "n"(kCount) : "memory");
 }
 
-// ---- wgmma: products that the four warps of a warpgroup issue together, of matrices in shared memory.
-// Only machine code for sm_90a has them.
+// wgmma: GEMMs that the four warps of a warpgroup issue together on matrices in shared memory. Only available in
+// machine code for sm_90a.
 #if !defined(__CUDA_ARCH__) || defined(__CUDA_ARCH_FEAT_SM90_ALL)
 #define DCN_HAS_WGMMA 1
 #define DCN_WGMMA_ASM(...) asm volatile(__VA_ARGS__)
@@ -151,7 +151,7 @@ __device__ inline void sync_named(int id) {
       "+f"(d[i + 7])
 #define DCN_SUMS_32(d, i) DCN_SUMS_8(d, i), DCN_SUMS_8(d, i + 8), DCN_SUMS_8(d, i + 16), DCN_SUMS_8(d, i + 24)
 #define DCN_SUMS_64(d, i) DCN_SUMS_32(d, i), DCN_SUMS_32(d, i + 32)
-// d += A B: A is 64 x 32 bytes, B 32 bytes x n, both with their rows, or columns, along the depth.
+// d += A B: A is 64 x 32 bytes, B 32 bytes x n, both contiguous along the depth.
 #define DCN_PRODUCT(T, n, sums, type, a, b, transposed)                                                            \
   template <int kColumns>                                                                                          \
   __device__ inline std::enable_if_t<kColumns == n> issue_product(float (&d)[sums], uint64_t left, uint64_t right, \
@@ -169,7 +169,7 @@ DCN_PRODUCTS(float, "k8.f32.tf32.tf32", "")
 #undef DCN_PRODUCTS
 #undef DCN_PRODUCT
 
-// The writing thread's ordinary writes to shared memory before the products of others that read them.
+// Orders the calling thread's writes to shared memory before the wgmma instructions of other threads that read them.
 __device__ inline void fence_async_proxy() { DCN_WGMMA_ASM("fence.proxy.async.shared::cta;" :: : "memory"); }
 __device__ inline void fence_products() { DCN_WGMMA_ASM("wgmma.fence.sync.aligned;" :: : "memory"); }
 __device__ inline void commit_products() { DCN_WGMMA_ASM("wgmma.commit_group.sync.aligned;" :: : "memory"); }
@@ -177,7 +177,7 @@ template <int kMayRun>
 __device__ inline void wait_for_products() {
   DCN_WGMMA_ASM("wgmma.wait_group.sync.aligned %0;" ::"n"(kMayRun) : "memory");
 }
-// How many registers each thread of a warpgroup may use from here on.
+// Sets the number of registers that each thread of a warpgroup may use from here on.
 template <int kRegisters>
 __device__ inline void raise_registers() {
   DCN_WGMMA_ASM("setmaxnreg.inc.sync.aligned.u32 %0;" ::"n"(kRegisters));

@@ -1,11 +1,11 @@
-// The kernels of deformable RoI pooling, position-sensitive or not. No torch (see kernel_common.cuh).
+// The kernels of deformable RoI pooling, position-sensitive or not. Independent of torch (see kernel_common.cuh).
 //
-// A bin is sampled on a grid, moved by the shift of its class and part: all channels of a class share
-// the positions. So a thread has one bin and a few channels, and works out each position once.
-// Neighboring threads have neighboring bins or, channels-last, neighboring channels.
+// A bin is sampled on a grid that is displaced by the shift of its class and part: all channels of a class share the
+// positions. A thread therefore has one bin and a few channels, and computes each position once. Adjacent threads have
+// adjacent bins or, if channels-last, adjacent channels.
 //
-// Trap: the gradient of the input is added with atomics, in any order (see roi_pool.cuh). That of
-// the shift has one order: a warp sums it, and no two warps write one number.
+// Pitfall: the gradient of the input is added with atomics in any order (see roi_pool.cuh). That of the shift has a
+// fixed order: one warp sums it, and no element is written by two warps.
 #pragma once
 #include <math.h>
 #include "bilinear.h"
@@ -13,7 +13,7 @@
 #include "roi_samples.h"
 namespace dcnseg_ops {
 
-// Of a thread, at most. Loops over them have this fixed length, so that their sums stay in registers.
+// Maximum per thread. Loops have this fixed length, so that their sums stay in registers.
 constexpr int kRoiChannels = 4;
 
 struct DeformRoiParams {
@@ -30,29 +30,29 @@ struct DeformRoiParams {
   DCN_HD int64_t parts() const { return part_h * part_w; }
 };
 
-// From Python, in the type of positions. `samples` is [boxes][1 + 3 * kernel_h + 3 * kernel_w]: image;
-// first, step and count of the rows' samples; of the columns'. `shift` is null for none.
+// From Python, in the type of positions. `samples` is [boxes][1 + 3 * kernel_h + 3 * kernel_w]: image; first, step and
+// count of the samples of the rows; of the columns. `shift` may be null.
 template <typename A>
 struct RoiPositions {
   const A* samples;
   const A* shift;
 };
 
-// Without a shift a border of zeros samples whole pixels (eq. 6 of Dai et al. at offset zero): a
-// neighbor that weighs nothing is not read then, be it NaN.
+// Without a shift, a border of zeros samples whole pixels (eq. 6 of Dai et al. with zero offsets): a neighbor with
+// weight 0, which may be NaN, is not read.
 template <typename A>
 DCN_HD bool samples_whole_pixels(const DeformRoiParams& d, const RoiPositions<A>& positions) {
   return !positions.shift && d.border == Border::zero;
 }
 
-// The samples of one bin that read something.
+// The samples of one bin that read a pixel.
 template <typename A>
 struct BinSamples {
-  int64_t image;  // -1 for a bad box
+  int64_t image;  // -1 for an invalid box
   SampleAxis<A> y, x;
   SampleRange rows, columns;
-  A divisor;      // 0 where there is nothing to divide
-  bool poisoned;  // moved by NaN or infinity: the output is NaN and reads nothing
+  A divisor;           // 0 if there are no samples
+  bool has_nan_shift;  // shifted by NaN or infinity: the output is NaN and nothing is read
 
   DCN_HD int64_t width() const { return columns.end - columns.begin; }
   DCN_HD int64_t count() const { return (rows.end - rows.begin) * width(); }
@@ -73,14 +73,14 @@ DCN_HD BinSamples<A> samples_of(const DeformRoiParams& d, const RoiPositions<A>&
   const int64_t kh = d.roi.kernel_h, kw = d.roi.kernel_w;
   const A* box_samples = positions.samples + box * (1 + 3 * kh + 3 * kw);
   const A *ys = box_samples + 1 + bin / kw, *xs = box_samples + 1 + 3 * kh + bin % kw;
-  const A* shift = positions.shift;  // x stands before y
+  const A* shift = positions.shift;  // x before y
   if (shift) shift += ((box * d.classes + klass) * 2) * d.parts() + d.part(bin);
   BinSamples<A> s{};
   s.image = image_of(d, positions, box);
   s.y = {ys[0], ys[kh], ys[2 * kh], shift ? shift[d.parts()] : A(0)};
   s.x = {xs[0], xs[kw], xs[2 * kw], shift ? shift[0] : A(0)};
   const bool moved_finitely = s.y.shift - s.y.shift == A(0) && s.x.shift - s.x.shift == A(0);
-  s.poisoned = !moved_finitely && s.y.count >= A(1) && s.x.count >= A(1);
+  s.has_nan_shift = !moved_finitely && s.y.count >= A(1) && s.x.count >= A(1);
   if (s.image < 0 || !moved_finitely) return s;
   s.rows = valid_samples(d.border, s.y, d.roi.height);
   s.columns = valid_samples(d.border, s.x, d.roi.width);
@@ -88,8 +88,8 @@ DCN_HD BinSamples<A> samples_of(const DeformRoiParams& d, const RoiPositions<A>&
   return s;
 }
 
-// Thread i of a grid over boxes, bins and chunks of channels. Channels of a chunk lie `step` apart,
-// so that in a channels-last tensor neighboring threads read neighboring channels.
+// Thread i of a grid over boxes, bins and chunks of channels. The channels of a chunk have a stride of `step`, so that
+// in a channels-last tensor adjacent threads read adjacent channels.
 struct Chunk {
   Place place;  // of its first channel
   int64_t klass, step;
@@ -105,7 +105,7 @@ DCN_HD Chunk chunk_of(const DeformRoiParams& d, int64_t i) {
   return chunk;
 }
 
-// Numbers between one channel of a chunk and the next, in the input.
+// Stride between the channels of a chunk in the input, in elements.
 DCN_HD int64_t channel_step(const RoiParams& p, const Chunk& chunk) {
   return chunk.step * p.group_h * p.group_w * p.input.channel;
 }
@@ -132,7 +132,7 @@ __global__ void deform_roi_forward(DeformRoiParams d, const T* input, RoiPositio
             if (k < chunk.channels) sum[k] += weight[corner] * to_sum(input[pixel + k * step]);
         }
       }
-    const bool is_nan = s.image < 0 || s.poisoned;
+    const bool is_nan = s.image < 0 || s.has_nan_shift;
     for (int k = 0; k < kRoiChannels; ++k) {
       const A mean = is_nan ? A(NAN) : s.divisor > A(0) ? sum[k] / s.divisor : A(0);
       if (k < chunk.channels)
@@ -141,7 +141,7 @@ __global__ void deform_roi_forward(DeformRoiParams d, const T* input, RoiPositio
   }
 }
 
-// grad lies as the output does. The same threads as the forward's.
+// grad has the layout of the output. The threads are those of the forward.
 template <typename T, typename A>
 __global__ void deform_roi_input_grads(DeformRoiParams d, const T* grad, RoiPositions<A> positions, int64_t n,
                                        A* grad_input) {
@@ -172,8 +172,8 @@ __global__ void deform_roi_input_grads(DeformRoiParams d, const T* grad, RoiPosi
   }
 }
 
-// How the lanes of a warp share the work on one shift: as many as there are channels walk over
-// these, side by side; what is left over walks over the samples.
+// Division of the work on one shift between the lanes of a warp: lanes iterate over adjacent channels if there are
+// enough of them; the remaining lanes iterate over samples.
 struct Lane {
   int64_t channel, channels, sample, samples;
 };
@@ -184,7 +184,7 @@ DCN_HD Lane lane_of(int64_t lane, int64_t class_channels) {
   return {lane % channels, channels, lane / channels, kWarp / channels};
 }
 
-// Adds the derivative of a loss by a bin's position (y, x): this lane's part of it.
+// Adds this lane's part of the derivative of a loss with respect to the position (y, x) of a bin.
 template <typename T, typename A>
 __device__ inline void add_position_grads(const DeformRoiParams& d, const T* grad, const T* input,
                                           const BinSamples<A>& s, const Place& place, const Lane& lane, A total[2]) {
@@ -209,7 +209,7 @@ __device__ inline void add_position_grads(const DeformRoiParams& d, const T* gra
   }
 }
 
-// A warp per number of [boxes][classes][parts]: launch kWarp * n threads in blocks of whole warps.
+// One warp per element of [boxes][classes][parts]: launch kWarp * n threads in blocks of whole warps.
 template <typename T, typename A>
 __global__ void deform_roi_shift_grads(DeformRoiParams d, const T* grad, const T* input, RoiPositions<A> positions,
                                        int64_t n, A* grad_shift) {
@@ -218,7 +218,7 @@ __global__ void deform_roi_shift_grads(DeformRoiParams d, const T* grad, const T
     const int64_t box = i / d.parts() / d.classes, part_y = part / d.part_w, part_x = part % d.part_w;
     const Lane lane = lane_of(thread % kWarp, d.class_channels());
     A total[2] = {0, 0};
-    // The bins whose part this is: bin * part_h / kernel_h == part_y.
+    // The bins of this part: bin * part_h / kernel_h == part_y.
     const auto first_of = [](int64_t p, int64_t kernel, int64_t parts) { return (p * kernel + parts - 1) / parts; };
     for (int64_t y = first_of(part_y, d.roi.kernel_h, d.part_h); y < first_of(part_y + 1, d.roi.kernel_h, d.part_h);
          ++y)
@@ -226,7 +226,7 @@ __global__ void deform_roi_shift_grads(DeformRoiParams d, const T* grad, const T
            ++x) {
         const Place place{box, klass * d.class_channels(), y * d.roi.kernel_w + x};
         const BinSamples<A> s = samples_of(d, positions, box, klass, place.bin);
-        if (s.poisoned) total[0] = total[1] = A(NAN);
+        if (s.has_nan_shift) total[0] = total[1] = A(NAN);
         add_position_grads(d, grad, input, s, place, lane, total);
       }
     if (image_of(d, positions, box) < 0) total[0] = total[1] = A(NAN);
@@ -235,7 +235,7 @@ __global__ void deform_roi_shift_grads(DeformRoiParams d, const T* grad, const T
         total[k] += __shfl_down_sync(~0u, total[k], distance);
     if (thread % kWarp == 0) {
       A* grads = grad_shift + (box * d.classes + klass) * 2 * d.parts() + part;
-      grads[0] = total[1];  // x stands before y
+      grads[0] = total[1];  // x before y
       grads[d.parts()] = total[0];
     }
   }

@@ -1,8 +1,8 @@
-// The RoI operators for CUDA tensors; the schemas stand in cpu/ops_cpu.cpp.
+// The RoI operators for CUDA tensors; the schemas are defined in cpu/ops_cpu.cpp.
 //
-// The input, and the gradient of the output, are contiguous or channels-last, whichever; the output
-// is as its flag says. What boxes hold is known on the device alone and guarded there
-// (roi_common.cuh); sizes and types are checked here.
+// The input and the gradient of the output are contiguous or channels-last; the format of the output is given by a
+// flag. The contents of boxes are known only on the device and checked there (roi_common.cuh); sizes and dtypes are
+// checked here.
 #include <algorithm>
 #include <limits>
 #include "cuda/roi/deform_roi_pool.cuh"
@@ -21,14 +21,14 @@ Tensor empty_output(const RoiParams& p, int32_t dtype, const Tensor& input) {
   return empty_dense(sizes, dense_strides(sizes.data(), p.channels_last), dtype, input);
 }
 
-// From the input, the four numbers of the schemas and the output's layout.
+// From the input, the four integers of the schemas and the format of the output.
 RoiParams make_roi_params(const Tensor& input, int64_t boxes, int64_t kh, int64_t kw, int64_t group_h, int64_t group_w,
                           bool channels_last) {
   const bool input_last = is_channels_last("input", input);
   const int64_t *sizes = input.sizes(), channels = sizes[1];
   DCN_CHECK(kh >= 1 && kw >= 1 && group_h >= 1 && group_w >= 1, "bins and groups must be at least 1");
   DCN_CHECK(std::max({kh, kw, group_h, group_w}) < (1 << 30), "there are too many bins");
-  DCN_CHECK(channels % (group_h * group_w) == 0, "the groups do not divide the channels of the input");
+  DCN_CHECK(channels % (group_h * group_w) == 0, "the channels of the input are not divisible by the groups");
   const double pixels = static_cast<double>(sizes[2]) * static_cast<double>(sizes[3]);
   DCN_CHECK(pixels < std::numeric_limits<int32_t>::max(), "a map of the input has 2^31 pixels or more");
   DCN_CHECK(sizes[2] < (1 << 30) && sizes[3] < (1 << 30), "the input is too high or too wide");
@@ -45,7 +45,7 @@ RoiParams make_roi_params(const Tensor& input, int64_t boxes, int64_t kh, int64_
   return p;
 }
 
-// `rows` is bins or samples: [boxes, width].
+// `rows` are bins or samples: [boxes, width].
 void check_rows(const char* name, const Tensor& rows, int64_t width, int32_t dtype, const Tensor& input) {
   check_contiguous(name, rows, dtype, input);
   DCN_CHECK(has_sizes(rows, {rows.dim() > 0 ? rows.sizes()[0] : 0, width}), std::string(name) + " has the wrong size");
@@ -135,7 +135,7 @@ void roi_avg_pool_backward_boxed(StableIValue* stack, uint64_t, uint64_t) {
   stack[0] = from_tensor(std::move(grad_input));
 }
 
-// numbers: kh, kw, group_h, group_w, border.
+// Integers: kh, kw, group_h, group_w, border.
 DeformRoiParams deform_params(const Tensor& input, const Tensor& samples, const Tensor& shift,
                               const StableIValue* numbers, bool channels_last) {
   DCN_CHECK(samples.dim() == 2, "samples must have two dimensions");
@@ -144,7 +144,7 @@ DeformRoiParams deform_params(const Tensor& input, const Tensor& samples, const 
   d.roi = make_roi_params(input, samples.sizes()[0], kh, kw, as_int(numbers[2]), as_int(numbers[3]), channels_last);
   check_rows("samples", samples, 1 + 3 * kh + 3 * kw, sum_dtype(input), input);
   check_contiguous("shift", shift, sum_dtype(input), input);
-  DCN_CHECK(border >= 0 && border <= static_cast<int64_t>(Border::mxnet), "there is no such border for RoIs");
+  DCN_CHECK(border >= 0 && border <= static_cast<int64_t>(Border::mxnet), "unknown border");
   d.border = static_cast<Border>(border);
   d.classes = d.part_h = d.part_w = 1;
   if (shift.numel() == 0) return d;
@@ -152,7 +152,7 @@ DeformRoiParams deform_params(const Tensor& input, const Tensor& samples, const 
   const int64_t* sizes = shift.sizes();
   d.classes = sizes[1] / 2, d.part_h = sizes[2], d.part_w = sizes[3];
   DCN_CHECK(sizes[0] == d.roi.boxes && sizes[1] % 2 == 0, "shift must be [boxes, 2 * classes, parts, parts]");
-  DCN_CHECK(d.roi.out_channels % d.classes == 0, "the classes of the shift do not divide the output channels");
+  DCN_CHECK(d.roi.out_channels % d.classes == 0, "the output channels are not divisible by the classes of shift");
   DCN_CHECK(std::max(d.part_h, d.part_w) < (1 << 30), "there are too many parts");
   return d;
 }

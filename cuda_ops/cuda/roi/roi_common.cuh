@@ -1,13 +1,12 @@
-// What the RoI kernels share: the sizes of a pooling, where its numbers lie, the bins of a box.
+// Shared by the RoI kernels: sizes of a pooling, layouts, and the bins of a box.
 //
-// All indices have 64 bits, save pixels of one map: row * width + column fits 32. Boxes come from
-// Python as numbers on the device, so that nobody has looked at them: everything that is used as an
-// index is held against its limits here.
+// All indices have 64 bits, except for pixels of one map: row * width + column fits in 32 bits. Boxes are values on
+// the device that the host has not checked: everything that is used as an index is clamped or checked here.
 #pragma once
 #include "cuda/kernel_common.cuh"
 namespace dcnseg_ops {
 
-// Strides of a dense [N, C, H, W] tensor, whose rows and columns are one axis: pixels, or bins.
+// Strides of a dense [N, C, H, W] tensor, whose rows and columns are one axis: pixels or bins.
 struct Layout {
   int64_t image, channel, pixel;
 
@@ -25,7 +24,7 @@ struct RoiParams {
   int64_t kernel_h, kernel_w;  // bins of a box
   int64_t group_h, group_w;    // 1 x 1, or the groups of position-sensitive input channels
   Layout input, output;
-  bool channels_last;  // the output
+  bool channels_last;  // of the output
 
   DCN_HD int64_t bins() const { return kernel_h * kernel_w; }
   DCN_HD int64_t outputs() const { return boxes * out_channels * bins(); }
@@ -34,8 +33,8 @@ struct RoiParams {
   }
 };
 
-// Number i of [boxes][channels][bins], or of [boxes][bins][channels] where the output is
-// channels-last: neighboring threads write, and read, what lies side by side.
+// Element i of [boxes][channels][bins], or of [boxes][bins][channels] if the output is channels-last, so that reads
+// and writes of adjacent threads are coalesced.
 struct Place {
   int64_t box, channel, bin;
 };
@@ -46,7 +45,7 @@ DCN_HD Place place_of(const RoiParams& p, int64_t channels, int64_t i) {
                          : Place{rest / channels, rest % channels, inner};
 }
 
-// The pixels of a bin; image is -1 for a bad box.
+// The pixels of a bin; image is -1 for an invalid box.
 struct Window {
   int64_t image;
   int32_t top, bottom, left, right;

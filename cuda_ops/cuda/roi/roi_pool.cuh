@@ -1,17 +1,17 @@
-// The kernels of RoI pooling over whole pixels: maximum and mean. No torch (see kernel_common.cuh).
+// The kernels of RoI pooling over whole pixels: maximum and mean. Independent of torch (see kernel_common.cuh).
 //
-// Forward: a thread has one number of the output and walks over the pixels of its bin. Backward: a
-// thread has one number of the gradient and adds to the pixels it came from, with atomics.
+// Forward: a thread has one element of the output and iterates over the pixels of its bin. Backward: a thread has one
+// element of the gradient and adds it to the pixels it was computed from, with atomics.
 //
-// Trap: bins overlap, so that sums of gradients may differ in the last bit from run to run. dcnseg
-// takes the PyTorch code where torch is told to be deterministic.
+// Pitfall: bins overlap, so that the last bits of sums of gradients may differ between runs. dcnseg uses the PyTorch
+// implementation if deterministic algorithms are enabled.
 #pragma once
 #include <math.h>
 #include "cuda/roi/roi_common.cuh"
 namespace dcnseg_ops {
 
-// The first maximum, row by row, and its pixel. NaN is above everything. An empty bin gives 0, a
-// bad box NaN; both have no pixel, -1.
+// The first maximum in row-major order and its pixel. NaN is the maximum. An empty bin gives 0, an invalid box NaN;
+// both have the pixel -1.
 template <typename T, typename A>
 __global__ void roi_max_forward(RoiParams p, const T* input, const int32_t* bins, T* output, int32_t* argmax) {
   DCN_FOR_EACH(i, p.outputs()) {
@@ -38,7 +38,7 @@ __global__ void roi_max_forward(RoiParams p, const T* input, const int32_t* bins
   }
 }
 
-// grad and argmax lie as the output does.
+// grad and argmax have the layout of the output.
 template <typename T, typename A>
 __global__ void roi_max_backward(RoiParams p, const T* grad, const int32_t* bins, const int32_t* argmax,
                                  A* grad_input) {

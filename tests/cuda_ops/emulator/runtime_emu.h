@@ -1,4 +1,4 @@
-// As much of CUDA's runtime as the operators call, for the host: what is launched is done at once.
+// The functions of the CUDA runtime that the operators call, on the host: launches are synchronous.
 #pragma once
 #include <cstddef>
 #include <cstring>

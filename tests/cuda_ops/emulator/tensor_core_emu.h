@@ -1,6 +1,6 @@
-// The wrappers of cuda/conv/tensor_core.cuh on host threads, after the instructions' documentation and not after their
-// use: fragments and descriptors are decoded here once more, and a copy or a product that is not waited for has not
-// happened.
+// The functions of cuda/conv/tensor_core.cuh on host threads, written from the documentation of the instructions,
+// independently of their use: fragments and descriptors are decoded again, and a copy or GEMM that is not waited for
+// has not happened.
 #pragma once
 #include <linux/futex.h>
 #include <sys/syscall.h>
@@ -13,7 +13,7 @@
 #include <deque>
 #include <functional>
 #include <vector>
-#include "emulator/cuda_emu.h"  // after kernel_common.cuh, which has the types of numbers
+#include "emulator/cuda_emu.h"  // after kernel_common.cuh, which defines the element types
 
 struct alignas(16) uint4 {
   uint32_t x, y, z, w;
@@ -32,17 +32,17 @@ inline int4 make_int4(int32_t x, int32_t y, int32_t z, int32_t w) { return {x, y
 
 namespace emu {
 
-// Sleeps while *word has this value; whoever changes it calls wake. The order of memory comes from the atomics alone,
-// so that ThreadSanitizer sees just the orders that the GPU's barriers give.
+// Sleeps while *word has this value; the thread that changes it calls wake. Memory is ordered by the atomics alone, so
+// that ThreadSanitizer sees exactly the order that the barriers of the GPU guarantee.
 inline void sleep_while(const uint32_t* word, uint32_t value) {
   while (__atomic_load_n(word, __ATOMIC_ACQUIRE) == value)
     syscall(SYS_futex, word, FUTEX_WAIT_PRIVATE, value, nullptr, nullptr, 0);
 }
 inline void wake(const uint32_t* word) { syscall(SYS_futex, word, FUTEX_WAKE_PRIVATE, INT_MAX, nullptr, nullptr, 0); }
 
-struct MemoryBarrier {      // as it lies in 8 bytes of shared memory
-  uint32_t phase;           // how many phases are complete
-  uint16_t pending, count;  // arrivals of this one
+struct MemoryBarrier {      // in 8 bytes of shared memory
+  uint32_t phase;           // number of complete phases
+  uint16_t pending, count;  // arrivals of this phase
 };
 static_assert(sizeof(MemoryBarrier) == 8);
 
@@ -51,7 +51,7 @@ struct NamedBarrier {
 };
 inline NamedBarrier named_barriers[16];
 
-// What the lanes of a warp show each other. Two in turn: nobody writes to one before all have read it.
+// Exchange between the lanes of a warp. Two alternating buffers: no lane writes to one before all have read it.
 struct Exchange {
   uint32_t words[2][32][8];
 };
@@ -67,7 +67,8 @@ inline Lanes exchange(const uint32_t* words, size_t count) {
   return all;
 }
 
-// Operations that are issued, committed in groups, and done at the latest when they are waited for: here, then.
+// Operations that are issued, committed in groups, and complete when they are waited for; the emulation runs them
+// then.
 class AsyncGroups {
  public:
   void issue(std::function<void()> operation) { open_.push_back(std::move(operation)); }
@@ -86,11 +87,11 @@ class AsyncGroups {
 };
 inline thread_local AsyncGroups copies, products;
 
-// Dynamic shared memory starts at a multiple of 16 bytes, and here at no greater power of two.
+// Dynamic shared memory is aligned to 16 bytes, and here to no larger power of two.
 constexpr uint32_t kFirstAddress = 16;
 inline unsigned char* shared(uint32_t address) { return dyn.data() + (address - kFirstAddress); }
 
-// Shared memory as wgmma sees it: a thread's writes reach it with the thread's fence.
+// Shared memory as seen by wgmma: the writes of a thread become visible with its fence.
 inline unsigned char async_view[256 << 10];
 inline thread_local std::vector<uint32_t> unfenced;  // addresses of 16 bytes
 inline void write_shared(uint32_t address, const void* from) {
@@ -101,14 +102,14 @@ inline void write_shared(uint32_t address, const void* from) {
   unfenced.push_back(address);
 }
 
-// Rounds as cvt.rna.tf32.f32: to the nearest, ties away from zero.
+// Rounds as cvt.rna.tf32.f32: to nearest, ties away from zero.
 inline uint32_t tf32_of(float v) {
   uint32_t bits;
   std::memcpy(&bits, &v, sizeof bits);
   return std::isfinite(v) ? (bits + 0x1000) & ~0x1fffu : bits;
 }
 
-// The numbers in the 4 bytes of a register, as a tensor core reads them.
+// The elements in the 4 bytes of a register, as read by a tensor core.
 template <typename T>
 constexpr int kPerRegister = 4 / sizeof(T);
 template <typename T>
@@ -199,11 +200,11 @@ inline void fence_async_proxy() {
   emu::unfenced.clear();
 }
 
-// The 4 bytes at `byte` of a row that a descriptor names: rows of 128 bytes, in eights that lie the stride apart, whose
-// 16-byte vectors are swizzled by the bits of their address.
+// The 4 bytes at `byte` of a row of a descriptor: rows of 128 bytes in groups of eight at the given stride, whose
+// 16-byte vectors are swizzled by bits of their address.
 inline uint32_t described_word(uint64_t descriptor, unsigned row, unsigned byte) {
   const uint64_t start = (descriptor & 0x3fff) << 4, stride = (descriptor >> 32 & 0x3fff) << 4;
-  if (descriptor >> 62 != 1 || (descriptor >> 49 & 7) != 0) std::abort();  // another swizzle
+  if (descriptor >> 62 != 1 || (descriptor >> 49 & 7) != 0) std::abort();  // unsupported swizzle
   uint64_t address = start + row / 8 * stride + row % 8 * 128 + byte;
   address ^= (address >> 7 & 7) << 4;
   uint32_t word;
@@ -226,7 +227,7 @@ void issue_product(float (&d)[kColumns / 2], uint64_t a, uint64_t b, const T*) {
     }
   });
 }
-inline void fence_products() {}  // orders registers, which are in order here
+inline void fence_products() {}  // orders registers; a no-op here
 inline void commit_products() { emu::products.commit(); }
 template <int kMayRun>
 void wait_for_products() {
