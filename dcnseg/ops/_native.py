@@ -47,7 +47,7 @@ def _missing_file_reason(file_name: str) -> str:
     except metadata.PackageNotFoundError:
         return "not built: dcnseg is not installed, only imported from its source folder"
     if installed.is_file():
-        here = Path(str(resources.files("dcnseg")))
+        here = Path(__file__).parents[1]
         return (
             f"the source folder {here} shadows the installed package {installed.parents[1]}; "
             "start Python in another folder, or install with `pip install --editable .`"

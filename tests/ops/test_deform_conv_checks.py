@@ -14,7 +14,7 @@ from dcnseg.errors import ShapeError
 from dcnseg.ops import deform_conv2d
 from dcnseg.ops.deform_conv.checks import Window, check_arguments
 from dcnseg.ops.deform_conv.native import deform_conv2d_native
-from tests.ops.marks import NEEDS_NATIVE
+from tests.ops.common import NEEDS_NATIVE
 
 GOOD: dict[str, Any] = {
     "input": torch.zeros(2, 4, 6, 7),

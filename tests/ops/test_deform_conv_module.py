@@ -21,10 +21,10 @@ SETTINGS: list[dict[str, Any]] = [
 ]
 
 
-@pytest.mark.filterwarnings("ignore:Using padding='same'")  # torch's own, of the plain convolution
+@pytest.mark.filterwarnings("ignore:Using padding='same'")  # of the plain convolution
 @pytest.mark.parametrize("settings", SETTINGS)
 @pytest.mark.parametrize("modulated", [False, True])
-def test_starts_as_the_plain_convolution(settings: dict[str, Any], modulated: bool) -> None:
+def test_initially_equals_the_plain_convolution(settings: dict[str, Any], modulated: bool) -> None:
     plain = nn.Conv2d(4, 6, **settings)
     layer = DeformConv2d(4, 6, **settings, offset_groups=2, modulated=modulated)
     missing = layer.load_state_dict(plain.state_dict(), strict=False)
@@ -34,7 +34,7 @@ def test_starts_as_the_plain_convolution(settings: dict[str, Any], modulated: bo
     torch.testing.assert_close(layer(input), plain(input), rtol=0, atol=1e-5)
 
 
-def test_seeded_layer_draws_the_weights_of_a_seeded_plain_one() -> None:
+def test_weights_equal_those_of_a_plain_convolution_with_the_same_seed() -> None:
     torch.manual_seed(3)
     plain = nn.Conv2d(4, 6, 3)
     after_plain = torch.rand(1)
@@ -46,7 +46,7 @@ def test_seeded_layer_draws_the_weights_of_a_seeded_plain_one() -> None:
 
 @pytest.mark.filterwarnings("ignore:Using padding='same'")
 @pytest.mark.parametrize("settings", SETTINGS)
-def test_from_conv_takes_over_the_parameters(settings: dict[str, Any]) -> None:
+def test_from_conv_shares_the_parameters(settings: dict[str, Any]) -> None:
     plain = nn.Conv2d(4, 6, **settings, dtype=torch.float64).eval()
     layer = DeformConv2d.from_conv(plain, offset_groups=4, modulated=True)
     assert layer.weight is plain.weight
@@ -80,7 +80,7 @@ def test_forward_uses_the_predicted_offsets(modulated: bool) -> None:
     torch.testing.assert_close(output, expected)
 
 
-def test_everything_learns() -> None:
+def test_all_parameters_get_gradients() -> None:
     layer = DeformConv2d(4, 6, 3, padding=1, modulated=True)
     layer(torch.randn(1, 4, 8, 8)).square().sum().backward()
     for name, parameter in layer.named_parameters():
@@ -95,7 +95,7 @@ def test_backend_attribute_is_used() -> None:
         layer(torch.randn(1, 4, 8, 8))
 
 
-def test_copies_resets_and_shows_itself() -> None:
+def test_copy_reset_and_repr() -> None:
     layer = copy.deepcopy(DeformConv2d(4, 6, 3, offset_groups=2, modulated=True))
     nn.init.ones_(layer.conv_offset.weight)
     layer.reset_parameters()
@@ -125,7 +125,7 @@ def test_border_of_a_layer_is_used_and_shown() -> None:
     layer = DeformConv2d.from_conv(nn.Conv2d(1, 1, 1, bias=False), border="dcnv1")
     nn.init.ones_(layer.weight)
     assert layer.conv_offset.bias is not None
-    nn.init.constant_(layer.conv_offset.bias, 0.75)  # behind the only pixel's center
+    nn.init.constant_(layer.conv_offset.bias, 0.75)  # after the center of the only pixel
     assert layer(torch.ones(1, 1, 1, 1)).item() == 1
     layer.border = "zero"
     assert layer(torch.ones(1, 1, 1, 1)).item() == 0.0625

@@ -13,7 +13,7 @@ from torch.autograd import forward_ad
 from dcnseg.errors import NativeOpsError
 from dcnseg.ops import DeformConv2d, deform_conv2d
 from dcnseg.ops.deform_conv import native as deform_conv_native
-from tests.ops.marks import NEEDS_NATIVE
+from tests.ops.common import NEEDS_GPU, NEEDS_NATIVE, layouts
 
 pytestmark = NEEDS_NATIVE
 
@@ -21,7 +21,7 @@ pytestmark = NEEDS_NATIVE
 def make_tensors(
     batch: int = 2, channels: int = 32, size: int = 9, dtype: torch.dtype = torch.float32
 ) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Input, offset, weight, bias and mask of a padded 3x3 convolution; all of them leaves."""
+    """Input, offset, weight, bias and mask of a padded 3x3 convolution, as leaves."""
     generator = torch.Generator().manual_seed(0)
 
     def leaf(*shape: int) -> Tensor:
@@ -45,27 +45,8 @@ def gradients(tensors: tuple[Tensor, ...], output: Tensor, grad: Tensor) -> tupl
     return torch.autograd.grad(output, tensors, grad)
 
 
-@pytest.fixture
-def same_threads_after() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    yield
-    torch.set_num_threads(threads)
-
-
-def layouts(tensor: Tensor) -> dict[str, Tensor]:
-    """The same values in other memory orders."""
-    padded = torch.zeros([n + 2 for n in tensor.shape], dtype=tensor.dtype)
-    padded[1:-1, 1:-1, 1:-1, 1:-1] = tensor
-    return {
-        "channels-last": tensor.contiguous(memory_format=torch.channels_last),
-        "slice": padded[1:-1, 1:-1, 1:-1, 1:-1],
-        "transposed": tensor.transpose(2, 3).contiguous().transpose(2, 3),
-        "batch innermost": tensor.permute(1, 2, 3, 0).contiguous().permute(3, 0, 1, 2),
-    }
-
-
 @pytest.mark.parametrize("which", ["input", "offset", "weight", "mask", "grad"])
-def test_memory_order_of_an_argument_changes_nothing(which: str) -> None:
+def test_strides_of_an_argument_have_no_effect(which: str) -> None:
     tensors = make_tensors()
     grad = torch.randn(2, 24, 9, 9)
     expected_output = convolve(tensors)
@@ -76,10 +57,11 @@ def test_memory_order_of_an_argument_changes_nothing(which: str) -> None:
         moved[place] = same if which == "grad" else same.requires_grad_()
         output = convolve(tuple(moved[:5]))
         torch.testing.assert_close(output, expected_output, msg=name)
-        for ours, theirs in zip(
-            gradients(tuple(moved[:5]), output, moved[5]), expected, strict=True
-        ):
-            torch.testing.assert_close(ours, theirs, msg=name, rtol=1e-5, atol=1e-4)
+        is_channels_last = output.is_contiguous(memory_format=torch.channels_last)
+        assert is_channels_last == (which == "input" and name == "channels-last"), name
+        torch.testing.assert_close(
+            gradients(tuple(moved[:5]), output, moved[5]), expected, msg=name, rtol=1e-5, atol=1e-4
+        )
 
 
 def test_expanded_input_mask_and_gradient() -> None:
@@ -97,30 +79,22 @@ def test_expanded_input_mask_and_gradient() -> None:
         leaves = tuple(tensor.requires_grad_() for tensor in arguments)
         output = convolve(leaves)
         results.append((output, *gradients(leaves, output, grad)))
-    for expanded, full in zip(*results, strict=True):
-        torch.testing.assert_close(expanded, full)
-
-
-def test_output_keeps_the_memory_format_of_the_input() -> None:
-    input, *rest = make_tensors()
-    assert convolve((input, *rest)).is_contiguous()
-    channels_last = input.detach().contiguous(memory_format=torch.channels_last)
-    output = convolve((channels_last, *rest))
-    assert output.is_contiguous(memory_format=torch.channels_last)
+    torch.testing.assert_close(*results)
 
 
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_backward_gives_the_same_bits_again(dtype: torch.dtype) -> None:
+def test_backward_is_bitwise_reproducible(dtype: torch.dtype) -> None:
     tensors = make_tensors(batch=3, channels=48, size=17, dtype=dtype)
     grad = torch.randn(3, 24, 17, 17).to(dtype)
     first = gradients(tensors, convolve(tensors), grad)
     for _ in range(3):
-        for once, again in zip(first, gradients(tensors, convolve(tensors), grad), strict=True):
-            torch.testing.assert_close(once, again, rtol=0, atol=0)
+        torch.testing.assert_close(
+            first, gradients(tensors, convolve(tensors), grad), rtol=0, atol=0
+        )
 
 
 @pytest.mark.usefixtures("same_threads_after")
-def test_number_of_threads_changes_nothing_but_rounding() -> None:
+def test_number_of_threads_changes_only_rounding() -> None:
     tensors = make_tensors(batch=3, channels=48, size=17)
     grad = torch.randn(3, 24, 17, 17)
     results = []
@@ -129,11 +103,10 @@ def test_number_of_threads_changes_nothing_but_rounding() -> None:
         output = convolve(tensors)
         results.append((output, *gradients(tensors, output, grad)))
     for result in results[1:]:
-        for ours, theirs in zip(result, results[0], strict=True):
-            torch.testing.assert_close(ours, theirs, rtol=1e-5, atol=1e-4)
+        torch.testing.assert_close(result, results[0], rtol=1e-5, atol=1e-4)
 
 
-def test_only_wanted_gradients_are_made() -> None:
+def test_gradients_can_be_computed_separately() -> None:
     tensors = make_tensors()
     grad = torch.randn(2, 24, 9, 9)
     expected = gradients(tensors, convolve(tensors), grad)
@@ -168,7 +141,7 @@ def test_second_derivative_raises() -> None:
         gradient.sum().backward()
 
 
-# opcheck itself reads .grad of a tensor that is no leaf.
+# opcheck reads .grad of a non-leaf tensor.
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")
 def test_opcheck() -> None:
     input, offset, weight, bias, mask = make_tensors(dtype=torch.float64, size=5)
@@ -189,19 +162,7 @@ def test_opcheck() -> None:
     )
 
 
-def test_compiles_without_a_graph_break() -> None:
-    layer = DeformConv2d(8, 6, 3, padding=1, modulated=True)
-    torch.nn.init.normal_(layer.conv_offset.weight, std=0.2)
-    compiled = torch.compile(layer, fullgraph=True, backend="aot_eager")
-    input = torch.randn(2, 8, 7, 6, requires_grad=True)
-    output = layer(input)
-    torch.testing.assert_close(compiled(input), output)
-    (expected,) = torch.autograd.grad(output.sum(), input)
-    (ours,) = torch.autograd.grad(compiled(input).sum(), input)
-    torch.testing.assert_close(ours, expected)
-
-
-def test_exports_and_compiles_with_sizes_that_change() -> None:
+def test_exports_and_compiles_with_dynamic_shapes() -> None:
     layer = DeformConv2d(8, 6, 3, padding=1, modulated=True)
     torch.nn.init.normal_(layer.conv_offset.weight, std=0.2)
     batch, height, width = (torch.export.Dim(name, min=1, max=64) for name in ("b", "h", "w"))
@@ -209,15 +170,19 @@ def test_exports_and_compiles_with_sizes_that_change() -> None:
         layer, (torch.randn(2, 8, 7, 6),), dynamic_shapes={"input": {0: batch, 2: height, 3: width}}
     ).module()
     compiled = torch.compile(layer, fullgraph=True, dynamic=True, backend="aot_eager")
-    compiled(torch.randn(2, 8, 9, 12))
+    compiled(torch.randn(2, 8, 9, 12, requires_grad=True))
     with torch._dynamo.config.patch(error_on_recompile=True):
         for size in ((2, 8, 9, 12), (3, 8, 20, 5)):
-            input = torch.randn(size)
-            torch.testing.assert_close(exported(input), layer(input))
-            torch.testing.assert_close(compiled(input), layer(input))
+            input = torch.randn(size, requires_grad=True)
+            output = layer(input)
+            torch.testing.assert_close(exported(input), output)
+            torch.testing.assert_close(compiled(input), output)
+            (expected,) = torch.autograd.grad(output.sum(), input)
+            (ours,) = torch.autograd.grad(compiled(input).sum(), input)
+            torch.testing.assert_close(ours, expected)
 
 
-def test_input_that_is_not_aligned_reads_zeros_outside() -> None:
+def test_unaligned_input_reads_zeros_outside() -> None:
     raw = bytearray(4 * 32 + 8)
     for start in range(4):
         values = torch.frombuffer(raw, dtype=torch.float32, count=32, offset=start)
@@ -230,7 +195,7 @@ def test_input_that_is_not_aligned_reads_zeros_outside() -> None:
         torch.testing.assert_close(exact, input.sum(1, keepdim=True))
 
 
-def test_wrong_direct_calls_are_errors() -> None:
+def test_wrong_direct_calls_raise() -> None:
     input, offset, mask = torch.zeros(1, 2, 4, 4), torch.zeros(1, 2, 4, 4), torch.zeros(0)
     weight, bias = torch.zeros(3, 2, 1, 1), torch.zeros(3)
     numbers = (1, 1, 0, 0, 1, 1, 0)
@@ -257,12 +222,12 @@ def test_wrong_direct_calls_are_errors() -> None:
             call(**wrong)
 
 
-def test_self_test_trusts_right_code_and_names_what_is_wrong(
+def test_self_test_accepts_correct_kernels_only(
     monkeypatch: pytest.MonkeyPatch,
 ) -> None:
-    """On the CPU, as the same code checks a GPU."""
+    """Runs on the CPU, with the code that tests a GPU."""
     cpu = torch.device("cpu")
-    with torch.inference_mode():
+    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16), torch.device("meta"):
         assert deform_conv_native.cuda_self_test(cpu) is None
     native = deform_conv_native.deform_conv2d_native
     for factor, reason in ((1.1, "relative error 0.1"), (math.nan, "relative error nan")):
@@ -271,21 +236,21 @@ def test_self_test_trusts_right_code_and_names_what_is_wrong(
             "deform_conv2d_native",
             lambda *arguments, factor=factor, **options: native(*arguments, **options) * factor,
         )
-        said = deform_conv_native.cuda_self_test(cpu)
-        assert said is not None
-        assert said.startswith("failed its self-test on cpu")
-        assert reason in said
+        reason_given = deform_conv_native.cuda_self_test(cpu)
+        assert reason_given is not None
+        assert reason_given.startswith("failed its self-test on cpu")
+        assert reason in reason_given
 
     def fail(*arguments: object, **options: object) -> Tensor:
         raise RuntimeError("no kernel image is available")
 
     monkeypatch.setattr(deform_conv_native, "deform_conv2d_native", fail)
-    said = deform_conv_native.cuda_self_test(cpu)
-    assert said == "failed its self-test on cpu: no kernel image is available"
+    reason_given = deform_conv_native.cuda_self_test(cpu)
+    assert reason_given == "failed its self-test on cpu: no kernel image is available"
 
 
 def test_fused_kernel_is_disabled_if_only_it_fails(monkeypatch: pytest.MonkeyPatch) -> None:
-    """On the CPU, where there is none; what it would do wrong is done here."""
+    """Runs on the CPU, where a wrapper produces the wrong results."""
     native = deform_conv_native.deform_conv2d_native
     unfused: set[int | None] = set()
     monkeypatch.setattr(deform_conv_native, "_unfused_gpus", unfused)
@@ -301,7 +266,7 @@ def test_fused_kernel_is_disabled_if_only_it_fails(monkeypatch: pytest.MonkeyPat
 
 @pytest.fixture
 def cudnn_precisions() -> Iterator[list[Any]]:
-    """Torch's settings for convolutions and for recurrent networks, given back afterwards."""
+    """Torch's settings for convolutions and for recurrent networks, restored afterwards."""
     cudnn: Any = torch.backends.cudnn
     settings = [cudnn.conv, cudnn.rnn]
     before = [setting.fp32_precision for setting in settings]
@@ -316,7 +281,7 @@ def cudnn_precisions() -> Iterator[list[Any]]:
 def test_tf32_follows_the_setting_of_convolutions(
     convolutions: str, recurrent: str, allowed: bool, cudnn_precisions: list[Any]
 ) -> None:
-    """Also where that of recurrent networks differs, and the older setting cannot be read."""
+    """Also if that of recurrent networks differs, where the older setting raises."""
     cudnn_precisions[0].fp32_precision = convolutions
     cudnn_precisions[1].fp32_precision = recurrent
     on_gpu: Any = SimpleNamespace(is_cuda=True, dtype=torch.float32)
@@ -325,20 +290,17 @@ def test_tf32_follows_the_setting_of_convolutions(
     assert not deform_conv_native._allows_tf32(on_gpu)
 
 
-needs_gpu = pytest.mark.skipif(not torch.cuda.is_available(), reason="no NVIDIA GPU")
-
-
 @pytest.mark.gpu
-@needs_gpu
+@NEEDS_GPU
 @pytest.mark.parametrize("channels_last", [False, True])
 @pytest.mark.parametrize("fused", [False, True])
 @pytest.mark.parametrize(
     "dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16], ids=str
 )
-def test_gpu_tiles_and_memory_orders(
+def test_gpu_equals_reference(
     dtype: torch.dtype, fused: bool, channels_last: bool, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    """A batch that is cut into several tiles and, where its images are copied, groups of images."""
+    """A batch of several tiles and, where images are copied, of several groups of images."""
     generator = torch.Generator().manual_seed(0)
     gpu = torch.device("cuda", torch.cuda.current_device())
     monkeypatch.setattr(deform_conv_native, "_unfused_gpus", set() if fused else {gpu.index})
@@ -372,17 +334,17 @@ def test_gpu_tiles_and_memory_orders(
 
 
 @pytest.mark.gpu
-@needs_gpu
-def test_gpu_gradients_of_positions_have_the_same_bits_again() -> None:
+@NEEDS_GPU
+def test_gpu_gradients_of_positions_are_bitwise_reproducible() -> None:
     tensors = tuple(tensor.detach().cuda().requires_grad_() for tensor in make_tensors())
     grad = torch.randn(2, 24, 9, 9, device="cuda")
     first, second = (gradients(tensors, convolve(tensors), grad) for _ in range(2))
-    for place in (1, 4):  # offset and mask: their sums have one order
+    for place in (1, 4):  # offset and mask, whose sums have a fixed order
         torch.testing.assert_close(first[place], second[place], rtol=0, atol=0)
 
 
 @pytest.mark.gpu
-@needs_gpu
+@NEEDS_GPU
 def test_gpu_graph_captures_forward_and_backward() -> None:
     tensors = tuple(tensor.detach().cuda().requires_grad_() for tensor in make_tensors())
     grad = torch.randn(2, 24, 9, 9, device="cuda")
@@ -392,22 +354,21 @@ def test_gpu_graph_captures_forward_and_backward() -> None:
         return output, *gradients(tensors, output, grad)
 
     side = torch.cuda.Stream()
-    with torch.cuda.stream(side):  # the self-test, and the library's own preparations
+    with torch.cuda.stream(side):  # the self-test, and the initialization of cuBLAS
         expected = run()
     torch.cuda.current_stream().wait_stream(side)
     graph = torch.cuda.CUDAGraph()
     with torch.cuda.graph(graph):
         captured = run()
     graph.replay()
-    for ours, theirs in zip(captured, expected, strict=True):
-        torch.testing.assert_close(ours, theirs, rtol=1e-4, atol=1e-3)
+    torch.testing.assert_close(captured, expected, rtol=1e-4, atol=1e-3)
 
 
 @pytest.mark.gpu
-@needs_gpu
+@NEEDS_GPU
 @pytest.mark.parametrize("channels_last", [False, True])
-def test_gpu_memory_beside_the_results_is_bounded(channels_last: bool) -> None:
-    """At most 64 MiB more than input, output and gradients, however large the batch is."""
+def test_gpu_scratch_memory_is_bounded(channels_last: bool) -> None:
+    """At most 64 MiB in addition to input, output and gradients, for any batch size."""
     order = torch.channels_last if channels_last else torch.contiguous_format
     gpu = torch.device("cuda")
     input = torch.randn(8, 64, 256, 256, device=gpu, dtype=torch.bfloat16)
@@ -429,30 +390,9 @@ def test_gpu_memory_beside_the_results_is_bounded(channels_last: bool) -> None:
     assert torch.cuda.max_memory_allocated() - before - needed <= 64 << 20
 
 
-@pytest.mark.gpu
-@needs_gpu
-@pytest.mark.parametrize(
-    "dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16], ids=str
-)
-def test_gpu_equals_reference(dtype: torch.dtype) -> None:
-    low = tuple(tensor.detach().cuda().to(dtype).requires_grad_() for tensor in make_tensors())
-    exact = tuple(tensor.detach().double().requires_grad_() for tensor in low)
-    grad = torch.randn(2, 24, 9, 9, device="cuda")
-    output = convolve(low)
-    input, offset, weight, bias, mask = exact
-    truth = deform_conv2d(input, offset, weight, bias, 1, 1, 1, mask, backend="reference")
-    ours = (output, *gradients(low, output, grad.to(dtype)))
-    tolerance = {torch.float64: 1e-10, torch.float32: 2e-3}.get(dtype, 3e-2)
-    for result, expected in zip(
-        ours, (truth, *gradients(exact, truth, grad.double())), strict=True
-    ):
-        scale = float(expected.detach().abs().max())
-        torch.testing.assert_close(result.double(), expected, rtol=0, atol=tolerance * scale)
-
-
 # torch's own forward-mode rules are scripted on first use.
 @pytest.mark.filterwarnings("ignore:.*torch.jit.script.*:FutureWarning")
-def test_forward_mode_and_torch_func_take_the_code_that_serves_them() -> None:
+def test_forward_mode_and_torch_func_use_the_reference() -> None:
     tensors = tuple(tensor.detach().double() for tensor in make_tensors(channels=4, size=5))
     tangents = tuple(torch.randn_like(tensor) for tensor in tensors)
 
@@ -475,9 +415,3 @@ def test_forward_mode_and_torch_func_take_the_code_that_serves_them() -> None:
         )
     with pytest.raises(NativeOpsError, match=r"supports neither torch\.func nor forward-mode"):
         torch.func.jvp(run("native"), tensors, tangents)
-
-
-def test_self_test_is_left_alone_by_what_is_going_on() -> None:
-    """Run on the CPU, whose native code stands in for the GPU's."""
-    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16), torch.device("meta"):
-        assert deform_conv_native.cuda_self_test(torch.device("cpu")) is None

@@ -12,7 +12,14 @@ from torch import Tensor
 from dcnseg.ops import deform_ps_roi_pool, deform_roi_pool, ps_roi_pool, roi_avg_pool
 from dcnseg.ops.backend import Backend
 from dcnseg.ops.roi.checks import Mode
-from tests.ops.roi_cases import BAD_BOXES, FINITE_BOXES, half_away, random_boxes_within, random_map
+from tests.ops.common import round_half_away as half_away
+from tests.ops.roi_cases import (
+    BAD_BOXES,
+    FINITE_BOXES,
+    NEAR_BOXES,
+    random_boxes_within,
+    random_map,
+)
 
 NAN, INF = math.nan, math.inf
 MODES: list[Mode] = ["paper", "mmcv", "mxnet"]
@@ -24,7 +31,7 @@ BOXES = [*FINITE_BOXES, *BAD_BOXES]
 def samples_along(
     mode: str, low: float, high: float, k: int, size: int, ratio: int
 ) -> tuple[list[list[float]], float]:
-    """Where each of k bins samples along an axis before it is displaced, and the box's size."""
+    """Samples of each of k bins along an axis without offsets, and the size of the box."""
     bins: list[list[float]] = []
     if mode == "paper":
         start = half_away(low * SCALE)
@@ -54,7 +61,7 @@ def is_inside(mode: str, v: float, size: int) -> bool:
 
 
 def sample(plane: Tensor, y: float, x: float, mode: str) -> float:
-    """Sum over all pixels q of G(q, p) * value(q), with the mode's edge."""
+    """Sum over all pixels q of G(q, p) * value(q), with the border of the mode."""
     height, width = plane.shape
     if mode != "paper":
         if not (is_inside(mode, y, height) and is_inside(mode, x, width)):
@@ -76,7 +83,7 @@ def loop_oracle(
     ratio: int = 0,
     group_size: tuple[int, int] = (1, 1),
 ) -> Tensor:
-    """One output value after another, as the descriptions of the modes have it."""
+    """The documented formula, one output value at a time."""
     (kh, kw), (gh, gw) = output_size, group_size
     channels = input.shape[1] // (gh * gw)
     size_hw = (input.shape[2], input.shape[3])
@@ -122,7 +129,7 @@ def random_offset(regions: int, *size: int) -> Tensor:
 @pytest.mark.parametrize(
     ("mode", "ratio"), [("paper", 0), ("mmcv", 0), ("mmcv", 2), ("mxnet", 0), ("mxnet", 3)]
 )
-def test_equals_formula_written_as_loops(
+def test_equals_loops(
     mode: Mode,
     ratio: int,
     moved: bool,
@@ -151,7 +158,7 @@ def test_equals_formula_written_as_loops(
         ((1, 2), (2, 3), None, 2),
     ],
 )
-def test_position_sensitive_equals_formula_written_as_loops(
+def test_position_sensitive_equals_loops(
     output_size: tuple[int, int],
     group_size: tuple[int, int] | None,
     part_size: tuple[int, int] | None,
@@ -213,7 +220,7 @@ def test_first_channel_moves_bins_to_the_right(backend: Backend) -> None:
 
 
 @pytest.mark.parametrize("axis", [0, 1])
-def test_derivative_at_integer_positions_is_the_right_one(axis: int, backend: Backend) -> None:
+def test_derivative_at_integer_positions_is_right_handed(axis: int, backend: Backend) -> None:
     input, boxes = random_map(3), torch.tensor([[0, 4.0, 4, 12, 10]], dtype=torch.float64)
     offset = torch.zeros(1, 2, 2, 2, dtype=torch.float64, requires_grad=True)
 
@@ -228,8 +235,8 @@ def test_derivative_at_integer_positions_is_the_right_one(axis: int, backend: Ba
     assert difference == pytest.approx(float(gradient[0, axis, 1, 0]), abs=1e-8)
 
 
-def test_derivative_one_pixel_outside_is_the_right_one(backend: Backend) -> None:
-    """As the convolution's: half a step on, the sample reads half of the first pixel."""
+def test_derivative_one_pixel_outside_is_right_handed(backend: Backend) -> None:
+    """As in the convolution: half a pixel to the right, the sample is half of the first pixel."""
     input = torch.full((1, 1, 3, 3), 8.0)
     boxes = torch.tensor([[0.0, 0, 1, 0, 1]])  # one pixel
     offset = torch.tensor([-1.0, 0.0]).view(1, 2, 1, 1).requires_grad_()
@@ -244,7 +251,7 @@ def test_derivative_one_pixel_outside_is_the_right_one(backend: Backend) -> None
 def test_derivative_across_a_replicated_edge_is_zero(
     mode: Mode, corner: float, backend: Backend
 ) -> None:
-    """One sample beyond the edge of a 5x5 map along x, between pixels along y."""
+    """One sample outside a 5x5 map along x, between pixels along y."""
     input = random_map(1, (5, 5)).requires_grad_()
     boxes = torch.tensor([[0.0, 2, 2, 2, 2]], dtype=torch.float64)
     start = 2 - 0.5
@@ -265,17 +272,12 @@ def test_derivative_across_a_replicated_edge_is_zero(
     assert input_grad[0, 0, :, column].sum().item() == pytest.approx(1)
 
 
-boxes_near = st.lists(
-    st.tuples(st.integers(0, 1), *[st.floats(-8, 24).map(lambda v: round(v * 4) / 4)] * 4),
-    min_size=1,
-    max_size=5,
-).map(lambda boxes: torch.tensor(boxes, dtype=torch.float64))
 sizes = st.sampled_from([(1, 1), (2, 3), (3, 2)])
 few = settings(max_examples=20, deadline=None, derandomize=True)
 
 
 @few
-@given(boxes=boxes_near, output_size=sizes, size_hw=st.tuples(st.integers(1, 9), st.integers(1, 9)))
+@given(boxes=NEAR_BOXES, output_size=sizes, size_hw=st.tuples(st.integers(1, 9), st.integers(1, 9)))
 def test_zero_offset_is_the_average_pooling(
     backend: Backend, boxes: Tensor, output_size: tuple[int, int], size_hw: tuple[int, int]
 ) -> None:
@@ -292,8 +294,8 @@ def test_zero_offset_is_the_average_pooling(
 
 
 @few
-@given(boxes=boxes_near, mode=st.sampled_from(MODES), spread=st.floats(0, 3))
-def test_linear_in_input_and_a_constant_stays(
+@given(boxes=NEAR_BOXES, mode=st.sampled_from(MODES), spread=st.floats(0, 3))
+def test_linear_in_input_and_preserves_constants(
     backend: Backend, boxes: Tensor, mode: Mode, spread: float
 ) -> None:
     offset = spread * random_offset(len(boxes), 2, 2, 2)
@@ -308,13 +310,13 @@ def test_linear_in_input_and_a_constant_stays(
     constant = pool(torch.full_like(one, 2.0))
     assert constant.min() >= -1e-12
     assert constant.max() <= 2 + 1e-12
-    if mode == "mxnet":  # samples outside are left out of the mean
+    if mode == "mxnet":  # samples outside are excluded from the mean
         assert ((constant - 2).abs() < 1e-12).logical_or(constant == 0).all()
 
 
 @few
 @given(
-    boxes=boxes_near, mode=st.sampled_from(["paper", "mxnet"]), k=st.sampled_from([(2, 3), (3, 2)])
+    boxes=NEAR_BOXES, mode=st.sampled_from(["paper", "mxnet"]), k=st.sampled_from([(2, 3), (3, 2)])
 )
 def test_groups_select_channels_and_classes_share_offsets(
     backend: Backend, boxes: Tensor, mode: Mode, k: tuple[int, int]
@@ -334,7 +336,7 @@ def test_groups_select_channels_and_classes_share_offsets(
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("bad", [NAN, INF, -INF])
 @pytest.mark.parametrize("axis", [0, 1])
-def test_bad_offset_gives_nan_there_and_only_there(
+def test_nonfinite_offset_gives_nan_in_its_bin_only(
     axis: int, bad: float, mode: Mode, backend: Backend
 ) -> None:
     input = random_map(3).requires_grad_()
@@ -354,7 +356,7 @@ def test_bad_offset_gives_nan_there_and_only_there(
 
 @pytest.mark.parametrize("mode", MODES)
 @pytest.mark.parametrize("bad", [NAN, INF])
-def test_bad_box_gives_nan_and_no_gradient_to_the_input(
+def test_nonfinite_box_gives_nan_and_no_input_gradient(
     bad: float, mode: Mode, backend: Backend
 ) -> None:
     input, boxes = random_map(3).requires_grad_(), random_boxes(3)
@@ -375,7 +377,7 @@ def test_bad_box_gives_nan_and_no_gradient_to_the_input(
     torch.testing.assert_close(input_grad, torch.autograd.grad(others.sum(), input)[0])
 
 
-def test_bin_without_samples_gives_zero_even_with_a_bad_offset(backend: Backend) -> None:
+def test_bin_without_samples_gives_zero_for_a_nan_offset(backend: Backend) -> None:
     boxes = torch.tensor([[0, 40.0, 40, 60, 60]], dtype=torch.float64)  # outside: empty bins
     offset = torch.full((1, 2, 2, 2), NAN, dtype=torch.float64, requires_grad=True)
     output = deform_roi_pool(random_map(3), boxes, offset, 2, SCALE, backend=backend)
@@ -412,13 +414,13 @@ def test_no_value_crashes(
 
 @pytest.mark.parametrize("mode", MODES)
 def test_boxes_of_any_size_read_the_map(mode: Mode, backend: Backend) -> None:
-    """A box of 1e30 pixels has as many samples in the mode "mmcv", of which few read anything."""
+    """A box of 1e30 pixels has as many samples in mode "mmcv", but few read a pixel."""
     input = torch.ones(1, 1, 6, 6, dtype=torch.float64)
     boxes = torch.tensor([[0, 0, 0, 1e30, 1e30], [0, 0, 0, 1e4, 11]], dtype=torch.float64)
     output = deform_roi_pool(input, boxes, None, 1, SCALE, mode=mode, backend=backend)
     expected = {
         "paper": [1.0, 1.0],
-        # 5000 x 6 samples in the second box, of which 7 (and 6) lie within a pixel of the map
+        # 5000 x 6 samples in the second box, of which 7 (and 6) are within one pixel of the map
         "mmcv": [0.0, 7 * 6 / (5000 * 6)],
         "mxnet": [1.0, 1.0],
     }[mode]
@@ -441,7 +443,7 @@ def test_empty_arguments(batch: int, regions: int, channels: int, backend: Backe
 
 
 @pytest.mark.parametrize("mode", MODES)
-def test_autocast_and_other_dtypes_change_nothing(mode: Mode, backend: Backend) -> None:
+def test_autocast_and_other_dtypes_have_no_effect(mode: Mode, backend: Backend) -> None:
     input = random_map(3).float()
     boxes, offset = (random_boxes(5) * 2).round() / 2, random_offset(5, 2, 2, 2).bfloat16()
     boxes[:, 0] = boxes[:, 0].floor()
@@ -452,7 +454,7 @@ def test_autocast_and_other_dtypes_change_nothing(mode: Mode, backend: Backend) 
 
 
 def test_pools_as_position_sensitive_pooling_without_offsets(backend: Backend) -> None:
-    """Where the two read the same pixels: corners on pixels, ends inclusive here."""
+    """For boxes where both read the same pixels: integer corners, inclusive ends here."""
     input, boxes = random_map(24), torch.tensor([[1.0, 2, 1, 6, 4]], dtype=torch.float64)
     ends = boxes + torch.tensor([0.0, 0, 0, 1, 1])
     torch.testing.assert_close(
@@ -462,10 +464,10 @@ def test_pools_as_position_sensitive_pooling_without_offsets(backend: Backend) -
 
 
 @pytest.mark.parametrize(("mode", "moved", "size"), [("mmcv", 0.0, 1.0), ("mxnet", 0.25, 2.0)])
-def test_derivative_on_the_first_row_and_column_is_the_right_one(
+def test_derivative_on_the_first_row_and_column_is_right_handed(
     mode: Mode, moved: float, size: float, backend: Backend
 ) -> None:
-    """The only sample lies on pixel (0, 0), at the limit of what is clamped to the edge."""
+    """The only sample is on pixel (0, 0), at the limit of the clamped range."""
     map = torch.arange(36, dtype=torch.float64).square().view(1, 1, 6, 6)
     boxes = torch.tensor([[0, 0, 0, 1, 1]], dtype=torch.float64)
     offset = torch.full((1, 2, 1, 1), moved, dtype=torch.float64, requires_grad=True)

@@ -31,7 +31,7 @@ from dcnseg.ops import (
     roi_pool,
 )
 from dcnseg.ops.backend import Backend
-from tests.ops.marks import NEEDS_NATIVE
+from tests.ops.common import NEEDS_NATIVE
 
 INPUT = torch.arange(2.0 * 12 * 6 * 7).view(2, 12, 6, 7)
 POOLS: dict[str, Callable[..., Tensor]] = {

@@ -30,7 +30,7 @@ def make_offset(layer: DeformConv2d, batch: int, size_hw: tuple[int, int]) -> to
         {"padding": "same", "dilation": 2},
     ],
 )
-def test_agrees_with_a_loop_over_all_samples(options: dict[str, object]) -> None:
+def test_equals_loops(options: dict[str, object]) -> None:
     layer = make_layer(**options)
     height, width = 9, 12
     height_out, width_out = layer.conv_offset(torch.zeros(1, 4, height, width)).shape[-2:]
@@ -60,17 +60,17 @@ def test_agrees_with_a_loop_over_all_samples(options: dict[str, object]) -> None
     assert found.grid_outside_share == pytest.approx(sum(plain_outside) / len(plain_outside))
 
 
-def test_zero_offset_has_length_zero_and_the_share_of_the_plain_grid() -> None:
+def test_zero_offset_has_length_zero_and_the_share_of_the_grid() -> None:
     layer = make_layer(padding=2, dilation=2)
     found = offset_statistics(layer, torch.zeros(2, 18, 7, 5), (7, 5))
     assert (found.mean_px, found.p95_px) == (0, 0)
-    # Per axis: dilation 2 puts 2 of 3*7 rows at y = -2 or -1 and 2 at 7 or 8; columns alike.
+    # With dilation 2, 2 of 3*7 rows are at y = -2 or -1 and 2 at 7 or 8; the same for columns.
     assert found.grid_outside_share == pytest.approx(1 - (17 / 21) * (11 / 15))
     assert found.outside_share == pytest.approx(found.grid_outside_share)
 
 
 @pytest.mark.parametrize(("shift", "share"), [(-0.99, 0.0), (-1.0, 1.0), (0.99, 0.0), (1.0, 1.0)])
-def test_a_sample_is_outside_when_no_pixel_gets_weight(shift: float, share: float) -> None:
+def test_sample_is_outside_if_it_reads_no_pixel(shift: float, share: float) -> None:
     layer = DeformConv2d(1, 1, 1)
     offset = torch.tensor([shift, 0.0]).reshape(1, 2, 1, 1)
     assert offset_statistics(layer, offset, (1, 1)).outside_share == share
@@ -100,7 +100,7 @@ def test_nan_gives_nan_and_infinity_counts_as_outside() -> None:
     assert found.grid_outside_share == 0
 
 
-def test_percentile_of_a_large_tensor_is_taken_of_a_sample(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_percentile_of_a_large_tensor_uses_a_subset(monkeypatch: pytest.MonkeyPatch) -> None:
     layer = make_layer()
     offset = make_offset(layer, 1, (64, 64))
     exact = offset_statistics(layer, offset, (64, 64)).p95_px
@@ -115,6 +115,6 @@ def test_needs_no_gradient() -> None:
     assert offset_statistics(layer, layer.conv_offset(torch.ones(1, 4, 5, 5)), (5, 5)).mean_px == 0
 
 
-def test_too_few_channels_are_named() -> None:
+def test_too_few_channels_raise() -> None:
     with pytest.raises(ShapeError, match=r"\[1, 18, 4, 4\].* 3x3 kernel with offset_groups=2 .*36"):
         offset_statistics(make_layer(offset_groups=2), torch.zeros(1, 18, 4, 4), (4, 4))

@@ -1,7 +1,6 @@
 from __future__ import annotations
 
 import math
-from fractions import Fraction
 from typing import Any, get_args
 
 import numpy as np
@@ -9,7 +8,6 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import Tensor
 
 from dcnseg.ops.roi.checks import Corners, Mode
 from dcnseg.ops.roi.geometry import (
@@ -20,6 +18,8 @@ from dcnseg.ops.roi.geometry import (
     make_shift,
     position_dtype,
 )
+from tests.ops.common import NEEDS_GPU
+from tests.ops.common import round_half_away as half_away
 
 CORNERS: tuple[Corners | None, ...] = (None, *get_args(Corners))
 MODES: tuple[Mode, ...] = get_args(Mode)
@@ -28,13 +28,8 @@ NAN, INF = math.nan, math.inf
 few = settings(max_examples=60, deadline=None, derandomize=True)
 
 
-def half_away(value: float) -> int:
-    """Round half away from zero, exactly."""
-    return math.trunc(Fraction(value) + Fraction(1 if value > 0 else -1, 2))
-
-
 def extent(low: float, high: float, scale: float, corners: Corners | None) -> tuple[float, float]:
-    """Start and size along an axis as the operators' descriptions have it, in plain numbers."""
+    """Start and size along an axis by the documented formula."""
     if corners == "rfcn":
         start = half_away(low) * scale
         return start, max((half_away(high) + 1) * scale - start, 0.1)
@@ -80,7 +75,7 @@ coordinates = st.one_of(
     size_hw=st.tuples(st.integers(1, 30), st.integers(1, 30)),
     corners=st.sampled_from(CORNERS),
 )
-def test_bins_are_those_of_the_formula(
+def test_bins_equal_the_formula(
     box: list[float],
     scale: float,
     output_size: tuple[int, int],
@@ -113,7 +108,7 @@ def test_rounding_is_half_away_from_zero_and_exact(dtype: torch.dtype) -> None:
     assert make_bins(odd, (1, 1), 1.0, (1, 2**24)).tolist() == [[0, 0, 1, 8388609, 2**24]]
 
 
-def test_boxes_that_cover_everything_or_nothing() -> None:
+def test_boxes_that_cover_the_map_or_nothing() -> None:
     bins = make_bins(
         regions_of(
             [
@@ -135,19 +130,13 @@ def test_boxes_that_cover_everything_or_nothing() -> None:
     ]
 
 
-GPU = pytest.param(
-    "cuda",
-    marks=[
-        pytest.mark.gpu,
-        pytest.mark.skipif(not torch.cuda.is_available(), reason="no NVIDIA GPU"),
-    ],
-)
+GPU = pytest.param("cuda", marks=[pytest.mark.gpu, NEEDS_GPU])
 
 
 @pytest.mark.parametrize("device", ["cpu", GPU])
 @pytest.mark.parametrize("dtype", [np.float32, np.float64])
-def test_bins_are_those_of_a_true_division(dtype: type[np.floating[Any]], device: str) -> None:
-    """49 * (1/7) is above 7 in float32; a GPU's division by a plain number would make that."""
+def test_bins_use_a_true_division(dtype: type[np.floating[Any]], device: str) -> None:
+    """49 * (1/7) is above 7 in float32, as a GPU computes a division by a scalar."""
     sizes = torch.arange(1, 65, dtype=torch.float64)
     boxes = torch.zeros(64, 5, dtype=torch.float64)
     boxes[:, 3] = boxes[:, 4] = sizes
@@ -165,7 +154,7 @@ def test_bins_are_those_of_a_true_division(dtype: type[np.floating[Any]], device
 
 @pytest.mark.parametrize("corners", CORNERS)
 def test_products_and_sums_are_rounded_as_in_float32(corners: Corners | None) -> None:
-    """What goes through float64 to keep compilers from changing it has the bits of float32."""
+    """Computations in float64, which prevent fusion by compilers, have the bits of float32."""
     generator = torch.Generator().manual_seed(0)
     corner = torch.rand(2000, 4, generator=generator) * 60
     boxes = torch.cat([torch.zeros(2000, 1), corner.round(decimals=1)], 1)
@@ -192,9 +181,7 @@ def test_products_and_sums_are_rounded_as_in_float32(corners: Corners | None) ->
 @pytest.mark.parametrize("bad", [NAN, INF, -INF])
 @pytest.mark.parametrize("place", [1, 2, 3, 4])
 @pytest.mark.parametrize("corners", CORNERS)
-def test_box_that_is_not_finite_has_no_image(
-    bad: float, place: int, corners: Corners | None
-) -> None:
+def test_nonfinite_box_has_no_image(bad: float, place: int, corners: Corners | None) -> None:
     box = [1.0, 2, 2, 6, 6]
     box[place] = bad
     regions = regions_of([box, [1, 2, 2, 6, 6]])
@@ -207,23 +194,22 @@ def test_box_that_is_not_finite_has_no_image(
         assert size.isfinite().all()
 
 
-def test_batch_index_without_an_image_makes_a_bad_box() -> None:
-    """What torch.compile and CUDA graphs get, where indices cannot be refused."""
+def test_wrong_batch_index_makes_a_box_invalid() -> None:
+    """As under torch.compile and in CUDA graphs, where indices are not checked."""
     boxes = [[index, 1, 1, 3, 3] for index in (0.0, 1, 2, -1, 0.5, NAN, INF, 1e30)]
     assert regions_of(boxes).image.tolist() == [0, 1, -1, -1, -1, -1, -1, -1]
 
 
-def test_list_of_boxes_is_the_tensor_with_indices() -> None:
+def test_list_of_boxes_equals_a_tensor_with_indices() -> None:
     one, two = torch.rand(3, 4), torch.rand(2, 4)
     input = torch.zeros(3, 1, 4, 4)
     index = torch.tensor([0.0, 0, 0, 2, 2])[:, None]
     expected = locate_regions(torch.cat([index, torch.cat([one, two])], 1), input)
-    for ours, theirs in zip(locate_regions([one, one[:0], two], input), expected, strict=True):
-        torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
+    torch.testing.assert_close(locate_regions([one, one[:0], two], input), expected, rtol=0, atol=0)
     assert locate_regions([], input[:0]).low.shape == (0, 2)
 
 
-def test_batch_indices_of_a_list_do_not_suffer_from_low_precision() -> None:
+def test_batch_indices_of_a_list_are_exact_in_low_precision() -> None:
     boxes = [torch.ones(1, 4, dtype=torch.bfloat16)] * 300
     regions = locate_regions(boxes, torch.zeros(300, 1, 1, 1, dtype=torch.bfloat16))
     assert regions.image.tolist() == list(range(300))
@@ -238,7 +224,7 @@ def test_batch_indices_of_a_list_do_not_suffer_from_low_precision() -> None:
         (torch.float16, torch.float32),
     ],
 )
-def test_positions_are_float32_at_least(dtype: torch.dtype, expected: torch.dtype) -> None:
+def test_positions_are_at_least_float32(dtype: torch.dtype, expected: torch.dtype) -> None:
     input = torch.zeros(1, 1, 2, 2, dtype=dtype)
     assert position_dtype(input) == expected
     regions = locate_regions(torch.ones(1, 5).mul(0).half(), input)
@@ -248,7 +234,7 @@ def test_positions_are_float32_at_least(dtype: torch.dtype, expected: torch.dtyp
 
 
 def test_huge_maps_keep_bins_inside() -> None:
-    """float32 rounds 2^24 + 3 up, out of the map."""
+    """In float32, 2^24 + 3 is rounded up, outside the map."""
     size = 2**24 + 3
     regions = regions_of([[0, 0, 0, 1e30, 1e30]], torch.float32)
     assert make_bins(regions, (1, 1), 1.0, (size, 1)).tolist() == [[0, 0, size, 0, 1]]
@@ -262,7 +248,7 @@ def test_huge_maps_keep_bins_inside() -> None:
     ratio=st.integers(0, 3),
     mode=st.sampled_from(MODES),
 )
-def test_samples_are_those_of_the_formula(
+def test_samples_equal_the_formula(
     box: list[float], scale: float, output_size: tuple[int, int], ratio: int, mode: Mode
 ) -> None:
     size_hw = (11, 13)
@@ -309,18 +295,3 @@ def test_boxes_get_no_gradient() -> None:
     assert not any(tensor.requires_grad for tensor in regions)
     for each in locate_regions([boxes[:, 1:]], torch.zeros(1, 1, 4, 4)):
         assert not each.requires_grad
-
-
-def test_compiles_without_a_graph_break_for_any_number_of_boxes() -> None:
-    def lay_out(boxes: Tensor, input: Tensor, offset: Tensor) -> tuple[Tensor, ...]:
-        regions = locate_regions(boxes, input)
-        samples, size = make_samples("mmcv", regions, (2, 3), 0.5, (8, 9), 0)
-        return make_bins(regions, (2, 3), 0.5, (8, 9)), samples, make_shift(offset, size, 0.1)
-
-    compiled = torch.compile(lay_out, fullgraph=True, backend="eager", dynamic=True)
-    for count in (3, 5):
-        boxes = torch.rand(count, 5) * torch.tensor([1.9, 9, 9, 19, 19])
-        boxes[:, 0].floor_()
-        arguments = (boxes, torch.zeros(2, 1, 8, 9), torch.randn(count, 2, 2, 3))
-        for ours, theirs in zip(compiled(*arguments), lay_out(*arguments), strict=True):
-            torch.testing.assert_close(ours, theirs)

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import copy
+import re
 from typing import Any
 
 import pytest
@@ -23,7 +24,7 @@ from dcnseg.ops import (
 )
 from dcnseg.ops.roi.checks import Mode
 
-# Where the native code was not built, "auto" says so once per process.
+# Without native operators, "auto" warns once per process.
 pytestmark = pytest.mark.filterwarnings("ignore:dcnseg uses the slower:RuntimeWarning")
 
 BOXES = torch.tensor([[0, 1.0, 2, 13, 9], [1, -4, 0, 9, 20], [1, 4, 4, 15, 15]])
@@ -33,7 +34,7 @@ def make_map(channels: int = 12) -> Tensor:
     return torch.randn(2, channels, 8, 9)
 
 
-def test_thin_modules_are_the_functions() -> None:
+def test_modules_without_offsets_equal_the_functions() -> None:
     input = make_map()
     torch.testing.assert_close(
         RoIPool((2, 3), 0.5)(input, BOXES), roi_pool(input, BOXES, (2, 3), 0.5)
@@ -59,7 +60,7 @@ def test_modules_show_their_arguments() -> None:
 
 
 @pytest.mark.parametrize("mode", ["paper", "mmcv", "mxnet"])
-def test_deformable_module_starts_as_pooling_without_offsets(mode: Mode) -> None:
+def test_deformable_module_initially_pools_without_offsets(mode: Mode) -> None:
     input = make_map()
     layer = DeformRoIPool((2, 3), 0.5, 12, hidden_channels=8, mode=mode)
     expected = deform_roi_pool(input, BOXES, None, (2, 3), 0.5, mode=mode)
@@ -82,16 +83,16 @@ def test_deformable_module_uses_the_predicted_offsets() -> None:
     )
 
 
-def test_position_sensitive_module_pools_offset_fields_of_the_features() -> None:
+def test_position_sensitive_module_pools_offset_maps_of_the_features() -> None:
     input, features = make_map(12), make_map(5)
     layer = DeformPSRoIPool((2, 3), 0.5, 5, classes=2, kernel_size=3, part_size=(2, 1))
     nn.init.normal_(layer.offset_branch.weight)
     offset = layer.predict_offset(features, BOXES)
     assert offset.shape == (3, 4, 2, 1)
-    fields = layer.offset_branch(features)
-    assert fields.shape == (2, 8, 8, 9)
+    offset_maps = layer.offset_branch(features)
+    assert offset_maps.shape == (2, 8, 8, 9)
     torch.testing.assert_close(
-        offset, deform_ps_roi_pool(fields, BOXES, None, (2, 1), 0.5, mode="paper")
+        offset, deform_ps_roi_pool(offset_maps, BOXES, None, (2, 1), 0.5, mode="paper")
     )
     torch.testing.assert_close(
         layer(input, BOXES, features),
@@ -106,11 +107,13 @@ LAYERS: list[Any] = [
 
 
 @pytest.mark.parametrize("make", LAYERS)
-def test_everything_learns(make: Any) -> None:
+def test_all_parameters_get_gradients(make: Any) -> None:
     layer = make()
     optimizer = torch.optim.SGD(layer.parameters(), lr=0.1)
     input = make_map()
-    for _ in range(2):  # the last layer starts at zero, so the ones below it learn one step later
+    for _ in range(
+        2
+    ):  # the last layer is zero at first, so that the others get gradients one step later
         optimizer.zero_grad()
         layer(input, BOXES).square().sum().backward()
         optimizer.step()
@@ -140,31 +143,41 @@ def test_backend_attribute_is_used(make: Any) -> None:
         layer(make_map(), BOXES)
 
 
-def test_settings_are_checked_when_a_module_is_made() -> None:
-    with pytest.raises(ShapeError, match="`output_size` is 0"):
-        RoIPool(0)
-    with pytest.raises(ConfigError, match="`corners` is 'none'"):
-        PSRoIPool(1, corners="none")  # type: ignore[arg-type]
-    with pytest.raises(ConfigError, match="`mode` is 'none'"):
-        DeformRoIPool(1, 1.0, 1, mode="none")  # type: ignore[arg-type]
-    with pytest.raises(ConfigError, match="`mode` is 'mmcv'"):
-        DeformPSRoIPool(1, 1.0, 1, mode="mmcv")
-    with pytest.raises(ShapeError, match="`group_size` is 0"):
-        DeformPSRoIPool(1, 1.0, 1, group_size=0)
-    with pytest.raises(ConfigError, match="`spatial_scale` is -1"):
-        RoIAvgPool(1, -1)
-    with pytest.raises(ConfigError, match="`classes` is 0"):
-        DeformPSRoIPool(1, 1.0, 1, classes=0)
-    with pytest.raises(ConfigError, match="`kernel_size` is 0; expected an integer of at least 1"):
-        DeformPSRoIPool(1, 1.0, 1, kernel_size=0)
-    expected = "expected an integer of at least 1"
-    for make in (DeformRoIPool, DeformPSRoIPool):
-        with pytest.raises(ConfigError, match=f"`in_channels` is 0; {expected}"):
-            make(1, 1.0, 0)
-    with pytest.raises(ConfigError, match=rf"`hidden_channels` is 1\.5; {expected}"):
-        DeformRoIPool(1, 1.0, 1, hidden_channels=1.5)  # type: ignore[arg-type]
-    with pytest.raises(ConfigError, match='`samples_per_part` is 2; mode="paper" samples'):
-        DeformPSRoIPool(1, 1.0, 1, samples_per_part=2)
+COUNT = "; expected an integer of at least 1"
+
+
+@pytest.mark.parametrize(
+    ("make", "error", "message"),
+    [
+        (lambda: RoIPool(0), ShapeError, "`output_size` is 0"),
+        (lambda: RoIAvgPool(1, -1), ConfigError, "`spatial_scale` is -1"),
+        (lambda: PSRoIPool(1, corners="none"), ConfigError, "`corners` is 'none'"),  # type: ignore[arg-type]
+        (lambda: DeformRoIPool(1, 1.0, 0), ConfigError, f"`in_channels` is 0{COUNT}"),
+        (lambda: DeformRoIPool(1, 1.0, 1, mode="none"), ConfigError, "`mode` is 'none'"),  # type: ignore[arg-type]
+        (
+            lambda: DeformRoIPool(1, 1.0, 1, hidden_channels=1.5),  # type: ignore[arg-type]
+            ConfigError,
+            f"`hidden_channels` is 1.5{COUNT}",
+        ),
+        (lambda: DeformPSRoIPool(1, 1.0, 0), ConfigError, f"`in_channels` is 0{COUNT}"),
+        (lambda: DeformPSRoIPool(1, 1.0, 1, mode="mmcv"), ConfigError, "`mode` is 'mmcv'"),
+        (lambda: DeformPSRoIPool(1, 1.0, 1, group_size=0), ShapeError, "`group_size` is 0"),
+        (lambda: DeformPSRoIPool(1, 1.0, 1, classes=0), ConfigError, "`classes` is 0"),
+        (
+            lambda: DeformPSRoIPool(1, 1.0, 1, kernel_size=0),
+            ConfigError,
+            f"`kernel_size` is 0{COUNT}",
+        ),
+        (
+            lambda: DeformPSRoIPool(1, 1.0, 1, samples_per_part=2),
+            ConfigError,
+            '`samples_per_part` is 2; mode="paper" samples',
+        ),
+    ],
+)
+def test_constructor_checks_settings(make: Any, error: type[Exception], message: str) -> None:
+    with pytest.raises(error, match=re.escape(message)):
+        make()
 
 
 def test_channels_have_no_upper_bound() -> None:

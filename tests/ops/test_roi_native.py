@@ -1,7 +1,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from typing import Any, TypeAlias
 
 import pytest
@@ -20,7 +20,7 @@ from dcnseg.ops import (
 from dcnseg.ops.backend import Backend
 from dcnseg.ops.roi import native as roi_native
 from dcnseg.ops.roi.geometry import locate_regions, make_bins, make_samples
-from tests.ops.marks import NEEDS_NATIVE
+from tests.ops.common import NEEDS_GPU, NEEDS_NATIVE, layouts
 
 pytestmark = NEEDS_NATIVE
 
@@ -54,7 +54,7 @@ DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
 
 
 def make_tensors(dtype: torch.dtype = torch.float32, channels: int = 3) -> tuple[Tensor, ...]:
-    """Input, boxes in eighths of a pixel, some beyond the map, and offsets."""
+    """Input, boxes in eighths of a pixel, some partly outside the map, and offsets."""
     generator = torch.Generator().manual_seed(0)
     input = torch.randn(2, 8 * channels, 9, 11, generator=generator)
     boxes = torch.rand(20, 5, generator=generator) * torch.tensor([2.0, 24, 20, 30, 26])
@@ -96,7 +96,7 @@ def test_error_is_at_most_twice_that_of_pytorch_in_the_same_dtype(
         ("output", "input", "offset"), ours, plain, truth, strict=True
     ):
         assert result.dtype == rival.dtype == dtype
-        if dtype == torch.float64:  # the truth itself
+        if dtype == torch.float64:  # the reference itself
             torch.testing.assert_close(result, expected, rtol=1e-12, atol=1e-12)
             continue
         rounding = float(expected.abs().max()) * torch.finfo(dtype).eps
@@ -105,24 +105,8 @@ def test_error_is_at_most_twice_that_of_pytorch_in_the_same_dtype(
         assert error <= max(allowed, rounding), what
 
 
-def layouts(tensor: Tensor) -> dict[str, Tensor]:
-    """The same values in other memory orders."""
-    padded = torch.zeros([n + 2 for n in tensor.shape], dtype=tensor.dtype)
-    inner = padded[tuple(slice(1, -1) for _ in tensor.shape)]
-    inner.copy_(tensor)
-    orders = {
-        "contiguous": tensor.contiguous(),
-        "slice": inner,
-        "transposed": tensor.transpose(0, 1).contiguous().transpose(0, 1),
-    }
-    if tensor.dim() == 4:
-        orders["channels-last"] = tensor.contiguous(memory_format=torch.channels_last)
-        orders["batch innermost"] = tensor.permute(1, 2, 3, 0).contiguous().permute(3, 0, 1, 2)
-    return orders
-
-
 @pytest.mark.parametrize("name", CALLS)
-def test_memory_order_changes_nothing(name: str) -> None:
+def test_strides_have_no_effect(name: str) -> None:
     call = CALLS[name]
     tensors = make_tensors(torch.float64)
     grad = torch.randn_like(call(tensors[0], tensors[1], tensors[2], "reference"))
@@ -132,8 +116,7 @@ def test_memory_order_changes_nothing(name: str) -> None:
             moved = [*tensors, grad]
             moved[place] = same
             result = run(call, *_with_gradients(tuple(moved[:3])), "native", moved[3])
-            for ours, theirs in zip(result, expected, strict=True):
-                torch.testing.assert_close(ours, theirs, msg=f"{place} {order}")
+            torch.testing.assert_close(result, expected, msg=f"{place} {order}")
 
 
 def _with_gradients(tensors: tuple[Tensor, ...]) -> tuple[Tensor, Tensor, Tensor]:
@@ -152,8 +135,7 @@ def test_expanded_input_and_gradient(name: str) -> None:
     full = run(
         call, *_with_gradients((wide.contiguous(), boxes, offset)), "native", grad.contiguous()
     )
-    for ours, theirs in zip(expanded, full, strict=True):
-        torch.testing.assert_close(ours, theirs)
+    torch.testing.assert_close(expanded, full)
 
 
 @pytest.mark.parametrize("backend", ["native", "reference"])
@@ -166,17 +148,10 @@ def test_output_keeps_the_memory_format_of_the_input(name: str, backend: Backend
     assert output.is_contiguous(memory_format=torch.channels_last)
 
 
-@pytest.fixture
-def same_threads_after() -> Iterator[None]:
-    threads = torch.get_num_threads()
-    yield
-    torch.set_num_threads(threads)
-
-
 @pytest.mark.usefixtures("same_threads_after")
 @pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
 @pytest.mark.parametrize("name", CALLS)
-def test_same_bits_again_and_with_any_number_of_threads(name: str, dtype: torch.dtype) -> None:
+def test_bitwise_reproducible_with_any_number_of_threads(name: str, dtype: torch.dtype) -> None:
     call = CALLS[name]
     input, boxes, offset = make_tensors(dtype, channels=9)
     low = leaves(input, offset)
@@ -185,12 +160,11 @@ def test_same_bits_again_and_with_any_number_of_threads(name: str, dtype: torch.
     for threads in (1, 1, 2, 3):
         torch.set_num_threads(threads)
         again = run(call, low[0], boxes, low[1], "native", grad)
-        for ours, theirs in zip(again, expected, strict=True):
-            torch.testing.assert_close(ours, theirs, rtol=0, atol=0)
+        torch.testing.assert_close(again, expected, rtol=0, atol=0)
 
 
 @pytest.mark.parametrize("name", ["paper", "mxnet"])
-def test_only_wanted_gradients_are_made(name: str) -> None:
+def test_gradients_can_be_computed_separately(name: str) -> None:
     call = CALLS[name]
     input, boxes, offset = make_tensors()
     grad = torch.randn_like(call(input, boxes, offset, "native"))
@@ -213,7 +187,7 @@ def test_second_derivative_raises(name: str) -> None:
         gradient.sum().backward()
 
 
-# opcheck itself reads .grad of a tensor that is no leaf.
+# opcheck reads .grad of a non-leaf tensor.
 @pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")
 @pytest.mark.parametrize("channels_last", [False, True])
 def test_opcheck(channels_last: bool) -> None:
@@ -266,9 +240,8 @@ def test_compiles_without_a_graph_break_for_any_number_of_boxes() -> None:
                 torch._dynamo.mark_dynamic(tensor, 0)
             outputs = model(x, some, o)
             results.append([*outputs, *torch.autograd.grad(total(outputs), (x, o))])
-        for ours, theirs in zip(*results, strict=True):
-            torch.testing.assert_close(ours, theirs)
-    some[1, 0] = 2.0  # refused in eager mode
+        torch.testing.assert_close(*results)
+    some[1, 0] = 2.0  # raises in eager mode
     for output in compiled(x, some, o):
         assert output[1].isnan().all()
 
@@ -279,16 +252,13 @@ def test_exports_with_any_number_of_boxes() -> None:
     program = torch.export.export(
         All(), (input, boxes[:5], offset[:5]), dynamic_shapes=(None, {0: count}, {0: count})
     )
-    for ours, theirs in zip(
-        program.module()(input, boxes, offset), All()(input, boxes, offset), strict=True
-    ):
-        torch.testing.assert_close(ours, theirs)
+    torch.testing.assert_close(program.module()(input, boxes, offset), All()(input, boxes, offset))
 
 
 # torch's own forward-mode rules are scripted on first use.
 @pytest.mark.filterwarnings("ignore:.*torch.jit.script.*:FutureWarning")
 @pytest.mark.parametrize("name", ["max", "ps", "paper", "mxnet"])
-def test_forward_mode_and_torch_func_take_the_code_that_serves_them(name: str) -> None:
+def test_forward_mode_and_torch_func_use_the_reference(name: str) -> None:
     input, boxes, offset = make_tensors(torch.float64, channels=1)
     tangent = torch.randn_like(input)
 
@@ -297,8 +267,7 @@ def test_forward_mode_and_torch_func_take_the_code_that_serves_them(name: str) -
 
     expected = torch.func.jvp(call("reference"), (input,), (tangent,))
     ours = torch.func.jvp(call("auto"), (input,), (tangent,))
-    for one, other in zip(ours, expected, strict=True):
-        torch.testing.assert_close(one, other)
+    torch.testing.assert_close(ours, expected)
     assert ours[1].abs().max() > 0.1
     with forward_ad.dual_level():
         output = call("auto")(forward_ad.make_dual(input, tangent))
@@ -308,10 +277,8 @@ def test_forward_mode_and_torch_func_take_the_code_that_serves_them(name: str) -
 
 
 @pytest.mark.parametrize("name", ["roi_pool", "roi_avg_pool", "deform_roi_pool"])
-def test_self_test_trusts_right_code_and_names_what_is_wrong(
-    name: str, monkeypatch: pytest.MonkeyPatch
-) -> None:
-    """On the CPU, as the same code checks a GPU."""
+def test_self_test_accepts_correct_kernels_only(name: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Runs on the CPU, with the code that tests a GPU."""
     cpu = torch.device("cpu")
     test = getattr(roi_native, f"{name}_self_test")
     with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16), torch.device("meta"):
@@ -323,10 +290,10 @@ def test_self_test_trusts_right_code_and_names_what_is_wrong(
             f"{name}_native",
             lambda *arguments, factor=factor: native(*arguments) * factor,
         )
-        said = test(cpu)
-        assert said is not None
-        assert said.startswith("failed its self-test on cpu")
-        assert reason in said
+        reason_given = test(cpu)
+        assert reason_given is not None
+        assert reason_given.startswith("failed its self-test on cpu")
+        assert reason in reason_given
 
 
 def test_meta_tensors_have_shapes() -> None:
@@ -336,7 +303,7 @@ def test_meta_tensors_have_shapes() -> None:
 
 
 @pytest.mark.gpu
-@pytest.mark.skipif(not torch.cuda.is_available(), reason="no NVIDIA GPU")
+@NEEDS_GPU
 @pytest.mark.parametrize("dtype", DTYPES, ids=str)
 @pytest.mark.parametrize("name", CALLS)
 @pytest.mark.parametrize("channels_last", [False, True])

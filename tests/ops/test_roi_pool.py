@@ -12,7 +12,14 @@ from torch import Tensor
 from dcnseg.ops import ps_roi_pool, roi_avg_pool, roi_pool
 from dcnseg.ops.backend import Backend
 from dcnseg.ops.roi.checks import Corners
-from tests.ops.roi_cases import BAD_BOXES, FINITE_BOXES, half_away, random_boxes_within, random_map
+from tests.ops.common import round_half_away as half_away
+from tests.ops.roi_cases import (
+    BAD_BOXES,
+    FINITE_BOXES,
+    NEAR_BOXES,
+    random_boxes_within,
+    random_map,
+)
 
 NAN, INF = math.nan, math.inf
 KINDS = ["max", "avg", "ps", "ps rfcn"]
@@ -44,7 +51,7 @@ def bins_along(low: float, high: float, k: int, size: int, kind: str) -> list[ra
 
 
 def loop_oracle(input: Tensor, boxes: Tensor, output_size: tuple[int, int], kind: str) -> Tensor:
-    """One output value after another; max: the first NaN or largest value."""
+    """The formula, one output value at a time; max: NaN if there is one, else the maximum."""
     kh, kw = output_size
     channels = input.shape[1] // (kh * kw if kind.startswith("ps") else 1)
     output = torch.zeros(len(boxes), channels, kh, kw, dtype=torch.float64)
@@ -60,8 +67,8 @@ def loop_oracle(input: Tensor, boxes: Tensor, output_size: tuple[int, int], kind
             values = [plane[y][x] for y in rows[i] for x in columns[j]]
             if not values:
                 continue
-            largest = NAN if any(map(math.isnan, values)) else max(values)
-            output[r, c, i, j] = largest if kind == "max" else sum(values) / len(values)
+            maximum = NAN if any(map(math.isnan, values)) else max(values)
+            output[r, c, i, j] = maximum if kind == "max" else sum(values) / len(values)
     return output
 
 
@@ -78,7 +85,7 @@ def pool(
 
 
 def random_boxes(count: int, seed: int = 0, inside: bool = False) -> Tensor:
-    """Boxes around a map of 7x9 at a scale of 0.5, some beyond it."""
+    """Boxes around a map of 7x9 at a scale of 0.5, some partly outside."""
     low, span = (0, (12, 8, 12, 8)) if inside else (-6, (26, 22, 30, 26))
     return random_boxes_within(count, low, span, seed)
 
@@ -86,7 +93,7 @@ def random_boxes(count: int, seed: int = 0, inside: bool = False) -> Tensor:
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("output_size", [(1, 1), (2, 3), (4, 2)])
 @pytest.mark.parametrize("size_hw", [(7, 9), (1, 1)])
-def test_equals_formula_written_as_loops(
+def test_equals_loops(
     kind: str, output_size: tuple[int, int], size_hw: tuple[int, int], backend: Backend
 ) -> None:
     input = random_map(24 if kind.startswith("ps") else 3, size_hw)
@@ -122,8 +129,8 @@ def test_position_sensitive_equals_torchvision_away_from_the_far_edge(backend: B
     torch.testing.assert_close(ours, theirs)
 
 
-def test_position_sensitive_takes_the_last_row_and_column_in(backend: Backend) -> None:
-    """Where torchvision's forward leaves them out; its backward does not."""
+def test_position_sensitive_includes_the_last_row_and_column(backend: Backend) -> None:
+    """The forward of torchvision excludes them, its backward does not."""
     input = torch.zeros(1, 1, 3, 4, requires_grad=True)
     with torch.no_grad():
         input[0, 0, 2, :] = input[0, 0, :, 3] = 12.0
@@ -155,7 +162,7 @@ def test_first_of_several_maxima_gets_the_gradient(backend: Backend) -> None:
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16])
-def test_max_of_nothing_but_minus_infinity(dtype: torch.dtype, backend: Backend) -> None:
+def test_max_of_minus_infinity(dtype: torch.dtype, backend: Backend) -> None:
     input = torch.full((1, 2, 3, 4), -INF, dtype=dtype, requires_grad=True)
     boxes = torch.tensor([[0.0, 1, 1, 9, 9]], dtype=dtype)
     output = roi_pool(input, boxes, 1, backend=backend)
@@ -178,7 +185,7 @@ def test_first_nan_is_the_maximum_and_gets_the_gradient(backend: Backend) -> Non
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_nan_stays_in_the_bins_that_read_it(kind: str, backend: Backend) -> None:
+def test_nan_affects_only_the_bins_that_read_it(kind: str, backend: Backend) -> None:
     input = random_map(24)
     boxes = torch.cat([torch.tensor(BOXES, dtype=torch.float64), random_boxes(20)])
     good = [i for i, box in enumerate(boxes.tolist()) if all(map(math.isfinite, box))]
@@ -196,7 +203,7 @@ def test_nan_stays_in_the_bins_that_read_it(kind: str, backend: Backend) -> None
 
 @pytest.mark.parametrize("kind", KINDS)
 @pytest.mark.parametrize("bad", [NAN, INF, -INF])
-def test_bad_box_gives_nan_and_no_gradient(kind: str, bad: float, backend: Backend) -> None:
+def test_nonfinite_box_gives_nan_and_no_gradient(kind: str, bad: float, backend: Backend) -> None:
     input = random_map(24).requires_grad_()
     boxes = random_boxes(4, inside=True)
     alone = boxes[[0, 1, 3]]
@@ -231,18 +238,13 @@ maps = st.builds(
     st.integers(1, 8),
     st.integers(1, 8),
 )
-box_lists = st.lists(
-    st.tuples(st.integers(0, 1), *[st.floats(-8, 24).map(lambda v: round(v * 4) / 4)] * 4),
-    min_size=1,
-    max_size=5,
-).map(lambda boxes: torch.tensor(boxes, dtype=torch.float64))
 sizes = st.sampled_from([(1, 1), (2, 3), (3, 2), (4, 1)])
 few = settings(max_examples=25, deadline=None, derandomize=True)
 
 
 @few
-@given(input=maps, boxes=box_lists, output_size=sizes, kind=st.sampled_from(KINDS))
-def test_any_boxes_equal_the_loops(
+@given(input=maps, boxes=NEAR_BOXES, output_size=sizes, kind=st.sampled_from(KINDS))
+def test_generated_boxes_equal_loops(
     backend: Backend, input: Tensor, boxes: Tensor, output_size: tuple[int, int], kind: str
 ) -> None:
     expected = loop_oracle(input, boxes, output_size, kind)
@@ -251,8 +253,8 @@ def test_any_boxes_equal_the_loops(
 
 
 @few
-@given(input=maps, boxes=box_lists, output_size=sizes, kind=st.sampled_from(KINDS[1:]))
-def test_means_are_linear_and_keep_a_constant(
+@given(input=maps, boxes=NEAR_BOXES, output_size=sizes, kind=st.sampled_from(KINDS[1:]))
+def test_means_are_linear_and_preserve_constants(
     backend: Backend, input: Tensor, boxes: Tensor, output_size: tuple[int, int], kind: str
 ) -> None:
     other = input.flip(0, 1, 2) - 1
@@ -266,8 +268,8 @@ def test_means_are_linear_and_keep_a_constant(
 
 
 @few
-@given(input=maps, boxes=box_lists, output_size=st.sampled_from([(2, 3), (3, 2), (4, 1)]))
-def test_position_sensitivity_selects_channels(
+@given(input=maps, boxes=NEAR_BOXES, output_size=st.sampled_from([(2, 3), (3, 2), (4, 1)]))
+def test_position_sensitive_bins_select_channels(
     backend: Backend, input: Tensor, boxes: Tensor, output_size: tuple[int, int]
 ) -> None:
     kh, kw = output_size
@@ -280,16 +282,15 @@ def test_position_sensitivity_selects_channels(
 
 
 @pytest.mark.parametrize("kind", KINDS)
-def test_autocast_and_other_dtypes_of_boxes_change_nothing(kind: str, backend: Backend) -> None:
+def test_autocast_and_other_dtypes_of_boxes_have_no_effect(kind: str, backend: Backend) -> None:
     input = random_map(24).float()
     boxes = (random_boxes(8) * 4).round() / 4
     boxes[:, 0] = boxes[:, 0].floor()
-    expected = pool(kind, input, boxes, (4, 2) if kind == "max" else (2, 3), backend)
+    size = (4, 2) if kind == "max" else (2, 3)
+    expected = pool(kind, input, boxes, size, backend)
     for dtype in (torch.float32, torch.bfloat16, torch.float16):
         with torch.autocast("cpu", torch.bfloat16):
-            output = pool(
-                kind, input, boxes.to(dtype), (4, 2) if kind == "max" else (2, 3), backend
-            )
+            output = pool(kind, input, boxes.to(dtype), size, backend)
         torch.testing.assert_close(output, expected, rtol=0, atol=0)
 
 
