@@ -30,7 +30,7 @@ from benchmarks import (
 )
 from dcnseg.ops import deform_conv2d
 from tests.conftest import Invoke
-from tests.ops.marks import NEEDS_NATIVE
+from tests.ops.common import NEEDS_NATIVE
 
 Main = Callable[[Sequence[str]], object]
 Capture = pytest.CaptureFixture[str]

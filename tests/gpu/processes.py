@@ -66,7 +66,10 @@ def check_marked_tests(device: torch.device) -> str:
 
 def check_without_library(device: torch.device) -> str:
     with tempfile.TemporaryDirectory() as folder:
-        return _check_fallback(device, Path(folder), reason="takes the slower PyTorch code")
+        reason = "uses the slower PyTorch implementation"
+        return _check_fallback(device, Path(folder), reason=reason)
+            device, Path(folder), reason="uses the slower PyTorch implementation"
+        )
 
 
 def check_other_architecture(device: torch.device) -> str:

@@ -17,7 +17,7 @@ from tests.gpu.checks import Check, make_checks, require_close
 from tests.gpu.large import MANY_COLUMNS, MANY_INPUTS, make_large_checks
 from tests.gpu.machine_code import NO_ARCHITECTURE, read_architectures, write_for_no_gpu
 from tests.gpu.processes import make_process_checks
-from tests.ops.marks import NEEDS_NATIVE
+from tests.ops.common import NEEDS_NATIVE
 
 Capture = pytest.CaptureFixture[str]
 CHECKS = [
