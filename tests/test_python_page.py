@@ -70,8 +70,8 @@ def test_python_page() -> None:
         (prediction.label_map, (height, width), np.uint8),
         (prediction.color_mask, (height, width, 3), np.uint8),
         (prediction.overlay(), (height, width, 3), np.uint8),
-        (prediction.confidence, (height, width), np.float32),
-        (prediction.probabilities, (num_classes, height, width), np.float32),
+        (prediction.confidence, (height, width), np.float16),
+        (prediction.probabilities, (num_classes, height, width), np.float16),
     ):
         assert array.shape == shape
         assert array.dtype == dtype

@@ -114,7 +114,7 @@ def test_skip_existing_goes_on_where_it_stopped(
     assert "Predicted 0 of 3 images" in result.stderr
     result = invoke(*arguments, "--skip-existing", "--overwrite")
     assert result.exit_code == 2
-    assert "--overwrite and --skip-existing contradict each other" in result.stderr
+    assert "--overwrite and --skip-existing exclude each other" in result.stderr
 
 
 def test_images_unlike_the_trainings_are_warned_about(

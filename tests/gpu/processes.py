@@ -68,8 +68,6 @@ def check_without_library(device: torch.device) -> str:
     with tempfile.TemporaryDirectory() as folder:
         reason = "uses the slower PyTorch implementation"
         return _check_fallback(device, Path(folder), reason=reason)
-            device, Path(folder), reason="uses the slower PyTorch implementation"
-        )
 
 
 def check_other_architecture(device: torch.device) -> str:
