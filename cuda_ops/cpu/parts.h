@@ -11,11 +11,11 @@
 namespace dcnseg_ops {
 
 #if defined(DCN_LITTLE_MEMORY)  // set by a test build, in which small cases reach the limits
-constexpr int64_t kMostCopies = 2 << 10, kLeastCopies = 1, kMostSums = 2 << 10;
+constexpr int64_t kMaxCopies = 2 << 10, kMinCopies = 1, kMaxSums = 2 << 10;
 #else
-constexpr int64_t kMostCopies = 16 << 20;  // bytes
-constexpr int64_t kLeastCopies = 1 << 20;  // per thread
-constexpr int64_t kMostSums = 4 << 20;
+constexpr int64_t kMaxCopies = 16 << 20;  // bytes
+constexpr int64_t kMinCopies = 1 << 20;   // per thread
+constexpr int64_t kMaxSums = 4 << 20;
 #endif
 
 struct Part {
@@ -29,7 +29,7 @@ struct Parts {
   std::vector<Part> parts;
   bool overlap = false;  // whether pixels belong to several parts
 
-  int64_t most_pixels() const {
+  int64_t max_pixels() const {
     int64_t most = 0;
     for (const Part& part : parts) most = std::max(most, part.pixels());
     return most;
@@ -61,14 +61,14 @@ RowRange sampled_rows(const DeformConvParams& p, const Planes<A>& offset, int64_
   return {first, std::max(first, std::min(end, p.height))};
 }
 
-// Parts of at most `most_pixels` pixels: images, or bands of one. Empty if the offsets of a single row of positions
+// Parts of at most `max_pixels` pixels: images, or bands of one. Empty if the offsets of a single row of positions
 // reach too far.
 template <typename A>
-Parts parts_of(const DeformConvParams& p, const Planes<A>& offset, int64_t most_pixels) {
+Parts parts_of(const DeformConvParams& p, const Planes<A>& offset, int64_t max_pixels) {
   Parts result;
   const int64_t pixels = p.height * p.width;
-  if (pixels <= most_pixels) {
-    const int64_t images = most_pixels / pixels;
+  if (pixels <= max_pixels) {
+    const int64_t images = max_pixels / pixels;
     for (int64_t b = 0; b < p.batch; b += images) {
       const int64_t last = std::min(p.batch, b + images);
       result.parts.push_back({b * p.out_pixels(), last * p.out_pixels(), b * pixels, last * pixels});
@@ -85,10 +85,10 @@ Parts parts_of(const DeformConvParams& p, const Planes<A>& offset, int64_t most_
     };
     for (int64_t row = 0; row < p.out_height; ++row) {
       const RowRange rows = sampled_rows(p, offset, b, row);
-      if ((rows.end - rows.begin) * p.width > most_pixels) return {};
+      if ((rows.end - rows.begin) * p.width > max_pixels) return {};
       RowRange both{std::min(band.begin, rows.begin), std::max(band.end, rows.end)};
       if (row == first_row) both = rows;
-      if ((both.end - both.begin) * p.width > most_pixels) {
+      if ((both.end - both.begin) * p.width > max_pixels) {
         finish(row);
         first_row = row;
         both = rows;

@@ -42,8 +42,8 @@ class ScratchPool {
     if (!block.data) return;
     {
       const std::unique_lock<std::mutex> lock(mutex_, std::try_to_lock);
-      if (lock && !kIsExact && block.bytes <= kMostIdle) {
-        while (idle_bytes_ + block.bytes > kMostIdle || idle_.size() == idle_.capacity()) free_oldest();
+      if (lock && !kIsExact && block.bytes <= kMaxIdle) {
+        while (idle_bytes_ + block.bytes > kMaxIdle || idle_.size() == idle_.capacity()) free_oldest();
         idle_.push_back(block);
         idle_bytes_ += block.bytes;
         return;
@@ -73,7 +73,7 @@ class ScratchPool {
     idle_.erase(idle_.begin());
   }
 
-  static constexpr size_t kMostIdle = 24 << 20;
+  static constexpr size_t kMaxIdle = 24 << 20;
   std::mutex mutex_;         // only try_lock: a process forked while it is locked would wait forever
   std::vector<Block> idle_;  // oldest first
   size_t idle_bytes_ = 0;

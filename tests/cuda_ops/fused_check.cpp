@@ -8,17 +8,17 @@
 
 // Channels in vectors of `unit` elements, usually not a multiple of steps or tiles. Groups and offset groups divide
 // the channels in different places.
-static DeformConvParams pick_fused_sizes(int unit, int most_outputs) {
+static DeformConvParams pick_fused_sizes(int unit, int max_outputs) {
   DeformConvParams p = pick_sizes(unit);
   if (pick(0, 1)) p.channels *= pick(2, 5);
-  p.out_channels = p.groups * (pick(0, 1) ? pick(1, most_outputs) : 8 * pick(1, most_outputs / 8));
+  p.out_channels = p.groups * (pick(0, 1) ? pick(1, max_outputs) : 8 * pick(1, max_outputs / 8));
   return p;
 }
 
-static Convolution generate_fused(int unit, int most_outputs) {
+static Convolution generate_fused(int unit, int max_outputs) {
   Convolution c;
   DeformConvParams& p = c.p;
-  do p = pick_fused_sizes(unit, most_outputs);
+  do p = pick_fused_sizes(unit, max_outputs);
   while (columns_of(p) > 1 << 15 || p.taps() * (p.groups + p.offset_groups) > 45);  // the emulation takes long
   const int64_t planes = p.offset_groups * p.taps();
   c.input = values_with_odd_ones(p.batch * p.channels * p.height * p.width);

@@ -7,13 +7,13 @@
 #include "cpu/simd.h"
 using namespace dcnseg_ops;
 
-// Format with `kBits` of fraction and exponents from kLeast to kMost.
-template <int kBits, int kLeast, int kMost>
+// Format with `kBits` of fraction and exponents from kMin to kMax.
+template <int kBits, int kMin, int kMax>
 static double rounded(float v) {
   if (v != v || v == 0 || std::isinf(v)) return v;
-  const double size = std::fabs(double(v)), step = std::ldexp(1, std::max(std::ilogb(size), kLeast) - kBits);
+  const double size = std::fabs(double(v)), step = std::ldexp(1, std::max(std::ilogb(size), kMin) - kBits);
   const double result = std::nearbyint(size / step) * step;
-  const double most = std::ldexp(2 - std::ldexp(1, -kBits), kMost);
+  const double most = std::ldexp(2 - std::ldexp(1, -kBits), kMax);
   return std::copysign(result > most ? std::numeric_limits<double>::infinity() : result, v);
 }
 

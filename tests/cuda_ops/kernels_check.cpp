@@ -194,7 +194,7 @@ static bool check(Convolution c, double tolerance) {
     const Tensor ours =
         call("deform_conv2d", {input, offset, mask, weight, bias}, p, {channels_last, any(), true}, 1)[0];
     if (!has_strides(ours, dense_strides(ours.sizes(), channels_last)) || (fused_calls > before) != fused) {
-      std::printf("the output lies in the wrong order, or the wrong code was taken\n");
+      std::printf("the output has the wrong memory format, or the wrong kernel was used\n");
       return false;
     }
     if (!compare("output", values_of<T>(ours), whole.output, 30 * tolerance, number)) return false;

@@ -20,7 +20,7 @@ static double value(const E& v) {
 template <typename E>
 static bool check(const char* name, const Microkernel<E>& kernel) {
   using A = AccOf<E>;
-  if (kernel.rows > kMostTileRows || kernel.rows * kernel.width > kMostTile) return false;
+  if (kernel.rows > kMaxTileRows || kernel.rows * kernel.width > kMaxTile) return false;
   for (int rows = 1; rows <= kernel.rows; ++rows)
     for (const bool accumulate : {false, true}) {
       const int64_t depth = pick(0, 3) ? pick(1, 40) : pick(97, 140),

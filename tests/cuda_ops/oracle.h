@@ -57,12 +57,12 @@ static DeformConvParams pick_sizes(int multiple) {
 
 // A convolution with limits on the numbers of columns and of spots (one tap of one offset group at one position). The
 // channels of each group are a multiple of `multiple`, as vectors require.
-[[maybe_unused]] static Convolution generate(int multiple = 1, int64_t most_columns = 1 << 18,
-                                             int64_t most_spots = INT64_MAX) {
+[[maybe_unused]] static Convolution generate(int multiple = 1, int64_t max_columns = 1 << 18,
+                                             int64_t max_spots = INT64_MAX) {
   Convolution c;
   DeformConvParams& p = c.p;
   do p = pick_sizes(multiple);
-  while (columns_of(p) > most_columns || p.positions() * p.taps() * p.offset_groups > most_spots);
+  while (columns_of(p) > max_columns || p.positions() * p.taps() * p.offset_groups > max_spots);
   const int64_t planes = p.offset_groups * p.taps();
   c.input = values_with_odd_ones(p.batch * p.channels * p.height * p.width);
   for (int64_t i = 0; i < p.batch * 2 * planes * p.out_pixels(); ++i) c.offset.push_back(normal_or_odd(10));

@@ -36,7 +36,7 @@ static bool check_forward(const DeformConvParams& p, int64_t most) {
     for (const DepthStep& step : steps[group]) {
       const int64_t chunk = chunks.index(step.channel_begin), plans = step.taps() * step.offset_groups();
       if (step.channel_begin != chunks.begin(chunk) || step.channel_end != chunks.end(chunk)) return false;
-      if (plans > kMostPlans && step.taps() > 1) return false;
+      if (plans > kMaxPlans && step.taps() > 1) return false;
     }
   }
   return true;

@@ -40,7 +40,7 @@ PROGRAMS = [  # fast; SLOW_PROGRAMS take at least half a minute
 SLOW_PROGRAMS = [
     ("conv_check", "memory", CONVOLUTION),  # the CPU operators
     # An older CPU and little memory, in one build, which takes half a minute.
-    ("conv_check", "memory", [*CONVOLUTION, "-DDCN_LITTLE_MEMORY", "-DDCN_MOST_LEVEL=1"]),
+    ("conv_check", "memory", [*CONVOLUTION, "-DDCN_LITTLE_MEMORY", "-DDCN_MAX_LEVEL=1"]),
     ("conv_check", "threads", [*CONVOLUTION, "-DDCN_LITTLE_MEMORY"]),
     ("microkernel_check", "memory", EMULATED_PAIRS),
     ("kernels_check", "memory", CUDA_CONVOLUTION),  # the CUDA operators, run on host threads

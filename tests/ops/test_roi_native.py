@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable
+from functools import partial
 from typing import Any, TypeAlias
 
 import pytest
@@ -26,29 +27,30 @@ pytestmark = NEEDS_NATIVE
 
 Call: TypeAlias = Callable[[Tensor, Tensor, Tensor, Backend], Tensor]
 
+SIZE_AND_SCALE: dict[str, Any] = {"output_size": (2, 4), "spatial_scale": 0.5}
+
+
+def plain(pool: Callable[..., Tensor], **options: Any) -> Call:
+    return lambda x, b, _, backend: pool(x, b, **SIZE_AND_SCALE, **options, backend=backend)
+
+
+def moved(pool: Callable[..., Tensor], **options: Any) -> Call:
+    return lambda x, b, o, backend: pool(x, b, o, **SIZE_AND_SCALE, **options, backend=backend)
+
+
 # Every operator and mode on [2, 8 * channels, 9, 11] at a scale of 0.5, with bins of 2x4 and
 # offsets of 2x4 parts. Sizes are powers of two, so that float32 and float64 have the same bins.
 CALLS: dict[str, Call] = {
-    "max": lambda x, b, _, backend: roi_pool(x, b, (2, 4), 0.5, backend=backend),
-    "avg": lambda x, b, _, backend: roi_avg_pool(x, b, (2, 4), 0.5, backend=backend),
-    "ps": lambda x, b, _, backend: ps_roi_pool(x, b, (2, 4), 0.5, backend=backend),
-    "rfcn": lambda x, b, _, backend: ps_roi_pool(
-        x, b, (2, 4), 0.5, corners="rfcn", backend=backend
-    ),
-    "still": lambda x, b, _, backend: deform_roi_pool(x, b, None, (2, 4), 0.5, backend=backend),
-    "paper": lambda x, b, o, backend: deform_roi_pool(x, b, o, (2, 4), 0.5, backend=backend),
-    "mmcv": lambda x, b, o, backend: deform_roi_pool(
-        x, b, o, (2, 4), 0.5, mode="mmcv", backend=backend
-    ),
-    "mxnet": lambda x, b, o, backend: deform_roi_pool(
-        x, b, o, (2, 4), 0.5, mode="mxnet", backend=backend
-    ),
-    "ps paper": lambda x, b, o, backend: deform_ps_roi_pool(
-        x, b, o, (2, 4), 0.5, group_size=(1, 2), backend=backend
-    ),
-    "ps mxnet": lambda x, b, o, backend: deform_ps_roi_pool(
-        x, b, o, (2, 4), 0.5, mode="mxnet", backend=backend
-    ),
+    "max": plain(roi_pool),
+    "avg": plain(roi_avg_pool),
+    "ps": plain(ps_roi_pool),
+    "rfcn": plain(ps_roi_pool, corners="rfcn"),
+    "still": plain(partial(deform_roi_pool, offset=None)),
+    "paper": moved(deform_roi_pool),
+    "mmcv": moved(deform_roi_pool, mode="mmcv"),
+    "mxnet": moved(deform_roi_pool, mode="mxnet"),
+    "ps paper": moved(deform_ps_roi_pool, group_size=(1, 2)),
+    "ps mxnet": moved(deform_ps_roi_pool, mode="mxnet"),
 }
 DTYPES = [torch.float64, torch.float32, torch.bfloat16, torch.float16]
 

@@ -4,7 +4,7 @@
 #include "cpu/parts.h"
 namespace dcnseg_ops {
 
-constexpr int64_t kMostDepth = 320;         // per step
+constexpr int64_t kMaxDepth = 320;          // per step
 constexpr int64_t kCacheBytes = 640 << 10;  // gradient rows, columns and column gradients of a block
 constexpr int64_t kLine = 16;               // channels: a cache line of float
 
@@ -23,13 +23,13 @@ struct Division {
   std::vector<Chunk> chunks;
   std::vector<DepthStep> steps;  // of all chunks
   Parts parts;
-  int64_t workers, block, stretch;                             // stretch: number of positions whose sums a worker keeps
-  int64_t most_channels = 0, most_depth = 0, most_planes = 0;  // of a chunk or step
+  int64_t workers, block, stretch;                          // stretch: number of positions whose sums a worker keeps
+  int64_t max_channels = 0, max_depth = 0, max_planes = 0;  // of a chunk or step
 
   int64_t rounds() const { return (static_cast<int64_t>(chunks.size()) + workers - 1) / workers; }
 };
 
-// Number of threads, channels per chunk, and parts, such that the copies fit in kMostCopies, or one megabyte per
+// Number of threads, channels per chunk, and parts, such that the copies fit in kMaxCopies, or one megabyte per
 // thread. `copied_bytes`: bytes copied or summed in a buffer, per pixel and channel.
 template <typename A>
 int64_t divide_channels(const DeformConvParams& p, const Planes<A>& offset, int64_t copied_bytes, Division& d) {
@@ -38,7 +38,7 @@ int64_t divide_channels(const DeformConvParams& p, const Planes<A>& offset, int6
   d.parts.parts = {{0, p.positions(), 0, all_pixels}};
   d.workers = threads;
   if (copied_bytes == 0) return most;
-  const int64_t fit = std::max(kMostCopies / threads, kLeastCopies) / copied_bytes;  // pixels times channels
+  const int64_t fit = std::max(kMaxCopies / threads, kMinCopies) / copied_bytes;  // pixels times channels
   if (all_pixels * most <= fit) return most;
   for (int64_t channels = std::min(most, 4 * kLine); channels >= std::min(most, kLine); channels /= 2) {
     d.parts = parts_of(p, offset, fit / channels);
@@ -47,8 +47,8 @@ int64_t divide_channels(const DeformConvParams& p, const Planes<A>& offset, int6
   // Large offsets: process whole images with few channels and few threads.
   const int64_t pixels = p.height * p.width;
   d.parts = parts_of(p, offset, pixels);
-  const int64_t channels = std::max<int64_t>(1, std::min(most, kMostCopies / (pixels * copied_bytes * threads)));
-  d.workers = std::max<int64_t>(1, std::min(threads, kMostCopies / (pixels * copied_bytes * channels)));
+  const int64_t channels = std::max<int64_t>(1, std::min(most, kMaxCopies / (pixels * copied_bytes * threads)));
+  d.workers = std::max<int64_t>(1, std::min(threads, kMaxCopies / (pixels * copied_bytes * channels)));
   return channels;
 }
 
@@ -61,19 +61,19 @@ Division divide(const DeformConvParams& p, const Planes<A>& offset, int64_t copi
     for (int64_t c = group * p.group_channels(); c < (group + 1) * p.group_channels(); c += channels) {
       const int64_t end = std::min((group + 1) * p.group_channels(), c + channels);
       const size_t first = d.steps.size();
-      for (DepthStep& step : depth_steps(p, c, end, kMostDepth)) {
-        d.most_depth = std::max(d.most_depth, step.size());
+      for (DepthStep& step : depth_steps(p, c, end, kMaxDepth)) {
+        d.max_depth = std::max(d.max_depth, step.size());
         d.steps.push_back(std::move(step));
       }
       const int64_t first_group = c / p.offset_group_channels(), last_group = (end - 1) / p.offset_group_channels();
       d.chunks.push_back({c, end, group, first, d.steps.size(), first_group * p.taps(), (last_group + 1) * p.taps()});
-      d.most_channels = std::max(d.most_channels, end - c);
-      d.most_planes = std::max(d.most_planes, d.chunks.back().planes());
+      d.max_channels = std::max(d.max_channels, end - c);
+      d.max_planes = std::max(d.max_planes, d.chunks.back().planes());
     }
   d.workers = std::min<int64_t>(d.workers, static_cast<int64_t>(d.chunks.size()));
-  const int64_t row_bytes = 2 * (p.group_outputs() + d.most_depth) * static_cast<int64_t>(sizeof(A));
-  const int64_t sum_bytes = d.workers * d.most_planes * sum_planes * static_cast<int64_t>(sizeof(A));
-  const int64_t sums = sum_bytes ? kMostSums / sum_bytes : INT64_MAX;  // positions
+  const int64_t row_bytes = 2 * (p.group_outputs() + d.max_depth) * static_cast<int64_t>(sizeof(A));
+  const int64_t sum_bytes = d.workers * d.max_planes * sum_planes * static_cast<int64_t>(sizeof(A));
+  const int64_t sums = sum_bytes ? kMaxSums / sum_bytes : INT64_MAX;  // positions
   d.block = std::max<int64_t>(2, std::min(kCacheBytes / row_bytes, sums) / 28) *
             28;  // even, and a multiple of the tile height 14
   d.block = std::min(d.block, round_up(p.positions(), 2));

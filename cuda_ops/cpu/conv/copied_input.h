@@ -14,17 +14,17 @@ namespace dcnseg_ops {
 template <typename T>
 class CopiedInput {
  public:
-  // `most_pixels`: maximum number of pixels of a part.
-  CopiedInput(const DeformConvParams& p, const Tensor& input, const ChannelChunks& chunks, int64_t most_pixels)
+  // `max_pixels`: maximum number of pixels of a part.
+  CopiedInput(const DeformConvParams& p, const Tensor& input, const ChannelChunks& chunks, int64_t max_pixels)
       : p_(p), input_(input.in<T>()), chunks_(chunks) {
-    data_.get(chunk_size(most_pixels) * chunk_count());
+    data_.get(chunk_size(max_pixels) * chunk_count());
   }
 
   // Continues with another part; no thread may still use the current one.
   void start(const Part& part) {
     part_ = part;
     work_ = std::vector<SharedWork>(static_cast<size_t>(chunk_count()));
-    piece_ = std::clamp(round_up(part.pixels() / (4 * thread_count()), 16), kLeastPiece, kMostPiece);
+    piece_ = std::clamp(round_up(part.pixels() / (4 * thread_count()), 16), kMinPiece, kMaxPiece);
   }
 
   // The view for the sampler; `zeros` is relative to pixel 0, which may be before the copy.
@@ -41,7 +41,7 @@ class CopiedInput {
   }
 
  private:
-  static constexpr int64_t kLeastPiece = 16, kMostPiece = 128;  // pixels
+  static constexpr int64_t kMinPiece = 16, kMaxPiece = 128;  // pixels
 
   int64_t chunk_count() const { return p_.groups * chunks_.count; }
   int64_t chunk_size(int64_t pixels) const { return (pixels + 1) * chunks_.channels; }
@@ -62,7 +62,7 @@ class CopiedInput {
   const T* input_;
   const ChannelChunks chunks_;
   Part part_{};
-  int64_t piece_ = kMostPiece;    // number of pixels copied at a time
+  int64_t piece_ = kMaxPiece;     // number of pixels copied at a time
   std::vector<SharedWork> work_;  // per chunk
   Buffer<T> data_;
 };

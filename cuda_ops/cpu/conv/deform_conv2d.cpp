@@ -6,7 +6,7 @@
 // necessary.
 //
 // Memory in addition to input and output: the packed weight; one or two megabytes per thread; for an input that is not
-// channels-last, a channels-last copy by chunks of channels, limited to kMostCopies bytes at a time. Where offsets are
+// channels-last, a channels-last copy by chunks of channels, limited to kMaxCopies bytes at a time. Where offsets are
 // too large for that, the planes of the input are sampled directly.
 #include "cpu/conv/deform_conv2d.h"
 #include <atomic>
@@ -22,26 +22,26 @@ namespace dcnseg_ops {
 namespace {
 
 #if defined(DCN_LITTLE_MEMORY)  // set by a test build, in which small cases reach the limits
-constexpr int64_t kDepthBytes = 96, kLeastRows = 4, kMostRows = 32, kMostRowBytes = 4096;
+constexpr int64_t kDepthBytes = 96, kMinRows = 4, kMaxRows = 32, kMaxRowBytes = 4096;
 #else
-constexpr int64_t kDepthBytes = 2304;       // per row of columns: 576 in float, 9 taps of 64 channels
-constexpr int64_t kLeastRows = 84;          // per block, except in the last round
-constexpr int64_t kMostRows = 672;          // per block; the weight is read once per block
-constexpr int64_t kMostRowBytes = 3 << 19;  // per block, for sums that cannot be stored in the output
+constexpr int64_t kDepthBytes = 2304;      // per row of columns: 576 in float, 9 taps of 64 channels
+constexpr int64_t kMinRows = 84;           // per block, except in the last round
+constexpr int64_t kMaxRows = 672;          // per block; the weight is read once per block
+constexpr int64_t kMaxRowBytes = 3 << 19;  // per block, for sums that cannot be stored in the output
 #endif
 
-// Blocks of positions of at most `most_rows`, in multiples of the tile height except for the last one. Threads take
+// Blocks of positions of at most `max_rows`, in multiples of the tile height except for the last one. Threads take
 // the next block when they finish one. Each round has one block per thread. The first rounds are large, because each
 // block reads the whole weight; the last ones are small, so that all threads finish at about the same time. With one
 // thread all blocks have the same size.
 class Blocks {
  public:
-  Blocks(int64_t begin, int64_t end, int64_t tile, int64_t most_rows, int64_t most_threads) {
-    const int64_t tiles = (end - begin + tile - 1) / tile, fit = std::max<int64_t>(1, most_rows / tile);
-    threads_ = std::min(most_threads, tiles);
+  Blocks(int64_t begin, int64_t end, int64_t tile, int64_t max_rows, int64_t max_threads) {
+    const int64_t tiles = (end - begin + tile - 1) / tile, fit = std::max<int64_t>(1, max_rows / tile);
+    threads_ = std::min(max_threads, tiles);
     for (int64_t first = 0; first < tiles;) {
       const int64_t left = tiles - first, size = left * 3 / (4 * threads_);
-      const bool is_last = threads_ == 1 || size * tile < kLeastRows;
+      const bool is_last = threads_ == 1 || size * tile < kMinRows;
       const int64_t count = is_last ? std::min(left, round_up((left + fit - 1) / fit, threads_)) : threads_;
       const int64_t taken = is_last ? left : count * std::min(size, fit);
       for (int64_t i = 0; i < count; ++i) begins_.push_back(begin + (first + taken * i / count) * tile);
@@ -103,8 +103,8 @@ class Forward {
         output_(output),
         tile_(forward_panels<E>(p_.group_outputs())[0].kernel->rows),  // others end with a smaller tile
         sampled_(kBlock / tile_ * tile_),
-        chunks_(channel_chunks(p_, kMostDepth)),
-        steps_(chunk_steps(p_, chunks_, kMostDepth)),
+        chunks_(channel_chunks(p_, kMaxDepth)),
+        steps_(chunk_steps(p_, chunks_, kMaxDepth)),
         zeros_(static_cast<size_t>(p_.channels) + 2, T{}) {
     assert(are_alike(p_, steps_));
     for (const DepthStep& step : steps_[0]) stride_ = std::max(stride_, step.size());
@@ -121,12 +121,12 @@ class Forward {
       return go_through(all, s, weight);
     }
     const int64_t row_bytes = p_.channels * static_cast<int64_t>(sizeof(T));
-    const Parts parts = parts_of(p_, s.offset, kMostCopies / row_bytes);
+    const Parts parts = parts_of(p_, s.offset, kMaxCopies / row_bytes);
     if (parts.parts.empty()) {
       s.planes = a_.input.template in<T>();
       return go_through(all, s, weight);
     }
-    CopiedInput<T> copy(p_, a_.input, chunks_, parts.most_pixels());
+    CopiedInput<T> copy(p_, a_.input, chunks_, parts.max_pixels());
     s.chunks = chunks_;
     s.pixel_stride = chunks_.channels;
     for (const Part& part : parts.parts) {
@@ -139,14 +139,14 @@ class Forward {
   }
 
  private:
-  static constexpr int64_t kMostDepth = kDepthBytes / static_cast<int64_t>(sizeof(E));
+  static constexpr int64_t kMaxDepth = kDepthBytes / static_cast<int64_t>(sizeof(E));
 
   // `copy`: what the sampler reads, or null if it reads the input.
   void go_through(const Part& part, const Sampler<T>& sampler, ForwardWeight<T, E>& weight,
                   CopiedInput<T>* copy = nullptr) {
     const int64_t sum_bytes = output_.is_direct() ? 0 : p_.out_channels * static_cast<int64_t>(sizeof(A));
-    const int64_t most_rows = sum_bytes ? std::min(kMostRows, kMostRowBytes / sum_bytes) : kMostRows;
-    const Blocks blocks(part.begin, part.end, tile_, most_rows, thread_count());
+    const int64_t max_rows = sum_bytes ? std::min(kMaxRows, kMaxRowBytes / sum_bytes) : kMaxRows;
+    const Blocks blocks(part.begin, part.end, tile_, max_rows, thread_count());
     std::atomic<int64_t> next{0};
     for_slots(blocks.threads(), [&](int64_t slot) {
       Buffer<E> columns;

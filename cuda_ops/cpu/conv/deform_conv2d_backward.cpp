@@ -10,8 +10,8 @@
 // times the columns are added to the gradient of the weight. All of this stays in the L2 cache.
 //
 // Memory in addition to arguments and gradients: the packed weight and sums of the size of the weight; a few megabytes
-// per thread; kMostSums bytes for the position sums. An input that is not channels-last is copied. A gradient that is
-// not channels-last, or whose sums have a different type, is summed in a buffer. Both are limited to kMostCopies bytes
+// per thread; kMaxSums bytes for the position sums. An input that is not channels-last is copied. A gradient that is
+// not channels-last, or whose sums have a different type, is summed in a buffer. Both are limited to kMaxCopies bytes
 // at a time, by parts and chunks of channels. Where parts share pixels, the gradient is rounded once per part. Only a
 // map of which a single channel exceeds the limit, with offsets across the whole map, takes more.
 #include <memory>
@@ -96,7 +96,7 @@ class Backward {
         const Chunk& chunk = division_.chunks[first_chunk + w];
         if (begin == part.begin) start_chunk(worker, chunk, part);
         if (sum_planes_ > 0) {
-          A* sums = worker.position_sums.get(sum_planes_ * division_.most_planes * division_.stretch);
+          A* sums = worker.position_sums.get(sum_planes_ * division_.max_planes * division_.stretch);
           std::fill(sums, sums + sum_planes_ * chunk.planes() * division_.stretch, A(0));
         }
         for (int64_t at = begin; at < end; at += division_.block)
@@ -109,7 +109,7 @@ class Backward {
 
   void start_chunk(Worker& worker, const Chunk& chunk, const Part& part) {
     const int64_t pixels = p_.height * p_.width, count = part.last_pixel - part.first_pixel;
-    const int64_t most = division_.parts.most_pixels() * division_.most_channels, channels = chunk.channels();
+    const int64_t most = division_.parts.max_pixels() * division_.max_channels, channels = chunk.channels();
     if (copies_input_) {
       T* to = worker.input.get(most);
       const T* from = a_.input.template in<T>() + chunk.begin * pixels;
@@ -141,7 +141,7 @@ class Backward {
   BackwardPass<T, E> pass_of(Worker& worker, const Chunk& chunk, const Part& part, int64_t stretch_begin) {
     BackwardPass<T, E> pass;
     pass.grad_stride =
-        round_up(division_.most_depth, 16) + 16;  // not a power of two, where rows would map to the same cache sets
+        round_up(division_.max_depth, 16) + 16;  // not a power of two, where rows would map to the same cache sets
     if (wants_column_gradients()) pass.grad_columns = worker.column_gradients.get(division_.block * pass.grad_stride);
     if (sum_planes_ > 0) {
       pass.position_sums = worker.position_sums.get(0);
@@ -152,7 +152,7 @@ class Backward {
       pass.mask_wanted = wanted_.mask;
     }
     if (wanted_.input) {
-      pass.waste = worker.waste.get(division_.most_channels);
+      pass.waste = worker.waste.get(division_.max_channels);
       pass.sums_stride = sums_apart_ ? chunk.channels() : p_.channels;
       if (sums_apart_)
         pass.input_sums = shifted(worker.input_sums.get(0), -(part.first_pixel * pass.sums_stride + chunk.begin));
@@ -160,7 +160,7 @@ class Backward {
         pass.input_sums = grads_.input.template out<A>();
     }
     if (wanted_.weight)
-      pass.samples = {worker.samples.get(Panels<E>{division_.block, division_.most_depth}.size()), 0,
+      pass.samples = {worker.samples.get(Panels<E>{division_.block, division_.max_depth}.size()), 0,
                       Panels<E>::width_log2()};
     return pass;
   }

@@ -44,13 +44,13 @@ struct ChannelChunks {
   int64_t end(int64_t chunk) const { return std::min(begin(chunk) + channels, (chunk / count + 1) * group_channels); }
 };
 
-constexpr int64_t kMostPlans = 64;   // per step: one for each tap and offset group, of a few kilobytes
-constexpr int64_t kLeastChunk = 16;  // channels: one vector
+constexpr int64_t kMaxPlans = 64;  // per step: one for each tap and offset group, of a few kilobytes
+constexpr int64_t kMinChunk = 16;  // channels: one vector
 
 // Chunks whose taps make at most `most` columns, but at least one vector of channels.
 inline ChannelChunks channel_chunks(const DeformConvParams& p, int64_t most) {
-  const int64_t fit = std::max(kLeastChunk, most / p.taps() / kLeastChunk * kLeastChunk);
-  const int64_t channels = std::min({fit, p.group_channels(), kMostPlans * p.offset_group_channels()});
+  const int64_t fit = std::max(kMinChunk, most / p.taps() / kMinChunk * kMinChunk);
+  const int64_t channels = std::min({fit, p.group_channels(), kMaxPlans * p.offset_group_channels()});
   return {p.group_channels(), channels, (p.group_channels() + channels - 1) / channels};
 }
 
@@ -58,7 +58,7 @@ inline ChannelChunks channel_chunks(const DeformConvParams& p, int64_t most) {
 // one tap of some of many channels. At least one tap and one channel.
 inline std::vector<DepthStep> depth_steps(const DeformConvParams& p, int64_t begin, int64_t end, int64_t most) {
   const int64_t channels = end - begin;
-  most = std::min(most, kMostPlans * p.offset_group_channels());
+  most = std::min(most, kMaxPlans * p.offset_group_channels());
   const int64_t parts = (channels + most - 1) / most, part = ((channels + parts - 1) / parts + 31) / 32 * 32;
   const int64_t fit = std::max<int64_t>(1, most / channels), rounds = (p.taps() + fit - 1) / fit;
   std::vector<DepthStep> steps;
@@ -70,7 +70,7 @@ inline std::vector<DepthStep> depth_steps(const DeformConvParams& p, int64_t beg
   return steps;
 }
 
-// Steps for each convolution group: all taps of a chunk, or as many as fit in `most` columns and kMostPlans plans.
+// Steps for each convolution group: all taps of a chunk, or as many as fit in `most` columns and kMaxPlans plans.
 //
 // The steps of all groups are the same except for their first channels and segments, because the weight is packed by
 // the steps of the first group. A chunk may have more segments in one group than in another; the maximum determines
@@ -86,7 +86,7 @@ inline std::vector<std::vector<DepthStep>> chunk_steps(const DeformConvParams& p
       whole.push_back({0, p.taps(), begin, end, segments_of(p, begin, end)});
       plans = std::max(plans, static_cast<int64_t>(whole.back().segments.size()));
     }
-    const int64_t fit = std::max<int64_t>(1, std::min(most / whole[0].channels(), kMostPlans / plans));
+    const int64_t fit = std::max<int64_t>(1, std::min(most / whole[0].channels(), kMaxPlans / plans));
     const int64_t rounds = (p.taps() + fit - 1) / fit;
     for (int64_t round = 0; round < rounds; ++round)
       for (size_t group = 0; group < whole.size(); ++group) {

@@ -5,8 +5,8 @@
 #define DCN_X86  // as in simd.h: older compilers use other names for the x86-64 levels
 #include <immintrin.h>
 #endif
-#ifndef DCN_MOST_LEVEL
-#define DCN_MOST_LEVEL 4  // of x86-64; lower in test builds, to run the code of other CPUs
+#ifndef DCN_MAX_LEVEL
+#define DCN_MAX_LEVEL 4  // of x86-64; lower in test builds, to run the code of other CPUs
 #endif
 namespace dcnseg_ops {
 namespace {
@@ -179,12 +179,12 @@ DCN_KERNELS(kernels_plain, tile_plain)
 template <int kRows>
 using Rows = std::make_integer_sequence<int, kRows>;
 
-// The best microkernel for x86-64-v`most_level` or lower.
+// The best microkernel for x86-64-v`max_level` or lower.
 template <typename E>
-Microkernel<E> pick_kernel([[maybe_unused]] int most_level) {
+Microkernel<E> pick_kernel([[maybe_unused]] int max_level) {
 #if defined(DCN_X86)
-  if (most_level >= 4 && __builtin_cpu_supports("x86-64-v4")) return kernels_v4<E>(128 / sizeof(E), false, Rows<14>());
-  if (most_level >= 3 && __builtin_cpu_supports("x86-64-v3")) return kernels_v3<E>(64 / sizeof(E), false, Rows<6>());
+  if (max_level >= 4 && __builtin_cpu_supports("x86-64-v4")) return kernels_v4<E>(128 / sizeof(E), false, Rows<14>());
+  if (max_level >= 3 && __builtin_cpu_supports("x86-64-v3")) return kernels_v3<E>(64 / sizeof(E), false, Rows<6>());
 #endif
 #if defined(__aarch64__)
   return kernels_plain<E>(64 / sizeof(E), false,
@@ -199,7 +199,7 @@ template <typename E>
 const Microkernel<E>* wide_kernel() {
 #if defined(DCN_X86)
   static const Microkernel<E> kernel = wide_kernels_v4<E>(192 / sizeof(E), false, Rows<8>());
-  if (DCN_MOST_LEVEL >= 4 && __builtin_cpu_supports("x86-64-v4")) return &kernel;
+  if (DCN_MAX_LEVEL >= 4 && __builtin_cpu_supports("x86-64-v4")) return &kernel;
 #endif
   return nullptr;
 }
@@ -208,12 +208,12 @@ const Microkernel<E>* wide_kernel() {
 
 template <>
 const Microkernel<float>& microkernel<float>() {
-  static const Microkernel<float> kernel = pick_kernel<float>(DCN_MOST_LEVEL);
+  static const Microkernel<float> kernel = pick_kernel<float>(DCN_MAX_LEVEL);
   return kernel;
 }
 template <>
 const Microkernel<double>& microkernel<double>() {
-  static const Microkernel<double> kernel = pick_kernel<double>(DCN_MOST_LEVEL);
+  static const Microkernel<double> kernel = pick_kernel<double>(DCN_MAX_LEVEL);
   return kernel;
 }
 template <>
@@ -241,7 +241,7 @@ const Microkernel<bf16>* wide_microkernel<bf16>() {
 
 bool has_bf16_products() {
 #if defined(DCN_X86)
-  return DCN_MOST_LEVEL >= 4 && __builtin_cpu_supports("x86-64-v4") && __builtin_cpu_supports("avx512bf16");
+  return DCN_MAX_LEVEL >= 4 && __builtin_cpu_supports("x86-64-v4") && __builtin_cpu_supports("avx512bf16");
 #else
   return false;
 #endif

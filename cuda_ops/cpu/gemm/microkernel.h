@@ -13,8 +13,8 @@
 #include "cpu/simd.h"
 namespace dcnseg_ops {
 
-constexpr int kMostTileRows = 14;
-constexpr int kMostTile = kMostTileRows * 32;  // sums
+constexpr int kMaxTileRows = 14;
+constexpr int kMaxTile = kMaxTileRows * 32;  // sums
 constexpr int kStepsPerLine = 4;
 
 template <typename E>
@@ -24,7 +24,7 @@ struct Microkernel {  // E: element type of a and b; sums are AccOf<E>
                        bool accumulate, const E* next);
   int rows, width;  // rows: maximum per tile; width: a power of two, except for wide microkernels
   bool has_pairs;
-  Run run[kMostTileRows + 1];  // by number of rows; [0] is unused
+  Run run[kMaxTileRows + 1];  // by number of rows; [0] is unused
 
   // Number of elements that a tile prefetches from `next`.
   int64_t fetched(int64_t depth) const {

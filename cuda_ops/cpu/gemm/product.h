@@ -33,7 +33,7 @@ template <typename E>
 void multiply_panel(const Microkernel<E>& kernel, const E* a, int64_t a_stride, int64_t rows, const E* b, int64_t depth,
                     int64_t columns, const E* next, int64_t next_size, AccOf<E>* c, int64_t c_stride, bool accumulate) {
   const int64_t width = kernel.width, padded = padded_depth<E>(depth);
-  alignas(64) AccOf<E> edge[kMostTile];
+  alignas(64) AccOf<E> edge[kMaxTile];
   for (int64_t row = 0; row < rows; row += kernel.rows) {
     const int64_t n = std::min<int64_t>(kernel.rows, rows - row);
     const E* left = a + row * a_stride;

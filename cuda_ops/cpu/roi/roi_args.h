@@ -32,10 +32,10 @@ inline BinSource bins_of(const Tensor& bins, const RoiShape& p) {
   for (int64_t r = 0; r < p.rois; ++r) {
     const int32_t *rows = source.box(r) + 1, *columns = rows + 2 * p.kh;
     const int64_t image = source.image(r);
-    bool is_good = image < p.batch;
-    for (int64_t i = 0; i < 2 * p.kh && image >= 0; ++i) is_good &= rows[i] >= 0 && rows[i] <= p.height;
-    for (int64_t j = 0; j < 2 * p.kw && image >= 0; ++j) is_good &= columns[j] >= 0 && columns[j] <= p.width;
-    DCN_CHECK(is_good, "RoI operators: `bins` of box " + std::to_string(r) + " are outside `input`");
+    bool is_valid = image < p.batch;
+    for (int64_t i = 0; i < 2 * p.kh && image >= 0; ++i) is_valid &= rows[i] >= 0 && rows[i] <= p.height;
+    for (int64_t j = 0; j < 2 * p.kw && image >= 0; ++j) is_valid &= columns[j] >= 0 && columns[j] <= p.width;
+    DCN_CHECK(is_valid, "RoI operators: `bins` of box " + std::to_string(r) + " are outside `input`");
   }
   return source;
 }

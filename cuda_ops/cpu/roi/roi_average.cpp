@@ -24,13 +24,13 @@ class Plans {
  public:
   Plans(const Source& source, const RoiShape& p, int64_t uses) : source_(source) {
     if (uses <= 1) return;
-    plans_.resize(static_cast<size_t>(std::min(kMostPlans, p.rois * source.classes())));
+    plans_.resize(static_cast<size_t>(std::min(kMaxPlans, p.rois * source.classes())));
     std::atomic<int64_t> bytes{0};
     for_ranges(static_cast<int64_t>(plans_.size()), thread_count(), [&](int64_t begin, int64_t end) {
       BoxPlan<A> plan;
       for (int64_t i = begin; i < end; ++i) {
         source.plan(i / source.classes(), i % source.classes(), plan);
-        if ((bytes += plan.bytes()) < kMostPlanBytes) plans_[i] = plan;
+        if ((bytes += plan.bytes()) < kMaxPlanBytes) plans_[i] = plan;
       }
     });
   }
@@ -43,7 +43,7 @@ class Plans {
   }
 
  private:
-  static constexpr int64_t kMostPlans = 1 << 15, kMostPlanBytes = 8 << 20;
+  static constexpr int64_t kMaxPlans = 1 << 15, kMaxPlanBytes = 8 << 20;
   const Source& source_;
   std::vector<BoxPlan<A>> plans_;
 };
@@ -110,7 +110,7 @@ Tensor forward(const Tensor& input, const Source& source, const RoiShape& p, boo
   const std::vector<Piece> pieces = list_pieces(p, source, by_image, chunks, true);
   const Plans<AccOf<T>, Source> plans(source, p, chunks.count(p));
   const T* data = input.in<T>();
-  for_ranges(static_cast<int64_t>(pieces.size()), most_threads(p, pieces, sizeof(T)), [&](int64_t first, int64_t last) {
+  for_ranges(static_cast<int64_t>(pieces.size()), max_threads(p, pieces, sizeof(T)), [&](int64_t first, int64_t last) {
     Scratches<T> scratch;
     for (int64_t i = first; i < last; ++i) {
       const Piece& piece = pieces[i];
@@ -266,7 +266,7 @@ void shift_gradient(const Backward<T, SampleSource<AccOf<T>>>& b, const Chunks& 
   sums.chunk = chunks.channels;
   sums.data.resize(static_cast<size_t>(sums.size * (chunks.count(p) + b.source.classes())));
   const T* data = input.in<T>();
-  for_ranges(static_cast<int64_t>(pieces.size()), most_threads(p, pieces, sizeof(T)), [&](int64_t first, int64_t last) {
+  for_ranges(static_cast<int64_t>(pieces.size()), max_threads(p, pieces, sizeof(T)), [&](int64_t first, int64_t last) {
     Scratches<T> scratch;
     for (int64_t i = first; i < last; ++i)
       if (pieces[i].image < p.batch)

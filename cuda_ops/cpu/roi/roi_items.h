@@ -13,23 +13,23 @@
 #include "cpu/transpose.h"
 namespace dcnseg_ops {
 
-constexpr int64_t kMostBytes = 32 << 20;  // of all slabs or all sums together
-constexpr int64_t kMostSlab = 8 << 20;    // limit for a slab of kLeast channels
-constexpr int64_t kGoodSlab = 4 << 20;    // fits in a cache
-constexpr int64_t kLeast = 16, kMost = 64;
+constexpr int64_t kMaxBytes = 32 << 20;  // of all slabs or all sums together
+constexpr int64_t kMaxSlab = 8 << 20;    // limit for a slab of kMin channels
+constexpr int64_t kGoodSlab = 4 << 20;   // fits in a cache
+constexpr int64_t kMin = 16, kMax = 64;
 constexpr int64_t kGrouped = 256;  // channels per chunk if bins have their own channels
 
 // Channels per chunk such that a slab of `pixels` pixels fits in a cache.
 inline int64_t chunk_channels(int64_t pixels, int64_t element_bytes) {
   const int64_t fitting = kGoodSlab / std::max<int64_t>(1, pixels * element_bytes);
-  return std::max(kLeast, std::min(kMost, fitting / kLeast * kLeast));
+  return std::max(kMin, std::min(kMax, fitting / kMin * kMin));
 }
 
 // f(begin, end) for ranges of [0, count), each on its own thread if there are several. An exception may not leave a
 // parallel region and is rethrown here.
 template <typename F>
-void for_ranges(int64_t count, int64_t most_ranges, const F& f) {
-  const int64_t ranges = std::min({count, most_ranges, thread_count()});
+void for_ranges(int64_t count, int64_t max_ranges, const F& f) {
+  const int64_t ranges = std::min({count, max_ranges, thread_count()});
   if (count <= 0) return;
   if (ranges <= 1) return f(0, count);
   for_slots(ranges, [&](int64_t i) { f(i * count / ranges, (i + 1) * count / ranges); });
@@ -78,7 +78,7 @@ struct Chunks {
 inline Chunks reading_chunks(const RoiShape& p, bool channels_last, int64_t element_bytes) {
   if (p.cells() > 1) return {std::max<int64_t>(1, kGrouped / p.cells()), false};
   if (channels_last) return {std::max<int64_t>(1, p.channels), false};
-  return {chunk_channels(p.pixels(), element_bytes), p.pixels() * kLeast * element_bytes <= kMostSlab};
+  return {chunk_channels(p.pixels(), element_bytes), p.pixels() * kMin * element_bytes <= kMaxSlab};
 }
 
 // For operators that add to the gradient of the input. A channels-last gradient is divided only for the threads:
@@ -87,7 +87,7 @@ inline Chunks adding_chunks(const RoiShape& p, bool channels_last, int64_t sum_b
   if (p.cells() == 1 && !channels_last) return reading_chunks(p, channels_last, sum_bytes);
   const int64_t share = (p.outputs() + thread_count() - 1) / thread_count();
   if (p.cells() > 1) return {std::max<int64_t>(1, std::min(share, kGrouped / p.cells())), false};
-  return {std::max<int64_t>(1, (share + kLeast - 1) / kLeast) * kLeast, false};
+  return {std::max<int64_t>(1, (share + kMin - 1) / kMin) * kMin, false};
 }
 
 // All work items. Those that add to the gradient of the input are not divided by boxes, because boxes share pixels;
@@ -111,11 +111,11 @@ std::vector<Piece> list_pieces(const RoiShape& p, const Source& source, const Bo
 }
 
 // Number of threads that may have their own slab.
-inline int64_t most_threads(const RoiShape& p, const std::vector<Piece>& pieces, int64_t element_bytes) {
+inline int64_t max_threads(const RoiShape& p, const std::vector<Piece>& pieces, int64_t element_bytes) {
   int64_t most = 1;
   for (const Piece& piece : pieces)
     if (piece.uses_slab) most = std::max(most, (piece.end - piece.begin) * p.pixels() * element_bytes);
-  return std::max<int64_t>(1, kMostBytes / most);
+  return std::max<int64_t>(1, kMaxBytes / most);
 }
 
 template <typename T>
@@ -179,8 +179,8 @@ class InputSums {
     if (is_direct_) return;
     const int64_t row_bytes = p.width * n_ * static_cast<int64_t>(sizeof(A));
     // Bands do not change the order of sums, so that their height may depend on the number of threads.
-    const int64_t most_bytes = std::min(kMostSlab, kMostBytes / 2 / thread_count());
-    rows_ = std::max<int64_t>(1, std::min(p.height, most_bytes / row_bytes));
+    const int64_t max_bytes = std::min(kMaxSlab, kMaxBytes / 2 / thread_count());
+    rows_ = std::max<int64_t>(1, std::min(p.height, max_bytes / row_bytes));
     sums_ = sums.get(rows_ * p.width * n_);
   }
 

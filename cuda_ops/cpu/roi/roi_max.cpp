@@ -68,7 +68,7 @@ MaxPooled forward(const Tensor& input, const Tensor& bins, const RoiShape& p, bo
   const bool input_last = is_channels_last(input);
   const std::vector<Piece> pieces = list_pieces(p, source, by_image, reading_chunks(p, input_last, sizeof(T)), true);
   const T* data = input.in<T>();
-  for_ranges(static_cast<int64_t>(pieces.size()), most_threads(p, pieces, sizeof(T)), [&](int64_t first, int64_t last) {
+  for_ranges(static_cast<int64_t>(pieces.size()), max_threads(p, pieces, sizeof(T)), [&](int64_t first, int64_t last) {
     Buffer<T> slab;
     MaxStage<T> stage;
     for (int64_t i = first; i < last; ++i) {

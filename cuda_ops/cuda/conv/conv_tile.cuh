@@ -27,10 +27,10 @@ bool vectors_fit(const DeformConvParams& p, const T* input) {
 // elements; or one element. `pairs`: threads with 8 elements exchange halves in pairs.
 template <typename T, typename F>
 void by_vector(const DeformConvParams& p, const T* input, bool pairs, const F& f) {
-  constexpr int kMost = 16 / sizeof(T);
-  if (vectors_fit<T, kMost>(p, input) && !(pairs && kMost == 8 && p.offset_group_channels() / kMost % 2 != 0))
-    return f(std::integral_constant<int, kMost>{});
-  if constexpr (kMost == 8)
+  constexpr int kMax = 16 / sizeof(T);
+  if (vectors_fit<T, kMax>(p, input) && !(pairs && kMax == 8 && p.offset_group_channels() / kMax % 2 != 0))
+    return f(std::integral_constant<int, kMax>{});
+  if constexpr (kMax == 8)
     if (vectors_fit<T, 4>(p, input)) return f(std::integral_constant<int, 4>{});
   f(std::integral_constant<int, 1>{});
 }

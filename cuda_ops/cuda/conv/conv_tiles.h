@@ -6,11 +6,11 @@
 namespace dcnseg_ops {
 
 #ifdef DCN_LITTLE_MEMORY  // so that tests divide small convolutions into many parts
-constexpr int64_t kWorkspace = 16 << 10, kImageBytes = 4 << 10, kLeastTile = 1 << 10, kTileStep = 8;
+constexpr int64_t kWorkspace = 16 << 10, kImageBytes = 4 << 10, kMinTile = 1 << 10, kTileStep = 8;
 #else
 constexpr int64_t kWorkspace = 60 << 20;   // of all buffers together; an allocator may round it up
 constexpr int64_t kImageBytes = 24 << 20;  // of images that are copied or summed in a buffer
-constexpr int64_t kLeastTile = 8 << 20;    // of columns, regardless of the other buffers
+constexpr int64_t kMinTile = 8 << 20;      // of columns, regardless of the other buffers
 constexpr int64_t kTileStep = 128;         // positions: block size of the library's GEMM
 #endif
 
@@ -28,7 +28,7 @@ inline Cut cut_of(const DeformConvParams& p, const BufferBytes& bytes, int64_t c
   Cut cut;
   const int64_t fit = bytes.image == 0 ? p.batch : kImageBytes / bytes.image;
   cut.images = std::max<int64_t>(std::min(fit, p.batch), 1);
-  const int64_t room = std::max(kWorkspace - bytes.fixed - cut.images * bytes.image, kLeastTile);
+  const int64_t room = std::max(kWorkspace - bytes.fixed - cut.images * bytes.image, kMinTile);
   // Half of the L2 cache, at most 24 MiB: the rest is needed for the inputs and outputs of the columns.
   const int64_t tile_bytes = std::min({cache_bytes / 2, int64_t(24) << 20, room});
   const int64_t most = std::max(tile_bytes / bytes.position / kTileStep * kTileStep, kTileStep);

@@ -71,7 +71,7 @@ struct FusedPlan {
   int stages, round_taps;
 };
 
-constexpr int kMostRoundTaps = 12;  // more samples would only take room from the first cache
+constexpr int kMaxRoundTaps = 12;  // more samples would only take room from the first cache
 
 // Three stages and all taps if they fit, otherwise fewer; no stages if nothing fits.
 template <typename T, typename Multiplier>
@@ -83,7 +83,7 @@ FusedPlan plan_fused(int32_t taps, size_t available) {
     return Shared::bytes(plan.stages, plan.round_taps) <= available && turned <= static_cast<size_t>(divided);
   };
   for (int stages = Multiplier::kOutputs == 64 ? 2 : 3; stages >= 2; --stages)
-    for (int rounds = (taps + kMostRoundTaps - 1) / kMostRoundTaps; rounds <= taps; ++rounds) {
+    for (int rounds = (taps + kMaxRoundTaps - 1) / kMaxRoundTaps; rounds <= taps; ++rounds) {
       const FusedPlan plan{stages, (taps + rounds - 1) / rounds};
       if (stages == 3 && plan.round_taps < least(taps, 3)) break;
       if (fits(plan)) return plan;
@@ -120,7 +120,7 @@ int64_t fused_blocks(const FusedArguments<T>& a) {
 // Whether the values that the kernel stores in 32 bits fit: pixels of all images, coordinates of taps without offsets,
 // bytes of the weight of a tile.
 inline bool fits_fused_numbers(const DeformConvParams& p) {
-  constexpr int64_t kMost = 1 << 30;
+  constexpr int64_t kMax = 1 << 30;
   const int64_t tile_weight = p.depth() * 256 * static_cast<int64_t>(sizeof(float));
   const auto farthest = [](int64_t size, int64_t stride, int64_t kernel, int64_t dilation) {
     return (size - 1) * stride + (kernel - 1) * dilation;
@@ -128,10 +128,10 @@ inline bool fits_fused_numbers(const DeformConvParams& p) {
   for (const int64_t small :
        {p.channels, p.out_channels, p.taps(), p.height, p.width, p.out_height, p.out_width, p.kernel_h, p.kernel_w,
         p.stride_h, p.stride_w, p.pad_h, p.pad_w, p.dilation_h, p.dilation_w})
-    if (small < 0 || small > kMost) return false;
-  return tile_weight <= kMost && p.batch * p.height * p.width <= kMost && p.positions() <= kMost &&
-         farthest(p.out_height, p.stride_h, p.kernel_h, p.dilation_h) <= kMost &&
-         farthest(p.out_width, p.stride_w, p.kernel_w, p.dilation_w) <= kMost;
+    if (small < 0 || small > kMax) return false;
+  return tile_weight <= kMax && p.batch * p.height * p.width <= kMax && p.positions() <= kMax &&
+         farthest(p.out_height, p.stride_h, p.kernel_h, p.dilation_h) <= kMax &&
+         farthest(p.out_width, p.stride_w, p.kernel_w, p.dilation_w) <= kMax;
 }
 
 }  // namespace dcnseg_ops
