@@ -52,7 +52,8 @@ def test_train_writes_a_run_and_says_where_settings_came_from(
     result = invoke("train", scenes, "--out", run, *SMALL, "--epochs=1", "--scale-range=0.5,1.5")
     assert result.exit_code == 0, result.stderr
     assert result.stdout.strip() == str(run)
-    assert f"Preview: {run / PREVIEW}\nWeights: {run / BEST_WEIGHTS}\nNext steps:\n" in result.stderr
+    paths = f"Preview: {run / PREVIEW}\nWeights: {run / BEST_WEIGHTS}\n"
+    assert f"{paths}Next steps:\n" in result.stderr
     assert f"  dcnseg evaluate {run} {scenes} --split test\n" in result.stderr
     assert f"  dcnseg predict {run} IMAGES --out predictions\n" in result.stderr
     assert f"  dcnseg visualize-offsets {run} IMAGES --out offsets\n" in result.stderr
