@@ -49,3 +49,17 @@ def test_other_targets_use_mma(fused_ptx: dict[str, list[str]]) -> None:
     with_mma = [code for code in fused_ptx["80"] if "mma.sync" in code]
     assert len(with_mma) == 6  # three types, two widths
     assert not any("wgmma" in code.split("{", 1)[1] for code in fused_ptx["80"])
+
+
+@pytest.mark.skipif(shutil.which("nvcc") is None, reason="no nvcc")
+@pytest.mark.parametrize(
+    "name", ["ops_cuda", "conv/deform_conv2d", "conv/deform_conv2d_backward", "roi/ops_roi"]
+)
+def test_compiles(name: str, tmp_path: Path) -> None:
+    """The other sources of the CUDA library; the fused forward is compiled above."""
+    subprocess.run(
+        ["nvcc", "-std=c++17", "-ptx", "-arch=compute_80", f"-I{SOURCES}",
+         f"-I{SOURCES / 'include'}", str(SOURCES / "cuda" / f"{name}.cu"),
+         "-o", str(tmp_path / "code.ptx")],
+        check=True,
+    )  # fmt: skip

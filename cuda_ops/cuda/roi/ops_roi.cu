@@ -206,7 +206,9 @@ void deform_roi_pool_backward_boxed(StableIValue* stack, uint64_t, uint64_t) {
 
 }  // namespace
 
-void dcnseg_ops::register_roi_operators(TorchLibraryHandle cuda) {
+namespace dcnseg_ops {
+
+void register_roi_operators(TorchLibraryHandle cuda) {
   DCN_CALL(torch_library_impl(cuda, "roi_pool", &roi_pool_boxed, kAbi));
   DCN_CALL(torch_library_impl(cuda, "roi_pool_backward", &roi_pool_backward_boxed, kAbi));
   DCN_CALL(torch_library_impl(cuda, "roi_avg_pool", &roi_avg_pool_boxed, kAbi));
@@ -214,3 +216,5 @@ void dcnseg_ops::register_roi_operators(TorchLibraryHandle cuda) {
   DCN_CALL(torch_library_impl(cuda, "deform_roi_pool", &deform_roi_pool_boxed, kAbi));
   DCN_CALL(torch_library_impl(cuda, "deform_roi_pool_backward", &deform_roi_pool_backward_boxed, kAbi));
 }
+
+}  // namespace dcnseg_ops
