@@ -8,7 +8,7 @@ CPP_SOURCES := $(shell find cuda_ops tests -name '*.h' -o -name '*.cpp' -o -name
 # Two processes with one thread each: more threads than cores would slow each other down.
 RUN_TESTS := OMP_NUM_THREADS=1 $(BIN)/pytest -n 2
 
-# A failed native build is an error here; `pip install .` by itself falls back to the PyTorch code.
+# A failed native build is an error here; `pip install .` falls back to the PyTorch implementation.
 export DCNSEG_REQUIRE_NATIVE = 1
 
 .DEFAULT_GOAL := help
