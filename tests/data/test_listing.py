@@ -81,9 +81,7 @@ def test_folders_that_cannot_be_read_are_named(
     }
     notes: list[str] = []
     find_inputs([str(tmp_path)], on_note=notes.append)
-    assert notes == [
-        f"{tmp_path}/sub is a folder that cannot be read (Permission denied); it is skipped."
-    ]
+    assert notes == [f"Skipped {tmp_path}/sub: a folder that cannot be read (Permission denied)."]
     forbid(tmp_path, monkeypatch)
     with pytest.raises(DataError, match=r"cannot be read \(Permission denied\)"):
         names(tmp_path)
