@@ -31,7 +31,7 @@ Examples:
 
   dcnseg check photos --mask-threshold 128 --write-classes --json
 
-The exit code is 0 if the data can be trained on (warnings are allowed), and 3 if not.
+The exit code is 0 if training accepts the data (warnings are allowed), and 3 if not.
 """
 
 
@@ -52,7 +52,8 @@ def check(
     mask_threshold: Annotated[
         int,
         typer.Option(
-            help="Treat mask values from this threshold on as foreground; 0: masks hold class ids.",
+            help="Treat mask values of at least this threshold as foreground; 0: masks contain "
+            "class ids.",
             rich_help_panel=DATA_PANEL,
         ),
     ] = DataConfig.mask_threshold,
@@ -135,10 +136,10 @@ def _write_classes(report: CheckReport) -> bool:
 
     present = find_class_list(report.root)
     if present is not None:
-        message(f"{present} stays as it is.")
+        message(f"{present} exists and is not changed.")
         return False
     if report.suggestion.classes is None:
-        message("No classes can be suggested from these masks; nothing is written.")
+        message("No classes can be suggested for these masks; classes.json is not written.")
         return False
     path = report.root / "classes.json"
     text = json_format.dumps(report.suggestion.classes, indent=1, ensure_ascii=False)

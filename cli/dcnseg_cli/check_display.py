@@ -44,8 +44,8 @@ def _overview(report: CheckReport) -> Table:
     splits = ", ".join(f"{count} {name}" for name, count in report.splits.items() if count)
     table.add_row("pairs", splits or "none")
     for name, files in (
-        ("images without mask", report.images_without_mask),
-        ("masks without image", report.masks_without_image),
+        ("images without a mask", report.images_without_mask),
+        ("masks without an image", report.masks_without_image),
         ("other files", [file for file in report.other_files if file not in report.skipped]),
     ):
         if files:

@@ -31,7 +31,7 @@ def check_entry(entry: ClassInfo, source: str) -> None:
         raise ConfigError(f"{source}: the entry with id {entry.id} needs a name on one line.")
     if any("\ud800" <= character <= "\udfff" for character in entry.name):
         raise ConfigError(
-            f"{source}: the name {short_repr(entry.name)} has half of a surrogate pair, which "
+            f"{source}: the name {short_repr(entry.name)} contains an unpaired surrogate, which "
             "UTF-8 cannot encode."
         )
     if len(entry.color) != 3 or not all(0 <= value <= 255 for value in entry.color):

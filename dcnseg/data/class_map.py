@@ -88,8 +88,8 @@ class ClassMap:
     def _check_threshold(self) -> None:
         if not 0 <= self.threshold <= MAX_ID:
             raise ConfigError(
-                f"{self.source}: the threshold {short_repr(self.threshold)} is not in "
-                f"0..{MAX_ID}; 0 is none."
+                f"{self.source}: the threshold is {short_repr(self.threshold)}; expected 0 (off) "
+                f"to {MAX_ID}."
             )
         if self.threshold and len(self.classes) != 2:
             raise ConfigError(
@@ -218,8 +218,8 @@ class ClassMap:
         kept = tuple(entry for entry in self.classes if entry.id not in wanted)
         if self.classes and not kept:
             raise ConfigError(
-                f"--ignore-index {','.join(map(str, sorted(wanted)))} leaves none of the "
-                f"{len(self.classes)} classes of {self.source}; expected at least one."
+                f"--ignore-index {','.join(map(str, sorted(wanted)))} ignores all "
+                f"{len(self.classes)} classes of {self.source}; at least one must remain."
             )
         return replace(self, classes=kept, ignored=self.ignored + moved + new)
 
@@ -333,7 +333,7 @@ class ClassMap:
             rest = sum(unknown.values()) - sum(count for _, count in shown)
             parts.append(f"{rest} pixels have {len(unknown) - len(shown)} other {noun}s")
         if is_color:
-            expected = f"none of the {self.num_classes} classes of {self.source} has it"
+            expected = f"none of the {self.num_classes} classes of {self.source} has this color"
         else:
             verb = "is" if len(self.ignored_ids) == 1 else "are"
             expected = (
@@ -368,11 +368,11 @@ def labels_advice(unknown: Iterable[int] | Iterable[Color]) -> str:
     values = sorted(unknown)
     if len(values) > _BLURRED:
         return (
-            "This many different ones show that smooth edges or JPEG have blurred the mask. With "
-            "two classes, pass --mask-threshold 128."
+            "So many different values indicate that anti-aliasing or JPEG compression blurred the "
+            "mask. With two classes, pass --mask-threshold 128."
         )
     if isinstance(values[0], tuple):
-        return "Correct the colors, or add a class or an `ignore` entry."
+        return "Fix the colors, or add a class or an `ignore` entry."
     # The option is complete, so that it can be copied.
     return f"Add a class, or pass --ignore-index {','.join(map(str, values))}."
 

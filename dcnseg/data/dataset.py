@@ -64,7 +64,7 @@ def decode_mask(mask: npt.NDArray[Any], class_map: ClassMap) -> tuple[UInt8Array
         if is_gray:
             return class_map.encode_ids(mask[..., 0]), "ids"
         raise ConfigError(
-            f"is in colors, but there are no class colors in {class_map.source}. Add "
+            f"is a color mask, but there are no class colors in {class_map.source}. Add "
             '"color": [red, green, blue] to each class in classes.json.'
         )
     try:
@@ -198,7 +198,7 @@ def size_mismatch(sample: Sample, image_hw: Sequence[int], mask_hw: Sequence[int
     """Return the message for a mask whose size differs from its image, both as displayed."""
     hint = ""
     if tuple(image_hw) == tuple(mask_hw)[::-1]:
-        hint = " One of the two may be rotated (EXIF rotation is applied to both)."
+        hint = " One of them may be rotated (EXIF rotation is applied to both)."
     return (
         f"{sample.mask}: is {mask_hw[1]}x{mask_hw[0]} pixels, but its image {sample.image.name} is "
         f"{image_hw[1]}x{image_hw[0]}; they must have the same size.{hint}"

@@ -79,7 +79,7 @@ def open_image(path: Path) -> Iterator[Image.Image]:
     except DataError:
         raise
     except MemoryError as error:
-        raise DataError(f"{path}: does not fit into memory.") from error
+        raise DataError(f"{path}: does not fit in memory.") from error
     # Damaged files make Pillow's decoders raise many types: OSError, SyntaxError, struct.error,
     # IndexError, ValueError, zlib.error, ...
     except Exception as error:
@@ -130,17 +130,19 @@ def _diagnose(path: Path, error: Exception) -> str:
     if not head:
         return "is empty."
     if head.startswith((b"<!doctype html", b"<html")):
-        return "is an HTML page, not an image; the download failed."
+        return (
+            "is an HTML page, not an image. The download probably failed; download the image again."
+        )
     if head.startswith(b"version https://git-lfs"):
         return "is a Git LFS pointer, not an image; run `git lfs pull`."
     if isinstance(error, UnidentifiedImageError):
         if not head.startswith(_MAGIC) and head[8:12] != b"webp":
             return f"is not an image in a supported format ({_FORMATS_TEXT})."
-        return _diagnose_tiff(path) or "cannot be decoded, the file is damaged or truncated."
+        return _diagnose_tiff(path) or "cannot be decoded; the file is damaged or truncated."
     reason = " ".join(str(error).split()) or type(error).__name__
     if isinstance(error, ValueError) and "conversion" in reason:
         return f"has an unsupported color space ({reason}); save it as RGB."
-    return f"cannot be decoded, the file is damaged or truncated ({reason})."
+    return f"cannot be decoded; the file is damaged or truncated ({reason})."
 
 
 def _diagnose_tiff(path: Path) -> str:

@@ -131,8 +131,8 @@ def as_rgb_array(image: AnyImage) -> UInt8Array:
     is_image = gray.ndim == 2 or (gray.ndim == 3 and gray.shape[2] in (3, 4))
     if not is_image or image.dtype not in types or not image.size:
         raise ShapeError(
-            f"`image` is {image.dtype} {list(image.shape)}; expected [H, W], [H, W, 3] or "
-            "[H, W, 4] of type uint8 or uint16."
+            f"`image` is {image.dtype} {list(image.shape)}; expected uint8 or uint16 [H, W], [H, "
+            "W, 3] or [H, W, 4]."
         )
     if gray.ndim == 3 and gray.dtype == np.uint16:
         return _deep_as_rgb(gray, _IN_MEMORY)
@@ -298,7 +298,7 @@ def _deep_to_bytes(values: npt.NDArray[Any], path: Path) -> UInt8Array:
     """Scale 16-bit, 32-bit and float values to 0..255 by their range."""
     low, high = float(values.min()), float(values.max())
     if not np.isfinite([low, high]).all():
-        raise DataError(f"{path}: has NaN or infinite pixel values; expected finite ones.")
+        raise DataError(f"{path}: has NaN or infinite pixel values; expected finite values.")
     if values.dtype.kind in "iu" and low >= 0 and high <= 65535:
         top = next(2**bits - 1 for bits in _SENSOR_BITS if high < 2**bits)
         return ((values.astype(np.uint32) * 255 + top // 2) // top).astype(np.uint8)

@@ -116,7 +116,9 @@ def _deep_values(deep: npt.NDArray[np.uint16], path: Path) -> tuple[npt.NDArray[
         return colors[..., 0].astype(np.int32), "values"
     high = colors >> 8
     if not ((colors == high * 257) | (colors == high << 8)).all():
-        raise DataError(f"{path}: has 16-bit colors that do not fit 8 bits; save it with 8 bits.")
+        raise DataError(
+            f"{path}: has 16-bit colors that do not fit in 8 bits; save it with 8 bits."
+        )
     return high.astype(np.uint8), "colors"
 
 

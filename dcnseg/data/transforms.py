@@ -199,8 +199,9 @@ def _check_augmented(name: str, kind: str, value: Any, shape: str, image: Any) -
     if not is_fine:
         found = f"{value.dtype} {list(value.shape)}" if isinstance(value, Tensor) else repr(value)
         raise ConfigError(
-            f"the augmentation {name} returned {found:.200} as the {kind}; expected a tensor, "
-            f"torch.uint8 [{', '.join(shape)}], of the same height and width as the other."
+            f"the augmentation {name} returned {found:.200} as the {kind}; expected a torch.uint8 "
+            f"tensor [{', '.join(shape)}]; the image and the label map must have the same height "
+            "and width."
         )
 
 
@@ -283,7 +284,7 @@ def build_train_transform(
     if min(crop_hw) < 1:
         raise ConfigError(f"`crop_hw` is {crop_hw}; both must be at least 1.")
     if not 0 < scale_range[0] <= scale_range[1]:
-        raise ConfigError(f"`scale_range` is {scale_range}; it must be 0 < minimum <= maximum.")
+        raise ConfigError(f"`scale_range` is {scale_range}; expected 0 < minimum <= maximum.")
     if not 0 <= color_jitter <= 1:
         raise ConfigError(f"`color_jitter` is {color_jitter}; it must be in 0..1.")
     if not 0 <= rotate <= MAX_ROTATION:

@@ -90,7 +90,7 @@ def test_write_classes_writes_once(invoke: Invoke, binary: Path) -> None:
     ]
     before = path.read_bytes()
     result = invoke("check", binary, "--write-classes")
-    assert result.stderr == f"{path} stays as it is.\n"
+    assert result.stderr == f"{path} exists and is not changed.\n"
     assert path.read_bytes() == before
     assert sorted(entry.name for entry in binary.iterdir()) == ["classes.json", "images", "masks"]
 
@@ -116,7 +116,7 @@ def test_the_command_that_is_suggested_trains(
     result = invoke(*words, *small, "--workers=0", "--device=cpu", "--amp=off")
     assert result.exit_code == 0, result.stderr
     assert "Warning: " in result.stderr
-    assert "0 and 255 only, taken as background and foreground" in result.stderr
+    assert "only the values 0 and 255, which are interpreted as background" in result.stderr
 
 
 def test_train_lists_all_errors(invoke: Invoke, binary: Path, tmp_path: Path) -> None:
@@ -166,11 +166,11 @@ def test_a_class_list_in_the_folder_above_is_pointed_out(
     result = invoke("check", binary)
     assert result.exit_code == 0
     warning = (
-        f"{binary}: has no class list, and {binary.parent / 'classes.json'} in the folder above"
+        f"{binary}: has no class list, and {binary.parent / 'classes.json'} in the parent folder"
     )
     assert f"{warning} is not read. Pass {binary.parent} as DATA, or copy" in result.stdout
     monkeypatch.chdir(binary)
-    assert "classes.json in the folder above is not read" in invoke("check", ".").stdout
+    assert "classes.json in the parent folder is not read" in invoke("check", ".").stdout
     shutil.copy(binary.parent / "classes.json", binary)
     assert "folder above" not in invoke("check", binary).stdout
 

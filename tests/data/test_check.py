@@ -128,7 +128,7 @@ def test_long_lists_are_shortened_by_kind() -> None:
 def test_0_and_the_greatest_value_are_two_classes(tmp_path: Path, top: int, dtype: type) -> None:
     report = check(write_data(tmp_path, three(ids(0, top, dtype=dtype))))
     assert report.is_clean
-    assert f"0 and {top} only" in finding(report, "binary").what
+    assert f"only the values 0 and {top}" in finding(report, "binary").what
     assert [(entry.id, entry.name) for entry in report.classes] == [
         (0, "background"),
         (top, "foreground"),
@@ -195,7 +195,7 @@ def test_jpeg_is_refused_even_where_all_values_are_classes(tmp_path: Path) -> No
     (tmp_path / "masks" / "a.png").unlink()
     report = check(tmp_path)
     assert errors(report) == ["lossy-mask"]
-    assert "which changes values at the edges" in finding(report, "lossy-mask").what
+    assert "which changes values at class boundaries" in finding(report, "lossy-mask").what
 
 
 def test_many_classes_are_not_blurred_masks(tmp_path: Path) -> None:
@@ -207,7 +207,7 @@ def test_many_classes_are_not_blurred_masks(tmp_path: Path) -> None:
 @pytest.mark.parametrize(
     ("values", "message"),
     [
-        (range(3, 68), "have 65 different values 3..67; classes are guessed from at most 64"),
+        (range(3, 68), "have 65 different values 3..67; classes are suggested for at most 64"),
         ((7,), "the only value in the masks is 7; training needs at least two classes"),
     ],
 )
@@ -258,7 +258,7 @@ def test_colors_without_a_class_list_are_suggested_as_classes(tmp_path: Path) ->
 def test_colors_blurred_by_jpeg_are_not_classes(tmp_path: Path) -> None:
     noise = RNG.integers(0, 256, (*HW, 3), np.uint8)
     report = check(write_data(tmp_path, three(noise)))
-    assert "too many for classes" in finding(report, "colors-without-classes").what
+    assert "too many colors for classes" in finding(report, "colors-without-classes").what
     assert report.suggestion.classes is None
 
 
@@ -389,7 +389,7 @@ def test_ambiguous_rotations_are_one_warning(tmp_path: Path) -> None:
     assert warnings(report) == ["rotation-unknown"]
     text = finding(report, "rotation-unknown").what
     assert "has the EXIF orientation 2. For 3 rotated or mirrored images" in text
-    assert "the masks of 1 rotated images fit so" in text
+    assert "the masks of 1 other rotated images do" in text
 
 
 def test_tiny_images_are_named(tmp_path: Path) -> None:

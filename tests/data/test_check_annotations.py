@@ -137,7 +137,7 @@ def test_each_problem_of_a_coco_file_is_a_finding(listed: Path) -> None:
         "'cat' and 'dog'",
         "annotation 9 of image 77",
         "categories[2]",
-        "the annotation 2 of 2.png has no segmentation, only a box. Remove it or add polygons.",
+        "the annotation 2 of 2.png has no segmentation. Add polygons, or remove the annotation.",
     ]
     assert {file for file, _ in errors(report)} == {"annotations.json"}
     assert report.mask_modes == {"JSON polygons 0 bit, values": 3}  # 2.png has none

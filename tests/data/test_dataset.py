@@ -72,7 +72,7 @@ def test_wrong_label_maps_are_named(tmp_path: Path) -> None:
         load_label_map(path, CLASSES)
     with pytest.raises(
         DataError,
-        match=r"mask\.png: is in colors, but there are no class colors in the mask values",
+        match=r"mask\.png: is a color mask, but there are no class colors in the mask values",
     ):
         load_label_map(path, ClassMap.from_values([0, 1]))
 

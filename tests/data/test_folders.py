@@ -84,7 +84,7 @@ def test_the_message_names_both_lists_and_the_patterns_to_try(tmp_path: Path) ->
     assert str(caught.value) == (
         f"{tmp_path}: 6 of 7 images have no mask (images/1.jpg, images/2.jpg, images/3.jpg, "
         "images/4.jpg, images/5.jpg, ...); 1 of 2 masks have no image (masks/x_L.png). "
-        "An image and its mask must have the same name apart from the extension and a common "
+        "An image and its mask must have the same name except for the extension and a common "
         "prefix or suffix. For other folders, pass patterns such as "
         "--images 'images/{stem}.jpg' --masks 'masks/{stem}_L.png'."
     )

@@ -113,7 +113,7 @@ def test_16_bit_channels_of_masks_keep_their_ids(tmp_path: Path) -> None:
     cv2.imwrite(str(tmp_path / "rgb.png"), deep[..., ::-1])
     np.testing.assert_array_equal(read_mask(tmp_path / "rgb.png"), COLORS)
     cv2.imwrite(str(tmp_path / "rgb.png"), deep[..., ::-1] + 1)
-    with pytest.raises(DataError, match=r"rgb\.png: has 16-bit colors that do not fit 8 bits"):
+    with pytest.raises(DataError, match=r"rgb\.png: has 16-bit colors that do not fit in 8 bits"):
         read_mask(tmp_path / "rgb.png")
 
 

@@ -145,7 +145,7 @@ def test_voc_goes_by_its_lists(tmp_path: Path) -> None:
     (lists / "val.txt").write_text("2007_03\n2007_05\n")
     assert find_pairs(tmp_path).images_without_mask == (tmp_path / "JPEGImages/2007_05.jpg",)
     (lists / "val.txt").write_text("2007_03\ngone\n")
-    with pytest.raises(DataError, match=r"val.txt: names 1 images .* \(gone\)"):
+    with pytest.raises(DataError, match=r"val.txt: lists 1 images .* \(gone\)"):
         find_pairs(tmp_path)
 
 
@@ -153,7 +153,7 @@ def test_voc_without_lists_takes_the_images_with_masks(tmp_path: Path) -> None:
     touch(tmp_path, "JPEGImages/a.jpg", "JPEGImages/b.jpg", "SegmentationClass/a.png")
     splits = find_splits(tmp_path, val_fraction=0)
     assert [sample.stem for sample in splits.train] == ["a"]
-    assert "1 images without mask are ignored" in splits.layout
+    assert "1 images without masks are ignored" in splits.layout
     touch(tmp_path, "SegmentationClassAug/a.png")
     with pytest.raises(DataError, match=r"two ways.*SegmentationClass/.*SegmentationClassAug/"):
         find_splits(tmp_path)
@@ -184,8 +184,8 @@ def test_two_folders_of_masks_are_ambiguous(tmp_path: Path) -> None:
     assert str(caught.value) == (
         f"{tmp_path}: can be read in two ways, as 1 pairs of --images 'images/{{stem}}.jpg' "
         "--masks 'masks_sensor/{stem}.png' or as 1 pairs of --images 'images/{stem}.jpg' "
-        "--masks 'masks_upright/{stem}.png'. Pass these options to choose one, or move the other "
-        "files away."
+        "--masks 'masks_upright/{stem}.png'. Pass the options of one of them, or move the other "
+        "files to another folder."
     )
     touch(tmp_path, "masks/a.png")  # the plain name is meant
     assert pairs(tmp_path)["train"] == [("a", "images/a.jpg", "masks/a.png")]

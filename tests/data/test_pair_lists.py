@@ -86,7 +86,10 @@ def test_names_that_differ_in_their_ending_stay_apart(data: Path) -> None:
             "i/a.jpg,m/1.png,train\ni/d.jpg,m/3.png,\n",
             "line 2 has no split, but other lines have one",
         ),
-        ("i/a.jpg,m/9.png\ni/x.jpg,m/1.png\n", "2 of its files .*line 1: .*9.png, line 2: .*x.jpg"),
+        (
+            "i/a.jpg,m/9.png\ni/x.jpg,m/1.png\n",
+            "2 of the listed files .*line 1: .*9.png, line 2: .*x.jpg",
+        ),
         ("i/a.jpg,m/1.png\n./i/a.jpg,m/3.png\n", "lines 1 and 2 both name .*a.jpg"),
     ],
 )
@@ -111,7 +114,7 @@ def test_a_list_or_entry_that_cannot_be_read_is_named(data: Path) -> None:
 
 
 def test_a_name_that_no_file_system_takes_is_missing(data: Path) -> None:
-    with pytest.raises(DataError, match=r"2 of its files are missing") as caught:
+    with pytest.raises(DataError, match=r"2 of the listed files are missing") as caught:
         read(data, f"{'x' * 5000}.jpg,a\0b.png\n")
     assert len(str(caught.value)) < 1000
 

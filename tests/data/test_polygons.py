@@ -143,7 +143,7 @@ def test_polygons_belong_to_the_image_as_displayed(tmp_path: Path) -> None:
 def test_pixels_in_no_polygon_need_a_background(tmp_path: Path) -> None:
     sample = write_sample(tmp_path)
     write_labelme(sample.mask, [shape("cat", CAT)])
-    with pytest.raises(DataError, match=r"36 pixels of a\.jpg are in no polygon, and no class"):
+    with pytest.raises(DataError, match=r"36 pixels of a\.jpg are outside all polygons, and no"):
         rasterize(sample, {"cat": 0, "dog": 1})
     write_labelme(sample.mask, [shape("cat", [[0, 0], [8, 0], [8, 6], [0, 6]])])
     assert (rasterize(sample, {"cat": 3}) == 3).all()
@@ -254,9 +254,9 @@ def test_images_that_coco_does_not_list_and_the_reverse(tmp_path: Path) -> None:
     ("change", "message"),
     [
         ({"segmentation": []}, "annotation 1 of a.jpg has no segmentation"),
-        ({"segmentation": [[1, 2, 3]]}, "not a list x, y"),
+        ({"segmentation": [[1, 2, 3]]}, "not a list of coordinates x, y"),
         ({"segmentation": [[1, 2, 3, 4]]}, "has 2 points"),
-        ({"category_id": 99}, "category 99, not listed"),
+        ({"category_id": 99}, "category 99, which the file does not list"),
         ({"segmentation": {"size": [8, 6], "counts": [48]}}, r"size \[8, 6\], not \[6, 8\]"),
         ({"segmentation": {"size": [6, 8], "counts": "X"}}, "end within a number"),
         ({"segmentation": {"size": [6, 8], "counts": [1]}}, "do not add up to 8x6"),

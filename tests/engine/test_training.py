@@ -288,7 +288,7 @@ def test_invalid_data_and_settings_stop_before_the_folder_is_written(
     for kind in ("images", "masks"):
         for path in sorted((data_copy / "train" / kind).iterdir())[1:]:
             path.unlink()
-    with pytest.raises(DataError, match="1 images to train on and 3 to validate"):
+    with pytest.raises(DataError, match="1 image/mask pairs for training and 3 for validation"):
         train(small_config(data_copy), run)
     assert not run.exists()
 

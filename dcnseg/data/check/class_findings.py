@@ -79,7 +79,9 @@ def _classes_from_labels(names: Sequence[str], samples: Sequence[Sample]) -> Cla
             "which id and which label mean the same class."
         )
     if len(names) < 2:
-        raise DataError(f"{samples[0].mask}: no polygon has a label; there is nothing to learn.")
+        raise DataError(
+            f"{samples[0].mask}: no polygon has a class label. Draw polygons and label them."
+        )
     if len(names) > MAX_CLASSES:
         raise DataError(
             f"{samples[0].mask}: the polygons have {len(names)} classes; at most {MAX_CLASSES} are "
@@ -112,7 +114,8 @@ def find_classes(
     try:
         if mask_threshold and declared.has_polygons:
             raise ConfigError(
-                "--mask-threshold applies to gray masks, but the masks are polygons. Leave it out."
+                "--mask-threshold applies to gray masks, but the masks are polygons. Remove the "
+                "option."
             )
         if mask_threshold and not is_declared:
             class_map = ClassMap.binary(IGNORE_INDEX)
@@ -160,9 +163,9 @@ def _classes_from_values(root: Path, values: Counter[int]) -> ClassMap:
     if len(values) > MAX_GUESSED:
         raise DataError(
             f"{root}: the masks have {len(values)} different values {min(values)}..{max(values)}; "
-            f"classes are guessed from at most {MAX_GUESSED}. Write classes.json. If smooth edges "
-            "or JPEG have blurred the masks, save them again as PNG without smooth edges, or, with "
-            f"two classes, pass --mask-threshold {THRESHOLD}."
+            f"classes are suggested for at most {MAX_GUESSED}. Write classes.json. If "
+            "anti-aliasing or JPEG compression blurred the masks, save them again as PNG without "
+            f"anti-aliasing, or, with two classes, pass --mask-threshold {THRESHOLD}."
         )
     if len(values) < 2:
         raise DataError(
@@ -178,10 +181,13 @@ def _find_unusable_values(pairs: Sequence[InspectedPair]) -> list[Finding]:
     if colored:
         first = colored[0]
         colors = {code for pair in colored if pair.mask for code in pair.mask.counts}
-        what = f"is in colors ({len(colored)} masks, {len(colors)} colors)"
+        what = f"is a color mask ({len(colored)} masks, {len(colors)} colors)"
         if len(colors) > MAX_GUESSED:
-            what += ", too many for classes: smooth edges or JPEG have blurred the masks."
-            advice = "Save the masks again as PNG without smooth edges."
+            what += (
+                ". There are too many colors for classes: anti-aliasing or JPEG compression "
+                "blurred the masks."
+            )
+            advice = "Save the masks again as PNG without anti-aliasing."
         else:
             what += ", and there is no class list."
             advice = 'Write classes.json with the "id", "name" and "color" of each class.'
@@ -193,9 +199,12 @@ def _find_unusable_values(pairs: Sequence[InspectedPair]) -> list[Finding]:
     between = sum(count for value, count in values.items() if 0 < value < 255) / values.total()
     what = (
         f"has values between 0 and 255, like {len(blurred)} of the masks ({len(values)} values, "
-        f"{between:.2g} of the pixels): smooth edges or JPEG have blurred them."
+        f"{between:.2g} of the pixels): anti-aliasing or JPEG compression blurred them."
     )
-    advice = f"Save sharp masks, or pass --mask-threshold {THRESHOLD} for two classes."
+    advice = (
+        f"Save the masks again as PNG without anti-aliasing, or pass --mask-threshold {THRESHOLD} "
+        "for two classes."
+    )
     return [Finding(ERROR, "smeared", str(blurred[0].sample.mask), what, advice)]
 
 
@@ -207,14 +216,17 @@ def _find_doubtful_classes(root: Path, class_map: ClassMap) -> list[Finding]:
     ids = sorted(class_map.ids)
     where = str(root)
     if ids in ([0, IGNORE_INDEX], [0, MAX_ID]):
-        what = f"the masks have the values 0 and {ids[1]} only, taken as background and foreground."
+        what = (
+            f"the masks contain only the values 0 and {ids[1]}, which are interpreted as "
+            "background and foreground."
+        )
         advice = "Write classes.json (dcnseg check --write-classes) to choose the names."
         return [Finding(WARNING, "binary", where, what, advice)]
     void = find_void_value(ids)
     if void is None:
         return []
     rest = describe_ids([i for i in ids if i != void])
-    what = f"the masks have the values {rest} and {void}, which is taken as a class."
+    what = f"the masks have the values {rest} and {void}; {void} is treated as a class."
     advice = f"If {void} marks unlabeled pixels, pass --ignore-index {void}."
     return [Finding(WARNING, "void-value", where, what, advice)]
 

@@ -66,8 +66,8 @@ def _too_few(root: Path, pairing: Pairing) -> list[Finding]:
     if len(splits.train) >= 2 and splits.val:
         return []
     what = (
-        f"{len(splits.train)} images to train on and {len(splits.val)} to validate with, "
-        "each with its mask; expected at least 2 and 1."
+        f"has {len(splits.train)} image/mask pairs for training and {len(splits.val)} for "
+        "validation; expected at least 2 and 1."
     )
     return [Finding(ERROR, "too-few", str(root), what)]
 
@@ -78,7 +78,7 @@ def _class_list_above(root: Path) -> list[Finding]:
     class_list = find_class_list(above)
     if class_list is None or find_class_list(root) is not None or written_by_dcnseg(above):
         return []
-    what = f"has no class list, and {class_list} in the folder above is not read."
+    what = f"has no class list, and {class_list} in the parent folder is not read."
     advice = f"Pass {os.path.normpath(above)} as DATA, or copy the list to {root}."
     return [Finding(WARNING, "class-list-above", str(root), what, advice)]
 
@@ -96,10 +96,11 @@ def _unmarked_outputs(pairing: Pairing) -> list[Finding]:
         if above.name == "labels" and _is_like_output(above.parent)
     }
     what = (
-        "has labels/ and overlays/ like an output of dcnseg predict; the labels are taken as masks."
+        "has labels/ and overlays/ like the output of dcnseg predict; the labels are used as masks."
     )
     advice = (
-        f"If it is an output of predict, create an empty file {OUTPUT_MARKER} in it to skip it."
+        f"If it is the output of dcnseg predict, skip it by creating an empty file {OUTPUT_MARKER} "
+        "in it."
     )
     return [Finding(WARNING, "likely-output", str(path), what, advice) for path in sorted(likely)]
 

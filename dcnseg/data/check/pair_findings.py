@@ -73,19 +73,19 @@ def _check_rotations(
     findings = []
     if turned:
         what = (
-            f"fits its image only as stored, before EXIF rotation, like {len(turned)} of the "
-            "masks; these are rotated with their images."
+            f"fits its image only before EXIF rotation, like {len(turned)} of the masks; these "
+            "masks are rotated with their images."
         )
         path = str(turned[0].mask)
-        findings.append(Finding(WARNING, "mask-turned", path, what, "Verify one of them."))
+        findings.append(Finding(WARNING, "mask-turned", path, what, "Check one of them."))
         return findings + [_ambiguous_rotation(*some) for some in doubtful]
     if doubtful:
-        known = f" (the masks of {num_upright} rotated images fit so)" if num_upright else ""
+        known = f", as the masks of {num_upright} other rotated images do" if num_upright else ""
         sample, orientation = doubtful[0]
         what = (
             f"has the EXIF orientation {orientation}. For {len(doubtful)} rotated or mirrored "
-            "images the mask size does not show whether the mask fits the image as displayed or "
-            f"as stored; it is taken as displayed{known}."
+            "images, the mask size does not show whether the mask fits the image as displayed or "
+            f"as stored; it is assumed to fit the image as displayed{known}."
         )
         advice = "If the masks fit the pixels as stored, remove the EXIF orientation of the images."
         findings.append(Finding(WARNING, "rotation-unknown", str(sample.image), what, advice))
@@ -97,14 +97,14 @@ def _ambiguous_rotation(sample: Sample, orientation: int) -> Finding:
         f"may fit its image, with EXIF orientation {orientation}, as displayed or as stored: the "
         "size is the same, and other masks of the data fit the pixels as stored."
     )
-    advice = "Save image and mask without EXIF orientation, with the same rotation."
+    advice = "Save the image and the mask with the same rotation and without an EXIF orientation."
     return Finding(ERROR, "rotation-unknown", str(sample.mask), what, advice)
 
 
 def _tiny(sample: Sample, image: ImageFacts) -> Finding:
     height, width = image.size_hw
     what = f"is {width}x{height} pixels, smaller than {_TINY}; most of its crop is padding."
-    advice = "Remove it if it is there by mistake."
+    advice = "Remove the image if it was added by mistake."
     return Finding(WARNING, "tiny", str(sample.image), what, advice)
 
 

@@ -131,7 +131,7 @@ def _check_mask(pair: InspectedPair, histogram: Histogram, class_map: ClassMap) 
         findings.append(Finding(WARNING, "one-class", path, what, advice))
     if pair.mask.file_format in _LOSSY and not class_map.threshold:
         is_certain = pair.mask.num_values <= 2
-        what = f"is a {pair.mask.file_format}, which changes values at the edges of classes"
+        what = f"is a {pair.mask.file_format}, which changes values at class boundaries"
         what += "." if is_certain else f": {pair.mask.num_values} values."
         advice = "Save the mask again as PNG"
         advice += "." if is_certain else f", or pass --mask-threshold {THRESHOLD} for two classes."
@@ -204,7 +204,10 @@ def _foregrounds(root: Path, pairs: Sequence[InspectedPair], class_map: ClassMap
         ordered = sorted(by_top.items(), key=lambda item: -len(item[1]))
         counts = " and ".join(f"{len(pairs)} masks 0/{top}" for top, pairs in ordered)
         top, pairs = ordered[-1]
-        what = f"has the values 0 and {top}, unlike others ({counts}); a class must have one value."
+        what = (
+            f"has the values 0 and {top}, unlike others ({counts}); a class must have the same "
+            "value in all masks."
+        )
         path = str(pairs[0].sample.mask)
         return [Finding(ERROR, "mixed-foreground", path, what, _SAME_ENCODING)]
     for top, pairs in by_top.items():
@@ -228,7 +231,7 @@ def _palettes(pairs: Sequence[InspectedPair]) -> list[Finding]:
                 what = (
                     f"its palette gives the index {value} the color {unpack_color(color)}, but "
                     f"{owner.sample.mask.name} gives it {unpack_color(known)}; the indices are "
-                    "taken as ids, and their colors are ignored."
+                    "used as ids, and the colors are ignored."
                 )
                 advice = (
                     "If the colors define the classes, save the masks as RGB and list the colors."

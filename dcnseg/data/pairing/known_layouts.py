@@ -48,7 +48,7 @@ def find_voc(root: Path) -> Found | None:
     if not lists:
         names = images.keys() & masks.keys()
         num_others = len(images) - len(names)
-        layout += f", {num_others} images without mask are ignored" if num_others else ""
+        layout += f", {num_others} images without masks are ignored" if num_others else ""
         return Found(
             [Entry(images[name], "", name) for name in names],
             [Entry(path, "", name) for name, path in masks.items()],
@@ -100,7 +100,7 @@ def _listed(root: Path, images: dict[str, Path], lists: dict[str, list[str]]) ->
         missing = [name for name in names if name not in images]
         if missing:
             raise DataError(
-                f"{root / _LISTS / (split or 'trainval')}.txt: names {len(missing)} images that "
+                f"{root / _LISTS / (split or 'trainval')}.txt: lists {len(missing)} images that "
                 f"are not in JPEGImages ({', '.join(missing[:5])}). Add them, or remove the lines."
             )
         yield from _present(images, split, names)

@@ -73,7 +73,7 @@ def _find_labelme(
     masks = [f.entry for f in json_files if f.entry.key in keys or is_labelme(f.entry.path)]
     if not keys & {entry.key for entry in masks}:
         return None
-    advice = "Each image needs a LabelMe file of the same name apart from the extension."
+    advice = "Each image needs a LabelMe file with the same name except for the extension."
     return Found(images, masks, "LabelMe JSON by name", advice)
 
 

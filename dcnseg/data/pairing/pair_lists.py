@@ -153,9 +153,9 @@ def _refuse_missing(
     if missing:
         more = ", ..." if len(missing) > _SHOWN else ""
         raise DataError(
-            f"{path}: {len(missing)} of its files are missing or are not regular files "
-            f"({', '.join(missing[:_SHOWN])}{more}). "
-            "Paths are relative to the list's folder, else to DATA."
+            f"{path}: {len(missing)} of the listed files are missing or are not regular files "
+            f"({', '.join(missing[:_SHOWN])}{more}). Paths are relative to the folder of the list "
+            "or to DATA."
         )
 
 

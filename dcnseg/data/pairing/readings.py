@@ -55,7 +55,7 @@ class Reading:
                 if rule.mask_key(file.entry.key) or not self.choice.is_beside(file.entry.key)
             ],
             layout,
-            "An image and its mask must have the same name apart from the extension and a common "
+            "An image and its mask must have the same name except for the extension and a common "
             f"prefix or suffix. For other folders, pass patterns such as --images '{images}' "
             f"--masks '{masks}'.",
         )
@@ -87,8 +87,8 @@ def choose_reading(root: Path, readings: Sequence[Reading]) -> Reading | None:
     if len(options) > 1:
         raise DataError(
             f"{root}: can be read in {'two' if len(options) == 2 else len(options)} ways, as "
-            f"{options[0]} or as {options[1]}. Pass these options to choose one, or move the other "
-            "files away."
+            f"{options[0]} or as {options[1]}. Pass the options of one of them, or move the other "
+            "files to another folder."
         )
     return next(iter(possible or readings), None)
 

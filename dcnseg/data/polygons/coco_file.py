@@ -78,12 +78,15 @@ class CocoFile:
         category = entry.get("category_id")
         name = self.names.get(_whole(category, -1))
         if name is None:
-            raise DataError(f"{what} has the category {short_repr(category)}, not listed.")
+            raise DataError(
+                f"{what} has the category {short_repr(category)}, which the file does "
+                "not list. Add the category, or remove the annotation."
+            )
         outline = entry.get("segmentation")
         if isinstance(outline, dict):
             return Shape(name, (), _decode(outline, coco_image.size_hw, what))
         if not isinstance(outline, list) or not outline:
-            raise DataError(f"{what} has no segmentation, only a box. Remove it or add polygons.")
+            raise DataError(f"{what} has no segmentation. Add polygons, or remove the annotation.")
         return Shape(name, tuple(_ring(flat, what) for flat in outline))
 
 
@@ -193,7 +196,9 @@ def _category_names(
             continue
         name = entry["name"].strip()
         if named.setdefault(number, name) != name:
-            what = f"two categories have the id {short_repr(number)}. Give each its own."
+            what = (
+                f"two categories have the id {short_repr(number)}. Give each category a unique id."
+            )
             problems[what].append(f"{short_repr(named[number])} and {short_repr(name)}")
         heads |= {head for head in [entry.get("supercategory")] if isinstance(head, str)}
     used = {_whole(e.get("category_id")) for group in by_image.values() for e in group}
@@ -218,7 +223,7 @@ def _whole(value: Any, default: int | None = None) -> Any:
 
 def _ring(flat: Any, what: str) -> npt.NDArray[np.float64]:
     if not isinstance(flat, list) or len(flat) % 2:
-        raise DataError(f"{what} has an outline that is not a list x, y, x, y, ...")
+        raise DataError(f"{what} has an outline that is not a list of coordinates x, y, x, y, ...")
     return read_ring([flat[i : i + 2] for i in range(0, len(flat), 2)], what)
 
 

@@ -80,7 +80,7 @@ def _draw(
         if shape.name not in ids and not is_background(shape.name):
             raise DataError(
                 f"{sample.mask}: has the label {short_repr(shape.name)}; the classes are "
-                f"{', '.join(ids)}. Add a class, or an `ignore` entry of that name."
+                f"{', '.join(ids)}. Add a class, or an `ignore` entry with this name."
             )
         draw_shape(canvas, shape, ids.get(shape.name, -1))
     _fill_background(canvas, sample, ids)
@@ -124,9 +124,9 @@ def _fill_background(canvas: npt.NDArray[np.int32], sample: Sample, ids: Mapping
     number = next((ids[name] for name in ids if is_background(name)), None)
     if number is None:
         raise DataError(
-            f"{sample.mask}: {int(is_free.sum())} pixels of {sample.image.name} are in no polygon, "
-            f'and no class is named {BACKGROUND}. Add {{"id": ..., "name": "{BACKGROUND}"}} to '
-            "the classes, or to `ignore`."
+            f"{sample.mask}: {int(is_free.sum())} pixels of {sample.image.name} are outside all "
+            f'polygons, and no class is named {BACKGROUND}. Add {{"id": ..., "name": '
+            f'"{BACKGROUND}"}} to the classes, or to `ignore`.'
         )
     canvas[is_free] = number
 
