@@ -52,7 +52,9 @@ def train(
         del settings["batch_size"]
     if isinstance(data, TrainConfig):
         if settings or preset != "default":
-            raise ConfigError("`data` is a TrainConfig, which has all settings; pass no others.")
+            raise ConfigError(
+                "`data` is a TrainConfig, which contains all settings; do not pass other settings."
+            )
         config = data
     else:
         config = make_train_config(settings | {"root": Path(data)}, preset)

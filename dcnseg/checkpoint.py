@@ -94,7 +94,7 @@ def find_weights(run: Path) -> Path:
     if run.is_file():
         return run
     if not run.exists():
-        raise CheckpointError(f"{run}: no such run folder or weights file.")
+        raise CheckpointError(f"{run} does not exist; expected a run folder or weights file.")
     if not run.is_dir():
         raise CheckpointError(
             f"{run} is not a regular file; expected a run folder or weights file."
@@ -103,7 +103,7 @@ def find_weights(run: Path) -> Path:
     if not path.is_file():
         raise CheckpointError(
             f"{run} has no {BEST_WEIGHTS}; expected a weights file, or a run folder of `dcnseg "
-            "train` that has been validated at least once."
+            "train` with at least one validated epoch."
         )
     return path
 
@@ -160,8 +160,9 @@ def _parse_info(path: Path, header: Any) -> WeightsInfo:
     require(isinstance(writer, str), f"dcnseg is {short_repr(writer)}; expected a version string.")
     if version > FORMAT_VERSION:
         raise CheckpointError(
-            f"{path} has format {short_repr(version)}, written by dcnseg {sanitize(writer)}; this "
-            f"is dcnseg {__version__}, for formats up to {FORMAT_VERSION}. Install a newer dcnseg."
+            f"{path} has format {short_repr(version)}, written by dcnseg {sanitize(writer)}; "
+            f"dcnseg {__version__} reads formats up to {FORMAT_VERSION}. Install a newer version "
+            "of dcnseg."
         )
     scores, seen = header.get("scores"), header.get("training_data")
     check_scores(scores, "scores")
@@ -210,12 +211,12 @@ def load_segmenter(path: Path) -> tuple[Segmenter, WeightsInfo]:
 
 def _read_metadata(path: Path) -> Mapping[str, str]:
     if not path.is_file():
-        raise CheckpointError(f"{path}: no such weights file.")
+        raise CheckpointError(f"{path} does not exist; expected a weights file.")
     try:
         with open_regular_file(path) as file:
             if is_torch_file(file):
                 raise CheckpointError(
-                    f"{path} is a torch.save file, which has no model settings and classes; "
+                    f"{path} is a torch.save file, which contains no model settings or classes; "
                     f"expected a weights file of `dcnseg train` such as {BEST_WEIGHTS}."
                 )
             check_safetensors(file)
@@ -317,13 +318,11 @@ def load_resume_state(path: Path) -> dict[str, Any]:
         CheckpointError: The file is missing, damaged, or of a newer format.
     """
     if not path.is_file():
-        raise CheckpointError(
-            f"{path.parent} has no {path.name}, so there is no training to resume."
-        )
+        raise CheckpointError(f"{path.parent} has no {path.name}, so the run cannot be resumed.")
     state = load_tensors(path)
     version = state.get("format") if isinstance(state, dict) else None
     if type(version) is not int or version > FORMAT_VERSION:
-        raise CheckpointError(f"{path} is not a resume state of dcnseg {__version__} or earlier.")
+        raise CheckpointError(f"{path} is not a checkpoint of dcnseg {__version__} or earlier.")
     try:
         _check_resume_state(state)
     except ConfigError as error:

@@ -142,7 +142,7 @@ class PairSource:
         )
         _require(
             self.pairs is None or not self.images,
-            "--pairs cannot be combined with --images and --masks. Leave out one of the two.",
+            "--pairs cannot be combined with --images and --masks. Use one or the other.",
         )
         for name, pattern in (("--images", self.images), ("--masks", self.masks)):
             _require(
@@ -237,8 +237,8 @@ class DataConfig:
         _require(
             0 < self.val_fraction < 1,
             f"--val-fraction is {short_repr(self.val_fraction)}; expected above 0 and below 1. "
-            "Training needs images to validate with: keep a share of them, such as 0.2, or give "
-            "DATA a folder val beside train and leave this option out.",
+            "Training needs validation images: pass a fraction such as 0.2, or add a folder val "
+            "next to train in DATA and omit this option.",
         )
         crop = self.crop_size * 2 if len(self.crop_size) == 1 else self.crop_size
         _require(
@@ -362,7 +362,7 @@ class TrainConfig:
             f"--lr is {short_repr(self.lr)}; expected above 0 and at most {MAX_RATE}.",
         )
         _require(
-            0 <= self.seed < 2**32, f"--seed is {short_repr(self.seed)}; expected below 2**32."
+            0 <= self.seed < 2**32, f"--seed is {short_repr(self.seed)}; expected 0 to 2**32 - 1."
         )
         _require(
             0 <= self.ema < 1, f"--ema is {short_repr(self.ema)}; expected from 0 (off) to below 1."

@@ -48,8 +48,8 @@ def select_device(name: str) -> torch.device:
     count = {"cuda": torch.cuda.device_count(), "mps": int(torch.backends.mps.is_available())}
     if device.type in count and (device.index or 0) >= count[device.type]:
         raise ConfigError(
-            f"--device is {name}, but torch finds {count[device.type]} {device.type} devices. "
-            "Use --device cpu, or install a torch build that supports this machine."
+            f"--device is {name}, but PyTorch finds {count[device.type]} {device.type} devices. "
+            "Use --device cpu, or install a PyTorch build that supports this machine."
         )
     return device
 

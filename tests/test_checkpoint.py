@@ -75,7 +75,7 @@ def test_weights_file_has_the_default_permissions(weights: Path) -> None:
 
 def test_find_weights(weights: Path, tmp_path: Path) -> None:
     assert find_weights(weights) == find_weights(weights.parent) == weights
-    with pytest.raises(CheckpointError, match="nothing: no such run folder or weights file"):
+    with pytest.raises(CheckpointError, match="nothing does not exist; expected a run folder"):
         find_weights(tmp_path / "nothing")
     with pytest.raises(CheckpointError, match=r"has no best\.safetensors"):
         find_weights(tmp_path)
@@ -271,9 +271,9 @@ def test_resume_state_round_trip(tmp_path: Path) -> None:
 
 
 def test_missing_or_other_resume_state_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match=r"has no last\.ckpt, so there is no training"):
+    with pytest.raises(CheckpointError, match=r"has no last\.ckpt, so the run cannot be resumed"):
         load_resume_state(tmp_path / RESUME_STATE)
     for other in ([1, 2], {"epoch": 1}, {"format": "1"}, {"format": 99}):
         torch.save(other, tmp_path / RESUME_STATE)
-        with pytest.raises(CheckpointError, match="is not a resume state"):
+        with pytest.raises(CheckpointError, match="is not a checkpoint"):
             load_resume_state(tmp_path / RESUME_STATE)

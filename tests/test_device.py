@@ -16,7 +16,7 @@ def test_auto_device_works() -> None:
 
 def test_unavailable_or_unknown_device_is_an_error() -> None:
     missing = f"cuda:{torch.cuda.device_count()}"
-    with pytest.raises(ConfigError, match=f"--device is {missing}, but torch finds"):
+    with pytest.raises(ConfigError, match=f"--device is {missing}, but PyTorch finds"):
         select_device(missing)
     with pytest.raises(ConfigError, match="--device is 'cuda:x'"):
         select_device("cuda:x")

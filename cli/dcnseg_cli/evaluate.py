@@ -54,7 +54,7 @@ def evaluate(
     amp: AmpOption = "off",
     json: JsonOption = False,
 ) -> None:
-    """Compute mIoU, class IoU and pixel accuracy of a run on a split, at full resolution."""
+    """Compute mIoU, class IoU and pixel accuracy on a split, at the original resolution."""
     config = PredictConfig(window, overlap, flip, parse_numbers(scales, "--scales"))
     source = PairSource(images, masks, pairs)
     from dcnseg.engine.evaluation import evaluate_run

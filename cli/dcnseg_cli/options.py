@@ -157,7 +157,7 @@ def parse_integers(text: str, option: str) -> tuple[int, ...]:
         return tuple(map(int, text.split(","))) if text else ()
     except ValueError:
         raise typer.BadParameter(
-            f"{text!r} is not a list of whole numbers such as 1,2.", param_hint=option
+            f"{text!r} is not a list of integers such as 1,2.", param_hint=option
         ) from None
 
 

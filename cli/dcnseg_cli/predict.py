@@ -68,7 +68,7 @@ def predict(
     min_confidence: Annotated[
         float,
         typer.Option(
-            help="Set pixels whose confidence is below this, 0 to 1, to the ignored id (255).",
+            help="Set pixels with a confidence below this value (0 to 1) to the ignored id (255).",
             rich_help_panel="Inference",
         ),
     ] = PredictConfig.min_confidence,
@@ -80,17 +80,19 @@ def predict(
     amp: AmpOption = "off",
     json: JsonOption = False,
 ) -> None:
-    """Label every pixel of images of any size.
+    """Predict the class of every pixel, for images of any size.
 
     Writes OUT/labels/NAME.png (a palette PNG with the class ids, at the image's size) and
     OUT/overlays/NAME.jpg. An image that cannot be read is reported and skipped; the exit code is
-    then 3. Warns about images that differ from the training images, and about results of a single
-    class.
+    then 3. Warns about images that differ from the training images, and about predictions of a
+    single class.
     """
     config = PredictConfig(window, overlap, flip, parse_numbers(scales, "--scales"), min_confidence)
     kinds = [kind.strip() for kind in save.split(",") if kind.strip()]
     if overwrite and skip_existing:
-        raise ConfigError("--overwrite and --skip-existing exclude each other; use one.")
+        raise ConfigError(
+            "--overwrite and --skip-existing cannot be combined. Use one or the other."
+        )
     check_out_folder(out, overwrite=overwrite or skip_existing)
     from dcnseg.inference.batch import predict_files
     from dcnseg.inference.inputs import find_inputs
@@ -119,7 +121,7 @@ def predict(
     skipped = sum(result.is_skipped for result in results)
     for warning in find_warnings(results, predictor.training_data, predictor.class_map.num_classes):
         message(f"Warning: {warning}")
-    rest = f"; {skipped} skipped, as their outputs exist" if skipped else ""
+    rest = f"; {skipped} skipped because their outputs exist" if skipped else ""
     message(f"Predicted {len(results) - failed - skipped} of {len(results)} images in {out}{rest}.")
     if failed:
         raise typer.Exit(DATA)

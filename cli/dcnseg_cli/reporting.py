@@ -101,7 +101,7 @@ def exit_on_stdout_error(error: OSError) -> NoReturn:
     os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
     if isinstance(error, BrokenPipeError):
         raise typer.Exit(FAILURE) from None
-    fail(f"stdout cannot be written: {error.strerror or error}", FAILURE, error)
+    fail(f"cannot write to stdout: {error.strerror or error}", FAILURE, error)
 
 
 def is_usage_error(error: Exception) -> bool:

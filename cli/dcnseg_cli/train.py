@@ -115,7 +115,7 @@ def train(
     resume: Annotated[
         Path | None,
         _option(
-            "Resume this run. Can be changed: "
+            "Resume this run. Only these options can be changed: "
             + ", ".join(f"--{name.replace('_', '-')}" for name in RESUMABLE_OPTIONS)
             + ".",
             None,
@@ -124,7 +124,7 @@ def train(
     init: Annotated[
         Path | None,
         _option(
-            "Start from the trained weights of a run or file, including the decoder.",
+            "Start from the trained weights of a run or weights file, including the decoder.",
             None,
             metavar="RUN_OR_FILE",
         ),
@@ -169,7 +169,8 @@ def train(
     mask_threshold: Annotated[
         int,
         _option(
-            "Treat mask values from this threshold on as foreground; 0: masks hold class ids.",
+            "Treat mask values of at least this threshold as foreground; 0: masks contain class "
+            "ids.",
             DATA_PANEL,
         ),
     ] = DataConfig.mask_threshold,
@@ -194,8 +195,8 @@ def train(
     rotate: Annotated[
         float,
         _option(
-            "Rotate at random: 90 or 180 rotate by multiples of it without interpolation, any "
-            "other value by an angle between -DEGREES and DEGREES; 0: off.",
+            "Random rotation: 90 or 180 rotates by multiples of this angle without interpolation, "
+            "any other value by an angle between -DEGREES and DEGREES; 0: off.",
             AUGMENTATION_PANEL,
             metavar="DEGREES",
         ),
@@ -212,12 +213,13 @@ def train(
         ),
     ] = DataConfig.blur,
     architecture: Annotated[
-        str, choice_option("Decoder.", ARCHITECTURES, MODEL_PANEL)
+        str, choice_option("Architecture of the decoder.", ARCHITECTURES, MODEL_PANEL)
     ] = ModelConfig.architecture,
     encoder_weights: Annotated[
         str,
         _option(
-            "imagenet, none, another name that smp has for the encoder, or a local file.",
+            "imagenet, none, another weights name that segmentation-models-pytorch provides for "
+            "the encoder, or a local file.",
             MODEL_PANEL,
         ),
     ] = TrainConfig.encoder_weights,
@@ -226,7 +228,11 @@ def train(
         choice_option("Output stride of the encoder.", STRIDES, MODEL_PANEL),
     ] = ModelConfig.output_stride,
     deform_layers: Annotated[
-        int, _option("Number of late 3x3 convolutions that are deformable; 0: none.", MODEL_PANEL)
+        int,
+        _option(
+            "Number of deformable 3x3 convolutions, counted from the end of the encoder; 0: none.",
+            MODEL_PANEL,
+        ),
     ] = ModelConfig.deform_layers,
     late_dilation: Annotated[
         int,
@@ -280,7 +286,9 @@ def train(
         float,
         _option("Power of the polynomial learning rate schedule, at least 0.", LEARNING_PANEL),
     ] = TrainConfig.poly_power,
-    loss: Annotated[str, choice_option("Loss.", LOSSES, LEARNING_PANEL)] = TrainConfig.loss,
+    loss: Annotated[
+        str, choice_option("Loss function.", LOSSES, LEARNING_PANEL)
+    ] = TrainConfig.loss,
     class_weights: Annotated[
         str,
         choice_option("Class weights by pixel frequency.", CLASS_WEIGHTS, LEARNING_PANEL),
@@ -340,7 +348,7 @@ def train(
         return
     if data is None or out is None:
         raise typer.BadParameter(
-            "give DATA and --out RUN, or --resume RUN.", param_hint="DATA / --out"
+            "pass DATA and --out RUN, or --resume RUN.", param_hint="DATA / --out"
         )
     if init is not None and "encoder_weights" in given:
         raise typer.BadParameter(
@@ -440,7 +448,8 @@ def _refuse_changes(
         differences.append(f"--preset {options['preset']} is for a new run")
     if differences:
         raise typer.BadParameter(
-            f"{'; '.join(differences)}. These cannot change when a run is resumed.",
+            f"{'; '.join(differences)}. Remove these options: they cannot be changed when a run is "
+            "resumed.",
             param_hint="--resume",
         )
 
@@ -473,6 +482,6 @@ def _parse_batch_size(text: str) -> int:
     numbers = parse_integers(text, "--batch-size")
     if len(numbers) != 1:
         raise typer.BadParameter(
-            f"{text!r} is not a whole number or {AUTO}.", param_hint="--batch-size"
+            f"{text!r} is not an integer or {AUTO}.", param_hint="--batch-size"
         )
     return numbers[0]

@@ -98,8 +98,8 @@ def _check_description(before: Any) -> None:
     threads = before.get(THREADS) if is_whole else None
     if type(threads) is not int or not 1 <= threads <= _MAX_THREADS:
         raise CheckpointError(
-            f"The checkpoint's description of its environment is damaged: expected {THREADS} "
-            f"from 1 to {_MAX_THREADS}."
+            f"The environment recorded in the checkpoint is damaged: expected {THREADS} from 1 to "
+            f"{_MAX_THREADS}."
         )
 
 

@@ -45,8 +45,8 @@ MONITORED_PASSES = 8  # enough for a mean; more would slow down the evaluation
 MAX_OUTSIDE_SHARE = 0.5  # of the sampling positions
 STATISTICS = ("mean_px", "p95_px", "outside_share", "grid_outside_share")
 ADVICE = (
-    "Ignore this in the first hundred steps, where batch norm statistics are not yet stable; "
-    "later, lower --offset-lr-scale or --lr, or choose another --encoder."
+    "This is expected in the first hundred steps, while the batch norm statistics are not yet "
+    "stable. If it persists, lower --offset-lr-scale or --lr, or choose another --encoder."
 )
 
 
@@ -197,13 +197,15 @@ class OffsetMonitor:
         means, size_px = self._means(name), self._sizes_px[name]
         if not means["p95_px"] <= size_px:
             return (
-                f"the 95th percentile of its offsets is {means['p95_px']:.0f} px, but its feature "
-                f"map is only {size_px} px long."
+                f"the 95th percentile of the offsets is {means['p95_px']:.0f} px, but the longer "
+                f"side of the feature map is only {size_px} px."
             )
         # On a small feature map, a dilated kernel is mostly outside even without offsets.
         outside = means["outside_share"]
         if outside > max(MAX_OUTSIDE_SHARE, means["grid_outside_share"]):
-            return f"a fraction of {outside:.2f} of its samples lies outside its feature map."
+            return (
+                f"a fraction of {outside:.2f} of the sampling points lies outside the feature map."
+            )
         return None
 
     def _means(self, name: str) -> dict[str, float]:

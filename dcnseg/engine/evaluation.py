@@ -157,7 +157,9 @@ def evaluate_run(
     samples = splits.all_samples() if split == "all" else getattr(splits, split)
     if not samples:
         there = ", ".join(name for name in SPLITS[:3] if getattr(splits, name))
-        raise ConfigError(f"--split is {split}, but {root} has no such images; it has {there}.")
+        raise ConfigError(
+            f"--split is {split}, but {root} does not contain this split; it contains {there}."
+        )
     _check_classes(root, predictor.class_map)
     return evaluate(predictor, samples, on_progress=on_progress)
 
@@ -166,8 +168,8 @@ def _check_order(run: Path, root: Path) -> None:
     if root.is_file() or (root / BEST_WEIGHTS).is_file():
         if run.is_dir() and not (run / BEST_WEIGHTS).is_file():
             raise ConfigError(
-                f"{run} is not a run, but {root} is: the run comes first. "
-                f"Try: dcnseg evaluate {root} {run}"
+                f"{run} is not a run, but {root} is. The run must be the first argument. Try: "
+                f"dcnseg evaluate {root} {run}"
             )
     elif not root.exists():
         raise DataError(f"{root}: does not exist.")
@@ -213,8 +215,11 @@ def _check_classes(root: Path, trained: ClassMap) -> None:
     names = dict(zip(trained.ids, trained.names, strict=True))
     for entry in ClassMap.from_file(class_list).classes:
         if entry.id not in trained.ignored_ids and names.get(entry.id) != entry.name:
+            name = names.get(entry.id)
+            expected = (
+                "the run has no class with this id" if name is None else f"the run has {name!r}"
+            )
             raise DataError(
-                f"{class_list}: class {entry.id} is {entry.name!r}; the run was trained with "
-                f"{names.get(entry.id, 'no such class')!r}. Evaluate on data with the run's "
-                "classes."
+                f"{class_list}: class {entry.id} is {entry.name!r}, but {expected}. Evaluate on "
+                "data with the classes of the run."
             )

@@ -97,7 +97,7 @@ class InitialWeights:
         new = [name for name in layers if name not in loaded]
         unused = [name for name in given if name not in layers]
         if not layers and not given:
-            return "Offsets: none; there are no deformable layers."
+            return "Offsets: none; the model has no deformable layers."
         return _sentence(
             "Offsets",
             loaded and f"loaded for {len(loaded)} deformable layers",

@@ -30,7 +30,7 @@ JOIN_SECONDS = 5.0  # how long to wait for a worker to exit
 FILES_PER_WORKER, EXTRA_FILES = 4, 10
 _IGNORED_SIGNALS = (signal.SIGINT, signal.SIGTERM, getattr(signal, "SIGHUP", signal.SIGTERM))
 _OUT_OF_FILES = (
-    "Too many open files to start or run the data loading workers. Use fewer --workers (0 needs "
+    "Too many open files to start or run the data loading workers. Lower --workers (0 starts "
     "none), or raise the limit with `ulimit -n`."
 )
 
@@ -190,9 +190,9 @@ class TrainingLoader:
         cause = reason.partition("\n")[0].removeprefix("DataLoader worker ")
         return (
             f"A data loading worker died: {cause.rstrip('.')}. It was reading "
-            f"{files or 'no file'}. If it was killed, the machine probably ran out of memory: use "
-            "fewer --workers, a smaller --batch-size or a smaller --crop-size. Otherwise check the "
-            "file; with --workers 0 the main process reads it."
+            f"{files or 'no file'}. If it was killed, the machine probably ran out of memory: "
+            "lower --workers, --batch-size or --crop-size. Otherwise, check the file; with "
+            "--workers 0, the main process reads it."
         )
 
 

@@ -90,7 +90,7 @@ def restore_metrics(
         if missing := sorted(set(range(1, epoch + 1)) - {record["epoch"] for record in kept}):
             on_warning(
                 f"{run / METRICS} and the checkpoint lack {len(missing)} of the epochs up to "
-                f"{epoch}, such as epoch {missing[0]}."
+                f"{epoch}, such as epoch {missing[0]}. Training continues without their scores."
             )
     with explain_write_errors(run / METRICS), atomic_path(run / METRICS) as temporary:
         temporary.write_text(text, encoding="utf-8")

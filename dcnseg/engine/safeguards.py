@@ -46,7 +46,7 @@ class Safeguards:
         """Save a checkpoint and raise a TrainingStoppedError if the listener requests a stop."""
         if self.listener.stop_requested():
             self.save()
-            raise TrainingStoppedError(f"{self.run} was stopped; its state is saved.")
+            raise TrainingStoppedError(f"{self.run} was stopped; its checkpoint is saved.")
 
     def save(self, *, is_final: bool = False) -> None:
         """Write the checkpoint; after non-finite steps, keep the last good one unless final."""

@@ -166,7 +166,11 @@ def check_files_are_unchanged(run: Path, splits: Splits) -> None:
     if changed:
         sample, kind, old, new = changed[0]
         file = sample.image if kind == "image" else sample.mask
-        how = f"{old[0]} bytes before, {new[0]} now" if old[0] != new[0] else "other content"
+        how = (
+            f"{old[0]} bytes before, {new[0]} now"
+            if old[0] != new[0]
+            else "same size, different content"
+        )
         raise DataError(
             f"{file}: has changed since the run started ({how}), as have {len(changed) - 1} other "
             "files. Restore them, or start a new run."
@@ -219,4 +223,4 @@ def _fingerprint(path: Path) -> Fingerprint:
             file.seek(max(0, size - PROBE_BYTES))
             return [size, zlib.crc32(file.read(), checksum)]
     except OSError as error:
-        raise DataError(f"{path}: cannot be read: {error.strerror or error}.") from error
+        raise DataError(f"{path}: cannot be read ({error.strerror or error}).") from error

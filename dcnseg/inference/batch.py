@@ -119,9 +119,9 @@ def _find_folders_to_mark(out: Path, kinds: Sequence[str]) -> tuple[Path, ...]:
     for folder in folders:
         if has_unmarked_files(folder):
             raise ConfigError(
-                f"--out is {out}, but {folder} has files that dcnseg did not write, or did not "
-                "mark as its own; predictions could overwrite them. Use another --out, or delete "
-                "the folder if it only has old predictions."
+                f"--out is {out}, but {folder} contains files and is not marked as dcnseg output; "
+                "predictions could overwrite the files. Use another --out, or delete the folder if "
+                "it contains only old predictions."
             )
     return folders
 

@@ -21,7 +21,7 @@ from dcnseg.validation import did_you_mean
 LATE_LAYERS = 3
 PROBE_SIZE = 64  # pixels; any multiple of 32
 SAFE_CHANNELS = 8  # see `_subsample_before_convolving`
-ADVICE = "Choose an encoder of the ResNet family such as resnet50."
+ADVICE = "Choose an encoder of the ResNet family, such as resnet50."
 
 
 def build_encoder(name: str, *, output_stride: int) -> nn.Module:
@@ -64,9 +64,9 @@ def require_installed_encoder(name: str) -> None:
         if name.startswith("tu-"):
             known = [f"tu-{model}" for model in timm.list_models()]
         raise ConfigError(
-            f"--encoder is {short_repr(name)}, which segmentation-models-pytorch does not have."
-            f"{did_you_mean(name, known)} Recommended: the ResNet family (resnet18, resnet34, "
-            "resnet50, resnet101, resnext50_32x4d)."
+            f"--encoder is {short_repr(name)}, which segmentation-models-pytorch does not "
+            f"provide.{did_you_mean(name, known)} Recommended: the ResNet family (resnet18, "
+            "resnet34, resnet50, resnet101, resnext50_32x4d)."
         )
 
 

@@ -63,8 +63,8 @@ def visualize_files(
     _check_points_in_images(points, images)
     if has_unmarked_files(out):
         raise ConfigError(
-            f"--out is {out}, which has files that dcnseg did not write, or did not mark as its "
-            "own. Use another folder, or delete this one if it only has old outputs."
+            f"--out is {out}, which contains files and is not marked as dcnseg output. Use another "
+            "--out, or delete the folder if it contains only old outputs."
         )
     for image in images:
         try:

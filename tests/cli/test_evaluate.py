@@ -50,7 +50,7 @@ def test_augmentation_changes_the_prediction(invoke: Invoke, run: Path, scenes: 
         (
             ["{scenes}", "{run}/best.safetensors"],
             2,
-            "is not a run, but {run}/best.safetensors is: ",
+            "is not a run, but {run}/best.safetensors is. ",
         ),
     ],
 )

@@ -34,4 +34,4 @@ def test_run(invoke: Invoke, run: Path) -> None:
 def test_what_is_no_run_is_named(invoke: Invoke, tmp_path: Path) -> None:
     result = invoke("info", tmp_path / "nothing")
     assert result.exit_code == 1
-    assert "nothing: no such run folder" in result.stderr
+    assert "nothing does not exist; expected a run folder" in result.stderr

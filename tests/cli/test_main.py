@@ -118,7 +118,7 @@ def test_a_reader_that_goes_away_is_no_error_to_show(line: str) -> None:
 )
 def test_a_stdout_that_is_full_is_named(scenes: Path, line: str, unbuffered: str) -> None:
     result = shell(f"{line.format(scenes=scenes)} > /dev/full", PYTHONUNBUFFERED=unbuffered)
-    assert result.stderr == "Error: stdout cannot be written: No space left on device\n"
+    assert result.stderr == "Error: cannot write to stdout: No space left on device\n"
     assert result.returncode == 1
 
 

@@ -103,7 +103,7 @@ def test_skip_existing_goes_on_where_it_stopped(
     result = invoke(*arguments, "--skip-existing", "--json")
     assert result.exit_code == 0, result.stderr
     assert "Predicted 2 of 3 images" in result.stderr
-    assert "; 1 skipped, as their outputs exist." in result.stderr
+    assert "; 1 skipped because their outputs exist." in result.stderr
     lines = [json.loads(line) for line in result.stdout.splitlines()]
     assert [line["is_skipped"] for line in lines] == [True, False, False]
     assert lines[0]["outputs"]["labels"] == str(kept)
@@ -114,7 +114,7 @@ def test_skip_existing_goes_on_where_it_stopped(
     assert "Predicted 0 of 3 images" in result.stderr
     result = invoke(*arguments, "--skip-existing", "--overwrite")
     assert result.exit_code == 2
-    assert "--overwrite and --skip-existing exclude each other" in result.stderr
+    assert "--overwrite and --skip-existing cannot be combined" in result.stderr
 
 
 def test_images_unlike_the_trainings_are_warned_about(

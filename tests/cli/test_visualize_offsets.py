@@ -122,6 +122,6 @@ def test_a_folder_of_images_is_no_output_folder(
         assert "Visualized 1 of 1 images" in result.stderr
     assert is_output_folder(out)
     inputs = [InputImage(Path(image), PurePath("a"))]
-    with pytest.raises(ConfigError, match=r"which has files that dcnseg did not write"):
+    with pytest.raises(ConfigError, match=r"which contains files and is not marked"):
         list(visualize_run.visualize_files(run, inputs, tmp_path, device="cpu"))
     assert not is_output_folder(tmp_path)

@@ -78,7 +78,7 @@ def test_every_other_difference_is_named(name: str) -> None:
 
 @pytest.mark.parametrize("damaged", [3, [], {}, {THREADS: "2"}, {THREADS: 10**30}, {1: 2}])
 def test_a_damaged_description_is_an_error(damaged: object) -> None:
-    with pytest.raises(CheckpointError, match="description of its environment is damaged"):
+    with pytest.raises(CheckpointError, match="environment recorded in the checkpoint is damaged"):
         restore({ENVIRONMENT: damaged})
 
 

@@ -74,8 +74,8 @@ def test_large_offsets_are_recorded_each_epoch_and_reported_once(
     for epoch in (1, 2):
         assert trainer.evaluator.evaluate(epoch, lambda: None)["runaway_layers"] == [name]
     (text,) = listener.warnings
-    assert text.startswith(f"{name}: the 95th percentile of its offsets is 42 px, but its feature")
-    assert "6 px long" in text  # for images of 64x96
+    assert text.startswith(f"{name}: the 95th percentile of the offsets is 42 px, but the longer")
+    assert "feature map is only 6 px." in text  # for images of 64x96
 
 
 def test_preview_has_rows_of_image_mask_and_prediction(

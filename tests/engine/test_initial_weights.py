@@ -137,7 +137,7 @@ def test_weights_without_offsets_compute_the_same_at_first(run: Path, tmp_path: 
     with torch.no_grad():
         torch.testing.assert_close(model.eval()(x), plain(x), atol=1e-4, rtol=1e-4)
     _, listener = load(path, config, info.class_map)
-    assert listener.notes[2] == "Offsets: none; there are no deformable layers."
+    assert listener.notes[2] == "Offsets: none; the model has no deformable layers."
 
 
 def test_settings_that_differ_give_warnings(run: Path) -> None:
@@ -178,7 +178,7 @@ def test_another_network_is_refused(
 
 
 def test_missing_weights_are_named(scenes: Path, tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="none: no such run folder or weights file"):
+    with pytest.raises(CheckpointError, match="none does not exist; expected a run folder"):
         train(small_config(scenes, init=tmp_path / "none"), tmp_path / "new")
 
 

@@ -131,7 +131,7 @@ def test_skipped_batches_are_not_loaded(scenes: Path) -> None:
     assert len(load_all(make_loader(scenes, FailingDataset), start)) == len(order) - start
 
 
-OUT_OF_FILES = "Too many open files to start or run the data loading workers. Use fewer --workers"
+OUT_OF_FILES = "Too many open files to start or run the data loading workers. Lower --workers"
 
 
 @pytest.mark.parametrize("is_collated", [False, True])

@@ -119,7 +119,7 @@ def test_a_run_stopped_anywhere_equals_an_uninterrupted_one(scenes: Path, tmp_pa
     config = replace(config, data=replace(config.data, workers=1))
     straight, stopped = tmp_path / "straight", tmp_path / "stopped"
     train(config, straight)
-    with pytest.raises(TrainingStoppedError, match="was stopped; its state is saved"):
+    with pytest.raises(TrainingStoppedError, match="was stopped; its checkpoint is saved"):
         train(config, stopped, listener=Recorder(stop_at=2))  # after the second step
     assert load_resume_state(stopped / RESUME_STATE)["so_far"]["step"] == 2
     with pytest.raises(TrainingStoppedError):

@@ -275,7 +275,7 @@ def test_outputs_are_not_used_as_input(predictor: Predictor, tmp_path: Path) -> 
     assert is_output_folder(out)
     assert names() == ["a", "sub/b"]
     (out / OUTPUT_MARKER).unlink()
-    with pytest.raises(ConfigError, match="did not mark as its own"):
+    with pytest.raises(ConfigError, match="is not marked as dcnseg output"):
         names()
     assert notes[-1].startswith("Skipped 4 files in the output folder, for example ")
 
@@ -290,7 +290,7 @@ def test_output_subfolders_are_marked_in_a_folder_of_images(
     predict(predictor, files, tmp_path)
     # Could be the user's masks.
     (tmp_path / "labels" / OUTPUT_MARKER).unlink()
-    with pytest.raises(ConfigError, match=r"labels has files that dcnseg did not write"):
+    with pytest.raises(ConfigError, match=r"labels contains files"):
         predict(predictor, files, tmp_path)
 
 
@@ -306,7 +306,7 @@ def test_predictions_never_overwrite_masks(
         out = tmp_path / "out"
         out.mkdir()
         (out / "labels").symlink_to(mask.parent)
-    with pytest.raises(ConfigError, match=r"labels has files that dcnseg did not write"):
+    with pytest.raises(ConfigError, match=r"labels contains files"):
         predict_files(predictor, inputs, out, ("labels",), skip_existing=True)
     assert mask.read_bytes() == before
     predict_files(predictor, inputs, out, ("overlay",))

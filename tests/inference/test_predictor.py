@@ -101,7 +101,7 @@ def test_wrong_image_is_an_error(
 
 
 def test_missing_weights_are_an_error(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="no such run folder"):
+    with pytest.raises(CheckpointError, match="does not exist; expected a run folder"):
         Predictor.from_checkpoint(tmp_path / "run")
 
 

@@ -76,10 +76,13 @@ def test_settings_that_do_not_fit_the_encoder_are_errors() -> None:
 @pytest.mark.parametrize(
     ("name", "text"),
     [
-        ("resnet19", "'resnet19', which segmentation-models-pytorch does not have. Did you mean"),
-        ("ResNet18", "does not have. Did you mean resnet18?"),
-        ("tu-ResNet18", "does not have. Did you mean tu-resnet18?"),
-        ("xyz", "does not have. Recommended: the ResNet"),
+        (
+            "resnet19",
+            "'resnet19', which segmentation-models-pytorch does not provide. Did you mean",
+        ),
+        ("ResNet18", "does not provide. Did you mean resnet18?"),
+        ("tu-ResNet18", "does not provide. Did you mean tu-resnet18?"),
+        ("xyz", "does not provide. Recommended: the ResNet"),
         (
             "densenet121",
             "--encoder densenet121 cannot be built with output stride 16: it does not support dil",
