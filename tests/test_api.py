@@ -174,7 +174,7 @@ def test_16_bit_colors_are_scaled_by_the_range_that_holds_them() -> None:
     ],
 )
 def test_other_arrays_are_refused(array: Any) -> None:
-    with pytest.raises(ShapeError, match=r"`image` is .*; expected \[H, W\]"):
+    with pytest.raises(ShapeError, match=r"`image` is .*; expected uint8 or uint16 \[H, W\]"):
         as_rgb_array(array)
 
 

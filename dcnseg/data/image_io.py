@@ -131,8 +131,8 @@ def as_rgb_array(image: AnyImage) -> UInt8Array:
     is_image = gray.ndim == 2 or (gray.ndim == 3 and gray.shape[2] in (3, 4))
     if not is_image or image.dtype not in types or not image.size:
         raise ShapeError(
-            f"`image` is {image.dtype} {list(image.shape)}; expected uint8 or uint16 [H, W], [H, "
-            "W, 3] or [H, W, 4]."
+            f"`image` is {image.dtype} {list(image.shape)}; expected uint8 or uint16 "
+            "[H, W], [H, W, 3] or [H, W, 4]."
         )
     if gray.ndim == 3 and gray.dtype == np.uint16:
         return _deep_as_rgb(gray, _IN_MEMORY)

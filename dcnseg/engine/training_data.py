@@ -171,9 +171,10 @@ def check_files_are_unchanged(run: Path, splits: Splits) -> None:
             if old[0] != new[0]
             else "same size, different content"
         )
+        rest = len(changed) - 1
+        others = f", as have {rest} other files. Restore them" if rest else ". Restore it"
         raise DataError(
-            f"{file}: has changed since the run started ({how}), as have {len(changed) - 1} other "
-            "files. Restore them, or start a new run."
+            f"{file}: has changed since the run started ({how}){others}, or start a new run."
         )
 
 

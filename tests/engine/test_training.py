@@ -264,7 +264,7 @@ def test_replaced_files_are_detected(data_copy: Path, tmp_path: Path, kind: str)
     check_files_are_unchanged(tmp_path, splits)
     first, second = sorted((data_copy / "val" / kind).iterdir())[:2]
     shutil.copy(first, second)
-    text = rf"{second.name}: has changed since the run started \(.* 0 "
+    text = rf"{second.name}: has changed since the run started \(.*\)\. Restore it"
     with pytest.raises(DataError, match=text):
         check_files_are_unchanged(tmp_path, splits)
 
