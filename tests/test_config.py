@@ -195,3 +195,8 @@ def test_every_number_of_the_settings_has_a_range(config: Any) -> None:
 def test_means_and_deviations_out_of_range_are_named(values: dict[str, Any], text: str) -> None:
     with pytest.raises(ConfigError, match=text):
         Preprocessing(**values)
+
+
+def test_settings_of_earlier_versions_are_read() -> None:
+    config = from_dict(DataConfig, {"root": "photos", "colour_jitter": 0.1})
+    assert config.color_jitter == 0.1

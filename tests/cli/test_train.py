@@ -421,6 +421,16 @@ def test_resume_takes_no_preset(invoke: Invoke, run: Path) -> None:
     assert "--preset small is for a new run. Remove these options" in text
 
 
+@pytest.mark.parametrize("option", ["--colour-jitter=2", "--color-jitter=2"])
+def test_british_spelling_of_an_option_is_accepted(
+    option: str, invoke: Invoke, scenes: Path, tmp_path: Path
+) -> None:
+    result = invoke("train", scenes, "--out", tmp_path / "run", option)
+    assert result.exit_code == 2
+    assert "--color-jitter is 2.0; expected" in result.stderr
+    assert "colour" not in invoke("train", "--help").stdout
+
+
 def test_training_can_start_from_a_run(
     invoke: Invoke, scenes: Path, run: Path, tmp_path: Path
 ) -> None:
