@@ -1,8 +1,8 @@
-"""Weights files and resume states: versioned, written atomically, and loaded without running code.
+"""Weights files and checkpoints: versioned, written atomically, and loaded without running code.
 
 A weights file is a .safetensors file whose metadata holds the model configuration, the classes and
-the preprocessing, so prediction needs no other file. A resume state is a `torch.save` file of
-tensors and plain values, read with an allow-list (`safe_load.load_tensors`).
+the preprocessing, so prediction needs no other file. A checkpoint is a `torch.save` file of tensors
+and plain values to resume a run from, read with an allow-list (`safe_load.load_tensors`).
 """
 
 from __future__ import annotations
@@ -50,19 +50,12 @@ METADATA_KEY = "dcnseg"
 
 @dataclass(frozen=True)
 class TrainingDataStats:
-    """Statistics of the training images, used to warn about images that differ from them.
-
-    Attributes:
-        num_images: Number of images.
-        min_size_hw: Smallest height and smallest width in pixels, possibly of different images.
-        max_size_hw: Largest height and largest width in pixels.
-        gray_share: Share of gray images, in [0, 1], estimated from up to 16 images.
-    """
+    """Statistics of the training images, used to warn about images that differ from them."""
 
     num_images: int
-    min_size_hw: tuple[int, int]
-    max_size_hw: tuple[int, int]
-    gray_share: float
+    min_size_hw: tuple[int, int]  # smallest height and width in pixels, maybe of different images
+    max_size_hw: tuple[int, int]  # largest height and width in pixels
+    gray_share: float  # share of gray images, in [0, 1], estimated from up to 16 images
 
     def __post_init__(self) -> None:
         """Check the values, which a damaged file may have changed."""
@@ -93,12 +86,9 @@ def find_weights(run: Path) -> Path:
     """
     if run.is_file():
         return run
-    if not run.exists():
-        raise CheckpointError(f"{run} does not exist; expected a run folder or weights file.")
     if not run.is_dir():
-        raise CheckpointError(
-            f"{run} is not a regular file; expected a run folder or weights file."
-        )
+        problem = "is not a regular file" if run.exists() else "does not exist"
+        raise CheckpointError(f"{run} {problem}; expected a run folder or weights file.")
     path = run / BEST_WEIGHTS
     if not path.is_file():
         raise CheckpointError(
@@ -289,13 +279,11 @@ def _compare_state_dicts(own: Mapping[str, Tensor], given: Mapping[str, Tensor])
 
 
 def _format_names(names: Sequence[str], count: int = 2) -> str:
-    return ", ".join(sanitize(name) for name in names[:count]) + (
-        ", ..." if len(names) > count else ""
-    )
+    return ", ".join(map(sanitize, names[:count])) + (", ..." if len(names) > count else "")
 
 
 def save_resume_state(path: Path, state: Mapping[str, Any]) -> None:
-    """Write the state of a training run atomically.
+    """Write the checkpoint of a training run atomically.
 
     Raises:
         OSError: The folder cannot be written or the disk is full.
@@ -312,7 +300,7 @@ def save_resume_state(path: Path, state: Mapping[str, Any]) -> None:
 
 
 def load_resume_state(path: Path) -> dict[str, Any]:
-    """Load the state of a training run on the CPU.
+    """Load the checkpoint of a training run on the CPU.
 
     Raises:
         CheckpointError: The file is missing, damaged, or of a newer format.
@@ -340,5 +328,5 @@ def _check_resume_state(state: Mapping[str, Any]) -> None:
         )
     if (scores := state.get("best_scores")) is not None:
         check_scores(scores, "best_scores")
-    if settings := state.get("settings"):  # missing in states of earlier versions
+    if settings := state.get("settings"):  # missing in checkpoints of earlier versions
         from_dict(TrainConfig, settings)

@@ -6,6 +6,7 @@ takes numbers. Defaults stand here and nowhere else.
 
 from __future__ import annotations
 
+import json
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, field, fields, is_dataclass
 from pathlib import Path
@@ -111,6 +112,22 @@ def _require_choice(name: str, value: str, choices: tuple[str, ...]) -> None:
     )
 
 
+def _check(config: Any, name: str, is_valid: bool, expected: str) -> None:
+    """Raise a ConfigError unless a setting is valid; `expected` describes the valid values."""
+    value = getattr(config, name)
+    shown = _listed(value) if isinstance(value, tuple) else short_repr(value)
+    _require(is_valid, f"{_option(name)} is {shown}; expected {expected}.")
+
+
+def _check_range(config: Any, least: float, most: float, *names: str) -> None:
+    for name in names:
+        require_between(_option(name), getattr(config, name), least, most)
+
+
+def _option(name: str) -> str:
+    return f"--{name.replace('_', '-')}"
+
+
 def _listed(values: tuple[float, ...]) -> str:
     return ",".join(f"{v:g}" if isinstance(v, float) else short_repr(v) for v in values[:10])
 
@@ -170,20 +187,15 @@ class ModelConfig:
         """Check types and ranges, and fill in the rates."""
         check_fields(self)
         _require_choice("--architecture", self.architecture, ARCHITECTURES)
-        _require(
-            self.output_stride in ATROUS_RATES_BY_STRIDE,
-            f"--output-stride is {short_repr(self.output_stride)}; expected 8 or 16.",
-        )
-        require_between("--deform-layers", self.deform_layers, 0, MAX_COUNT)
-        require_between("--late-dilation", self.late_dilation, 0, MAX_DILATION)
-        require_between("--offset-groups", self.offset_groups, 1, MAX_CHANNELS)
-        require_between("--decoder-channels", self.decoder_channels, 1, MAX_CHANNELS)
+        is_valid = self.output_stride in ATROUS_RATES_BY_STRIDE
+        _check(self, "output_stride", is_valid, "8 or 16")
+        _check_range(self, 0, MAX_COUNT, "deform_layers")
+        _check_range(self, 0, MAX_DILATION, "late_dilation")
+        _check_range(self, 1, MAX_CHANNELS, "offset_groups", "decoder_channels")
         rates = self.atrous_rates or ATROUS_RATES_BY_STRIDE[self.output_stride]
-        _require(
-            len(rates) == 3 and all(1 <= rate <= MAX_DILATION for rate in rates),
-            f"--atrous-rates is {_listed(rates)}; expected three numbers from 1 to {MAX_DILATION}.",
-        )
         object.__setattr__(self, "atrous_rates", rates)
+        is_valid = len(rates) == 3 and all(1 <= rate <= MAX_DILATION for rate in rates)
+        _check(self, "atrous_rates", is_valid, f"three numbers from 1 to {MAX_DILATION}")
 
 
 @dataclass(frozen=True)
@@ -197,7 +209,7 @@ class Preprocessing:
     def __post_init__(self) -> None:
         """Check types and ranges."""
         check_fields(self)
-        require_between("--input-scale", self.input_scale, MIN_SCALE, MAX_INPUT_SCALE)
+        _check_range(self, MIN_SCALE, MAX_INPUT_SCALE, "input_scale")
         for name, values, (least, most) in (
             ("mean", self.mean, MEAN_RANGE),
             ("std", self.std, STD_RANGE),
@@ -234,45 +246,32 @@ class DataConfig:
         """Check types and ranges; one crop size stands for a square."""
         check_fields(self)
         _ = self.source  # checks it
-        _require(
+        _check(
+            self,
+            "val_fraction",
             0 < self.val_fraction < 1,
-            f"--val-fraction is {short_repr(self.val_fraction)}; expected above 0 and below 1. "
-            "Training needs validation images: pass a fraction such as 0.2, or add a folder val "
-            "next to train in DATA and omit this option.",
+            "above 0 and below 1. Training needs validation images: pass a fraction such as 0.2, "
+            "or add a folder val next to train in DATA and omit this option",
         )
         crop = self.crop_size * 2 if len(self.crop_size) == 1 else self.crop_size
-        _require(
-            len(crop) == 2 and 32 <= min(crop) <= max(crop) <= MAX_CROP,
-            f"--crop-size is {_listed(crop)}; expected SIZE or HEIGHT,WIDTH, at least 32 and at "
-            f"most {MAX_CROP}.",
-        )
         object.__setattr__(self, "crop_size", crop)
-        low_high = self.scale_range
-        _require(
-            len(low_high) == 2 and MIN_SCALE <= low_high[0] <= low_high[1] <= MAX_SCALE,
-            f"--scale-range is {_listed(low_high)}; expected LOW,HIGH with "
-            f"{MIN_SCALE} <= LOW <= HIGH <= {MAX_SCALE}.",
-        )
-        _require(
-            0 <= self.color_jitter <= 1,
-            f"--color-jitter is {short_repr(self.color_jitter)}; expected between 0 and 1.",
-        )
-        require_between("--workers", self.workers, 0, MAX_WORKERS)
-        require_between("--input-scale", self.input_scale, MIN_SCALE, MAX_INPUT_SCALE)
-        require_between("--rotate", self.rotate, 0, MAX_ROTATION)
-        require_between("--blur", self.blur, 0, MAX_BLUR)
-        _require(
-            not 0 < self.blur < MIN_BLUR,
-            f"--blur is {short_repr(self.blur)}; expected 0 (off), or at least {MIN_BLUR} pixels.",
-        )
-        _require(
-            0 <= self.mask_threshold <= MAX_ID,
-            f"--mask-threshold is {short_repr(self.mask_threshold)}; expected 0 (off) to {MAX_ID}.",
-        )
-        _require(
-            all(0 <= value <= MAX_ID for value in self.ignore_index),
-            f"--ignore-index is {_listed(self.ignore_index)}; expected values from 0 to {MAX_ID}.",
-        )
+        is_valid = len(crop) == 2 and 32 <= min(crop) <= max(crop) <= MAX_CROP
+        expected = f"SIZE or HEIGHT,WIDTH, at least 32 and at most {MAX_CROP}"
+        _check(self, "crop_size", is_valid, expected)
+        scales = self.scale_range
+        is_valid = len(scales) == 2 and MIN_SCALE <= scales[0] <= scales[1] <= MAX_SCALE
+        expected = f"LOW,HIGH with {MIN_SCALE} <= LOW <= HIGH <= {MAX_SCALE}"
+        _check(self, "scale_range", is_valid, expected)
+        _check(self, "color_jitter", 0 <= self.color_jitter <= 1, "between 0 and 1")
+        _check_range(self, 0, MAX_WORKERS, "workers")
+        _check_range(self, MIN_SCALE, MAX_INPUT_SCALE, "input_scale")
+        _check_range(self, 0, MAX_ROTATION, "rotate")
+        _check_range(self, 0, MAX_BLUR, "blur")
+        is_valid = not 0 < self.blur < MIN_BLUR
+        _check(self, "blur", is_valid, f"0 (off), or at least {MIN_BLUR} pixels")
+        _check(self, "mask_threshold", 0 <= self.mask_threshold <= MAX_ID, f"0 (off) to {MAX_ID}")
+        is_valid = all(0 <= value <= MAX_ID for value in self.ignore_index)
+        _check(self, "ignore_index", is_valid, f"values from 0 to {MAX_ID}")
 
     @property
     def source(self) -> PairSource:
@@ -293,16 +292,11 @@ class PredictConfig:
     def __post_init__(self) -> None:
         """Check types and ranges."""
         check_fields(self)
-        require_between("--window", self.window, 64, 2**20)
-        require_between("--min-confidence", self.min_confidence, 0, 1)
-        _require(
-            0 <= self.overlap <= 0.75,
-            f"--overlap is {short_repr(self.overlap)}; expected between 0 and 0.75.",
-        )
-        _require(
-            bool(self.scales) and all(MIN_SCALE <= scale <= 8 for scale in self.scales),
-            f"--scales is {_listed(self.scales)}; expected factors from {MIN_SCALE} to 8.",
-        )
+        _check_range(self, 64, 2**20, "window")
+        _check_range(self, 0, 1, "min_confidence")
+        _check(self, "overlap", 0 <= self.overlap <= 0.75, "between 0 and 0.75")
+        is_valid = bool(self.scales) and all(MIN_SCALE <= scale <= 8 for scale in self.scales)
+        _check(self, "scales", is_valid, f"factors from {MIN_SCALE} to 8")
 
 
 @dataclass(frozen=True)
@@ -344,29 +338,21 @@ class TrainConfig:
         _require_choice("--class-weights", self.class_weights, CLASS_WEIGHTS)
         _require_choice("--amp", self.amp, AMP_MODES)
         _require_choice("--device", self.device.split(":")[0], DEVICES)
-        _require(
+        _check(
+            self,
+            "batch_size",
             self.batch_size >= 2,
-            f"--batch-size is {short_repr(self.batch_size)}; expected at least 2: the ASPP's image "
-            "pooling normalizes over the batch, and one value has no variance. "
-            "Use a smaller --crop-size with --batch-size 2 and --accumulate.",
+            "at least 2: the ASPP's image pooling normalizes over the batch, and one value has no "
+            "variance. Use a smaller --crop-size with --batch-size 2 and --accumulate",
         )
-        require_between("--batch-size", self.batch_size, 2, MAX_BATCH)
-        for name in ("epochs", "accumulate", "eval_every", "nan_patience", "checkpoint_epochs"):
-            require_between(f"--{name.replace('_', '-')}", getattr(self, name), 1, MAX_COUNT)
-        for name in ("warmup_epochs", "patience", "checkpoint_minutes"):
-            require_between(f"--{name.replace('_', '-')}", getattr(self, name), 0, MAX_COUNT)
-        for name in ("offset_lr_scale", "weight_decay", "poly_power"):
-            require_between(f"--{name.replace('_', '-')}", getattr(self, name), 0, MAX_FACTOR)
-        _require(
-            0 < self.lr <= MAX_RATE,
-            f"--lr is {short_repr(self.lr)}; expected above 0 and at most {MAX_RATE}.",
-        )
-        _require(
-            0 <= self.seed < 2**32, f"--seed is {short_repr(self.seed)}; expected 0 to 2**32 - 1."
-        )
-        _require(
-            0 <= self.ema < 1, f"--ema is {short_repr(self.ema)}; expected from 0 (off) to below 1."
-        )
+        _check_range(self, 2, MAX_BATCH, "batch_size")
+        _check_range(self, 1, MAX_COUNT, "epochs", "accumulate", "eval_every", "nan_patience")
+        _check_range(self, 1, MAX_COUNT, "checkpoint_epochs")
+        _check_range(self, 0, MAX_COUNT, "warmup_epochs", "patience", "checkpoint_minutes")
+        _check_range(self, 0, MAX_FACTOR, "offset_lr_scale", "weight_decay", "poly_power")
+        _check(self, "lr", 0 < self.lr <= MAX_RATE, f"above 0 and at most {MAX_RATE}")
+        _check(self, "seed", 0 <= self.seed < 2**32, "0 to 2**32 - 1")
+        _check(self, "ema", 0 <= self.ema < 1, "from 0 (off) to below 1")
 
 
 def dotted_names() -> dict[str, str]:
@@ -399,17 +385,7 @@ def make_train_config(settings: Mapping[str, Any], preset: str = "default") -> T
 
 def to_dict(config: Any) -> dict[str, Any]:
     """The settings as plain JSON values (paths as strings, tuples as lists)."""
-
-    def plain(value: Any) -> Any:
-        if isinstance(value, dict):
-            return {key: plain(item) for key, item in value.items()}
-        if isinstance(value, tuple | list):
-            return [plain(item) for item in value]
-        return str(value) if isinstance(value, Path) else value
-
-    result = plain(asdict(config))
-    assert isinstance(result, dict)
-    return result
+    return dict(json.loads(json.dumps(asdict(config), default=str)))
 
 
 def from_dict(kind: type[Config], values: Any) -> Config:

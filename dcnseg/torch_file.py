@@ -21,10 +21,7 @@ MAX_HEADER_BYTES: Final = 4 * 2**20
 ZIP_START: Final = b"PK\x03\x04"
 LEGACY_STARTS: Final = tuple(b"\x80" + bytes([protocol]) for protocol in range(2, 6))
 
-_LEGACY_MAGIC: Final = (
-    0x1950A86A20F9469CFC6C,
-    1001,
-)  # torch.serialization's magic number and version
+_LEGACY_MAGIC: Final = (0x1950A86A20F9469CFC6C, 1001)  # number and version of torch.serialization
 _CHUNK_BYTES: Final = 2**20
 _DIRECTORY_SIZE: Final = 5  # index of the directory's size in zipfile's record
 
