@@ -1,8 +1,8 @@
 """Safe reading and writing of files.
 
 Files are written atomically (`atomic_path`); only regular files are read (`open_regular_file`,
-`read_text`, `read_json`); output folders are marked so that a later command does not read them as
-input (`mark_output_folder`).
+`read_text`, `read_json`), with errors that name them (`explain_unreadable`); output folders are
+marked so that a later command does not read them as input (`mark_output_folder`).
 """
 
 from __future__ import annotations
@@ -17,6 +17,8 @@ from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import IO, Any, Final
 
+from dcnseg.errors import DataError
+
 OUTPUT_MARKER: Final = ".dcnseg-output"
 MAX_JSON_BYTES: Final = 1 << 30  # COCO annotations of large datasets have hundreds of MB
 _MAX_DIGITS: Final = 4300  # Python's own limit, checked here for a clearer message
@@ -24,6 +26,17 @@ _MARKER_TEXT: Final = (
     "dcnseg wrote the files in this folder and skips the folder when it searches for input files.\n"
     "Delete this file to use the folder as input.\n"
 )
+
+
+@contextmanager
+def explain_unreadable(path: Path, expected: str) -> Iterator[None]:
+    """Convert OSError and ValueError into a DataError; `expected` is the kind of file."""
+    try:
+        yield
+    except OSError as error:
+        raise DataError(f"{path}: cannot be read ({error.strerror or error}).") from error
+    except ValueError as error:
+        raise DataError(f"{path}: is not {expected} ({error}).") from error
 
 
 @contextmanager

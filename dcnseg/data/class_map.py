@@ -13,7 +13,7 @@ from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from functools import cached_property
 from pathlib import Path
-from typing import Any, Final, NoReturn
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -28,9 +28,8 @@ from dcnseg.data.label_codes import (
     encode_by_id,
     unpack_color,
 )
-from dcnseg.data.unreadable import explain_unreadable
 from dcnseg.errors import ConfigError, DataError, ShapeError, short_repr
-from dcnseg.files import read_json, read_text
+from dcnseg.files import explain_unreadable, read_json, read_text
 
 __all__ = ["IGNORE_INDEX", "ClassInfo", "ClassMap", "UnknownLabelsError"]
 
@@ -301,16 +300,17 @@ class ClassMap:
             raise ConfigError(
                 f"there are no class colors in {self.source}, so color masks cannot be decoded."
             )
+        ignored = [entry for entry in self.ignored if entry.is_color_given]
         owners: dict[Color, ClassInfo] = {}
-        for entry in self.classes:
+        for entry in (*self.classes, *ignored):
             other = owners.setdefault(entry.color, entry)
-            if other is not entry:
-                _refuse_double_color(other, entry, self.source)
-        for entry in self.ignored:
-            if entry.is_color_given and entry.color in owners:
-                _refuse_double_color(owners[entry.color], entry, self.source)
-        ignored = tuple(entry.color for entry in self.ignored if entry.is_color_given)
-        return tuple(entry.color for entry in self.classes), ignored
+            if other is not entry and other in self.classes:  # ignored entries may share a color
+                raise ConfigError(
+                    f"{self.source}: {other.name!r} and {entry.name!r} have the same color "
+                    f"{other.color}; color masks need a unique color for each class."
+                )
+        colors = tuple(entry.color for entry in self.classes)
+        return colors, tuple(entry.color for entry in ignored)
 
     def _encode_by_threshold(self, values: npt.NDArray[np.integer[Any]]) -> UInt8Array:
         above = self.ids.index(max(self.ids))
@@ -385,10 +385,3 @@ def describe_ids(ids: Sequence[int]) -> str:
     if len(ordered) > 8:
         return f"{', '.join(map(str, ordered[:6]))}, ... {ordered[-1]}"
     return ", ".join(map(str, ordered))
-
-
-def _refuse_double_color(first: ClassInfo, second: ClassInfo, source: str) -> NoReturn:
-    raise ConfigError(
-        f"{source}: {first.name!r} and {second.name!r} have the same color {first.color}; "
-        "color masks need a unique color for each class."
-    )

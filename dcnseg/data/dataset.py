@@ -20,7 +20,7 @@ from torch.utils.data import Dataset
 
 from dcnseg.data.class_map import ClassMap, UnknownLabelsError
 from dcnseg.data.image_file import apply_orientation
-from dcnseg.data.image_io import read_image, read_mask, read_orientation
+from dcnseg.data.image_io import is_gray, read_image, read_mask, read_orientation
 from dcnseg.data.polygons.drawings import is_polygon_file, load_polygons
 from dcnseg.data.sample import Sample
 from dcnseg.errors import ConfigError, DataError
@@ -59,9 +59,9 @@ def decode_mask(mask: npt.NDArray[Any], class_map: ClassMap) -> tuple[UInt8Array
         return class_map.encode_ids(mask), "ids"
     if class_map.threshold:
         return class_map.encode_ids(mask.max(axis=2)), "ids"
-    is_gray = is_gray_mask(mask)
+    has_ids = is_gray(mask)
     if not class_map.has_colors:
-        if is_gray:
+        if has_ids:
             return class_map.encode_ids(mask[..., 0]), "ids"
         raise ConfigError(
             f"is a color mask, but there are no class colors in {class_map.source}. Add "
@@ -70,15 +70,9 @@ def decode_mask(mask: npt.NDArray[Any], class_map: ClassMap) -> tuple[UInt8Array
     try:
         return class_map.encode_colors(mask), "colors"
     except UnknownLabelsError:
-        if not is_gray:
+        if not has_ids:
             raise
         return class_map.encode_ids(mask[..., 0]), "ids"
-
-
-def is_gray_mask(mask: npt.NDArray[Any]) -> bool:
-    """Whether the three channels of [H, W, 3] are equal everywhere."""
-    red = mask[..., 0]
-    return bool((red == mask[..., 1]).all() and (red == mask[..., 2]).all())
 
 
 class SegmentationDataset(Dataset[tuple[Tensor, Tensor]]):
@@ -115,7 +109,7 @@ class SegmentationDataset(Dataset[tuple[Tensor, Tensor]]):
         self.input_scale = input_scale
         self.seed = seed
         # In shared memory, so that persistent workers see `set_epoch`.
-        self._epoch = _shared_counter()
+        self._epoch = torch.zeros((), dtype=torch.int64).share_memory_()
         self._cache: list[tuple[UInt8Array, UInt8Array]] = []
         if cache:
             with ThreadPoolExecutor(os.cpu_count()) as pool:
@@ -152,12 +146,6 @@ class SegmentationDataset(Dataset[tuple[Tensor, Tensor]]):
         indices = torch.from_numpy(labels)[None, None]
         indices = F.interpolate(indices, size=size_hw, mode="nearest-exact")
         return pixels[0].permute(1, 2, 0).contiguous().numpy(), indices[0, 0].numpy()
-
-
-def _shared_counter() -> Tensor:
-    number = torch.zeros((), dtype=torch.int64)
-    number.share_memory_()
-    return number
 
 
 def load_pair(sample: Sample, class_map: ClassMap) -> tuple[UInt8Array, UInt8Array]:

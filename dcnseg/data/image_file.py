@@ -74,7 +74,9 @@ def open_image(path: Path) -> Iterator[Image.Image]:
         # (seen in Pillow 13.0).
         with _opened_file(path) as file, _identified(file, path) as image:
             if isinstance(image, TiffImagePlugin.TiffImageFile):
-                _check_bands(path, image.tag_v2)
+                bands = image.tag_v2.get(TiffImagePlugin.SAMPLESPERPIXEL, 1)
+                if bands > _MOST_BANDS:
+                    raise DataError(f"{path}: has {bands} bands; expected 1, 3 or 4.")
             yield image
     except DataError:
         raise
@@ -110,12 +112,6 @@ def _opened_file(path: Path) -> IO[bytes]:
                 "image."
             ) from error
         raise DataError(f"{path}: cannot be opened ({error.strerror}).") from error
-
-
-def _check_bands(path: Path, tags: TiffImagePlugin.ImageFileDirectory_v2) -> None:
-    bands = tags.get(TiffImagePlugin.SAMPLESPERPIXEL, 1)
-    if bands > _MOST_BANDS:
-        raise DataError(f"{path}: has {bands} bands; expected 1, 3 or 4.")
 
 
 def _diagnose(path: Path, error: Exception) -> str:

@@ -44,38 +44,23 @@ AnyImage = str | os.PathLike[str] | Image.Image | npt.NDArray[Any]
 
 @dataclass(frozen=True)
 class ImageInfo:
-    """Facts about an image after decoding it at low resolution.
+    """Facts about an image after decoding it at low resolution."""
 
-    Attributes:
-        size_hw: Height and width as displayed.
-        file_format: Pillow's name of the format.
-        mode: Pillow's name of the channels.
-        bits: Bits per channel in the file.
-        orientation: EXIF orientation 1..8.
-        has_more_frames: Whether other frames or pages follow the first.
-        thumbnail: The displayed image in gray, uint8 [8, 9].
-    """
-
-    size_hw: tuple[int, int]
-    file_format: str
-    mode: str
-    bits: int
-    orientation: int
-    has_more_frames: bool
-    thumbnail: UInt8Array
+    size_hw: tuple[int, int]  # as displayed
+    file_format: str  # Pillow's name
+    mode: str  # Pillow's name of the channels
+    bits: int  # per channel in the file
+    orientation: int  # EXIF, 1..8
+    has_more_frames: bool  # whether other frames or pages follow the first
+    thumbnail: UInt8Array  # the displayed image in gray, uint8 [8, 9]
 
 
 @dataclass(frozen=True)
 class ImageHeader:
-    """Facts about an image before it is decoded.
-
-    Attributes:
-        num_pixels: Height times width.
-        has_more_frames: Whether other frames or pages follow the first.
-    """
+    """Facts about an image before it is decoded."""
 
     num_pixels: int
-    has_more_frames: bool
+    has_more_frames: bool  # whether other frames or pages follow the first
 
 
 def read_header(path: Path) -> ImageHeader:
@@ -85,8 +70,16 @@ def read_header(path: Path) -> ImageHeader:
         DataError: As `read_image`.
     """
     with open_image(path) as image:
-        num_pixels = image.width * image.height
-        return ImageHeader(num_pixels, has_more_frames(image))
+        return ImageHeader(image.width * image.height, has_more_frames(image))
+
+
+def is_gray(image: UInt8Array) -> bool:
+    """Whether the three channels of an image or mask [H, W, 3] are equal everywhere."""
+    # Check a few rows first, which is enough for most colors.
+    for part in (image[:: max(1, len(image) // 8)], image):
+        if not ((part[..., 0] == part[..., 1]) & (part[..., 0] == part[..., 2])).all():
+            return False
+    return True
 
 
 def read_image(path: Path) -> UInt8Array:

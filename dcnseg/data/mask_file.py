@@ -25,25 +25,15 @@ _WITH_ALPHA: Final = ("LA", "PA", "RGBA", "La", "RGBa")
 
 @dataclass(frozen=True)
 class MaskFile:
-    """The content of a mask file.
+    """The content of a mask file."""
 
-    Attributes:
-        values: Ids int32 [H, W], or colors uint8 [H, W, 3] (RGB), as displayed.
-        encoding: The origin of the values: "values", "colors" or "alpha".
-        file_format: Pillow's name of the format.
-        mode: Pillow's name of the channels.
-        bits: Bits per channel in the file.
-        orientation: EXIF orientation 1..8 that has been applied.
-        palette: Colors of the indices of a palette file, uint8 [N, 3]; else None.
-    """
-
-    values: npt.NDArray[Any]
-    encoding: str
-    file_format: str
-    mode: str
-    bits: int
-    orientation: int
-    palette: npt.NDArray[np.uint8] | None = None
+    values: npt.NDArray[Any]  # ids int32 [H, W], or colors uint8 [H, W, 3] (RGB), as displayed
+    encoding: str  # origin of the values: "values", "colors" or "alpha"
+    file_format: str  # Pillow's name
+    mode: str  # Pillow's name of the channels
+    bits: int  # per channel in the file
+    orientation: int  # EXIF, 1..8; has been applied
+    palette: npt.NDArray[np.uint8] | None = None  # colors of the indices, uint8 [N, 3]
 
 
 def read_mask_file(path: Path) -> MaskFile:

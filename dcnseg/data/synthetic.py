@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import json
 from collections.abc import Callable
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Final, cast
 
@@ -37,16 +36,6 @@ _HUE_SPREAD: Final = 0.06
 
 FloatArray = npt.NDArray[np.float32]
 UInt8Array = npt.NDArray[np.uint8]
-
-
-@dataclass(frozen=True)
-class _Canvas:
-    """Object coordinates of a window of the image; one unit is the object's radius."""
-
-    window: tuple[slice, slice]
-    u: FloatArray  # [h, w]
-    v: FloatArray  # [h, w]
-    unit_px: float
 
 
 def generate_scene(
@@ -131,21 +120,21 @@ def _paint_object(
     rng: np.random.Generator, image: FloatArray, labels: UInt8Array, class_id: int
 ) -> bool:
     """Paint an object and its shadow, unless it covers too much of others; return whether."""
-    canvas = _place(rng, (labels.shape[0], labels.shape[1]))
-    distance, texture = _SHAPES[class_id](rng, canvas.u, canvas.v)
-    inside_px = -distance * canvas.unit_px  # > 0 inside, roughly in pixels
-    below = labels[canvas.window][inside_px > 0]
+    window, u, v, unit_px = _place(rng, (labels.shape[0], labels.shape[1]))
+    distance, texture = _SHAPES[class_id](rng, u, v)
+    inside_px = -distance * unit_px  # > 0 inside, roughly in pixels
+    below = labels[window][inside_px > 0]
     if np.count_nonzero(below) > _MAX_OVERLAP * below.size:
         return False
     light, dark = _object_colors(rng, class_id)
     colors = dark + (light - dark) * texture[..., None]
     # Darker toward the edge, for a rounded look.
-    colors *= (0.72 + 0.38 * (inside_px / (0.3 * canvas.unit_px)).clip(0, 1))[..., None]
-    patch = image[canvas.window]
-    patch *= (1 - 0.45 * _shadow(inside_px > 0, canvas.unit_px * 0.1))[..., None]
+    colors *= (0.72 + 0.38 * (inside_px / (0.3 * unit_px)).clip(0, 1))[..., None]
+    patch = image[window]
+    patch *= (1 - 0.45 * _shadow(inside_px > 0, unit_px * 0.1))[..., None]
     alpha = (inside_px + 0.5).clip(0, 1)[..., None]
     patch += alpha * (colors - patch)
-    labels[canvas.window][inside_px > 0] = class_id
+    labels[window][inside_px > 0] = class_id
     return True
 
 
@@ -157,8 +146,15 @@ def _shadow(shape: npt.NDArray[np.bool_], depth_px: float) -> FloatArray:
     return cast(FloatArray, cv2.GaussianBlur(moved, (0, 0), depth_px))
 
 
-def _place(rng: np.random.Generator, size_hw: tuple[int, int]) -> _Canvas:
-    """Draw scale, rotation, shear, bend and position; return the object coordinates."""
+def _place(
+    rng: np.random.Generator, size_hw: tuple[int, int]
+) -> tuple[tuple[slice, slice], FloatArray, FloatArray, float]:
+    """Draw scale, rotation, shear, bend and position of an object.
+
+    Returns:
+        A window of the image, its object coordinates u and v, [h, w], in units of the object's
+        radius, and the pixels of a unit.
+    """
     height, width = size_hw
     unit_px = 0.22 * min(size_hw) * float(np.exp(rng.uniform(np.log(0.6), np.log(1.6))))
     center_y, center_x = rng.uniform(0.16, 0.84) * height, rng.uniform(0.16, 0.84) * width
@@ -175,7 +171,7 @@ def _place(rng: np.random.Generator, size_hw: tuple[int, int]) -> _Canvas:
     warped_u = u + wobble * np.sin(2.2 * v + phases[0])
     warped_v = v + wobble * np.sin(2.2 * u + phases[1]) + bend * (u * u - 0.5)
     window = (slice(top, bottom), slice(left, right))
-    return _Canvas(window, warped_u.astype(np.float32), warped_v.astype(np.float32), unit_px)
+    return window, warped_u.astype(np.float32), warped_v.astype(np.float32), unit_px
 
 
 def _snake(rng: np.random.Generator, u: FloatArray, v: FloatArray) -> tuple[FloatArray, FloatArray]:

@@ -10,7 +10,6 @@ import math
 import random
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass
 from typing import Any
 
 import numpy as np
@@ -27,15 +26,6 @@ from dcnseg.errors import ConfigError
 _BILINEAR = v2.InterpolationMode.BILINEAR
 
 Augmentation = Callable[[Tensor, Tensor], tuple[Tensor, Tensor]]
-
-
-@dataclass(frozen=True)
-class _Crop:
-    """A part of the image, its size after resizing, and its padding in the crop."""
-
-    source: tuple[int, int, int, int]  # top, left, height, width
-    size_hw: tuple[int, int]
-    padding: tuple[int, int, int, int]  # left, top, right, bottom, as torchvision orders them
 
 
 class RandomScaledCrop(v2.Transform):  # type: ignore[misc]
@@ -62,27 +52,24 @@ class RandomScaledCrop(v2.Transform):  # type: ignore[misc]
         low, high = self.scale_range
         scale, *places = torch.rand(3).tolist()
         scale = low + (high - low) * scale
-        # Per axis: start and length in the image, length in the crop, padding before and after.
         rows, columns = (
             _place_axis(size, crop, scale, place)
             for size, crop, place in zip(size_hw, self.crop_hw, places, strict=True)
         )
-        crop = _Crop(
-            (rows[0], columns[0], rows[1], columns[1]),
-            (rows[2], columns[2]),
-            (columns[3], rows[3], columns[4], rows[4]),
-        )
-        return {"crop": crop}
+        return {
+            "source": [rows[0], columns[0], rows[1], columns[1]],  # top, left, height, width
+            "size_hw": [rows[2], columns[2]],  # after resizing
+            "padding": [columns[3], rows[3], columns[4], rows[4]],  # left, top, right, bottom
+        }
 
     def transform(self, inpt: Any, params: dict[str, Any]) -> Any:
         """Crop, resize and pad an image or label map."""
-        crop: _Crop = params["crop"]
-        part = F.crop(inpt, *crop.source)
+        part = F.crop(inpt, *params["source"])
         is_labels = isinstance(inpt, tv_tensors.Mask)
-        if crop.size_hw != crop.source[2:]:
-            part = _resize_nearest(part, crop.size_hw) if is_labels else _resize(part, crop.size_hw)
-        if any(crop.padding):
-            part = F.pad(part, list(crop.padding), fill=IGNORE_INDEX if is_labels else self.fill)
+        if params["size_hw"] != params["source"][2:]:
+            part = _resize(part, params["size_hw"])
+        if any(params["padding"]):
+            part = F.pad(part, params["padding"], fill=IGNORE_INDEX if is_labels else self.fill)
         return part
 
 
@@ -328,13 +315,12 @@ def _place_axis(size: int, crop: int, scale: float, place: float) -> tuple[int, 
     return start, end - start, crop, 0, 0
 
 
-def _resize(image: Any, size_hw: tuple[int, int]) -> Any:
-    return F.resize(image, list(size_hw), interpolation=_BILINEAR)
-
-
-def _resize_nearest(labels: Any, size_hw: tuple[int, int]) -> Any:
+def _resize(inpt: Any, size_hw: list[int]) -> Any:
+    if not isinstance(inpt, tv_tensors.Mask):
+        return F.resize(inpt, size_hw, interpolation=_BILINEAR)
     # torchvision resizes a Mask with NEAREST, which shifts it by up to half a pixel relative to the
     # image; NEAREST_EXACT does not.
     exact = v2.InterpolationMode.NEAREST_EXACT
-    resized = F.resize(labels.as_subclass(Tensor)[None], list(size_hw), interpolation=exact)
-    return tv_tensors.Mask(resized[0])
+    return tv_tensors.Mask(
+        F.resize(inpt.as_subclass(Tensor)[None], size_hw, interpolation=exact)[0]
+    )

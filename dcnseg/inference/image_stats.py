@@ -14,7 +14,7 @@ import numpy as np
 import numpy.typing as npt
 
 from dcnseg.checkpoint import TrainingDataStats
-from dcnseg.data.image_io import read_image
+from dcnseg.data.image_io import is_gray, read_image
 
 MAX_SAMPLES: Final = 16
 # Training scales images by 0.5 to 2 by default.
@@ -57,12 +57,3 @@ def compare_with_training(
     if stats.gray_share in (0, 1) and is_gray(image) != bool(stats.gray_share):
         found.append(COLORED if stats.gray_share else GRAY)
     return tuple(found)
-
-
-def is_gray(image: npt.NDArray[np.uint8]) -> bool:
-    """Whether an RGB image [H, W, 3] has no colors."""
-    # Check a few rows first, which is enough for most color images.
-    for part in (image[:: max(1, len(image) // 8)], image):
-        if not ((part[..., 0] == part[..., 1]) & (part[..., 0] == part[..., 2])).all():
-            return False
-    return True

@@ -12,14 +12,14 @@ from hypothesis import given
 from PIL import Image
 
 from dcnseg.data.check.cache import FactsCache, cache_folder, file_stamp
-from dcnseg.data.check.inspection import ImageFacts, MaskFacts
+from dcnseg.data.check.inspection import ImageFacts, MaskFacts, from_json, to_json
 from dcnseg.data.check.pairs import inspect_pairs
 from dcnseg.data.pairing.splits import Splits
 from dcnseg.data.sample import Sample
 from tests.data.json_garbage import changed_somewhere, json_text
 
-IMAGE = ImageFacts((9, 8), "PNG", "RGB", 8, 1, False, "ff" * 72, "ab").to_json()
-MASK = MaskFacts((9, 8), "PNG", "P", 8, 1, "values", {0: 70, 3: 2}, 2, {0: 0, 3: 9}).to_json()
+IMAGE = to_json(ImageFacts((9, 8), "PNG", "RGB", 8, 1, False, "ff" * 72, "ab"))
+MASK = to_json(MaskFacts((9, 8), "PNG", "P", 8, 1, "values", {0: 70, 3: 2}, 2, {0: 0, 3: 9}))
 
 
 @pytest.fixture
@@ -89,13 +89,14 @@ def test_a_cache_that_cannot_be_written_changes_nothing(
 @given(changed_somewhere({"image": IMAGE, "mask": MASK}))
 def test_whatever_a_cache_holds_is_facts_or_refused(content: Any) -> None:
     content = json.loads(json_text(content)) if "@" not in repr(content) else {}
-    for kind, role in ((ImageFacts, "image"), (MaskFacts, "mask")):
+    kinds: dict[str, type[Any]] = {"image": ImageFacts, "mask": MaskFacts}
+    for role, kind in kinds.items():
         facts = content.get(role) if isinstance(content, dict) else None
         if not isinstance(facts, dict):
             continue
         with suppress(ValueError):
-            rebuilt = kind.from_json(facts)
-            assert json.loads(json.dumps(rebuilt.to_json())) == facts
+            rebuilt = from_json(kind, facts)
+            assert json.loads(json.dumps(to_json(rebuilt))) == facts
 
 
 @pytest.mark.parametrize(

@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from PIL import Image
 
-from dcnseg.data.check.inspection import MaskFacts, inspect_mask
+from dcnseg.data.check.inspection import MaskFacts, from_json, inspect_mask, to_json
 from dcnseg.data.class_map import ClassInfo, ClassMap
 from dcnseg.data.dataset import load_label_map
 from dcnseg.data.mask_file import read_mask_file
@@ -69,7 +69,7 @@ def test_every_encoding_gives_the_same_label_map(
     facts = inspect_mask(path)
     assert sum(facts.counts.values()) == ids.size
     assert facts.num_values == len(set(ids.ravel().tolist()))
-    assert MaskFacts.from_json(facts.to_json()) == facts
+    assert from_json(MaskFacts, to_json(facts)) == facts
 
 
 @pytest.mark.parametrize("bits", [8, 16])

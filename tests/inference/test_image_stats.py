@@ -8,7 +8,8 @@ import pytest
 from PIL import Image
 
 from dcnseg.checkpoint import TrainingDataStats
-from dcnseg.inference.image_stats import compare_with_training, is_gray, summarize_training_images
+from dcnseg.data.image_io import is_gray
+from dcnseg.inference.image_stats import compare_with_training, summarize_training_images
 
 COLORS = np.arange(300 * 400 * 3, dtype=np.uint32).reshape(300, 400, 3).astype(np.uint8)
 GRAYS = np.repeat(COLORS[..., :1], 3, axis=2)

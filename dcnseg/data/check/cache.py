@@ -26,11 +26,7 @@ def cache_folder() -> Path:
 
 
 class FactsCache:
-    """Facts about the files of one data folder, by name, size and modification time.
-
-    Args:
-        root: The data folder.
-    """
+    """Facts about the files of one data folder, by name, size and modification time."""
 
     def __init__(self, root: Path) -> None:
         self._root = root

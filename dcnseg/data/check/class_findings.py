@@ -12,7 +12,6 @@ from pathlib import Path
 from typing import Final
 
 from dcnseg.data.check.findings import ERROR, WARNING, Finding, from_error
-from dcnseg.data.check.inspection import MaskFacts
 from dcnseg.data.check.pairs import InspectedPair
 from dcnseg.data.class_info import with_colors
 from dcnseg.data.class_map import IGNORE_INDEX, MAX_CLASSES, ClassMap, describe_ids, find_class_list
@@ -29,19 +28,12 @@ _RARE: Final = 0.02  # fraction of pixels below which values between two extreme
 
 @dataclass(frozen=True)
 class DeclaredClasses:
-    """The classes of a class list or of polygon labels, known before masks are decoded.
+    """The classes of a class list or of polygon labels, known before masks are decoded."""
 
-    Attributes:
-        class_map: None if there are none, or if they are wrong (then a finding says why).
-        polygon_ids: Id of each polygon label.
-        has_polygons: Whether any mask is a file of polygons.
-        findings: Problems in the class list and in the files of polygons.
-    """
-
-    class_map: ClassMap | None
-    polygon_ids: Mapping[str, int]
-    has_polygons: bool
-    findings: list[Finding]
+    class_map: ClassMap | None  # None if there are none, or if a finding says why they are wrong
+    polygon_ids: Mapping[str, int]  # id of each polygon label
+    has_polygons: bool  # whether any mask is a file of polygons
+    findings: list[Finding]  # problems in the class list and in the files of polygons
 
 
 def read_declared_classes(root: Path, pairing: Pairing) -> DeclaredClasses:
@@ -100,13 +92,8 @@ def find_classes(
 ) -> tuple[ClassMap | None, list[Finding]]:
     """Return the classes to train on, or None and the reason.
 
-    Args:
-        root: The data folder.
-        pairs: Every pair.
-        declared: From `read_declared_classes`.
-        ignore: Ids to ignore in addition to those of the class list.
-        mask_threshold: Gray values from this one on are the class with the greater id; 0: masks
-            hold ids.
+    The ids in `ignore` are ignored in addition to those of the class list. Gray values from
+    `mask_threshold` on are the class with the greater id; with 0, masks hold ids.
     """
     class_map, findings = declared.class_map, list[Finding]()
     class_list = find_class_list(root)
@@ -195,7 +182,7 @@ def _find_unusable_values(pairs: Sequence[InspectedPair]) -> list[Finding]:
     values = values_of(pairs)
     if not is_blurred(values):
         return []
-    blurred = [pair for pair in pairs if pair.mask and _has_between(pair.mask)]
+    blurred = [p for p in pairs if p.mask and any(0 < value < 255 for value in p.mask.counts)]
     between = sum(count for value, count in values.items() if 0 < value < 255) / values.total()
     what = (
         f"has values between 0 and 255, like {len(blurred)} of the masks ({len(values)} values, "
@@ -206,10 +193,6 @@ def _find_unusable_values(pairs: Sequence[InspectedPair]) -> list[Finding]:
         "for two classes."
     )
     return [Finding(ERROR, "smeared", str(blurred[0].sample.mask), what, advice)]
-
-
-def _has_between(mask: MaskFacts) -> bool:
-    return any(0 < value < 255 for value in mask.counts)
 
 
 def _find_doubtful_classes(root: Path, class_map: ClassMap) -> list[Finding]:

@@ -16,23 +16,14 @@ _SHOWN_PER_KIND: Final = 10
 
 @dataclass(frozen=True)
 class Finding:
-    """An error or a warning.
+    """An error or a warning."""
 
-    Attributes:
-        severity: "error" (training refuses the data) or "warning".
-        kind: A short name for programs, such as "size-mismatch".
-        file: The file or folder.
-        what: The problem, with the value or size that was found.
-        advice: What to do.
-        files: All files, if the finding is about a group.
-    """
-
-    severity: str
-    kind: str
-    file: str
-    what: str
-    advice: str = ""
-    files: tuple[str, ...] = ()
+    severity: str  # "error" (training refuses the data) or "warning"
+    kind: str  # a short name for programs, such as "size-mismatch"
+    file: str  # the file or folder
+    what: str  # the problem, with the value or size that was found
+    advice: str = ""  # what to do
+    files: tuple[str, ...] = ()  # all files, if the finding is about a group
 
     def __str__(self) -> str:
         return f"{self.file}: {self.what} {self.advice}".rstrip()

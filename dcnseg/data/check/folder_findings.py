@@ -13,13 +13,9 @@ from dcnseg.files import OUTPUT_MARKER
 
 
 def check_folder(root: Path, pairing: Pairing) -> list[Finding]:
-    """Find unpaired and double files, too few pairs, and a misplaced class list or output folder.
-
-    Args:
-        root: The data folder.
-        pairing: Its images and masks.
-    """
-    if _has_no_masks(pairing):
+    """Find unpaired and double files, too few pairs, misplaced class lists and output folders."""
+    has_others = pairing.masks_without_image or pairing.doubles or pairing.problems
+    if not pairing.splits.all_samples() and not has_others:
         return [_no_masks(root, pairing)]
     return (
         _unpaired(pairing)
@@ -27,11 +23,6 @@ def check_folder(root: Path, pairing: Pairing) -> list[Finding]:
         + _class_list_above(root)
         + _unmarked_outputs(pairing)
     )
-
-
-def _has_no_masks(pairing: Pairing) -> bool:
-    has_others = pairing.masks_without_image or pairing.doubles or pairing.problems
-    return not pairing.splits.all_samples() and not has_others
 
 
 def _no_masks(root: Path, pairing: Pairing) -> Finding:
@@ -45,14 +36,11 @@ def _no_masks(root: Path, pairing: Pairing) -> Finding:
 
 
 def _unpaired(pairing: Pairing) -> list[Finding]:
+    same_name = "has the same name as another file except for the extension."
     groups = (
         ("image-without-mask", pairing.images_without_mask, "has no mask."),
         ("mask-without-image", pairing.masks_without_image, "has no image."),
-        (
-            "double-name",
-            pairing.doubles,
-            "has the same name as another file except for the extension.",
-        ),
+        ("double-name", pairing.doubles, same_name),
     )
     return [
         Finding(ERROR, kind, str(path), what, "" if index else pairing.advice)

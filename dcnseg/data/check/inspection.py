@@ -6,13 +6,12 @@ import hashlib
 from collections.abc import Mapping
 from dataclasses import asdict, dataclass, fields
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
-from dcnseg.data.dataset import is_gray_mask
-from dcnseg.data.image_io import read_image_info
+from dcnseg.data.image_io import is_gray, read_image_info
 from dcnseg.data.label_codes import pack_color, unpack_color
 from dcnseg.data.mask_file import MaskFile, read_mask_file
 from dcnseg.data.polygons.drawings import rasterize
@@ -20,6 +19,7 @@ from dcnseg.data.sample import Sample
 from dcnseg.files import open_regular_file
 
 _THUMBNAIL_BYTES: Final = 8 * 9
+_DICTIONARIES: Final = {"counts", "palette"}  # lists of pairs in JSON
 MAX_COUNTED: Final = 4096  # distinct colors of one mask; a blurred one has a hundred thousand
 
 
@@ -36,48 +36,20 @@ class ImageFacts:
     thumbnail: str
     digest: str
 
-    def to_json(self) -> dict[str, Any]:
-        """Return the form that `from_json` reads."""
-        return asdict(self) | {"size_hw": list(self.size_hw)}
-
-    @classmethod
-    def from_json(cls, content: dict[str, Any]) -> ImageFacts:
-        """Rebuild the facts from the result of `to_json`.
-
-        Raises:
-            ValueError: The content is not such a result.
-        """
-        _check_fields(cls, content)
-        if len(bytes.fromhex(content["thumbnail"])) != _THUMBNAIL_BYTES:
-            raise ValueError(f"the thumbnail does not have {_THUMBNAIL_BYTES} bytes")
-        return cls(**(content | {"size_hw": _pair(content["size_hw"])}))
-
 
 @dataclass(frozen=True)
 class MaskFacts:
-    """A mask and its values.
+    """A mask and its values."""
 
-    Attributes:
-        size_hw: As displayed.
-        file_format: Name of the format.
-        mode: Name of the channels.
-        bits: Bits per channel in the file.
-        orientation: EXIF orientation of the mask file itself.
-        encoding: "values", "alpha", "equal channels" or "colors".
-        counts: Pixels per value, or per color 0xRRGGBB; at most the 4096 most frequent.
-        num_values: Number of distinct values or colors.
-        palette: Of a palette file, the color 0xRRGGBB of each value that occurs.
-    """
-
-    size_hw: tuple[int, int]
+    size_hw: tuple[int, int]  # as displayed
     file_format: str
-    mode: str
-    bits: int
-    orientation: int
-    encoding: str
-    counts: dict[int, int]
-    num_values: int
-    palette: dict[int, int]
+    mode: str  # name of the channels
+    bits: int  # per channel in the file
+    orientation: int  # EXIF, of the mask file itself
+    encoding: str  # "values", "alpha", "equal channels" or "colors"
+    counts: dict[int, int]  # pixels per value, or per color 0xRRGGBB; the 4096 most frequent
+    num_values: int  # number of distinct values or colors
+    palette: dict[int, int]  # of a palette file, the color 0xRRGGBB of each value that occurs
 
     @property
     def is_colored(self) -> bool:
@@ -93,37 +65,33 @@ class MaskFacts:
             return np.repeat(values[..., None], 3, axis=2).astype(np.uint8)
         return values
 
-    def to_json(self) -> dict[str, Any]:
-        """Return the form that `from_json` reads."""
-        lists = {
-            "size_hw": list(self.size_hw),
-            "counts": [list(pair) for pair in self.counts.items()],
-            "palette": [list(pair) for pair in self.palette.items()],
-        }
-        return asdict(self) | lists
 
-    @classmethod
-    def from_json(cls, content: dict[str, Any]) -> MaskFacts:
-        """Rebuild the facts from the result of `to_json`.
-
-        Raises:
-            ValueError: The content is not such a result.
-        """
-        _check_fields(cls, content)
-        changed = {
-            "size_hw": _pair(content["size_hw"]),
-            "counts": dict(map(_pair, content["counts"])),
-            "palette": dict(map(_pair, content["palette"])),
-        }
-        return cls(**(content | changed))
+Facts = TypeVar("Facts", ImageFacts, MaskFacts)
 
 
-def _check_fields(kind: type, content: dict[str, Any]) -> None:
-    """Raise a ValueError unless the content has the fields of a class with their JSON types."""
+def to_json(facts: ImageFacts | MaskFacts) -> dict[str, Any]:
+    """Return the form that `from_json` reads."""
+    content = asdict(facts) | {"size_hw": list(facts.size_hw)}
+    for name in _DICTIONARIES & content.keys():
+        content[name] = [list(pair) for pair in content[name].items()]
+    return content
+
+
+def from_json(kind: type[Facts], content: dict[str, Any]) -> Facts:
+    """Rebuild facts from the result of `to_json`.
+
+    Raises:
+        ValueError: The content is not such a result.
+    """
     types = {"int": int, "str": str, "bool": bool}  # other fields are written as lists
     expected = {f.name: types.get(str(f.type), list) for f in fields(kind)}
     if {name: type(value) for name, value in content.items()} != expected:
         raise ValueError(f"the content is not that of {kind.__name__}")
+    if kind is ImageFacts and len(bytes.fromhex(content["thumbnail"])) != _THUMBNAIL_BYTES:
+        raise ValueError(f"the thumbnail does not have {_THUMBNAIL_BYTES} bytes")
+    names = _DICTIONARIES & content.keys()
+    changed = {name: dict(map(_pair, content[name])) for name in names}
+    return kind(**(content | {"size_hw": _pair(content["size_hw"])} | changed))
 
 
 def _pair(values: Any) -> tuple[int, int]:
@@ -183,7 +151,7 @@ def _plain_values(mask: MaskFile) -> tuple[str, npt.NDArray[Any]]:
     values = mask.values
     if values.ndim == 2:
         return mask.encoding, values
-    if is_gray_mask(values):
+    if is_gray(values):
         return "equal channels", values[..., 0].astype(np.int32)
     red, green, blue = (values[..., channel].astype(np.int32) for channel in range(3))
     return "colors", (red << 16) | (green << 8) | blue

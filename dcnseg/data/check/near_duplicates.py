@@ -94,18 +94,14 @@ def _near_groups(images: Sequence[ImageSignature]) -> list[list[int]]:
 class _Nodes:
     """The distinct thumbnails of each split.
 
-    Attributes:
-        splits: Index of the split, [N].
-        hashes: 64 signs of differences, uint64 [N].
-        centered: Gray levels minus their mean, times 72 to make them integers, [N, 72]; the cells
-            in which thumbnails differ most come first.
-        has_contrast: Whether the thumbnail is compared, [N].
+    `centered` are the gray levels minus their mean, times 72 to make them integers; the cells in
+    which thumbnails differ most come first.
     """
 
-    splits: IntArray
-    hashes: npt.NDArray[np.uint64]
-    centered: npt.NDArray[np.int32]
-    has_contrast: npt.NDArray[np.bool_]
+    splits: IntArray  # index of the split, [N]
+    hashes: npt.NDArray[np.uint64]  # 64 signs of differences, [N]
+    centered: npt.NDArray[np.int32]  # [N, 72]
+    has_contrast: npt.NDArray[np.bool_]  # whether the thumbnail is compared, [N]
 
     @classmethod
     def of(cls, thumbnails: Sequence[str], splits: Sequence[str]) -> _Nodes:

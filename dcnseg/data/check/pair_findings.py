@@ -20,11 +20,7 @@ Fit = Literal["mismatch", "turned", "upright", "doubtful", "plain"]
 
 
 def check_pairs(pairs: Sequence[InspectedPair]) -> list[Finding]:
-    """Find size mismatches, ambiguous rotations, tiny images, and duplicates.
-
-    Args:
-        pairs: Every pair of the data.
-    """
+    """Find size mismatches, ambiguous rotations, tiny images, and duplicates."""
     by_fit: dict[Fit, list[tuple[Sample, ImageFacts, MaskFacts]]] = defaultdict(list)
     for pair in pairs:
         if pair.image is not None and pair.mask is not None:

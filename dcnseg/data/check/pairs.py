@@ -8,16 +8,18 @@ from concurrent.futures import ThreadPoolExecutor, as_completed
 from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TypeVar
 
 from dcnseg.data.check.cache import FactsCache, file_stamp
 from dcnseg.data.check.findings import Finding, from_error
 from dcnseg.data.check.inspection import (
+    Facts,
     ImageFacts,
     MaskFacts,
+    from_json,
     inspect_image,
     inspect_mask,
     inspect_polygons,
+    to_json,
 )
 from dcnseg.data.pairing.splits import SPLIT_NAMES, Splits
 from dcnseg.data.polygons.drawings import is_polygon_file
@@ -92,17 +94,14 @@ def _inspect(
     return InspectedPair(split, sample, image, mask), findings
 
 
-Facts = TypeVar("Facts", ImageFacts, MaskFacts)
-
-
 def _facts(
     path: Path, role: str, cache: FactsCache, kind: type[Facts], inspect: Callable[[Path], Facts]
 ) -> Facts:
     known = cache.get(path, role)
     if known is not None:
         with suppress(ValueError):  # a damaged cache
-            return kind.from_json(known)
+            return from_json(kind, known)
     stamp = file_stamp(path)
     facts = inspect(path)
-    cache.put(path, role, stamp, facts.to_json())
+    cache.put(path, role, stamp, to_json(facts))
     return facts

@@ -51,45 +51,24 @@ class ValueCount:
 
 @dataclass(frozen=True)
 class CheckReport:
-    """The result of a check.
+    """The result of a check."""
 
-    Attributes:
-        root: The data folder.
-        layout: How images and masks were found.
-        splits: Pairs per split.
-        images_without_mask: Files.
-        masks_without_image: Files.
-        other_files: Other files in the folder; up to 100.
-        skipped: Files and folders that a user may expect to be read, and the reason why they are
-            not; up to 100.
-        sizes: Images per "WIDTHxHEIGHT".
-        image_modes: Images per format, channels and bits.
-        mask_modes: Masks per format, channels, bits and encoding.
-        values: The values of the masks, the most frequent first; up to 256.
-        classes: Every class; empty if they are unknown.
-        ignored_pixels: Pixels without a class.
-        train_pixels: Pixels per class of the train split.
-        findings: Errors first.
-        class_map: The classes for training, or None.
-        suggestion: Settings for training.
-    """
-
-    root: Path
-    layout: str
-    splits: dict[str, int]
+    root: Path  # the data folder
+    layout: str  # how images and masks were found
+    splits: dict[str, int]  # pairs per split
     images_without_mask: tuple[str, ...]
     masks_without_image: tuple[str, ...]
-    other_files: tuple[str, ...]
-    skipped: dict[str, str]
-    sizes: dict[str, int]
-    image_modes: dict[str, int]
-    mask_modes: dict[str, int]
-    values: list[ValueCount]
-    classes: list[ClassCount]
-    ignored_pixels: int
-    train_pixels: tuple[int, ...]
-    findings: list[Finding]
-    class_map: ClassMap | None
+    other_files: tuple[str, ...]  # other files in the folder; up to 100
+    skipped: dict[str, str]  # reasons by files that a user may expect to be read; up to 100
+    sizes: dict[str, int]  # images per "WIDTHxHEIGHT"
+    image_modes: dict[str, int]  # images per format, channels and bits
+    mask_modes: dict[str, int]  # masks per format, channels, bits and encoding
+    values: list[ValueCount]  # of the masks, the most frequent first; up to 256
+    classes: list[ClassCount]  # empty if they are unknown
+    ignored_pixels: int  # pixels without a class
+    train_pixels: tuple[int, ...]  # pixels per class of the train split
+    findings: list[Finding]  # errors first
+    class_map: ClassMap | None  # the classes for training
     suggestion: Suggestion
 
     @property

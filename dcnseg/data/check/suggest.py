@@ -33,25 +33,15 @@ _BLACK: Final = 0
 
 @dataclass(frozen=True)
 class Suggestion:
-    """Settings for `dcnseg train`.
+    """Settings for `dcnseg train`, named like its options."""
 
-    Attributes:
-        classes: Content for classes.json, or None if no new list is needed.
-        ignore_index: Mask values to ignore.
-        mask_threshold: Gray values from this one on are the foreground; 0: masks hold ids.
-        class_weights: "none", "sqrt" or "balanced".
-        crop_size: Height and width of the crops.
-        batch_size: Images per batch.
-        command: The command line for training.
-    """
-
-    classes: dict[str, Any] | None
+    classes: dict[str, Any] | None  # content for classes.json; None if no new list is needed
     ignore_index: tuple[int, ...]
     mask_threshold: int
     class_weights: str
     crop_size: tuple[int, int]
     batch_size: int
-    command: str
+    command: str  # the command line for training
 
 
 def suggest(
@@ -66,14 +56,8 @@ def suggest(
 ) -> Suggestion:
     """Choose settings for these images.
 
-    Args:
-        root: The data folder.
-        pairs: Every pair.
-        class_map: The classes, if they could be found.
-        pixel_counts: Training pixels of each class.
-        ignore: Ids of --ignore-index.
-        mask_threshold: The value of --mask-threshold.
-        layout_options: Options by which the images were found, for the command.
+    `pixel_counts` are the training pixels of each class, `ignore` and `mask_threshold` the values
+    of those options, and `layout_options` those by which the images were found.
     """
     values = values_of(pairs)
     has_list = find_class_list(root) is not None
@@ -161,9 +145,8 @@ def _classes_of_colors(pairs: Sequence[InspectedPair]) -> dict[str, Any] | None:
     for pair in pairs:
         if pair.mask is None:
             continue
-        is_gray = not pair.mask.is_colored
         for value, count in pair.mask.counts.items():
-            code = value * 0x010101 if is_gray and value < 256 else value
+            code = value * 0x010101 if not pair.mask.is_colored and value < 256 else value
             totals[code] = totals.get(code, 0) + count
     if not 2 <= len(totals) <= MAX_GUESSED:
         return None

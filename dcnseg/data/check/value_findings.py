@@ -23,7 +23,7 @@ from dcnseg.data.class_map import (
     labels_advice,
 )
 from dcnseg.data.dataset import decode_mask
-from dcnseg.data.label_codes import MAX_ID, unpack_color
+from dcnseg.data.label_codes import MAX_ID, pack_color, unpack_color
 from dcnseg.errors import ConfigError
 
 _LOSSY: Final = ("JPEG", "JPEG2000")
@@ -58,13 +58,10 @@ def check_values(
 ) -> LabelStats:
     """Decode the counted values of every mask, and find values that belong to no class.
 
-    Args:
-        root: The data folder.
-        pairs: Every pair.
-        class_map: The classes.
-        ignore: Ids of --ignore-index; the advice includes them.
+    `ignore` has the ids of --ignore-index; the advice includes them.
     """
     label_stats = LabelStats([], [], [])
+    findings = label_stats.findings
     encodings: dict[str, list[InspectedPair]] = defaultdict(list)
     unknown: list[tuple[InspectedPair, UnknownLabelsError]] = []
     for pair in pairs:
@@ -77,19 +74,19 @@ def check_values(
             unknown.append((pair, error))
             continue
         except ConfigError as error:
-            label_stats.findings.append(from_error("colors-without-classes", path, error))
+            findings.append(from_error("colors-without-classes", path, error))
             continue
         label_stats.pairs.append(pair)
         label_stats.histograms.append(histogram)
-        encodings[_family(pair.mask, encoding)].append(pair)
-        label_stats.findings.extend(_check_mask(pair, histogram, class_map))
-    label_stats.findings.extend(_shifted(root, pairs, class_map, unknown))
-    label_stats.findings.extend(_unknown_values(unknown, ignore))
-    label_stats.findings.extend(_mixed(encodings))
+        encodings["alpha" if pair.mask.encoding == "alpha" else encoding].append(pair)
+        findings += _check_mask(pair, histogram, class_map)
+    findings += _shifted(root, pairs, class_map, unknown)
+    findings += _unknown_values(unknown, ignore)
+    findings += _mixed(encodings)
     if not class_map.threshold:
-        label_stats.findings.extend(_foregrounds(root, pairs, class_map))
-    label_stats.findings.extend(_palettes(pairs))
-    label_stats.findings.extend(_without_pixels(root, label_stats, class_map))
+        findings += _foregrounds(root, pairs, class_map)
+    findings += _palettes(pairs)
+    findings += _without_pixels(root, label_stats, class_map)
     return label_stats
 
 
@@ -97,20 +94,15 @@ def _decode(mask: MaskFacts, class_map: ClassMap) -> tuple[Histogram, str]:
     try:
         indices, encoding = decode_mask(mask.distinct(), class_map)
     except UnknownLabelsError as error:
-        counts: dict[Any, int] = {key: mask.counts[_code(key)] for key in error.counts}
+        counts: dict[Any, int] = {
+            key: mask.counts[pack_color(key) if isinstance(key, tuple) else key]
+            for key in error.counts
+        }
         ordered = dict(sorted(counts.items(), key=lambda item: -item[1]))
         raise class_map.unknown_labels(ordered) from error
     weights = np.array(list(mask.counts.values()))
     histogram = np.bincount(indices.ravel(), weights=weights, minlength=256)
     return histogram.astype(np.int64), encoding
-
-
-def _code(key: Any) -> int:
-    return (key[0] << 16) | (key[1] << 8) | key[2] if isinstance(key, tuple) else int(key)
-
-
-def _family(mask: MaskFacts, encoding: str) -> str:
-    return "alpha" if mask.encoding == "alpha" else encoding
 
 
 def _check_mask(pair: InspectedPair, histogram: Histogram, class_map: ClassMap) -> list[Finding]:
@@ -119,7 +111,8 @@ def _check_mask(pair: InspectedPair, histogram: Histogram, class_map: ClassMap) 
     findings = []
     present = np.flatnonzero(histogram[: class_map.num_classes])
     if not len(present):
-        shown = ", ".join(_shown(pair.mask, value) for value in list(pair.mask.counts)[:3])
+        values = list(pair.mask.counts)[:3]
+        shown = ", ".join(str(unpack_color(v) if pair.mask.is_colored else v) for v in values)
         what = (
             f"every pixel is ignored (values: {shown}); the pair does not contribute to training."
         )
@@ -138,10 +131,6 @@ def _check_mask(pair: InspectedPair, histogram: Histogram, class_map: ClassMap) 
         severity = WARNING if is_certain else ERROR
         findings.append(Finding(severity, "lossy-mask", path, what, advice))
     return findings
-
-
-def _shown(mask: MaskFacts, value: int) -> str:
-    return str(unpack_color(value) if mask.is_colored else value)
 
 
 def _shifted(

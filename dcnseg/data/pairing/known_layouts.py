@@ -13,9 +13,8 @@ from dcnseg.data.pairing.listing import find_images, is_data_folder
 from dcnseg.data.pairing.patterns import match_patterns
 from dcnseg.data.pairing.splits import SPLIT_NAMES, Entry, Found
 from dcnseg.data.sample import to_nfc
-from dcnseg.data.unreadable import explain_unreadable
 from dcnseg.errors import DataError
-from dcnseg.files import read_text
+from dcnseg.files import explain_unreadable, read_text
 
 _LISTS: Final = Path("ImageSets", "Segmentation")
 

@@ -14,9 +14,8 @@ from typing import Final
 from dcnseg.data.pairing.role_words import IMAGE_WORDS, MASK_WORDS
 from dcnseg.data.pairing.splits import SPLIT_WORDS, Entry, Found
 from dcnseg.data.sample import to_nfc
-from dcnseg.data.unreadable import explain_unreadable
 from dcnseg.errors import DataError, short_repr
-from dcnseg.files import read_text
+from dcnseg.files import explain_unreadable, read_text
 
 _IMAGE_HEADS: Final = IMAGE_WORDS | {"filename", "file", "image_path", "img_path", "image_file"}
 _MASK_HEADS: Final = MASK_WORDS | {"mask_path", "label_path", "mask_file", "label_file"}

@@ -23,8 +23,8 @@ from dcnseg.data.polygons.shapes import (
     read_size_hw,
 )
 from dcnseg.data.sample import to_nfc
-from dcnseg.data.unreadable import explain_unreadable
 from dcnseg.errors import DataError, short_repr
+from dcnseg.files import explain_unreadable
 
 _LISTS: Final = ("images", "annotations", "categories")
 _SHOWN: Final = 5

@@ -12,8 +12,8 @@ import numpy.typing as npt
 
 from dcnseg import files
 from dcnseg.data.polygons.rasters import BoolArray, fill_ring
-from dcnseg.data.unreadable import explain_unreadable
 from dcnseg.errors import DataError, short_repr
+from dcnseg.files import explain_unreadable
 
 _MAX_PIXELS: Final = 178_956_970  # Pillow's limit
 _MAX_COORDINATE: Final = 1e9
@@ -23,19 +23,12 @@ Raw = TypeVar("Raw")
 
 @dataclass(frozen=True)
 class Shape:
-    """An area of one class: the union of outlines and pixels.
+    """An area of one class: the union of outlines and pixels."""
 
-    Attributes:
-        name: The class.
-        rings: Corners (x, y) of each outline, [N, 2].
-        pixels: Part of the area, bool [h, w], or None.
-        corner: Row and column of the upper left element of `pixels`.
-    """
-
-    name: str
-    rings: tuple[npt.NDArray[np.float64], ...] = ()
-    pixels: BoolArray | None = None
-    corner: tuple[int, int] = (0, 0)
+    name: str  # of the class
+    rings: tuple[npt.NDArray[np.float64], ...] = ()  # corners (x, y) of each outline, [N, 2]
+    pixels: BoolArray | None = None  # bool [h, w]
+    corner: tuple[int, int] = (0, 0)  # row and column of the upper left element of `pixels`
 
 
 @dataclass(frozen=True)
