@@ -237,10 +237,7 @@ def _check_head(info: WeightsInfo, tensors: Mapping[str, Tensor]) -> None:
 def _build(info: WeightsInfo, device: str, fallback: str | None = None) -> Segmenter:
     """Build the network of a weights file with random weights.
 
-    Args:
-        info: Metadata of the file.
-        device: Device of the weights; "meta" allocates no memory.
-        fallback: Device for encoders that do not support `device`.
+    The device "meta" allocates no memory; encoders that do not support it use `fallback`.
     """
     try:
         with torch.device(device):

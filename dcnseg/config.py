@@ -400,8 +400,7 @@ def from_dict(kind: type[Config], values: Any) -> Config:
 def flatten_settings(config: Any) -> dict[str, Any]:
     """Each setting of a config by its dotted name, such as "lr" or "model.encoder"."""
     flat: dict[str, Any] = {}
-    for name in (item.name for item in fields(config)):
-        value = getattr(config, name)
+    for name, value in vars(config).items():
         if is_dataclass(value):
             flat |= {f"{name}.{key}": item for key, item in flatten_settings(value).items()}
         else:

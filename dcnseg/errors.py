@@ -56,4 +56,4 @@ class TrainingError(DcnsegError):
 
 
 class TrainingStoppedError(DcnsegError):
-    """Training was stopped on request, after saving its state."""
+    """Training was stopped on request, after saving a checkpoint."""

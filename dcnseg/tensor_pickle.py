@@ -47,9 +47,7 @@ DTYPES: Final = frozenset(_STORAGE_DTYPES.values())
 def read_pickle(stream: IO[bytes], make_storage: MakeStorage | None = None) -> Any:
     """Read one pickle from the current position of a stream, and leave the stream after it.
 
-    Args:
-        stream: Stream with the pickle.
-        make_storage: Loads the storages of tensors; if None, tensors are refused.
+    `make_storage` loads the storages of tensors; if it is None, tensors are refused.
 
     Returns:
         Tensors, numbers, strings, None, and lists, tuples and dictionaries of them.

@@ -29,9 +29,7 @@ _DIRECTORY_SIZE: Final = 5  # index of the directory's size in zipfile's record
 def read_torch_file(file: IO[bytes], size: int) -> Any:
     """Read a `torch.save` file: a zip archive, or the legacy format of torch < 1.6.
 
-    Args:
-        file: The open file, at position 0.
-        size: Size of the file in bytes.
+    The file must be open at position 0; it has `size` bytes.
 
     Returns:
         Tensors on the CPU, numbers, strings, None, and lists, tuples and dictionaries of them.

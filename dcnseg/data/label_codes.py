@@ -83,9 +83,8 @@ def _color_table(
 ) -> npt.NDArray[np.uint16]:
     # One element per 24-bit color: 32 MB, most of which is never accessed. Searching a sorted list
     # of colors takes five times as long per image.
-    table = np.zeros(
-        _NUM_COLORS, np.uint16
-    )  # holds code ^ 256, so that 0, an untouched page, is unknown
+    # It holds code ^ 256, so that 0, an untouched page, is unknown.
+    table = np.zeros(_NUM_COLORS, np.uint16)
     for color in ignored_colors:
         table[pack_color(color)] = IGNORE_INDEX ^ _UNKNOWN
     for index, color in enumerate(colors):

@@ -130,18 +130,8 @@ def evaluate_run(
     """Evaluate a run folder or weights file on a split of a data folder.
 
     On the data that the run was trained on, the run's own split is used, even if images have been
-    added since. Other data without a val folder is split with the default seed.
-
-    Args:
-        run: Run folder or weights file.
-        root: Data folder.
-        split: "train", "val", "test" or "all".
-        device: See `Predictor.from_checkpoint`.
-        amp: See `Predictor.from_checkpoint`.
-        config: Sliding window and test-time augmentation.
-        source: Where the images and masks are. Without it, the run's own source is used on its own
-            data.
-        on_progress: Called with the number of evaluated images and the total.
+    added since, and without a `source` the run's own one. Other data without a val folder is split
+    with the default seed. The arguments are those of `dcnseg.evaluate` and `evaluate`.
 
     Raises:
         ConfigError: there is no such split, or `run` and `root` are swapped.
@@ -214,11 +204,9 @@ def _check_classes(root: Path, trained: ClassMap) -> None:
         return
     names = dict(zip(trained.ids, trained.names, strict=True))
     for entry in ClassMap.from_file(class_list).classes:
-        if entry.id not in trained.ignored_ids and names.get(entry.id) != entry.name:
-            name = names.get(entry.id)
-            expected = (
-                "the run has no class with this id" if name is None else f"the run has {name!r}"
-            )
+        name = names.get(entry.id)
+        if entry.id not in trained.ignored_ids and name != entry.name:
+            expected = f"the run has {name!r}" if name else "the run has no class with this id"
             raise DataError(
                 f"{class_list}: class {entry.id} is {entry.name!r}, but {expected}. Evaluate on "
                 "data with the classes of the run."

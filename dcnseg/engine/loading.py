@@ -126,11 +126,7 @@ class TrainingLoader:
             start = first + size
 
     def batches(self, epoch: int, *, start: int = 0) -> Iterator[Batch]:
-        """Yield the batches of an epoch; the first `start` are neither yielded nor loaded.
-
-        Raises:
-            DataError: an image or mask is invalid; the message names the file.
-        """
+        """Yield the batches of an epoch, as `groups` does, without the first `start`."""
         self._dataset.set_epoch(epoch)
         self._batches.epoch, self._batches.start = epoch, start
         for batch in self._start_epoch():

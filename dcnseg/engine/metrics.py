@@ -71,12 +71,8 @@ def restore_metrics(
 ) -> str:
     """Rewrite metrics.jsonl with the epochs up to `epoch`; later ones will be computed again.
 
-    Args:
-        run: The run folder.
-        epoch: The last complete epoch.
-        saved: The file's text in the checkpoint. Without it, as in checkpoints of early versions,
-            only the epochs that are still in the file are kept, with a warning about others.
-        on_warning: Called if epochs are missing.
+    `saved` is the file's text in the checkpoint. Without it, as in checkpoints of early versions,
+    only the epochs that are still in the file are kept, with a warning about others.
 
     Raises:
         CheckpointError: the saved text is damaged, or the file cannot be written.

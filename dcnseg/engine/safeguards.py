@@ -34,9 +34,23 @@ class Safeguards:
             TrainingError: too many steps in a row were not finite.
             TrainingStoppedError: the listener requested a stop.
         """
-        self._count(outcome)
+        partial = self.state.partial
+        assert partial is not None  # an epoch is in progress
+        if outcome is StepOutcome.OVERFLOWED:
+            partial.amp_skipped += 1
+        elif outcome is StepOutcome.SKIPPED:
+            partial.skipped += 1
+            self.state.skipped_in_a_row += 1
+        else:
+            self.state.skipped_in_a_row = 0
         if self.state.skipped_in_a_row >= self.config.nan_patience:
-            raise TrainingError(self._explain_non_finite())
+            raise TrainingError(
+                f"The loss or gradient of {self.state.skipped_in_a_row} steps in a row was not "
+                f"finite, up to step {partial.step} of epoch {self.state.epoch + 1}. The first "
+                f"non-finite value is in {self.step.find_non_finite()}. The last good checkpoint "
+                f"is {self.run / RESUME_STATE}. Start a new run with a lower --lr, a longer "
+                "--warmup-epochs or --amp off."
+            )
         interval = 60 * self.config.checkpoint_minutes
         if interval and time.monotonic() - self._saved_at >= interval:
             self.save()
@@ -56,24 +70,3 @@ class Safeguards:
         with explain_write_errors(path):
             save_state(path, self.state)
         self._saved_at = time.monotonic()
-
-    def _count(self, outcome: StepOutcome) -> None:
-        partial = self.state.partial
-        assert partial is not None  # an epoch is in progress
-        if outcome is StepOutcome.OVERFLOWED:
-            partial.amp_skipped += 1
-        elif outcome is StepOutcome.SKIPPED:
-            partial.skipped += 1
-            self.state.skipped_in_a_row += 1
-        else:
-            self.state.skipped_in_a_row = 0
-
-    def _explain_non_finite(self) -> str:
-        step = self.state.partial.step if self.state.partial else 0
-        return (
-            f"The loss or gradient of {self.state.skipped_in_a_row} steps in a row was not "
-            f"finite, up to step {step} of epoch {self.state.epoch + 1}. The first "
-            f"non-finite value is in {self.step.find_non_finite()}. The last good checkpoint is "
-            f"{self.run / RESUME_STATE}. Start a new run with a lower --lr, a longer "
-            "--warmup-epochs or --amp off."
-        )

@@ -158,12 +158,16 @@ def merge_optimizer_state(
             group["lr"] >= 0, f"the learning rate is {short_repr(group['lr'])}; expected at least 0"
         )
     is_adam = "betas" in own["param_groups"][0]
+    number = torch.empty((), device="meta")
     for index, values in saved["state"].items():
         require(
             type(index) is int and index < len(shapes),
             f"optimizer.state has {short_repr(index)}; expected one of {len(shapes)} parameters",
         )
-        own_values = _adam_state(shapes[index]) if is_adam else _sgd_state(shapes[index])
+        average = torch.empty(shapes[index], device="meta")
+        own_values = {"momentum_buffer": average}
+        if is_adam:
+            own_values = {"step": number, "exp_avg": average, "exp_avg_sq": average}
         require_like(values, own_values, f"optimizer.state.{index}")
         require(set(values) == set(own_values), f"optimizer.state.{index} has unknown values")
         require(not is_adam or 0 <= values["step"] < math.inf, "optimizer: the step is negative")
@@ -172,15 +176,6 @@ def merge_optimizer_state(
         "state": saved["state"],
         "param_groups": [{**group, "lr": float(other["lr"])} for group, other in merged],
     }
-
-
-def _sgd_state(shape: torch.Size) -> dict[str, Tensor]:
-    return {"momentum_buffer": torch.empty(shape, device="meta")}
-
-
-def _adam_state(shape: torch.Size) -> dict[str, Tensor]:
-    average = torch.empty(shape, device="meta")
-    return {"step": torch.empty((), device="meta"), "exp_avg": average, "exp_avg_sq": average}
 
 
 def merge_schedule_state(saved: Any, own: Mapping[str, Any]) -> dict[str, Any]:

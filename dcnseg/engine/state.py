@@ -104,8 +104,8 @@ def build_state(
 def build_average(model: Segmenter, decay: float) -> AveragedModel:
     """Build an exponential moving average whose decay grows to `decay` during the first steps."""
 
-    def update(averages: Any, currents: Any, numbuild_average: Any) -> None:
-        count = int(numbuild_average)
+    def update(averages: Any, currents: Any, num_averaged: Any) -> None:
+        count = int(num_averaged)
         weight = 1 - min(decay, (1 + count) / (10 + count))
         # AveragedModel groups tensors by dtype and device, so one kernel updates many.
         if averages[0].is_floating_point():

@@ -60,24 +60,16 @@ def train(
     augment: Augmentation | None = None,
     listener: TrainingListener | None = None,
 ) -> TrainResult:
-    """Train a network and write a run folder.
+    """Train a network and write a run folder, as `dcnseg.train` does.
 
-    Args:
-        config: All settings.
-        run: The run folder; must be new or empty unless `overwrite` is set.
-        sources: The source of each setting, for config.json.
-        overwrite: Whether to replace the files of a previous run in the folder.
-        has_auto_batch: Whether to find the largest batch size that fits into memory, instead of
-            using that of `config`.
-        augment: Called with each training image and its label map before the random crop, with
-            seeded random numbers; see `CustomAugmentation`.
-        listener: Receives progress and warnings.
+    `sources` has the source of each setting, for config.json. With `has_auto_batch`, the largest
+    batch size that fits into memory is used instead of that of `config`.
 
     Raises:
         ConfigError: a setting is not supported on this machine, or the folder is not empty.
         DataError: an image or mask is invalid; the message names the file.
         TrainingError: the loss stays non-finite, memory runs out, or a data loading worker dies.
-        TrainingStoppedError: the listener requested a stop; the state is saved.
+        TrainingStoppedError: the listener requested a stop; a checkpoint is saved.
     """
     listener = listener or TrainingListener()
     check_out_is_separate(run, config.data.root)
@@ -131,12 +123,8 @@ def resume(
 ) -> TrainResult:
     """Resume a run from its last checkpoint; the result is that of an uninterrupted run.
 
-    Args:
-        run: A run folder.
-        changes: Settings to change, from `RESUMABLE_SETTINGS`, by dotted names ("data.workers").
-        epochs: Shorthand for "epochs" in `changes`; the learning rate follows the new schedule.
-        augment: The augmentation passed to `train`.
-        listener: Receives progress and warnings.
+    `changes` are settings from `RESUMABLE_SETTINGS`, by dotted names ("data.workers"); `epochs` is
+    short for "epochs" among them. The learning rate follows the new schedule.
 
     Raises:
         ConfigError: the run is complete, or a setting has changed that must not.

@@ -28,7 +28,7 @@ from dcnseg.data.pairing.splits import SPLIT_NAMES, Pairing, Splits
 from dcnseg.data.sample import Sample
 from dcnseg.data.transforms import Augmentation, build_train_transform
 from dcnseg.errors import CheckpointError, DataError, short_repr
-from dcnseg.files import atomic_path, read_json
+from dcnseg.files import atomic_path, explain_unreadable, read_json
 from dcnseg.safe_load import summarize_error
 
 FILES: Final = "files.json"
@@ -217,11 +217,8 @@ def _fingerprints(splits: Splits) -> dict[str, dict[str, Fingerprint]]:
 
 
 def _fingerprint(path: Path) -> Fingerprint:
-    try:
-        with path.open("rb") as file:
-            size = os.fstat(file.fileno()).st_size
-            checksum = zlib.crc32(file.read(PROBE_BYTES))
-            file.seek(max(0, size - PROBE_BYTES))
-            return [size, zlib.crc32(file.read(), checksum)]
-    except OSError as error:
-        raise DataError(f"{path}: cannot be read ({error.strerror or error}).") from error
+    with explain_unreadable(path, "a readable file"), path.open("rb") as file:
+        size = os.fstat(file.fileno()).st_size
+        checksum = zlib.crc32(file.read(PROBE_BYTES))
+        file.seek(max(0, size - PROBE_BYTES))
+        return [size, zlib.crc32(file.read(), checksum)]

@@ -15,12 +15,11 @@ import numpy.typing as npt
 import torch
 
 from dcnseg.data.image_io import ImageHeader, read_header
-from dcnseg.device import explain_out_of_memory
+from dcnseg.device import explain_out_of_memory, free_memory
 from dcnseg.errors import ConfigError, DataError
 from dcnseg.files import has_unmarked_files, mark_output_folder
 from dcnseg.inference.image_stats import compare_with_training
 from dcnseg.inference.inputs import InputImage
-from dcnseg.inference.memory import check_probabilities_fit, out_of_memory_error
 from dcnseg.inference.prediction import Prediction
 from dcnseg.inference.predictor import Predictor
 from dcnseg.inference.read_ahead import read_ahead
@@ -29,6 +28,7 @@ from dcnseg.inference.writers import OUTPUT_FOLDERS, get_output_paths, write_pre
 
 WRITE_BEHIND = 3  # unwritten predictions in memory
 LARGE_PIXELS: Final = 1 << 24  # larger images are processed alone, to limit memory
+MIN_WINDOW: Final = 64
 
 # Errors that the next image would hit as well.
 _FATAL_ERRNOS: Final = frozenset(
@@ -46,10 +46,6 @@ class _Job:
     header: ImageHeader | None
     decoded: Future[Image | Exception]
 
-    @property
-    def is_large(self) -> bool:
-        return _is_large(self.header)
-
 
 def predict_files(
     predictor: Predictor,
@@ -63,14 +59,9 @@ def predict_files(
     """Predict images and write the outputs; an unreadable image does not stop the others.
 
     The output folder is marked as written by dcnseg, or only its subfolders if it has other files.
-
-    Args:
-        predictor: The predictor.
-        images: Images and the names of their outputs.
-        out: Output folder.
-        kinds: Outputs to write: "labels", "overlay", "confidence", "probabilities".
-        skip_existing: Skip images with all outputs present; their results come first.
-        on_result: Called with each result in order, after its files are written.
+    `kinds` are outputs to write: "labels", "overlay", "confidence", "probabilities". With
+    `skip_existing`, images with all outputs present are skipped; their results come first.
+    `on_result` is called with each result in order, after its files are written.
 
     Raises:
         ConfigError: An output subfolder has files that dcnseg did not write.
@@ -100,7 +91,7 @@ def predict_files(
                     mark_output_folder(folder)
             writing.append(pool.submit(_write, predictor, job, outcome, outputs[job.image]))
             del outcome  # frees its memory after writing
-            while len(writing) > (0 if job.is_large else WRITE_BEHIND):
+            while len(writing) > (0 if _is_large(job.header) else WRITE_BEHIND):
                 finish(writing.popleft().result())
         for future in writing:
             finish(future.result())
@@ -162,8 +153,8 @@ def _predict(
     path, size_hw = job.image.path, decoded.shape[:2]
     try:
         if "probabilities" in kinds:
-            check_probabilities_fit(path, size_hw, predictor.class_map.num_classes)
-        with explain_out_of_memory(lambda: out_of_memory_error(path, size_hw, predictor)):
+            _check_probabilities_fit(path, size_hw, predictor.class_map.num_classes)
+        with explain_out_of_memory(lambda: _out_of_memory_error(path, size_hw, predictor)):
             return decoded, predictor.predict(
                 decoded,
                 with_confidence="confidence" in kinds,
@@ -173,6 +164,29 @@ def _predict(
         raise  # the device is unusable from here on
     except Exception as error:
         return error
+
+
+def _check_probabilities_fit(path: Path, size_hw: Sequence[int], num_classes: int) -> None:
+    """Raise a DataError if the probabilities of an image need more memory than is free."""
+    needed, free = 2 * num_classes * size_hw[0] * size_hw[1], free_memory()
+    if needed > free:
+        raise DataError(
+            f"{path}: the probabilities of {num_classes} classes for {size_hw[1]}x{size_hw[0]} "
+            f"pixels need {needed / 1e9:.1f} GB of memory; {free / 1e9:.1f} GB are free. Split the "
+            "image, or use --save confidence instead of probabilities."
+        )
+
+
+def _out_of_memory_error(path: Path, size_hw: Sequence[int], predictor: Predictor) -> DataError:
+    """Build an error that names the image and suggests a smaller window."""
+    longest = max(size_hw) * predictor.preprocessing.input_scale
+    used = int(min(predictor.config.window, longest))
+    smaller = max(MIN_WINDOW, used // 2)
+    advice = f"Use --window {smaller}" if smaller < used else "Resize the image"
+    return DataError(
+        f"{path}: out of memory on {predictor.device} for an image of "
+        f"{size_hw[1]}x{size_hw[0]} pixels with --window {predictor.config.window}. {advice}."
+    )
 
 
 def _write(

@@ -9,6 +9,7 @@ import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, field
+from itertools import takewhile
 from pathlib import Path, PurePath
 from typing import Final
 
@@ -42,16 +43,13 @@ _IMAGES_AND_MASKS = (
 class InputImage:
     """An input image and the name of its outputs.
 
-    Attributes:
-        path: The file.
-        name: Path relative to the given folder, or to the fixed part of a pattern. Without the
-            suffix, unless two images differ only in it.
-        problem: Error message if the file is already known to be unreadable.
+    The name is the path relative to the given folder, or to the fixed part of a pattern; without
+    the suffix, unless two images differ only in it.
     """
 
     path: Path
     name: PurePath
-    problem: str = ""
+    problem: str = ""  # error message if the file is already known to be unreadable
 
     def __str__(self) -> str:
         """The path, for messages."""
@@ -79,13 +77,9 @@ def find_inputs(
 
     The list has one image per line, or per NUL as `find -print0` writes it. Missing files and URLs
     are kept, and so is each of several arguments that has no images, to be reported with the
-    results of the others. In data folders with an image and a mask folder, masks are skipped.
-
-    Args:
-        arguments: Arguments of a command.
-        stdin: Lines of the list; None if stdin is closed.
-        outputs: Output folders, whose files are skipped.
-        on_note: Called with a message about skipped files.
+    results of the others. In data folders with an image and a mask folder, masks are skipped, and
+    so are all files in the folders `outputs`; `on_note` is called with a message about them. The
+    lines of `stdin` are None if it is closed.
 
     Raises:
         ConfigError: Two images have the same output name.
@@ -242,9 +236,4 @@ def _count_unsupported(folder: Path) -> str:
 
 def _get_fixed_part(pattern: Path) -> Path:
     """Return the parent folders of a pattern up to the first wildcard."""
-    fixed = Path()
-    for part in pattern.parts[:-1]:
-        if glob.has_magic(part):
-            break
-        fixed /= part
-    return fixed
+    return Path(*takewhile(lambda part: not glob.has_magic(part), pattern.parts[:-1]))

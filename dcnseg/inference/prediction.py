@@ -60,8 +60,7 @@ class Prediction:
     @property
     def colors(self) -> dict[int, tuple[int, int, int]]:
         """The color (red, green, blue) of every class by its id."""
-        colors = self.class_map.index_colors().tolist()
-        return {id_: tuple(color) for id_, color in zip(self.class_map.ids, colors, strict=True)}
+        return {entry.id: entry.color for entry in self.class_map.classes}
 
     @property
     def color_mask(self) -> UInt8Array:

@@ -22,11 +22,7 @@ def read_ahead(
 ) -> Iterator[tuple[Item, Future[Result]]]:
     """Yield each item with the future of its result, while a few more are being read.
 
-    Args:
-        pool: Runs `read`.
-        items: The items, in order.
-        read: Reads one item.
-        is_large: Whether an item is too large to be in memory together with others.
+    `is_large` tells whether an item is too large to be in memory together with others.
     """
     waiting: deque[tuple[Item, Future[Result]]] = deque()
     was_large = False

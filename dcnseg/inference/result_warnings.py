@@ -16,13 +16,7 @@ LARGE_PIXELS: Final = 256 * 256  # an image of this size usually has at least tw
 def find_warnings(
     results: Sequence[FileResult], stats: TrainingDataStats | None, num_classes: int
 ) -> list[str]:
-    """Return one line per kind of warning, with the number of images and an example.
-
-    Args:
-        results: Results of all images.
-        stats: Statistics of the training images, if known.
-        num_classes: K.
-    """
+    """Return one line per kind of warning, with the number of images and an example."""
     predicted = [result for result in results if result.is_predicted]
     lines = [] if stats is None else _warn_unlike_training(predicted, stats)
     lines += _warn_several_frames(predicted)

@@ -14,33 +14,18 @@ from dcnseg.inference.prediction import Prediction
 
 @dataclass(frozen=True)
 class FileResult:
-    """Result of one image.
-
-    Attributes:
-        image: The image.
-        outputs: Files written or already present, by kind; empty after an error.
-        class_shares: Share of the pixels of each predicted class, by name, in [0, 1]; empty without
-            a prediction.
-        share_below: Share of the pixels below the minimum confidence, in [0, 1]. The class shares
-            and `share_below` add up to 1.
-        error: Error message if there is no prediction, or None.
-        cause: The exception behind `error`.
-        size_hw: Height and width in pixels; (0, 0) if it was not read.
-        unlike_training: Differences from the training images, from `compare_with_training`.
-        has_more_frames: Whether the file has further pages or frames, which are ignored.
-        is_skipped: Whether all outputs were already present.
-    """
+    """Result of one image. The class shares and `share_below` add up to 1."""
 
     image: InputImage
-    outputs: dict[str, Path]
-    class_shares: dict[str, float]
-    share_below: float = 0.0
-    error: str | None = None
-    cause: Exception | None = None
-    size_hw: tuple[int, int] = (0, 0)
-    unlike_training: tuple[str, ...] = ()
-    has_more_frames: bool = False
-    is_skipped: bool = False
+    outputs: dict[str, Path]  # files written or already present, by kind; empty after an error
+    class_shares: dict[str, float]  # share of the pixels of each predicted class, by name
+    share_below: float = 0.0  # share of the pixels below the minimum confidence
+    error: str | None = None  # error message if there is no prediction
+    cause: Exception | None = None  # the exception behind `error`
+    size_hw: tuple[int, int] = (0, 0)  # in pixels; (0, 0) if it was not read
+    unlike_training: tuple[str, ...] = ()  # differences, from `compare_with_training`
+    has_more_frames: bool = False  # whether further pages or frames were ignored
+    is_skipped: bool = False  # whether all outputs were already present
 
     @property
     def is_predicted(self) -> bool:

@@ -17,15 +17,10 @@ from torch import Tensor
 
 @dataclass(frozen=True)
 class StripMap:
-    """A map [K, H, W] whose rows are computed on request.
-
-    Attributes:
-        size_hw: H and W.
-        rows: Function of (start, stop) that returns rows start..stop - 1, float32 [K, rows, W].
-    """
+    """A map [K, H, W] whose rows are computed on request."""
 
     size_hw: tuple[int, int]
-    rows: Callable[[int, int], Tensor]
+    rows: Callable[[int, int], Tensor]  # (start, stop) -> float32 [K, stop - start, W]
 
 
 def stored(values: Tensor) -> StripMap:

@@ -28,13 +28,10 @@ _ROWS: Final = 256  # rows processed at a time, to keep temporary arrays small
 
 def check_output_kinds(kinds: Collection[str]) -> None:
     """Raise a ConfigError if `kinds` is empty or has a kind that is not in OUTPUT_KINDS."""
-    if not kinds:
-        raise ConfigError(f"--save is empty; expected one or more of {', '.join(OUTPUT_KINDS)}.")
-    for kind in kinds:
-        if kind not in OUTPUT_KINDS:
-            raise ConfigError(
-                f"--save is {kind!r}; expected one or more of {', '.join(OUTPUT_KINDS)}."
-            )
+    wrong = [repr(kind) for kind in kinds if kind not in OUTPUT_KINDS]
+    if wrong or not kinds:
+        found = wrong[0] if wrong else "empty"
+        raise ConfigError(f"--save is {found}; expected one or more of {', '.join(OUTPUT_KINDS)}.")
 
 
 def get_output_paths(folder: Path, name: PurePath, kinds: Collection[str]) -> dict[str, Path]:

@@ -14,7 +14,7 @@ from dcnseg.config import PredictConfig
 from dcnseg.data.image_io import read_image, read_mask
 from dcnseg.errors import ConfigError
 from dcnseg.files import OUTPUT_MARKER, is_output_folder
-from dcnseg.inference import batch, memory
+from dcnseg.inference import batch
 from dcnseg.inference.batch import predict_files
 from dcnseg.inference.inputs import InputImage, find_inputs
 from dcnseg.inference.prediction import Prediction, draw_overlay
@@ -214,7 +214,7 @@ def test_probabilities_that_exceed_the_memory_are_an_error(
     predictor: Predictor, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     num_classes = predictor.class_map.num_classes
-    monkeypatch.setattr(memory, "free_memory", lambda: 2.0 * num_classes * 9 * 8)
+    monkeypatch.setattr(batch, "free_memory", lambda: 2.0 * num_classes * 9 * 8)
     files = [small(tmp_path / "fits.png"), small(tmp_path / "large.png", 9, 9)]
     results = predict(predictor, files, tmp_path / "out", "probabilities")
     assert results[0].error is None

@@ -50,12 +50,8 @@ def inspect_pairs(
 ) -> tuple[list[InspectedPair], list[Finding]]:
     """Return the facts of each pair, and the files that cannot be read.
 
-    Args:
-        splits: The pairs.
-        cache: Known facts; new ones are added, but the cache is not saved.
-        polygon_ids: Id of each polygon label.
-        workers: Threads; 0 means one per processor.
-        on_progress: Called with (done, total) after each pair, from the calling thread.
+    New facts are added to the cache, which is not saved. With 0 `workers`, there is a thread per
+    processor. `on_progress` is called with (done, total) after each pair, from the calling thread.
     """
     pairs = [(name, sample) for name in SPLIT_NAMES for sample in getattr(splits, name)]
     with ThreadPoolExecutor(workers or os.cpu_count()) as pool:

@@ -18,7 +18,7 @@ from dcnseg.data.check.findings import ERROR, WARNING, Finding, by_severity
 from dcnseg.data.check.folder_findings import check_folder
 from dcnseg.data.check.inspection import ImageFacts, MaskFacts
 from dcnseg.data.check.pair_findings import check_pairs
-from dcnseg.data.check.pairs import InspectedPair, inspect_pairs
+from dcnseg.data.check.pairs import inspect_pairs
 from dcnseg.data.check.suggest import Suggestion, suggest
 from dcnseg.data.check.value_findings import LabelStats, check_values
 from dcnseg.data.class_map import IGNORE_INDEX, ClassMap
@@ -122,16 +122,9 @@ def check_data(
 ) -> CheckReport:
     """Check every file and report all problems at once.
 
-    Files that have not changed since the last check are not opened again.
-
-    Args:
-        root: The data folder, with or without a class list.
-        pairing: Its images and masks.
-        ignore: Ids to ignore in addition to those of the class list.
-        mask_threshold: Gray values from this one on are the class with the greater id; 0: ids.
-        workers: Threads; 0 means one per processor.
-        on_progress: Called with (done, total) after each pair, from the calling thread.
-        layout_options: Options by which the images were found, for the suggested command.
+    Files that have not changed since the last check are not opened again. The class list of `root`
+    is optional. `ignore` and `mask_threshold` are as in `find_classes`, `workers` and `on_progress`
+    as in `inspect_pairs`, and `layout_options` as in `suggest`.
     """
     cache = FactsCache(root)
     skipped = find_unsupported(root)
@@ -151,6 +144,8 @@ def check_data(
     if class_map is not None:
         label_stats = check_values(root, pairs, class_map, ignore)
         findings += label_stats.findings
+    images = [pair.image for pair in pairs if pair.image]
+    masks = [pair.mask for pair in pairs if pair.mask]
     num_classes = class_map.num_classes if class_map else 0
     train_pixels = tuple(label_stats.histogram("train")[:num_classes].tolist())
     return CheckReport(
@@ -161,10 +156,10 @@ def check_data(
         masks_without_image=tuple(map(str, pairing.masks_without_image)),
         other_files=_other_files(root, pairing, skipped),
         skipped={str(path): reason for path, reason in islice(skipped.items(), _MAX_OTHER_FILES)},
-        sizes=_sizes(pairs),
-        image_modes=_modes(pair.image for pair in pairs),
-        mask_modes=_modes(pair.mask for pair in pairs),
-        values=_values(pairs),
+        sizes=_by_frequency(f"{image.size_hw[1]}x{image.size_hw[0]}" for image in images),
+        image_modes=_by_frequency(map(_mode, images)),
+        mask_modes=_by_frequency(f"{_mode(mask)}, {mask.encoding}" for mask in masks),
+        values=_values(masks),
         classes=_classes(label_stats, class_map),
         ignored_pixels=int(label_stats.histogram()[IGNORE_INDEX]),
         train_pixels=train_pixels,
@@ -207,31 +202,21 @@ def _other_files(root: Path, pairing: Pairing, skipped: Mapping[Path, str]) -> t
     return tuple(found[:_MAX_OTHER_FILES])
 
 
-def _sizes(pairs: Sequence[InspectedPair]) -> dict[str, int]:
-    sizes = Counter(
-        f"{pair.image.size_hw[1]}x{pair.image.size_hw[0]}" for pair in pairs if pair.image
-    )
-    return dict(sizes.most_common())
+def _by_frequency(texts: Iterable[str]) -> dict[str, int]:
+    return dict(Counter(texts).most_common())
 
 
-def _modes(files: Iterable[ImageFacts | MaskFacts | None]) -> dict[str, int]:
-    modes = Counter(
-        f"{facts.file_format} {facts.mode} {facts.bits} bit"
-        + (f", {facts.encoding}" if isinstance(facts, MaskFacts) else "")
-        for facts in files
-        if facts is not None
-    )
-    return dict(modes.most_common())
+def _mode(facts: ImageFacts | MaskFacts) -> str:
+    return f"{facts.file_format} {facts.mode} {facts.bits} bit"
 
 
-def _values(pairs: Sequence[InspectedPair]) -> list[ValueCount]:
+def _values(masks: Sequence[MaskFacts]) -> list[ValueCount]:
     pixels: Counter[tuple[bool, int]] = Counter()
     images: Counter[tuple[bool, int]] = Counter()
-    for pair in pairs:
-        if pair.mask is not None:
-            keys = [(pair.mask.is_colored, value) for value in pair.mask.counts]
-            pixels.update(dict(zip(keys, pair.mask.counts.values(), strict=True)))
-            images.update(keys)
+    for mask in masks:
+        counts = {(mask.is_colored, value): count for value, count in mask.counts.items()}
+        pixels.update(counts)
+        images.update(counts.keys())
     return [
         ValueCount(unpack_color(value) if is_color else value, count, images[is_color, value])
         for (is_color, value), count in pixels.most_common(_MAX_LISTED_VALUES)

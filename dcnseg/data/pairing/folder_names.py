@@ -40,21 +40,13 @@ class FolderWord:
 
 @dataclass(frozen=True)
 class PlacedFile:
-    """A file, and what its folders mean.
+    """A file, and what its folders mean."""
 
-    Attributes:
-        entry: Path, split, and stem without the folders for role and split.
-        role: Whether the folders are for images or for masks; empty if unknown.
-        source: The name of the folder with the role, "masks".
-        variant: The other words of that name, "upright" of "masks_upright".
-        template: The path as a pattern with {split} and {stem}, and * for other folders.
-    """
-
-    entry: Entry
-    role: Role
-    source: str
-    variant: str
-    template: str
+    entry: Entry  # path, split, and stem without the folders for role and split
+    role: Role  # whether the folders are for images or for masks; empty if unknown
+    source: str  # name of the folder with the role, "masks"
+    variant: str  # other words of that name, "upright" of "masks_upright"
+    template: str  # the path as a pattern with {split} and {stem}, and * for other folders
 
 
 def place_files(root: Path, paths: Iterable[Path], *, last_role: bool = False) -> list[PlacedFile]:
@@ -101,14 +93,12 @@ def _role_position(
     words: Sequence[FolderWord], parts: tuple[str, ...], shared_parents: set[tuple[str, ...]]
 ) -> int:
     with_role = [i for i, word in enumerate(words) if word.role]
-    for wanted in (
-        [i for i in with_role if parts[:i] in shared_parents],
-        [i for i in with_role if not words[i].variant],
-        with_role,
-    ):
-        if wanted:
-            return wanted[0]
-    return -1
+    by_preference = [
+        *(i for i in with_role if parts[:i] in shared_parents),
+        *(i for i in with_role if not words[i].variant),
+        *with_role,
+    ]
+    return next(iter(by_preference), -1)
 
 
 def _template(
@@ -143,8 +133,7 @@ def read_folder_name(name: str) -> FolderWord:
     if not role and (unknown or not split_word):
         return FolderWord()  # "train_extra" is another split, if any
     split = SPLIT_WORDS.get(split_word, "")
-    source = "_".join(others)
-    return FolderWord(split, split_word, role, " ".join(unknown), source)
+    return FolderWord(split, split_word, role, " ".join(unknown), "_".join(others))
 
 
 def _tokens(name: str) -> list[str]:

@@ -13,7 +13,7 @@ from dcnseg.data.pairing.layouts import recognize
 from dcnseg.data.pairing.listing import first_names
 from dcnseg.data.pairing.pair_lists import read_pair_list
 from dcnseg.data.pairing.patterns import match_patterns
-from dcnseg.data.pairing.splits import Found, Pairing, Splits, join_entries
+from dcnseg.data.pairing.splits import Pairing, Splits, join_entries
 from dcnseg.errors import ConfigError, DataError
 
 
@@ -61,16 +61,14 @@ def find_pairs(
     if not root.is_dir():
         what = "is not a folder" if os.path.lexists(root) else "does not exist"
         raise DataError(f"{root}: {what}; expected a folder with images and masks.")
-    found = _find(root, source or PairSource())
-    return join_entries(found, val_fraction=val_fraction, seed=seed)
-
-
-def _find(root: Path, source: PairSource) -> Found:
+    source = source or PairSource()
     if source.pairs is not None:
-        return read_pair_list(root, source.pairs)
-    if source.images:
-        return match_patterns(root, source.images, source.masks)
-    return recognize(root)
+        found = read_pair_list(root, source.pairs)
+    elif source.images:
+        found = match_patterns(root, source.images, source.masks)
+    else:
+        found = recognize(root)
+    return join_entries(found, val_fraction=val_fraction, seed=seed)
 
 
 def describe_unpaired(pairing: Pairing, root: Path) -> str:

@@ -4,8 +4,9 @@ from __future__ import annotations
 
 import re
 from collections import Counter
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import astuple, dataclass
+from itertools import combinations
 from typing import Final
 
 from dcnseg.data.pairing.role_words import BESIDE_WORDS, IMAGE_WORDS, MASK_WORDS
@@ -80,7 +81,7 @@ def find_name_rules(images: Collection[Key], masks: Collection[Key]) -> RuleChoi
     seen = {frozenset((key, key) for key in image_keys & mask_keys)}
     for rule in sorted(_candidates(image_keys, mask_keys), key=lambda rule: rule.length):
         pairs = _pairs(rule, image_keys, mask_keys)
-        if rule in scores or frozenset(pairs) in seen or not _is_plausible(rule, pairs, image_keys):
+        if rule in scores or frozenset(pairs) in seen or not (pairs and _is_plausible(rule)):
             continue
         if _is_weak(rule) and not len(pairs) == len(image_keys) == len(mask_keys):
             continue
@@ -93,7 +94,8 @@ def _choose(scores: dict[NameRule, int], num_images: int) -> RuleChoice:
     best = max(scores.values())
     top = [rule for rule, score in scores.items() if score == best]
     plain = NameRule()
-    beside = [rule for rule in scores if scores[rule] and _is_beside_rule(rule)]
+    affixes = {rule: _words(rule.mask_prefix + rule.mask_suffix) for rule in scores}
+    beside = [rule for rule in scores if scores[rule] and affixes[rule] & BESIDE_WORDS]
     kept = [rule for rule in top if rule not in beside] or top
     if best == 0 or (plain in kept and best < num_images):
         kept = [plain]
@@ -115,25 +117,17 @@ def _pairs(rule: NameRule, images: set[Key], masks: set[Key]) -> set[tuple[Key, 
     return found
 
 
-def _is_plausible(rule: NameRule, pairs: set[tuple[Key, Key]], images: set[Key]) -> bool:
-    """Whether a rule has pairs, and an image affix is a known word and not part of a name."""
-    if not pairs:
-        return False
+def _is_plausible(rule: NameRule) -> bool:
+    """Whether an image affix is a known word, or one for masks on the other side."""
     own = rule.image_prefix or rule.image_suffix
-    if not own:
+    if not own or _word(own) in IMAGE_WORDS:
         return True
-    if _word(own) in IMAGE_WORDS:
-        return True
-    return _is_mask_affix(rule.mask_prefix or rule.mask_suffix)
+    return bool(_words(rule.mask_prefix or rule.mask_suffix) & (MASK_WORDS | BESIDE_WORDS))
 
 
 def _is_weak(rule: NameRule) -> bool:
     affixes = (rule.mask_prefix, rule.mask_suffix)
     return any(affix and not is_affix(affix) for affix in affixes)
-
-
-def _is_beside_rule(rule: NameRule) -> bool:
-    return bool(_words(rule.mask_prefix + rule.mask_suffix) & BESIDE_WORDS)
 
 
 def is_affix(text: str) -> bool:
@@ -144,22 +138,18 @@ def is_affix(text: str) -> bool:
     return has_separator and any(character.isalpha() for character in text)
 
 
-def _is_mask_affix(text: str) -> bool:
-    return bool(_words(text) & (MASK_WORDS | BESIDE_WORDS))
-
-
 def _candidates(images: set[Key], masks: set[Key]) -> Iterator[NameRule]:
     some = sorted(masks)[:: 1 + len(masks) // _MAX_VOTES]
     for prefix, suffix in _image_affixes(images):
         bases = {cut for key in images if (cut := _cut(key, prefix, suffix)) is not None}
         if prefix or suffix:
             yield NameRule(prefix, suffix)
-        for text in _most_common(_mask_suffixes(some, bases)):
-            yield NameRule(prefix, suffix, "", text)
-        for text in _most_common(_mask_prefixes(some, bases)):
-            yield NameRule(prefix, suffix, text, "")
-        for both in Counter(_both_affixes(some[:_MAX_SAMPLE], bases)).most_common(3):
-            yield NameRule(prefix, suffix, *both[0])
+        for spans in (_heads, _tails):
+            for affixes in _most_common(_mask_affixes(some, bases, spans), _MAX_CANDIDATES):
+                yield NameRule(prefix, suffix, *affixes)
+        both = _mask_affixes(some[:_MAX_SAMPLE], bases, _middles)
+        for affixes in _most_common((pair for pair in both if all(map(is_affix, pair))), 3):
+            yield NameRule(prefix, suffix, *affixes)
 
 
 def _image_affixes(images: set[Key]) -> list[tuple[str, str]]:
@@ -177,37 +167,33 @@ def _image_affixes(images: set[Key]) -> list[tuple[str, str]]:
     return found
 
 
-def _mask_suffixes(masks: Iterable[Key], bases: set[Key]) -> Iterator[str]:
-    for split, path in masks:
-        for end in range(path.rfind("/") + 2, len(path)):
-            if (split, path[:end]) in bases:
-                yield path[end:]
-
-
-def _mask_prefixes(masks: Iterable[Key], bases: set[Key]) -> Iterator[str]:
+def _mask_affixes(
+    masks: Iterable[Key], bases: set[Key], spans: Callable[[int], Iterable[tuple[int, int]]]
+) -> Iterator[tuple[str, str]]:
+    """Yield what precedes and follows each span of a mask's name that is a base."""
     for split, path in masks:
         folder, slash, name = path.rpartition("/")
-        for start in range(1, len(name)):
-            if (split, folder + slash + name[start:]) in bases:
-                yield name[:start]
+        for start, end in spans(len(name)):
+            if (split, folder + slash + name[start:end]) in bases:
+                yield name[:start], name[end:]
 
 
-def _both_affixes(masks: Iterable[Key], bases: set[Key]) -> Iterator[tuple[str, str]]:
-    for split, path in masks:
-        folder, slash, name = path.rpartition("/")
-        for start in range(1, len(name) - 1):
-            for end in range(start + 1, len(name)):
-                prefix, suffix = name[:start], name[end:]
-                is_known = (split, folder + slash + name[start:end]) in bases
-                if is_known and is_affix(prefix) and is_affix(suffix):
-                    yield prefix, suffix
+def _heads(length: int) -> Iterator[tuple[int, int]]:
+    return ((0, end) for end in range(1, length))
 
 
-def _most_common(affixes: Iterable[str]) -> list[str]:
+def _tails(length: int) -> Iterator[tuple[int, int]]:
+    return ((start, length) for start in range(1, length))
+
+
+def _middles(length: int) -> Iterator[tuple[int, int]]:
+    return combinations(range(1, length), 2)
+
+
+def _most_common(affixes: Iterable[tuple[str, str]], count: int) -> list[tuple[str, str]]:
     """Return the affixes by frequency; digits alone are not an affix."""
-    counts = Counter(affixes)
-    possible = [(text, n) for text, n in counts.most_common() if not text.isdigit()]
-    return [text for text, _ in possible[:_MAX_CANDIDATES]]
+    found = [pair for pair, _ in Counter(affixes).most_common() if not "".join(pair).isdigit()]
+    return found[:count]
 
 
 def _cut(key: Key, prefix: str, suffix: str) -> Key | None:

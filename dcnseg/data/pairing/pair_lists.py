@@ -129,11 +129,8 @@ def _check_splits(path: Path, lines: Sequence[_Line]) -> None:
 
 
 def _locate(root: Path, path: Path, name: str) -> Path:
-    beside = path.parent / name
-    if _is_file(beside):
-        return beside
-    below = root / name
-    return below if _is_file(below) else beside
+    beside, below = path.parent / name, root / name
+    return below if _is_file(below) and not _is_file(beside) else beside
 
 
 def _is_file(path: Path) -> bool:

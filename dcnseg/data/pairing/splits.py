@@ -26,21 +26,13 @@ SPLIT_WORDS: Final = {
 
 @dataclass(frozen=True)
 class Splits:
-    """The samples of each split, sorted by stem; a missing split is empty.
-
-    Attributes:
-        train: For training.
-        val: For choosing the best weights.
-        test: For the final score.
-        layout: How images and masks were found, in words; ignored in comparisons.
-        is_val_drawn: Whether val was drawn from train because the data has no val split.
-    """
+    """The samples of each split, sorted by stem; a missing split is empty."""
 
     train: tuple[Sample, ...] = ()
-    val: tuple[Sample, ...] = ()
-    test: tuple[Sample, ...] = ()
-    layout: str = field(default="", compare=False)
-    is_val_drawn: bool = field(default=False, compare=False)
+    val: tuple[Sample, ...] = ()  # for choosing the best weights
+    test: tuple[Sample, ...] = ()  # for the final score
+    layout: str = field(default="", compare=False)  # how images and masks were found, in words
+    is_val_drawn: bool = field(default=False, compare=False)  # from train; there is no val split
 
     def all_samples(self) -> tuple[Sample, ...]:
         """Return the samples of all splits."""
@@ -51,24 +43,17 @@ class Splits:
 class Pairing:
     """The pairs of a data folder, and its unpaired files.
 
-    Attributes:
-        splits: The pairs.
-        images_without_mask: Images.
-        masks_without_image: Masks; for a missing image that a COCO file lists, the path of that
-            file and the image's name.
-        doubles: Files with the role, split and stem of another file; they are in no pair.
-        layout: How images and masks were found, in words.
-        advice: What to do about unpaired files, with the exact patterns to try.
-        problems: Problems in annotation files.
+    For a missing image that a COCO file lists, `masks_without_image` has the path of that file and
+    the image's name.
     """
 
     splits: Splits
     images_without_mask: tuple[Path, ...] = ()
     masks_without_image: tuple[Path, ...] = ()
-    doubles: tuple[Path, ...] = ()
-    layout: str = ""
-    advice: str = ""
-    problems: tuple[FileProblem, ...] = ()
+    doubles: tuple[Path, ...] = ()  # have the role, split and stem of another file; in no pair
+    layout: str = ""  # how images and masks were found, in words
+    advice: str = ""  # what to do about unpaired files, with the exact patterns to try
+    problems: tuple[FileProblem, ...] = ()  # in annotation files
 
     @property
     def is_whole(self) -> bool:
@@ -125,8 +110,8 @@ def join_entries(found: Found, *, val_fraction: float, seed: int) -> Pairing:
         by_split[key[0] or "train"].append(Sample(image_of[key], mask_of[key], key[1]))
     return Pairing(
         splits=_with_val(by_split, layout, val_fraction, seed),
-        images_without_mask=_sorted_paths(image_of, image_of.keys() - mask_of.keys()),
-        masks_without_image=_sorted_paths(mask_of, mask_of.keys() - image_of.keys()),
+        images_without_mask=tuple(sorted(image_of[k] for k in image_of.keys() - mask_of.keys())),
+        masks_without_image=tuple(sorted(mask_of[k] for k in mask_of.keys() - image_of.keys())),
         doubles=tuple(sorted(entry.path for entry in (*image_doubles, *mask_doubles))),
         layout=layout,
         advice=found.advice,
@@ -141,12 +126,6 @@ def _by_key(entries: Iterable[Entry]) -> tuple[dict[tuple[str, str], Path], list
         groups[entry.key].append(entry)
     doubles = [entry for group in groups.values() if len(group) > 1 for entry in group]
     return {key: min(e.path for e in group) for key, group in groups.items()}, doubles
-
-
-def _sorted_paths(
-    path_of: dict[tuple[str, str], Path], keys: Iterable[tuple[str, str]]
-) -> tuple[Path, ...]:
-    return tuple(sorted(path_of[key] for key in keys))
 
 
 def _with_val(

@@ -134,12 +134,7 @@ def _sentence(what: str, entries: Sequence[str]) -> str:
 
 
 def parse_coco(content: Mapping[str, Sequence[Any]], path: Path) -> CocoFile:
-    """Group the annotations of a COCO file by image; invalid entries become problems.
-
-    Args:
-        content: Content of the file, with the three lists.
-        path: The file, for messages.
-    """
+    """Group the annotations of a COCO file by image; invalid entries become problems."""
     problems: Problems = defaultdict(list)
     images = _images_by_id(content["images"], problems)
     by_image: dict[Key, list[Entry]] = {key: [] for key in images}

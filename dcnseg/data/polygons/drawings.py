@@ -38,7 +38,10 @@ def load_polygons(sample: Sample, class_map: ClassMap) -> UInt8Array:
     """
     try:
         content = _read_file(sample.mask)
-        _refuse_problems(content)
+        if isinstance(content, CocoFile) and content.problems:
+            rest = len(content.problems) - 1
+            more = f" `dcnseg check` lists {rest} more problems." if rest else ""
+            raise DataError(f"{content.path}: {content.problems[0]}{more}")
         return class_map.encode_ids(_draw(content, sample, class_map.ids_by_name))
     except UnknownLabelsError as error:
         raise DataError(f"{sample.mask}: {error}") from error
@@ -129,14 +132,6 @@ def _fill_background(canvas: npt.NDArray[np.int32], sample: Sample, ids: Mapping
             f'"{BACKGROUND}"}} to the classes, or to `ignore`.'
         )
     canvas[is_free] = number
-
-
-def _refuse_problems(content: CocoFile | Annotation) -> None:
-    """Raise a DataError if a COCO file has invalid entries, even for other images."""
-    if isinstance(content, CocoFile) and content.problems:
-        rest = len(content.problems) - 1
-        more = f" `dcnseg check` lists {rest} more problems." if rest else ""
-        raise DataError(f"{content.path}: {content.problems[0]}{more}")
 
 
 def _read_file(path: Path) -> CocoFile | Annotation:

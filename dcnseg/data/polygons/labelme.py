@@ -43,10 +43,6 @@ def looks_like_labelme(content: Any) -> bool:
 def parse_labelme(content: Any, path: Path) -> Annotation:
     """Return the shapes of a LabelMe file: polygons, rectangles, circles and masks.
 
-    Args:
-        content: Content of the file.
-        path: The file, for messages.
-
     Raises:
         DataError: A shape is damaged or has no area, such as a point or line.
     """

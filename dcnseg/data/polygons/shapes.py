@@ -70,12 +70,10 @@ def read_shapes(entries: Iterable[Raw], read: Callable[[Raw], Shape]) -> tuple[S
             shapes.append(read(entry))
         except DataError as error:
             errors.append(error)
-    if len(errors) > 1:
-        raise DataError(
-            f"{errors[0]} The same image has {len(errors) - 1} more shapes that cannot be drawn."
-        )
     if errors:
-        raise errors[0]
+        rest = len(errors) - 1
+        more = f" The same image has {rest} more shapes that cannot be drawn." if rest else ""
+        raise DataError(f"{errors[0]}{more}")
     return tuple(shapes)
 
 
