@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
@@ -83,7 +83,10 @@ class EpochEvaluator:
         result = scores | {"offsets": monitor.summary()}
         if runaways := monitor.runaways():
             result["runaway_layers"] = list(runaways)
-            self._warn_of_runaways(runaways)
+            for name, text in runaways.items():
+                if name not in self._reported_layers:  # once per run
+                    self._reported_layers.add(name)
+                    self.listener.warned(text)
         best = self.state.best_scores
         if best is None or (scores["mean_iou"] or 0) > self.state.best_mean_iou:
             self._keep_best(epoch, scores, predictor)
@@ -108,13 +111,6 @@ class EpochEvaluator:
     @cached_property
     def _training_data_stats(self) -> TrainingDataStats:
         return summarize_training_images([sample.image for sample in self.data.splits.train])
-
-    def _warn_of_runaways(self, runaways: Mapping[str, str]) -> None:
-        """Warn about each layer once per run."""
-        for name, text in runaways.items():
-            if name not in self._reported_layers:
-                self._reported_layers.add(name)
-                self.listener.warned(text)
 
     def _out_of_memory_error(self) -> TrainingError:
         return TrainingError(

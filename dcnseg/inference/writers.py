@@ -9,7 +9,6 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from dcnseg.data.class_map import ClassMap
 from dcnseg.data.image_io import write_jpeg_strips, write_png
 from dcnseg.errors import ConfigError
 from dcnseg.files import atomic_path
@@ -65,7 +64,13 @@ def write_prediction(
         write_png(paths["confidence"], confidence_to_gray(prediction.confidence))
     if "probabilities" in paths:
         assert prediction.probabilities is not None
-        _write_probabilities(paths["probabilities"], prediction.probabilities, class_map)
+        with atomic_path(paths["probabilities"]) as temporary:
+            np.savez_compressed(
+                temporary,
+                probabilities=prediction.probabilities,
+                ids=np.array(class_map.ids),
+                names=np.array(class_map.names),
+            )
     if "labels" in paths:  # last, because its presence marks the image as done
         write_png(paths["labels"], prediction.label_map, palette=class_map.palette())
 
@@ -80,15 +85,3 @@ def confidence_to_gray(confidence: npt.NDArray[np.float16]) -> npt.NDArray[np.ui
 
 def _split_rows(height: int) -> Iterator[slice]:
     return (slice(top, top + _ROWS) for top in range(0, height, _ROWS))
-
-
-def _write_probabilities(
-    path: Path, probabilities: npt.NDArray[np.float16], class_map: ClassMap
-) -> None:
-    with atomic_path(path) as temporary:
-        np.savez_compressed(
-            temporary,
-            probabilities=probabilities,
-            ids=np.array(class_map.ids),
-            names=np.array(class_map.names),
-        )

@@ -197,21 +197,20 @@ def _find_unusable_values(pairs: Sequence[InspectedPair]) -> list[Finding]:
 
 def _find_doubtful_classes(root: Path, class_map: ClassMap) -> list[Finding]:
     ids = sorted(class_map.ids)
-    where = str(root)
     if ids in ([0, IGNORE_INDEX], [0, MAX_ID]):
         what = (
             f"the masks contain only the values 0 and {ids[1]}, which are interpreted as "
             "background and foreground."
         )
         advice = "Write classes.json (dcnseg check --write-classes) to choose the names."
-        return [Finding(WARNING, "binary", where, what, advice)]
+        return [Finding(WARNING, "binary", str(root), what, advice)]
     void = find_void_value(ids)
     if void is None:
         return []
     rest = describe_ids([i for i in ids if i != void])
     what = f"the masks have the values {rest} and {void}; {void} is treated as a class."
     advice = f"If {void} marks unlabeled pixels, pass --ignore-index {void}."
-    return [Finding(WARNING, "void-value", where, what, advice)]
+    return [Finding(WARNING, "void-value", str(root), what, advice)]
 
 
 def find_void_value(ids: Sequence[int]) -> int | None:

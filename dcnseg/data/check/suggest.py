@@ -111,12 +111,9 @@ def _crop_size(pairs: Sequence[InspectedPair]) -> tuple[int, int]:
     sizes = np.array([pair.image.size_hw for pair in pairs if pair.image is not None])
     if not len(sizes):
         return _MAX_CROP, _MAX_CROP
-    height, width = np.median(sizes, axis=0)
-    return _side(height), _side(width)
-
-
-def _side(length: float) -> int:
-    return min(max(int(length) // _CROP_STEP * _CROP_STEP, _MIN_CROP), _MAX_CROP)
+    sides = np.median(sizes, axis=0) // _CROP_STEP * _CROP_STEP
+    height, width = np.clip(sides, _MIN_CROP, _MAX_CROP).astype(int).tolist()
+    return height, width
 
 
 def _classes(pairs: Sequence[InspectedPair], class_map: ClassMap | None) -> dict[str, Any] | None:

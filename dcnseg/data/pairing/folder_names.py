@@ -141,17 +141,12 @@ def _tokens(name: str) -> list[str]:
     if _role(name.lower()):
         return [name.lower()]
     parts = re.findall(r"[A-Z]+(?![a-z])|[A-Z]?[^\W\d_A-Z]+|\d+", name)
+    words = sorted(SPLIT_WORDS, key=len, reverse=True)
     tokens: list[str] = []
     for part in map(str.lower, parts):
-        joined = next(
-            (
-                word
-                for word in sorted(SPLIT_WORDS, key=len, reverse=True)
-                if part.startswith(word) and _role(part[len(word) :])
-            ),
-            "",
-        )
-        tokens += [joined, part[len(joined) :]] if joined else [part]
+        joined = (word for word in words if part.startswith(word) and _role(part[len(word) :]))
+        first = next(joined, "")
+        tokens += [first, part[len(first) :]] if first else [part]
     return tokens
 
 

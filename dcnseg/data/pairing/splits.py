@@ -108,8 +108,12 @@ def join_entries(found: Found, *, val_fraction: float, seed: int) -> Pairing:
     by_split: dict[str, list[Sample]] = defaultdict(list)
     for key in sorted(image_of.keys() & mask_of.keys() - doubled):
         by_split[key[0] or "train"].append(Sample(image_of[key], mask_of[key], key[1]))
+    train, val, test = (tuple(by_split.get(name, ())) for name in SPLIT_NAMES)
+    is_val_drawn = bool(train) and not val
+    if is_val_drawn:
+        train, val = split_off_validation(train, val_fraction, seed)
     return Pairing(
-        splits=_with_val(by_split, layout, val_fraction, seed),
+        splits=Splits(train, val, test, layout, is_val_drawn),
         images_without_mask=tuple(sorted(image_of[k] for k in image_of.keys() - mask_of.keys())),
         masks_without_image=tuple(sorted(mask_of[k] for k in mask_of.keys() - image_of.keys())),
         doubles=tuple(sorted(entry.path for entry in (*image_doubles, *mask_doubles))),
@@ -126,16 +130,6 @@ def _by_key(entries: Iterable[Entry]) -> tuple[dict[tuple[str, str], Path], list
         groups[entry.key].append(entry)
     doubles = [entry for group in groups.values() if len(group) > 1 for entry in group]
     return {key: min(e.path for e in group) for key, group in groups.items()}, doubles
-
-
-def _with_val(
-    by_split: dict[str, list[Sample]], layout: str, val_fraction: float, seed: int
-) -> Splits:
-    train, val, test = (tuple(by_split.get(name, ())) for name in SPLIT_NAMES)
-    is_drawn = bool(train) and not val
-    if is_drawn:
-        train, val = split_off_validation(train, val_fraction, seed)
-    return Splits(train, val, test, layout, is_drawn)
 
 
 def split_off_validation(

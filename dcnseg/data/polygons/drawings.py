@@ -86,7 +86,16 @@ def _draw(
                 f"{', '.join(ids)}. Add a class, or an `ignore` entry with this name."
             )
         draw_shape(canvas, shape, ids.get(shape.name, -1))
-    _fill_background(canvas, sample, ids)
+    is_free = canvas < 0
+    background = [number for name, number in ids.items() if is_background(name)]
+    if not background and is_free.any():
+        raise DataError(
+            f"{sample.mask}: {int(is_free.sum())} pixels of {sample.image.name} are outside all "
+            f'polygons, and no class is named {BACKGROUND}. Add {{"id": ..., "name": '
+            f'"{BACKGROUND}"}} to the classes, or to `ignore`.'
+        )
+    if background:
+        canvas[is_free] = background[0]
     return canvas
 
 
@@ -118,20 +127,6 @@ def polygon_names(paths: Iterable[Path]) -> tuple[list[str], list[FileProblem]]:
 def is_background(name: str) -> bool:
     """Whether a class name denotes the pixels outside all shapes."""
     return name.lower() in _BACKGROUND_NAMES
-
-
-def _fill_background(canvas: npt.NDArray[np.int32], sample: Sample, ids: Mapping[str, int]) -> None:
-    is_free = canvas < 0
-    if not is_free.any():
-        return
-    number = next((ids[name] for name in ids if is_background(name)), None)
-    if number is None:
-        raise DataError(
-            f"{sample.mask}: {int(is_free.sum())} pixels of {sample.image.name} are outside all "
-            f'polygons, and no class is named {BACKGROUND}. Add {{"id": ..., "name": '
-            f'"{BACKGROUND}"}} to the classes, or to `ignore`.'
-        )
-    canvas[is_free] = number
 
 
 def _read_file(path: Path) -> CocoFile | Annotation:
