@@ -2,15 +2,18 @@
 
 from __future__ import annotations
 
+import inspect
 import re
 import shlex
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
+from dataclasses import fields
 from pathlib import Path
-from typing import TYPE_CHECKING, Annotated, Any
+from typing import TYPE_CHECKING, Annotated, Any, get_type_hints
 
 import typer
 from typer.core import TyperCommand
+from typer.models import OptionInfo
 
 from dcnseg.config import (
     ARCHITECTURES,
@@ -43,16 +46,10 @@ from dcnseg_cli.options import (
     parse_integers,
     parse_numbers,
 )
-from dcnseg_cli.reporting import message, raise_if_signalled, report_errors
+from dcnseg_cli.reporting import Command, message, raise_if_signalled, report_errors
 
 if TYPE_CHECKING:
     from dcnseg.engine.trainer import TrainResult
-
-AUGMENTATION_PANEL = "Augmentation"
-MODEL_PANEL = "Model"
-LEARNING_PANEL = "Learning"
-MACHINE_PANEL = "Machine"
-OUTPUT_PANEL = "Output"
 
 EPILOG = """
 Examples:
@@ -89,11 +86,161 @@ class TrainCommand(TyperCommand):
         return super().parse_args(ctx, [re.sub("^--colour-", "--color-", arg) for arg in args])
 
 
-def _option(help_text: str, panel: str | None, *names: str, metavar: str | None = None) -> Any:
-    return typer.Option(*names, help=help_text, rich_help_panel=panel, metavar=metavar)
+def _option(help_text: str, *names: str, metavar: str | None = None) -> Any:
+    return typer.Option(*names, help=help_text, metavar=metavar)
+
+
+# The options by panel of the help, in its order; types and defaults are those of the settings.
+OPTIONS: Mapping[str | None, Mapping[str, Any]] = {
+    None: {
+        "init": _option(
+            "Start from the trained weights of a run or weights file, including the decoder.",
+            metavar="RUN_OR_FILE",
+        ),
+        "encoder": choice_option(
+            "Encoder from segmentation-models-pytorch; the ResNet family works best.",
+            ENCODERS,
+            metavar="NAME",
+        ),
+        "epochs": _option("Number of epochs, at least 1."),
+        "batch_size": _option(
+            f"Images per batch, at least 2; {AUTO} finds the largest size that fits in memory.",
+            metavar=f"N|{AUTO}",
+        ),
+        "crop_size": _option(
+            "Size of random crops in pixels after --input-scale, at least 32.",
+            metavar="SIZE|HEIGHT,WIDTH",
+        ),
+        "lr": _option("Peak learning rate, above 0."),
+        "device": device_option(None),
+    },
+    DATA_PANEL: {
+        "images": ImagesPatternOption,
+        "masks": MasksPatternOption,
+        "pairs": PairsOption,
+        "val_fraction": _option(
+            "Fraction used for validation if DATA has no val split, between 0 and 1."
+        ),
+        "ignore_index": IgnoreIndexOption,
+        "mask_threshold": _option(
+            "Treat mask values of at least this threshold as foreground; 0: masks contain class "
+            "ids."
+        ),
+        "input_scale": _option("Resize images by this factor, in predictions too; at most 4."),
+        "cache": _option("Keep decoded training images in memory.", "--cache/--no-cache"),
+    },
+    "Augmentation": {
+        "scale_range": _option("Range of the random scale factor.", metavar="LOW,HIGH"),
+        "flip": _option("Flip images horizontally at random."),
+        "vertical_flip": _option("Flip images vertically at random.", "--vertical-flip"),
+        "rotate": _option(
+            "Random rotation: 90 or 180 rotates by multiples of this angle without interpolation, "
+            "any other value by an angle between -DEGREES and DEGREES; 0: off.",
+            metavar="DEGREES",
+        ),
+        "color_jitter": _option("Strength of random color changes, 0 to 1."),
+        "blur": _option(
+            "Blur half of the images with a random sigma up to this value, at most 10; 0: off.",
+            metavar="PIXELS",
+        ),
+    },
+    "Model": {
+        "architecture": choice_option("Architecture of the decoder.", ARCHITECTURES),
+        "encoder_weights": _option(
+            "imagenet, none, another weights name that segmentation-models-pytorch provides for "
+            "the encoder, or a local file."
+        ),
+        "output_stride": choice_option("Output stride of the encoder.", STRIDES),
+        "deform_layers": _option(
+            "Number of deformable 3x3 convolutions, counted from the end of the encoder; 0: none."
+        ),
+        "late_dilation": _option(
+            "Dilation of the last three 3x3 convolutions; 0: set by the output stride."
+        ),
+        "modulated": _option("Use modulated deformable convolution (DCNv2).", "--modulated"),
+        "offset_groups": _option("Number of offset groups, at least 1."),
+        "decoder_channels": _option("Channels of the ASPP and the decoder, at least 1."),
+        "atrous_rates": _option(
+            "Three atrous rates of the ASPP; empty: those of the paper for the output stride."
+        ),
+    },
+    "Learning": {
+        "accumulate": _option("Batches per optimizer step (gradient accumulation), at least 1."),
+        "optimizer": choice_option("Optimizer.", OPTIMIZERS),
+        "offset_lr_scale": _option(
+            "Learning rate of the offset branches relative to --lr, at least 0."
+        ),
+        "weight_decay": _option(
+            "Weight decay, not applied to biases and normalization, at least 0."
+        ),
+        "warmup_epochs": _option(
+            "Warmup epochs, in which the learning rate rises linearly, at least 0."
+        ),
+        "poly_power": _option("Power of the polynomial learning rate schedule, at least 0."),
+        "loss": choice_option("Loss function.", LOSSES),
+        "class_weights": choice_option("Class weights by pixel frequency.", CLASS_WEIGHTS),
+        "ema": _option(
+            "Decay of the exponential moving average of the weights, such as 0.999; 0: off."
+        ),
+        "eval_every": _option("Validate every N epochs, at least 1."),
+        "patience": _option("Stop after N epochs without improvement; 0: never."),
+        "nan_patience": _option(
+            "Stop after N consecutive steps with a non-finite loss or gradient, at least 1."
+        ),
+        "seed": _option("Random seed, 0 to 2^32 - 1."),
+    },
+    "Machine": {
+        "amp": AmpOption,
+        "workers": _option("Worker processes that load images; 0: load in the main process."),
+    },
+    "Output": {
+        "overwrite": OverwriteOption,
+        "tensorboard": _option("Also write TensorBoard events.", "--tensorboard"),
+        "checkpoint_minutes": _option(
+            "Save a checkpoint every N minutes within an epoch; 0: only at the end of epochs."
+        ),
+        "checkpoint_epochs": _option("Save a checkpoint every N epochs, at least 1."),
+    },
+}
+
+
+# The type and the default of each option.
+TYPES_AND_DEFAULTS = {
+    field.name: (hints[field.name], field.default)
+    for config in (DataConfig, ModelConfig, TrainConfig)
+    for hints in [get_type_hints(config)]
+    for field in fields(config)
+} | {
+    "batch_size": (str, str(TrainConfig.batch_size)),
+    "ignore_index": (list, None),
+    "overwrite": (bool, False),
+}
+
+
+def _parameter(name: str, option: Any, panel: str | None) -> inspect.Parameter:
+    kind, default = TYPES_AND_DEFAULTS[name]
+    if isinstance(default, tuple):  # text with commas on the command line
+        kind, default = str, comma_list(default)
+    if isinstance(option, OptionInfo):  # else one that several commands share
+        option.rich_help_panel = panel
+        option = Annotated[kind, option]
+    keyword = inspect.Parameter.KEYWORD_ONLY
+    return inspect.Parameter(name, keyword, default=default, annotation=option)
+
+
+def _add_options(command: Command) -> Command:
+    """Replace `**settings` in the signature that Typer reads by OPTIONS."""
+    signature = inspect.signature(command, eval_str=True)
+    *parameters, _settings = signature.parameters.values()
+    for panel, options in OPTIONS.items():
+        parameters += [_parameter(name, option, panel) for name, option in options.items()]
+    command.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+    command.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
+    return command
 
 
 @report_errors
+@_add_options
 def train(
     context: typer.Context,
     data: Annotated[
@@ -104,12 +251,11 @@ def train(
             "another common layout.",
         ),
     ] = None,
-    out: Annotated[Path | None, _option("Run folder to write.", None, "--out", "-o")] = None,
+    out: Annotated[Path | None, _option("Run folder to write.", "--out", "-o")] = None,
     preset: Annotated[
         str,
         choice_option(
-            "Settings for a size of machine; other options override them.",
-            tuple(PRESETS),
+            "Settings for a size of machine; other options override them.", tuple(PRESETS)
         ),
     ] = DEFAULT_PRESET,
     resume: Annotated[
@@ -117,223 +263,10 @@ def train(
         _option(
             "Resume this run. Only these options can be changed: "
             + ", ".join(f"--{name.replace('_', '-')}" for name in RESUMABLE_OPTIONS)
-            + ".",
-            None,
+            + "."
         ),
     ] = None,
-    init: Annotated[
-        Path | None,
-        _option(
-            "Start from the trained weights of a run or weights file, including the decoder.",
-            None,
-            metavar="RUN_OR_FILE",
-        ),
-    ] = TrainConfig.init,
-    encoder: Annotated[
-        str,
-        choice_option(
-            "Encoder from segmentation-models-pytorch; the ResNet family works best.",
-            ENCODERS,
-            metavar="NAME",
-        ),
-    ] = ModelConfig.encoder,
-    epochs: Annotated[int, _option("Number of epochs, at least 1.", None)] = TrainConfig.epochs,
-    batch_size: Annotated[
-        str,
-        _option(
-            f"Images per batch, at least 2; {AUTO} finds the largest size that fits in memory.",
-            None,
-            metavar=f"N|{AUTO}",
-        ),
-    ] = str(TrainConfig.batch_size),
-    crop_size: Annotated[
-        str,
-        _option(
-            "Size of random crops in pixels after --input-scale, at least 32.",
-            None,
-            metavar="SIZE|HEIGHT,WIDTH",
-        ),
-    ] = comma_list(DataConfig.crop_size),
-    lr: Annotated[float, _option("Peak learning rate, above 0.", None)] = TrainConfig.lr,
-    device: Annotated[str, device_option(None)] = TrainConfig.device,
-    images: ImagesPatternOption = DataConfig.images,
-    masks: MasksPatternOption = DataConfig.masks,
-    pairs: PairsOption = DataConfig.pairs,
-    val_fraction: Annotated[
-        float,
-        _option(
-            "Fraction used for validation if DATA has no val split, between 0 and 1.", DATA_PANEL
-        ),
-    ] = DataConfig.val_fraction,
-    ignore_index: IgnoreIndexOption = None,
-    mask_threshold: Annotated[
-        int,
-        _option(
-            "Treat mask values of at least this threshold as foreground; 0: masks contain class "
-            "ids.",
-            DATA_PANEL,
-        ),
-    ] = DataConfig.mask_threshold,
-    input_scale: Annotated[
-        float, _option("Resize images by this factor, in predictions too; at most 4.", DATA_PANEL)
-    ] = DataConfig.input_scale,
-    cache: Annotated[
-        bool,
-        _option("Keep decoded training images in memory.", DATA_PANEL, "--cache/--no-cache"),
-    ] = DataConfig.cache,
-    scale_range: Annotated[
-        str,
-        _option("Range of the random scale factor.", AUGMENTATION_PANEL, metavar="LOW,HIGH"),
-    ] = comma_list(DataConfig.scale_range),
-    flip: Annotated[
-        bool, _option("Flip images horizontally at random.", AUGMENTATION_PANEL)
-    ] = DataConfig.flip,
-    vertical_flip: Annotated[
-        bool,
-        _option("Flip images vertically at random.", AUGMENTATION_PANEL, "--vertical-flip"),
-    ] = DataConfig.vertical_flip,
-    rotate: Annotated[
-        float,
-        _option(
-            "Random rotation: 90 or 180 rotates by multiples of this angle without interpolation, "
-            "any other value by an angle between -DEGREES and DEGREES; 0: off.",
-            AUGMENTATION_PANEL,
-            metavar="DEGREES",
-        ),
-    ] = DataConfig.rotate,
-    color_jitter: Annotated[
-        float, _option("Strength of random color changes, 0 to 1.", AUGMENTATION_PANEL)
-    ] = DataConfig.color_jitter,
-    blur: Annotated[
-        float,
-        _option(
-            "Blur half of the images with a random sigma up to this value, at most 10; 0: off.",
-            AUGMENTATION_PANEL,
-            metavar="PIXELS",
-        ),
-    ] = DataConfig.blur,
-    architecture: Annotated[
-        str, choice_option("Architecture of the decoder.", ARCHITECTURES, MODEL_PANEL)
-    ] = ModelConfig.architecture,
-    encoder_weights: Annotated[
-        str,
-        _option(
-            "imagenet, none, another weights name that segmentation-models-pytorch provides for "
-            "the encoder, or a local file.",
-            MODEL_PANEL,
-        ),
-    ] = TrainConfig.encoder_weights,
-    output_stride: Annotated[
-        int,
-        choice_option("Output stride of the encoder.", STRIDES, MODEL_PANEL),
-    ] = ModelConfig.output_stride,
-    deform_layers: Annotated[
-        int,
-        _option(
-            "Number of deformable 3x3 convolutions, counted from the end of the encoder; 0: none.",
-            MODEL_PANEL,
-        ),
-    ] = ModelConfig.deform_layers,
-    late_dilation: Annotated[
-        int,
-        _option(
-            "Dilation of the last three 3x3 convolutions; 0: set by the output stride.",
-            MODEL_PANEL,
-        ),
-    ] = ModelConfig.late_dilation,
-    modulated: Annotated[
-        bool, _option("Use modulated deformable convolution (DCNv2).", MODEL_PANEL, "--modulated")
-    ] = ModelConfig.modulated,
-    offset_groups: Annotated[
-        int, _option("Number of offset groups, at least 1.", MODEL_PANEL)
-    ] = ModelConfig.offset_groups,
-    decoder_channels: Annotated[
-        int, _option("Channels of the ASPP and the decoder, at least 1.", MODEL_PANEL)
-    ] = ModelConfig.decoder_channels,
-    atrous_rates: Annotated[
-        str,
-        _option(
-            "Three atrous rates of the ASPP; empty: those of the paper for the output stride.",
-            MODEL_PANEL,
-        ),
-    ] = comma_list(ModelConfig.atrous_rates),
-    accumulate: Annotated[
-        int,
-        _option("Batches per optimizer step (gradient accumulation), at least 1.", LEARNING_PANEL),
-    ] = TrainConfig.accumulate,
-    optimizer: Annotated[
-        str, choice_option("Optimizer.", OPTIMIZERS, LEARNING_PANEL)
-    ] = TrainConfig.optimizer,
-    offset_lr_scale: Annotated[
-        float,
-        _option(
-            "Learning rate of the offset branches relative to --lr, at least 0.", LEARNING_PANEL
-        ),
-    ] = TrainConfig.offset_lr_scale,
-    weight_decay: Annotated[
-        float,
-        _option(
-            "Weight decay, not applied to biases and normalization, at least 0.", LEARNING_PANEL
-        ),
-    ] = TrainConfig.weight_decay,
-    warmup_epochs: Annotated[
-        float,
-        _option(
-            "Warmup epochs, in which the learning rate rises linearly, at least 0.", LEARNING_PANEL
-        ),
-    ] = TrainConfig.warmup_epochs,
-    poly_power: Annotated[
-        float,
-        _option("Power of the polynomial learning rate schedule, at least 0.", LEARNING_PANEL),
-    ] = TrainConfig.poly_power,
-    loss: Annotated[
-        str, choice_option("Loss function.", LOSSES, LEARNING_PANEL)
-    ] = TrainConfig.loss,
-    class_weights: Annotated[
-        str,
-        choice_option("Class weights by pixel frequency.", CLASS_WEIGHTS, LEARNING_PANEL),
-    ] = TrainConfig.class_weights,
-    ema: Annotated[
-        float,
-        _option(
-            "Decay of the exponential moving average of the weights, such as 0.999; 0: off.",
-            LEARNING_PANEL,
-        ),
-    ] = TrainConfig.ema,
-    eval_every: Annotated[
-        int, _option("Validate every N epochs, at least 1.", LEARNING_PANEL)
-    ] = TrainConfig.eval_every,
-    patience: Annotated[
-        int, _option("Stop after N epochs without improvement; 0: never.", LEARNING_PANEL)
-    ] = TrainConfig.patience,
-    nan_patience: Annotated[
-        int,
-        _option(
-            "Stop after N consecutive steps with a non-finite loss or gradient, at least 1.",
-            LEARNING_PANEL,
-        ),
-    ] = TrainConfig.nan_patience,
-    seed: Annotated[int, _option("Random seed, 0 to 2^32 - 1.", LEARNING_PANEL)] = TrainConfig.seed,
-    amp: AmpOption = TrainConfig.amp,
-    workers: Annotated[
-        int,
-        _option("Worker processes that load images; 0: load in the main process.", MACHINE_PANEL),
-    ] = DataConfig.workers,
-    overwrite: OverwriteOption = False,
-    tensorboard: Annotated[
-        bool, _option("Also write TensorBoard events.", OUTPUT_PANEL, "--tensorboard")
-    ] = TrainConfig.tensorboard,
-    checkpoint_minutes: Annotated[
-        float,
-        _option(
-            "Save a checkpoint every N minutes within an epoch; 0: only at the end of epochs.",
-            OUTPUT_PANEL,
-        ),
-    ] = TrainConfig.checkpoint_minutes,
-    checkpoint_epochs: Annotated[
-        int,
-        _option("Save a checkpoint every N epochs, at least 1.", OUTPUT_PANEL),
-    ] = TrainConfig.checkpoint_epochs,
+    **settings: Any,
 ) -> None:
     """Train a DeepLab with deformable convolutions on a folder of images and masks."""
     options = context.params
@@ -350,7 +283,7 @@ def train(
         raise typer.BadParameter(
             "pass DATA and --out RUN, or --resume RUN.", param_hint="DATA / --out"
         )
-    if init is not None and "encoder_weights" in given:
+    if settings["init"] is not None and "encoder_weights" in given:
         raise typer.BadParameter(
             "--init loads the encoder too; omit --encoder-weights.", param_hint="--init"
         )
@@ -374,15 +307,16 @@ def train(
         if option in options
     }
     sources |= dict.fromkeys(from_preset, f"preset {preset}")
-    if batch_size == AUTO:
+    has_auto_batch = settings["batch_size"] == AUTO
+    if has_auto_batch:
         sources["batch_size"] = "command line, found by trying"
     with _suggest_resume(out), training_display() as listener:
         result = training.train(
             unflatten_settings(from_options | from_preset),
             out,
             sources=sources,
-            overwrite=overwrite,
-            has_auto_batch=batch_size == AUTO,
+            overwrite=settings["overwrite"],
+            has_auto_batch=has_auto_batch,
             listener=listener,
         )
     _report(result)
