@@ -45,12 +45,15 @@ class OperatorCase:
     def __str__(self) -> str:
         return f"{self.operator} {self.name}".rstrip()
 
-    def results(self, tensors: Tensors, backend: Backend) -> dict[str, Tensor]:
+    def results(
+        self, tensors: Tensors, backend: Backend, grad: Tensor | None = None
+    ) -> dict[str, Tensor]:
         """Compute the output and the gradients of all tensors but the boxes."""
         given = as_leaves(tensors)
         output = self.call(backend, given)
         leaves = {name: tensor for name, tensor in given.items() if tensor.requires_grad}
-        grads = torch.autograd.grad(output, list(leaves.values()), gradient_like(output))
+        grad = gradient_like(output) if grad is None else grad
+        grads = torch.autograd.grad(output, list(leaves.values()), grad)
         named = {f"gradient of {name}": grad for name, grad in zip(leaves, grads, strict=True)}
         return {"output": output.detach(), **named}
 
@@ -94,6 +97,10 @@ class Convolution:
         if self.bias:
             tensors["bias"] = draw(self.out_channels)
         return tensors
+
+    def case(self, name: str = "") -> OperatorCase:
+        """Return the call as a case."""
+        return OperatorCase("deform_conv2d", name, self.make, self.call)
 
     def call(self, backend: Backend, tensors: Tensors) -> Tensor:
         """Convolve."""
@@ -157,7 +164,7 @@ def make_cases(*, quick: bool = False) -> Iterator[OperatorCase]:
     """Yield all cases; with `quick`, only a few convolutions."""
     for name, convolution in CONVOLUTIONS.items():
         if not quick or name in QUICK_CONVOLUTIONS:
-            yield OperatorCase("deform_conv2d", name, convolution.make, convolution.call)
+            yield convolution.case(name)
     for operator, name, settings, has_offset in _POOLING_CASES:
         make = partial(_make_pooling_tensors, has_offset=has_offset)
         yield OperatorCase(operator, name, make, partial(_pool, operator, settings))

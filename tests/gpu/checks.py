@@ -195,10 +195,12 @@ class RecordedCalls(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def check_registration(device: torch.device, case: OperatorCase) -> str:
+def check_registration(
+    device: torch.device, case: OperatorCase, layout: str = "channels-last"
+) -> str:
     """Run `torch.library.opcheck` on the operators that a forward and a backward call."""
     # In float64: opcheck has fixed tolerances, and atomic sums differ between runs.
-    tensors = move_tensors(case.make(torch.float64), device, "channels-last")
+    tensors = move_tensors(case.make(torch.float64), device, layout)
     with RecordedCalls() as recorded:
         case.results(tensors, "native")
     for operator, arguments in recorded.calls:

@@ -2,9 +2,6 @@
 
 from __future__ import annotations
 
-import math
-from fractions import Fraction
-
 import pytest
 import torch
 from torch import Tensor
@@ -22,18 +19,11 @@ def layouts(tensor: Tensor) -> dict[str, Tensor]:
     padded = torch.zeros([n + 2 for n in tensor.shape], dtype=tensor.dtype)
     inner = padded[tuple(slice(1, -1) for _ in tensor.shape)]
     inner.copy_(tensor)
-    result = {
-        "contiguous": tensor.contiguous(),
-        "slice": inner,
-        "transposed": tensor.transpose(-2, -1).contiguous().transpose(-2, -1),
-    }
+    result = {"contiguous": tensor.contiguous(), "slice": inner}
+    if tensor.dim() > 1:
+        result["transposed"] = tensor.mT.contiguous().mT
     if tensor.dim() == 4:
         result["channels-last"] = tensor.contiguous(memory_format=torch.channels_last)
         result["channels outermost"] = tensor.transpose(0, 1).contiguous().transpose(0, 1)
         result["batch innermost"] = tensor.permute(1, 2, 3, 0).contiguous().permute(3, 0, 1, 2)
     return result
-
-
-def round_half_away(value: float) -> int:
-    """Round half away from zero, exactly."""
-    return math.trunc(Fraction(value) + Fraction(1 if value > 0 else -1, 2))

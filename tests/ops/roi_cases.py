@@ -1,12 +1,15 @@
-"""Maps and boxes of the tests of several RoI operators."""
+"""Maps, boxes, and the documented formulas, for the tests of several RoI operators."""
 
 from __future__ import annotations
 
 import math
+from fractions import Fraction
 
 import torch
 from hypothesis import strategies as st
 from torch import Tensor
+
+from dcnseg.ops.roi.checks import Corners
 
 # On a map of 7x9 (height x width), at a scale of 0.5.
 FINITE_BOXES: list[list[float]] = [
@@ -42,3 +45,51 @@ def random_boxes_within(count: int, low: float, span: tuple[float, ...], seed: i
     boxes[:, 1:] += low
     boxes[:, 0] = boxes[:, 0].floor()
     return boxes
+
+
+def half_away(value: float) -> int:
+    """Round half away from zero, exactly."""
+    return math.trunc(Fraction(value) + Fraction(1 if value > 0 else -1, 2))
+
+
+def extent(low: float, high: float, scale: float, corners: Corners | None) -> tuple[float, float]:
+    """Start and size of a box along an axis."""
+    if corners == "rfcn":
+        start = half_away(low) * scale
+        return start, max((half_away(high) + 1) * scale - start, 0.1)
+    end = half_away(high * scale) + (1 if corners is None else 0)
+    return half_away(low * scale), max(end - half_away(low * scale), 1)
+
+
+def bins_along(
+    low: float, high: float, scale: float, k: int, size: int, corners: Corners | None
+) -> list[range]:
+    """The pixels of each of k bins along an axis."""
+    start, length = extent(low, high, scale, corners)
+    # floor(i*bin + start) and floor(i*bin) + start round differently.
+    within, after = (start, 0) if corners == "rfcn" else (0, int(start))
+    bins = []
+    for i in range(k):
+        begin = math.floor(i * (length / k) + within) + after
+        end = math.ceil((i + 1) * (length / k) + within) + after
+        bins.append(range(min(max(begin, 0), size), min(max(end, 0), size)))
+    return bins
+
+
+def samples_along(
+    mode: str, low: float, high: float, scale: float, k: int, size: int, ratio: int
+) -> tuple[list[tuple[float, float, int]], float]:
+    """First sample, step and number of samples of k bins along an axis, and the box's size."""
+    if mode == "paper":
+        pixels = bins_along(low, high, scale, k, size, None)
+        return [(each.start, 1.0, len(each)) for each in pixels], extent(low, high, scale, None)[1]
+    if mode == "mmcv":
+        start = low * scale - 0.5
+        length = high * scale - 0.5 - start
+        count = ratio or max(math.ceil(length / k), 0)
+    else:
+        start, length = extent(low, high, scale, "rfcn")
+        start, count = start - 0.5, ratio or 4
+    step = length / k / max(count, 1)
+    first = start + (0.5 * step if mode == "mmcv" else 0.0)
+    return [(first + i * length / k, step, count) for i in range(k)], length

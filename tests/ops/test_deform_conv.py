@@ -312,26 +312,18 @@ def test_native_equals_reference(
 
 
 @few
-@given(case=cases)
-def test_zero_offset_and_unit_mask_is_the_plain_convolution(backend: Backend, case: Case) -> None:
+@example(case=CASES[2], dy=0, dx=0)
+@given(case=cases, dy=st.integers(-2, 2), dx=st.integers(-2, 2))
+def test_integer_offset_and_unit_mask_are_a_shifted_plain_convolution(
+    backend: Backend, case: Case, dy: int, dx: int
+) -> None:
     arguments = make_arguments(case)
-    plain = replace(
+    offset = torch.tensor([dy, dx], dtype=torch.float64).repeat(arguments.offset.shape[1] // 2)
+    moved = replace(
         arguments,
-        offset=torch.zeros_like(arguments.offset),
+        offset=offset[:, None, None].expand_as(arguments.offset),
         mask=None if arguments.mask is None else torch.ones_like(arguments.mask),
     )
-    expected = F.conv2d(
-        plain.input, plain.weight, plain.bias, case.stride, case.padding, case.dilation, case.groups
-    )
-    torch.testing.assert_close(plain.convolve(backend), expected, rtol=0, atol=1e-10)
-
-
-@few
-@given(case=cases, dy=st.integers(-2, 2), dx=st.integers(-2, 2))
-def test_integer_offset_is_a_shift(backend: Backend, case: Case, dy: int, dx: int) -> None:
-    arguments = make_arguments(replace(case, modulated=False))
-    offset = torch.tensor([dy, dx], dtype=torch.float64).repeat(arguments.offset.shape[1] // 2)
-    moved = replace(arguments, offset=offset[:, None, None].expand_as(arguments.offset))
     top, left = case.padding[0] - dy, case.padding[1] - dx
     bottom, right = case.padding[0] + dy, case.padding[1] + dx
     padded = F.pad(moved.input, (left, right, top, bottom))
@@ -339,17 +331,6 @@ def test_integer_offset_is_a_shift(backend: Backend, case: Case, dy: int, dx: in
         padded, moved.weight, moved.bias, case.stride, 0, case.dilation, case.groups
     )
     torch.testing.assert_close(moved.convolve(backend), expected, rtol=0, atol=1e-10)
-
-
-@few
-@given(case=cases, factor=st.floats(-3, 3))
-def test_linear_in_mask(backend: Backend, case: Case, factor: float) -> None:
-    arguments = make_arguments(replace(case, modulated=True, bias=False))
-    assert arguments.mask is not None
-    other = torch.rand_like(arguments.mask)
-    both = replace(arguments, mask=arguments.mask + factor * other).convolve(backend)
-    apart = arguments.convolve(backend) + factor * replace(arguments, mask=other).convolve(backend)
-    torch.testing.assert_close(both, apart, rtol=0, atol=1e-10)
 
 
 @few
@@ -425,33 +406,7 @@ def test_empty_batch(backend: Backend) -> None:
         assert not gradient.any()
 
 
-# A convolution of 20 to 24 channels on 9x11: large enough for the vector and the GEMM code.
 BIG = Case(channels=20, out_channels=24, size_hw=(9, 11))
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16, torch.float16])
-def test_error_is_at_most_twice_that_of_pytorch_in_the_same_dtype(
-    backend: Backend, dtype: torch.dtype
-) -> None:
-    arguments = make_arguments(BIG)
-    low = arguments.to(dtype)
-    rounded = low.to(torch.float64)  # the rounding of the arguments is not an error
-    grad = torch.randn(2, 24, 9, 11, dtype=torch.float64).to(dtype)
-
-    def run(arguments: Arguments, backend: Backend) -> list[Tensor]:
-        output = arguments.convolve(backend)
-        return [output, *torch.autograd.grad(output, arguments.tensors, grad.to(output.dtype))]
-
-    exact = run(rounded, "reference")
-    plain = run(low, "reference")
-    ours = run(low, backend)
-    for name, result, rival, truth in zip(
-        ("output", "input", "offset", "weight", "bias", "mask"), ours, plain, exact, strict=True
-    ):
-        assert result.dtype == dtype
-        error = (result.double() - truth).abs().max()
-        allowed = 2 * (rival.double() - truth).abs().max()
-        assert error <= allowed, name
 
 
 def test_autocast_accepts_mixed_dtypes_and_keeps_positions_exact(backend: Backend) -> None:

@@ -1,165 +1,30 @@
 from __future__ import annotations
 
-import math
-from collections.abc import Callable, Iterator
+from collections.abc import Iterator
 from types import SimpleNamespace
-from typing import Any, Literal
+from typing import Any
 
 import pytest
 import torch
 from torch import Tensor
-from torch.autograd import forward_ad
 
-from dcnseg.errors import NativeOpsError
 from dcnseg.ops import DeformConv2d, deform_conv2d
 from dcnseg.ops.deform_conv import native as deform_conv_native
-from tests.ops.common import NEEDS_GPU, NEEDS_NATIVE, layouts
+from tests.gpu.cases import Convolution
+from tests.gpu.checks import DTYPES, check_accuracy, move_tensors
+from tests.ops.common import NEEDS_GPU, NEEDS_NATIVE
 
 pytestmark = NEEDS_NATIVE
 
 
-def make_tensors(
-    batch: int = 2, channels: int = 32, size: int = 9, dtype: torch.dtype = torch.float32
-) -> tuple[Tensor, Tensor, Tensor, Tensor, Tensor]:
-    """Input, offset, weight, bias and mask of a padded 3x3 convolution, as leaves."""
-    generator = torch.Generator().manual_seed(0)
-
-    def leaf(*shape: int) -> Tensor:
-        return torch.randn(shape, generator=generator).to(dtype).requires_grad_()
-
-    return (
-        leaf(batch, channels, size, size),
-        leaf(batch, 18, size, size),
-        leaf(24, channels, 3, 3),
-        leaf(24),
-        leaf(batch, 9, size, size),
-    )
-
-
-def convolve(tensors: tuple[Tensor, ...]) -> Tensor:
-    input, offset, weight, bias, mask = tensors
-    return deform_conv2d(input, offset, weight, bias, 1, 1, 1, mask, backend="native")
-
-
-def gradients(tensors: tuple[Tensor, ...], output: Tensor, grad: Tensor) -> tuple[Tensor, ...]:
-    return torch.autograd.grad(output, tensors, grad)
-
-
-@pytest.mark.parametrize("which", ["input", "offset", "weight", "mask", "grad"])
-def test_strides_of_an_argument_have_no_effect(which: str) -> None:
-    tensors = make_tensors()
-    grad = torch.randn(2, 24, 9, 9)
-    expected_output = convolve(tensors)
-    expected = gradients(tensors, expected_output, grad)
-    place = ["input", "offset", "weight", "bias", "mask", "grad"].index(which)
-    for name, same in layouts((*tensors, grad)[place].detach()).items():
-        moved = [*tensors, grad]
-        moved[place] = same if which == "grad" else same.requires_grad_()
-        output = convolve(tuple(moved[:5]))
-        torch.testing.assert_close(output, expected_output, msg=name)
-        is_channels_last = output.is_contiguous(memory_format=torch.channels_last)
-        assert is_channels_last == (which == "input" and name == "channels-last"), name
-        torch.testing.assert_close(
-            gradients(tuple(moved[:5]), output, moved[5]), expected, msg=name, rtol=1e-5, atol=1e-4
-        )
-
-
-def test_expanded_input_mask_and_gradient() -> None:
-    input, offset, weight, bias, mask = (tensor.detach() for tensor in make_tensors())
-    wide = (
-        input[:1].expand(2, -1, -1, -1),
-        offset,
-        weight,
-        bias,
-        mask[:, :1].expand(-1, 9, -1, -1),
-    )
-    grad = torch.randn(()).expand(2, 24, 9, 9)
-    results = []
-    for arguments in (wide, tuple(tensor.contiguous() for tensor in wide)):
-        leaves = tuple(tensor.requires_grad_() for tensor in arguments)
-        output = convolve(leaves)
-        results.append((output, *gradients(leaves, output, grad)))
-    torch.testing.assert_close(*results)
-
-
-@pytest.mark.parametrize("dtype", [torch.float32, torch.bfloat16])
-def test_backward_is_bitwise_reproducible(dtype: torch.dtype) -> None:
-    tensors = make_tensors(batch=3, channels=48, size=17, dtype=dtype)
-    grad = torch.randn(3, 24, 17, 17).to(dtype)
-    first = gradients(tensors, convolve(tensors), grad)
-    for _ in range(3):
-        torch.testing.assert_close(
-            first, gradients(tensors, convolve(tensors), grad), rtol=0, atol=0
-        )
-
-
-@pytest.mark.usefixtures("same_threads_after")
-def test_number_of_threads_changes_only_rounding() -> None:
-    tensors = make_tensors(batch=3, channels=48, size=17)
-    grad = torch.randn(3, 24, 17, 17)
-    results = []
-    for threads in (1, 2, 3):
-        torch.set_num_threads(threads)
-        output = convolve(tensors)
-        results.append((output, *gradients(tensors, output, grad)))
-    for result in results[1:]:
-        torch.testing.assert_close(result, results[0], rtol=1e-5, atol=1e-4)
-
-
-def test_gradients_can_be_computed_separately() -> None:
-    tensors = make_tensors()
-    grad = torch.randn(2, 24, 9, 9)
-    expected = gradients(tensors, convolve(tensors), grad)
-    for place in range(5):
-        alone = [tensor.detach() for tensor in tensors]
-        alone[place].requires_grad_()
-        (ours,) = torch.autograd.grad(convolve(tuple(alone)), alone[place], grad)
-        torch.testing.assert_close(ours, expected[place])
-
-
 def test_tiles_that_span_images_and_end_early() -> None:
     """3069 positions of 4608 columns make three tiles; the last one is shorter."""
-    generator = torch.Generator().manual_seed(0)
-    input = torch.randn(3, 512, 33, 31, generator=generator)
-    offset = torch.randn(3, 18, 33, 31, generator=generator)
-    weight = torch.randn(16, 512, 3, 3, generator=generator)
-    grad = torch.randn(3, 16, 33, 31, generator=generator)
-
-    def run(backend: Literal["native", "reference"]) -> tuple[Tensor, ...]:
-        leaves = [tensor.requires_grad_() for tensor in (input, offset, weight)]
-        output = deform_conv2d(leaves[0], leaves[1], leaves[2], padding=1, backend=backend)
-        return output.detach(), *torch.autograd.grad(output, leaves, grad)
-
-    for ours, theirs in zip(run("native"), run("reference"), strict=True):
-        torch.testing.assert_close(ours, theirs, rtol=0, atol=2e-5 * float(theirs.abs().max()))
-
-
-def test_second_derivative_raises() -> None:
-    tensors = make_tensors()
-    (gradient,) = torch.autograd.grad(convolve(tensors).sum(), tensors[0], create_graph=True)
-    with pytest.raises(NativeOpsError, match="not twice differentiable"):
-        gradient.sum().backward()
-
-
-# opcheck reads .grad of a non-leaf tensor.
-@pytest.mark.filterwarnings("ignore:The .grad attribute of a Tensor")
-def test_opcheck() -> None:
-    input, offset, weight, bias, mask = make_tensors(dtype=torch.float64, size=5)
-    none = torch.empty(0, dtype=torch.float64)
-    window = (1, 1, 1, 1, 1, 1, 0)
-    forward = torch.ops.dcnseg.deform_conv2d.default
-    channels_last = input.detach().contiguous(memory_format=torch.channels_last).requires_grad_()
-    torch.library.opcheck(
-        forward, (channels_last, offset, mask, weight, bias, *window, False, False, True)
-    )
-    torch.library.opcheck(
-        forward, (channels_last, offset, none, weight, none, *window, True, True, False)
-    )
-    plain = [tensor.detach() for tensor in (channels_last, offset, mask, weight)]
-    torch.library.opcheck(
-        torch.ops.dcnseg.deform_conv2d_backward.default,
-        (torch.randn(2, 24, 5, 5, dtype=torch.float64), *plain, *window, *(True,) * 5),
-    )
+    case = Convolution(512, 16, (33, 31), batch=3).case()
+    tensors = case.make(torch.float32)
+    native = case.results(tensors, "native")
+    for name, expected in case.results(tensors, "reference").items():
+        tolerance = 2e-5 * float(expected.abs().max())
+        torch.testing.assert_close(native[name], expected, rtol=0, atol=tolerance)
 
 
 def test_exports_and_compiles_with_dynamic_shapes() -> None:
@@ -222,33 +87,6 @@ def test_wrong_direct_calls_raise() -> None:
             call(**wrong)
 
 
-def test_self_test_accepts_correct_kernels_only(
-    monkeypatch: pytest.MonkeyPatch,
-) -> None:
-    """Runs on the CPU, with the code that tests a GPU."""
-    cpu = torch.device("cpu")
-    with torch.inference_mode(), torch.autocast("cpu", torch.bfloat16), torch.device("meta"):
-        assert deform_conv_native.cuda_self_test(cpu) is None
-    native = deform_conv_native.deform_conv2d_native
-    for factor, reason in ((1.1, "relative error 0.1"), (math.nan, "relative error nan")):
-        monkeypatch.setattr(
-            deform_conv_native,
-            "deform_conv2d_native",
-            lambda *arguments, factor=factor, **options: native(*arguments, **options) * factor,
-        )
-        reason_given = deform_conv_native.cuda_self_test(cpu)
-        assert reason_given is not None
-        assert reason_given.startswith("failed its self-test on cpu")
-        assert reason in reason_given
-
-    def fail(*arguments: object, **options: object) -> Tensor:
-        raise RuntimeError("no kernel image is available")
-
-    monkeypatch.setattr(deform_conv_native, "deform_conv2d_native", fail)
-    reason_given = deform_conv_native.cuda_self_test(cpu)
-    assert reason_given == "failed its self-test on cpu: no kernel image is available"
-
-
 def test_fused_kernel_is_disabled_if_only_it_fails(monkeypatch: pytest.MonkeyPatch) -> None:
     """Runs on the CPU, where a wrapper produces the wrong results."""
     native = deform_conv_native.deform_conv2d_native
@@ -292,76 +130,26 @@ def test_tf32_follows_the_setting_of_convolutions(
 
 @pytest.mark.gpu
 @NEEDS_GPU
-@pytest.mark.parametrize("channels_last", [False, True])
 @pytest.mark.parametrize("fused", [False, True])
-@pytest.mark.parametrize(
-    "dtype", [torch.float64, torch.float32, torch.bfloat16, torch.float16], ids=str
-)
-def test_gpu_equals_reference(
-    dtype: torch.dtype, fused: bool, channels_last: bool, monkeypatch: pytest.MonkeyPatch
-) -> None:
+@pytest.mark.parametrize("dtype", DTYPES)
+def test_gpu_equals_reference(dtype: str, fused: bool, monkeypatch: pytest.MonkeyPatch) -> None:
     """A batch of several tiles and, where images are copied, of several groups of images."""
-    generator = torch.Generator().manual_seed(0)
     gpu = torch.device("cuda", torch.cuda.current_device())
     monkeypatch.setattr(deform_conv_native, "_unfused_gpus", set() if fused else {gpu.index})
-
-    def leaf(*shape: int, like: torch.dtype = dtype) -> Tensor:
-        return torch.randn(shape, generator=generator).to(gpu, like).requires_grad_()
-
-    positions = torch.promote_types(dtype, torch.float32)
-    input, weight, bias = leaf(5, 128, 96, 97), leaf(40, 64, 3, 3), leaf(40)
-    offset, mask = leaf(5, 36, 96, 97, like=positions), leaf(5, 18, 96, 97, like=positions)
-    order = torch.channels_last if channels_last else torch.contiguous_format
-    grad = torch.randn(5, 40, 96, 97, generator=generator).to(gpu, dtype)
-    results = []
-    for backend in ("native", "reference"):
-        exact = torch.float64 if backend == "reference" else dtype
-        tensors = [t.detach().to(exact).requires_grad_() for t in (input, weight, bias)]
-        places = [t.detach().to(torch.promote_types(exact, positions)) for t in (offset, mask)]
-        image, kernel = (t.contiguous(memory_format=order) for t in tensors[:2])
-        leaves = [*tensors, *(t.requires_grad_() for t in places)]
-        output = deform_conv2d(
-            image, places[0], kernel, tensors[2], 1, 1, 1, places[1],
-            backend="native" if backend == "native" else "reference",
-        )  # fmt: skip
-        assert output.is_contiguous(memory_format=order)
-        grads = torch.autograd.grad(output, leaves, grad.to(exact))
-        results.append((output, *grads))
-    tolerance = {torch.float64: 1e-9, torch.float32: 5e-3}.get(dtype, 3e-2)
-    for ours, truth in zip(*results, strict=True):
-        scale = float(truth.detach().abs().max())
-        torch.testing.assert_close(ours.double(), truth, rtol=0, atol=tolerance * scale)
+    convolution = Convolution(
+        128, 40, (96, 97), groups=2, offset_groups=2, modulated=True, bias=True, batch=5
+    )
+    check_accuracy(gpu, [convolution.case()], dtype)
 
 
 @pytest.mark.gpu
 @NEEDS_GPU
 def test_gpu_gradients_of_positions_are_bitwise_reproducible() -> None:
-    tensors = tuple(tensor.detach().cuda().requires_grad_() for tensor in make_tensors())
-    grad = torch.randn(2, 24, 9, 9, device="cuda")
-    first, second = (gradients(tensors, convolve(tensors), grad) for _ in range(2))
-    for place in (1, 4):  # offset and mask, whose sums have a fixed order
-        torch.testing.assert_close(first[place], second[place], rtol=0, atol=0)
-
-
-@pytest.mark.gpu
-@NEEDS_GPU
-def test_gpu_graph_captures_forward_and_backward() -> None:
-    tensors = tuple(tensor.detach().cuda().requires_grad_() for tensor in make_tensors())
-    grad = torch.randn(2, 24, 9, 9, device="cuda")
-
-    def run() -> tuple[Tensor, ...]:
-        output = convolve(tensors)
-        return output, *gradients(tensors, output, grad)
-
-    side = torch.cuda.Stream()
-    with torch.cuda.stream(side):  # the self-test, and the initialization of cuBLAS
-        expected = run()
-    torch.cuda.current_stream().wait_stream(side)
-    graph = torch.cuda.CUDAGraph()
-    with torch.cuda.graph(graph):
-        captured = run()
-    graph.replay()
-    torch.testing.assert_close(captured, expected, rtol=1e-4, atol=1e-3)
+    case = Convolution(32, 24, (9, 9), modulated=True).case()
+    tensors = move_tensors(case.make(torch.float32), torch.device("cuda"), "contiguous")
+    first, second = (case.results(tensors, "native") for _ in range(2))
+    for name in ("gradient of offset", "gradient of mask"):  # whose sums have a fixed order
+        torch.testing.assert_close(first[name], second[name], rtol=0, atol=0)
 
 
 @pytest.mark.gpu
@@ -388,30 +176,3 @@ def test_gpu_scratch_memory_is_bounded(channels_last: bool) -> None:
     output = run()
     needed = 2 * output.nbytes + sum(t.nbytes for t in (input, offset, weight))
     assert torch.cuda.max_memory_allocated() - before - needed <= 64 << 20
-
-
-# torch's own forward-mode rules are scripted on first use.
-@pytest.mark.filterwarnings("ignore:.*torch.jit.script.*:FutureWarning")
-def test_forward_mode_and_torch_func_use_the_reference() -> None:
-    tensors = tuple(tensor.detach().double() for tensor in make_tensors(channels=4, size=5))
-    tangents = tuple(torch.randn_like(tensor) for tensor in tensors)
-
-    def run(backend: Literal["auto", "native", "reference"]) -> Callable[..., Tensor]:
-        def call(*arguments: Tensor) -> Tensor:
-            input, offset, weight, bias, mask = arguments
-            return deform_conv2d(input, offset, weight, bias, 1, 1, 1, mask, backend=backend)
-
-        return call
-
-    expected, expected_tangent = torch.func.jvp(run("reference"), tensors, tangents)  # type: ignore[misc]
-    output, tangent = torch.func.jvp(run("auto"), tensors, tangents)  # type: ignore[misc]
-    torch.testing.assert_close(output, expected)
-    torch.testing.assert_close(tangent, expected_tangent)
-    assert tangent.abs().max() > 0.1
-    with forward_ad.dual_level():
-        duals = tuple(map(forward_ad.make_dual, tensors, tangents))
-        torch.testing.assert_close(
-            forward_ad.unpack_dual(run("auto")(*duals)).tangent, expected_tangent
-        )
-    with pytest.raises(NativeOpsError, match=r"supports neither torch\.func nor forward-mode"):
-        torch.func.jvp(run("native"), tensors, tangents)

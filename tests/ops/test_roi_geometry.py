@@ -19,40 +19,13 @@ from dcnseg.ops.roi.geometry import (
     position_dtype,
 )
 from tests.ops.common import NEEDS_GPU
-from tests.ops.common import round_half_away as half_away
+from tests.ops.roi_cases import bins_along, half_away, samples_along
 
 CORNERS: tuple[Corners | None, ...] = (None, *get_args(Corners))
 MODES: tuple[Mode, ...] = get_args(Mode)
 NAN, INF = math.nan, math.inf
 
 few = settings(max_examples=60, deadline=None, derandomize=True)
-
-
-def extent(low: float, high: float, scale: float, corners: Corners | None) -> tuple[float, float]:
-    """Start and size along an axis by the documented formula."""
-    if corners == "rfcn":
-        start = half_away(low) * scale
-        return start, max((half_away(high) + 1) * scale - start, 0.1)
-    end = half_away(high * scale) + (1 if corners is None else 0)
-    return half_away(low * scale), max(end - half_away(low * scale), 1)
-
-
-def bins_along(
-    low: float, high: float, scale: float, k: int, size: int, corners: Corners | None
-) -> tuple[list[int], list[int]]:
-    """Begins and ends of the k bins along an axis."""
-    start, length = extent(low, high, scale, corners)
-    bin_size = length / k
-    begins, ends = [], []
-    for i in range(k):
-        if corners == "rfcn":
-            begin, end = math.floor(i * bin_size + start), math.ceil((i + 1) * bin_size + start)
-        else:
-            begin = math.floor(i * bin_size) + int(start)
-            end = math.ceil((i + 1) * bin_size) + int(start)
-        begins.append(min(max(begin, 0), size))
-        ends.append(min(max(end, 0), size))
-    return begins, ends
 
 
 def regions_of(boxes: list[list[float]], dtype: torch.dtype = torch.float64) -> Regions:
@@ -84,14 +57,18 @@ def test_bins_equal_the_formula(
 ) -> None:
     x1, y1, x2, y2 = (max(-(2.0**100), min(v, 2.0**100)) for v in box)
     bins = make_bins(regions_of([[1, *box]]), output_size, scale, size_hw, corners)
-    rows = bins_along(y1, y2, scale, output_size[0], size_hw[0], corners)
-    columns = bins_along(x1, x2, scale, output_size[1], size_hw[1], corners)
+    expected = [1]
+    for low, high, k, size in (
+        (y1, y2, output_size[0], size_hw[0]),
+        (x1, x2, output_size[1], size_hw[1]),
+    ):
+        along = bins_along(low, high, scale, k, size, corners)
+        expected += [each.start for each in along] + [each.stop for each in along]
     if max(map(abs, box)) < 1e6:
-        assert bins.tolist() == [[1, *rows[0], *rows[1], *columns[0], *columns[1]]]
-    begins_ends = torch.tensor([*rows[0], *rows[1], *columns[0], *columns[1]])
+        assert bins.tolist() == [expected]
     assert bins.dtype == torch.int32
     assert bins.is_contiguous()
-    assert bins.shape == (1, 1 + len(begins_ends))
+    assert bins.shape == (1, len(expected))
     assert (bins[:, 1:] >= 0).all()
     assert bins[:, 1:].max() <= max(size_hw)
 
@@ -257,23 +234,9 @@ def test_samples_equal_the_formula(
     sizes = []
     for axis in (0, 1):
         low, high, k = box[1 - axis], box[3 - axis], output_size[axis]
-        if mode == "paper":
-            begins, ends = bins_along(low, high, scale, k, size_hw[axis], None)
-            counts = [max(end - begin, 0) for begin, end in zip(begins, ends, strict=True)]
-            expected += [*begins, *[1.0] * k, *counts]
-            sizes.append(extent(low, high, scale, None)[1])
-            continue
-        if mode == "mmcv":
-            start = low * scale - 0.5
-            length = (high * scale - 0.5) - start
-            count = ratio or max(math.ceil(length / k), 0)
-        else:
-            start, length = extent(low, high, scale, "rfcn")
-            start, count = start - 0.5, ratio or 4
-        step = length / k / max(count, 1)
-        first = 0.5 * step if mode == "mmcv" else 0.0
-        expected += [start + i * length / k + first for i in range(k)]
-        expected += [step] * k + [float(count)] * k
+        along, length = samples_along(mode, low, high, scale, k, size_hw[axis], ratio)
+        for part in zip(*along, strict=True):  # the firsts, the steps, the counts
+            expected += part
         sizes.append(length)
     torch.testing.assert_close(samples, torch.tensor([expected], dtype=torch.float64))
     torch.testing.assert_close(size, torch.tensor([sizes], dtype=torch.float64))
