@@ -4,10 +4,13 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from typing import NamedTuple
+from typing import TypeAlias
 
 import torch
 from torch import Tensor
+
+# A small call of an operator: run(native, device) returns its output and gradients.
+SmallCase: TypeAlias = Callable[[bool, torch.device], list[Tensor]]
 
 # Maximum difference relative to the largest value. TF32 may be enabled; a wrong kernel differs by
 # far more.
@@ -17,13 +20,6 @@ _TOLERANCES = {
     torch.float16: 2e-2,
     torch.bfloat16: 1e-1,
 }
-
-
-class SmallCase(NamedTuple):
-    """A small call of an operator: `run(native, device)` returns its output and gradients."""
-
-    dtype: torch.dtype
-    run: Callable[[bool, torch.device], list[Tensor]]
 
 
 def run_self_test(cases: Sequence[SmallCase], device: torch.device) -> str | None:
@@ -46,11 +42,12 @@ def run_self_test(cases: Sequence[SmallCase], device: torch.device) -> str | Non
 def _compare(cases: Sequence[SmallCase], device: torch.device) -> str | None:
     try:
         for case in cases:
-            results = [case.run(native, device) for native in (True, False)]
+            results = [case(native, device) for native in (True, False)]
+            tolerance = _TOLERANCES[results[0][0].dtype]
             for actual, expected in zip(*results, strict=True):
                 actual, expected = actual.detach().double(), expected.detach().double()
                 difference = float((actual - expected).abs().max() / expected.abs().max())
-                if not difference < _TOLERANCES[case.dtype]:
+                if not difference < tolerance:
                     return f"failed its self-test on {device}: relative error {difference:.2g}"
     except torch.OutOfMemoryError:
         raise

@@ -23,6 +23,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 
 from benchmarks.common import gradient_like, relative_norm
 from dcnseg.ops import native_status
+from dcnseg.ops.backend import SelfTest
 from dcnseg.ops.deform_conv import native as deform_conv_native
 from dcnseg.ops.roi import native as roi_native
 from tests.gpu.cases import BOXES, OperatorCase, as_leaves, make_cases, one_case_per_operator
@@ -98,7 +99,7 @@ def check_library(device: torch.device) -> str:
 
 
 def check_self_tests(device: torch.device) -> str:
-    tests = {
+    tests: dict[str, SelfTest] = {
         "deform_conv2d": deform_conv_native.cuda_self_test,
         "roi_pool": roi_native.roi_pool_self_test,
         "roi_avg_pool": roi_native.roi_avg_pool_self_test,

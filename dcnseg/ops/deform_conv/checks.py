@@ -61,45 +61,6 @@ def check_arguments(
 ) -> None:
     """Raise a ShapeError unless shapes, dtypes and devices agree."""
     _check_tensors(input, offset, weight, bias, mask)
-    _check_shapes(input, offset, weight, bias, window, mask)
-
-
-def _check_tensors(
-    input: Tensor, offset: Tensor, weight: Tensor, bias: Tensor | None, mask: Tensor | None
-) -> None:
-    """Check dtypes, devices and numbers of dimensions."""
-    for name, tensor, dim in (
-        ("input", input, 4),
-        ("offset", offset, 4),
-        ("weight", weight, 4),
-        ("bias", bias, 1),
-        ("mask", mask, 4),
-    ):
-        if tensor is None:
-            continue
-        if tensor.dim() != dim:
-            raise ShapeError(
-                f"`{name}` has the shape {shape_text(tensor)}; expected a {dim}-dimensional tensor."
-            )
-        check_device(tensor, name, input)
-        if not tensor.is_floating_point():
-            raise ShapeError(f"`{name}` is {tensor.dtype}; expected a floating-point tensor.")
-        if name in ("weight", "bias") and tensor.dtype != input.dtype:
-            raise ShapeError(
-                f"`{name}` is {tensor.dtype}, but `input` is {input.dtype}. Convert both to the "
-                "same dtype, or use autocast."
-            )
-
-
-def _check_shapes(
-    input: Tensor,
-    offset: Tensor,
-    weight: Tensor,
-    bias: Tensor | None,
-    window: Window,
-    mask: Tensor | None,
-) -> None:
-    """Check that sizes agree."""
     batch, channels, height, width = input.shape
     out_channels, group_channels, kh, kw = weight.shape
     taps = kh * kw
@@ -143,6 +104,33 @@ def _check_shapes(
     needed = batch * out_channels * size_hw[0] * size_hw[1] * input.element_size()
     what = "An output of shape [{}, {}, {}, {}]"
     check_memory(needed, input.device, what, batch, out_channels, *size_hw)
+
+
+def _check_tensors(
+    input: Tensor, offset: Tensor, weight: Tensor, bias: Tensor | None, mask: Tensor | None
+) -> None:
+    """Check dtypes, devices and numbers of dimensions."""
+    for name, tensor, dim in (
+        ("input", input, 4),
+        ("offset", offset, 4),
+        ("weight", weight, 4),
+        ("bias", bias, 1),
+        ("mask", mask, 4),
+    ):
+        if tensor is None:
+            continue
+        if tensor.dim() != dim:
+            raise ShapeError(
+                f"`{name}` has the shape {shape_text(tensor)}; expected a {dim}-dimensional tensor."
+            )
+        check_device(tensor, name, input)
+        if not tensor.is_floating_point():
+            raise ShapeError(f"`{name}` is {tensor.dtype}; expected a floating-point tensor.")
+        if name in ("weight", "bias") and tensor.dtype != input.dtype:
+            raise ShapeError(
+                f"`{name}` is {tensor.dtype}, but `input` is {input.dtype}. Convert both to the "
+                "same dtype, or use autocast."
+            )
 
 
 def _check_offset_channels(

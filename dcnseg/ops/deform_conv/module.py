@@ -111,7 +111,7 @@ class DeformConv2d(nn.Conv2d):
             device=self.weight.device,
             dtype=self.weight.dtype,
         )
-        self._zero_offsets()
+        zero_parameters(self.conv_offset)
 
     @classmethod
     def from_conv(
@@ -143,7 +143,7 @@ class DeformConv2d(nn.Conv2d):
             modulated=modulated,
             border=border,
         )
-        layer._zero_offsets()
+        zero_parameters(layer.conv_offset)
         layer.weight = conv.weight
         layer.bias = conv.bias
         return layer.train(conv.training)
@@ -152,7 +152,7 @@ class DeformConv2d(nn.Conv2d):
         """Initialize `weight` and `bias` as in `nn.Conv2d`, and `conv_offset` to zero."""
         super().reset_parameters()
         if hasattr(self, "conv_offset"):
-            self._zero_offsets()
+            zero_parameters(self.conv_offset)
 
     def predict_offset(self, input: Tensor) -> tuple[Tensor, Tensor | None]:
         """Predict offsets and mask from the input.
@@ -199,14 +199,15 @@ class DeformConv2d(nn.Conv2d):
         text += ", modulated=True" if self.modulated else ""
         return text + (f", border={self.border}" if self.border != "zero" else "")
 
-    def _zero_offsets(self) -> None:
-        nn.init.zeros_(self.conv_offset.weight)
-        assert self.conv_offset.bias is not None
-        nn.init.zeros_(self.conv_offset.bias)
-
     def _pad_for_string(self, input: Tensor) -> tuple[Tensor, Pair]:
         """Convert "same" or "valid" to pixels; pad the last row or column of an odd total here."""
         left, right, top, bottom = self._reversed_padding_repeated_twice
         if bottom > top or right > left:
             input = F.pad(input, (0, right - left, 0, bottom - top))
         return input, (top, left)
+
+
+def zero_parameters(layer: nn.Module) -> None:
+    """Set all parameters to zero."""
+    for parameter in layer.parameters():
+        nn.init.zeros_(parameter)

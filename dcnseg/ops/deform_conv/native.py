@@ -204,7 +204,7 @@ def _cases(fused: bool) -> list[SmallCase]:
         kinds += [(dtype, 64, 1, outputs, True, outputs == 256) for dtype, outputs in sizes]
     else:
         kinds += [(torch.float64, 4, 1, 6, True, False), (torch.bfloat16, 6, 2, 6, True, True)]
-    return [SmallCase(kind[0], partial(_small_case, *kind, fused=fused)) for kind in kinds]
+    return [partial(_small_case, *kind, fused=fused) for kind in kinds]
 
 
 def _small_case(

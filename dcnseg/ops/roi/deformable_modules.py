@@ -12,6 +12,7 @@ from torch import Tensor, nn
 from dcnseg.errors import ConfigError, ShapeError
 from dcnseg.ops.backend import Backend
 from dcnseg.ops.checks import Pair, make_pair, make_pair_or
+from dcnseg.ops.deform_conv.module import zero_parameters
 from dcnseg.ops.roi.checks import (
     MODES,
     PS_MODES,
@@ -83,8 +84,7 @@ class DeformRoIPool(nn.Module):
         bins = check_product(self.output_size, "output_size")
         check_parameters(hidden_channels * (in_channels * bins + hidden_channels + 2 * bins))
         last = nn.Linear(hidden_channels, 2 * bins)
-        nn.init.zeros_(last.weight)
-        nn.init.zeros_(last.bias)
+        zero_parameters(last)
         self.offset_branch = nn.Sequential(
             nn.Linear(in_channels * bins, hidden_channels),
             nn.ReLU(inplace=True),
@@ -200,9 +200,7 @@ class DeformPSRoIPool(nn.Module):
         self.offset_branch = nn.Conv2d(
             in_channels, offset_channels, kernel_size, padding=kernel_size // 2
         )
-        nn.init.zeros_(self.offset_branch.weight)
-        assert self.offset_branch.bias is not None
-        nn.init.zeros_(self.offset_branch.bias)
+        zero_parameters(self.offset_branch)
 
     def predict_offset(self, features: Tensor, boxes: Tensor | Sequence[Tensor]) -> Tensor:
         """Predict the normalized offsets (x, y) of every part, [R, 2*classes, ph, pw]."""

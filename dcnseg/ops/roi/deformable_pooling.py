@@ -97,29 +97,14 @@ def deform_roi_pool(
     """
     output_size = make_pair(output_size, "output_size")
     check_deformable(mode, MODES, spatial_scale, gamma, sampling_ratio)
-    check_regions(input, boxes)
-    check_output(input, boxes, output_size, input.shape[1])
-    check_batch_indices(boxes, input.shape[0])
     if isinstance(offset, Tensor) and offset.dim() == 4 and offset.shape[1] != 2:
         raise ShapeError(
             f"`offset` has {offset.shape[1]} channels; deform_roi_pool expects 2, (x, y) of every "
             "bin."
         )
-    check_offset(offset, input, boxes, output_size, input.shape[1])
-    tensors = (input, offset)
-    native = use_native("deform_roi_pool", backend, tensors, deform_roi_pool_self_test)
-    return _pool(
-        native,
-        input,
-        boxes,
-        offset,
-        output_size,
-        (1, 1),
-        spatial_scale,
-        gamma,
-        mode,
-        sampling_ratio,
-    )
+    sizes = (output_size, (1, 1), output_size)
+    settings = (mode, spatial_scale, sampling_ratio, gamma)
+    return _pool("deform_roi_pool", backend, input, boxes, offset, sizes, settings)
 
 
 def deform_ps_roi_pool(
@@ -178,42 +163,30 @@ def deform_ps_roi_pool(
     groups = make_pair_or(output_size, group_size, "group_size")
     parts = make_pair_or(output_size, part_size, "part_size")
     check_deformable(mode, PS_MODES, spatial_scale, gamma)
-    sampling_ratio = to_sampling_ratio(mode, samples_per_part)
+    settings = (mode, spatial_scale, to_sampling_ratio(mode, samples_per_part), gamma)
+    sizes = (output_size, groups, parts)
+    return _pool("deform_ps_roi_pool", backend, input, boxes, offset, sizes, settings)
+
+
+def _pool(
+    operator: str,
+    backend: Backend,
+    input: Tensor,
+    boxes: Tensor | Sequence[Tensor],
+    offset: Tensor | None,
+    sizes: tuple[Pair, Pair, Pair],
+    settings: tuple[Mode, float, int, float],
+) -> Tensor:
+    """Check the tensors, compute the samples of all boxes and their shifts in pixels, and pool."""
+    output_size, groups, parts = sizes
+    mode, spatial_scale, sampling_ratio, gamma = settings
     check_regions(input, boxes)
     channels = check_groups(input, groups, "group_size")
     check_output(input, boxes, output_size, channels)
     check_batch_indices(boxes, input.shape[0])
     check_product(parts, "part_size")
     check_offset(offset, input, boxes, parts, channels)
-    tensors = (input, offset)
-    native = use_native("deform_ps_roi_pool", backend, tensors, deform_roi_pool_self_test)
-    return _pool(
-        native,
-        input,
-        boxes,
-        offset,
-        output_size,
-        groups,
-        spatial_scale,
-        gamma,
-        mode,
-        sampling_ratio,
-    )
-
-
-def _pool(
-    native: bool,
-    input: Tensor,
-    boxes: Tensor | Sequence[Tensor],
-    offset: Tensor | None,
-    output_size: Pair,
-    groups: Pair,
-    spatial_scale: float,
-    gamma: float,
-    mode: Mode,
-    sampling_ratio: int,
-) -> Tensor:
-    """Compute the samples of all boxes and their shifts in pixels, and pool."""
+    native = use_native(operator, backend, (input, offset), deform_roi_pool_self_test)
     regions = locate_regions(boxes, input)
     size_hw = (input.shape[2], input.shape[3])
     samples, size = make_samples(mode, regions, output_size, spatial_scale, size_hw, sampling_ratio)

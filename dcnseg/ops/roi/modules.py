@@ -47,7 +47,7 @@ class RoIAvgPool(RoIPool):
         )
 
 
-class PSRoIPool(nn.Module):
+class PSRoIPool(RoIPool):
     """Module interface of `ps_roi_pool`. The attribute `backend` is "auto" by default.
 
     Args:
@@ -63,14 +63,9 @@ class PSRoIPool(nn.Module):
         *,
         corners: Corners = "torchvision",
     ) -> None:
-        super().__init__()
-        check_scale_and_gamma(spatial_scale)
+        super().__init__(output_size, spatial_scale)
         check_choice(corners, "corners", CORNERS)
-        self.output_size = make_pair(output_size, "output_size")
-        check_product(self.output_size, "output_size")
-        self.spatial_scale = spatial_scale
         self.corners: Corners = corners
-        self.backend: Backend = "auto"
 
     def forward(self, input: Tensor, boxes: Tensor | Sequence[Tensor]) -> Tensor:
         """Pool [B, C_out*kh*kw, H, W] to [R, C_out, kh, kw]."""
@@ -85,7 +80,4 @@ class PSRoIPool(nn.Module):
 
     def extra_repr(self) -> str:
         """Show the arguments."""
-        return (
-            f"output_size={self.output_size}, spatial_scale={self.spatial_scale:g}, "
-            f"corners={self.corners}"
-        )
+        return f"{super().extra_repr()}, corners={self.corners}"

@@ -19,7 +19,7 @@ from dcnseg.ops.roi.checks import Mode
 from dcnseg.ops.roi.deformable_reference import deform_roi_pool_reference
 from dcnseg.ops.roi.geometry import locate_regions, make_bins, make_samples, make_shift
 from dcnseg.ops.roi.reference import roi_avg_pool_reference, roi_pool_reference
-from dcnseg.ops.self_test import SmallCase, run_self_test
+from dcnseg.ops.self_test import run_self_test
 
 _BORDERS = {"paper": 0, "mmcv": 1, "mxnet": 2}  # `Border` in cuda_ops/include/bilinear.h
 
@@ -60,15 +60,11 @@ def deform_roi_pool_native(
     return output
 
 
-def _empty_output(
-    input: Tensor, bins: Tensor, size: tuple[int, ...], channels_last: bool
+def _fake_roi_avg_pool(
+    input: Tensor, bins: Tensor, kh: int, kw: int, gh: int, gw: int, channels_last: bool
 ) -> Tensor:
-    kh, kw, *group_size = size
-    channels = input.shape[1]
-    for groups in group_size:
-        channels = channels // groups
     return torch.empty(
-        (bins.shape[0], channels, kh, kw),
+        (bins.shape[0], input.shape[1] // gh // gw, kh, kw),
         dtype=input.dtype,
         device=input.device,
         memory_format=memory_format(channels_last),
@@ -78,18 +74,13 @@ def _empty_output(
 def _fake_roi_pool(
     input: Tensor, bins: Tensor, kh: int, kw: int, channels_last: bool
 ) -> tuple[Tensor, Tensor]:
-    output = _empty_output(input, bins, (kh, kw), channels_last)
+    output = _fake_roi_avg_pool(input, bins, kh, kw, 1, 1, channels_last)
     return output, torch.empty_like(output, dtype=torch.int32)
 
 
-def _fake_roi_avg_pool(input: Tensor, bins: Tensor, *settings: int) -> Tensor:
-    *size, channels_last = settings
-    return _empty_output(input, bins, tuple(size), bool(channels_last))
-
-
 def _fake_deform_roi_pool(input: Tensor, samples: Tensor, shift: Tensor, *settings: int) -> Tensor:
-    *size, _border, channels_last = settings
-    return _empty_output(input, samples, tuple(size), bool(channels_last))
+    kh, kw, gh, gw, _border, channels_last = settings
+    return _fake_roi_avg_pool(input, samples, kh, kw, gh, gw, bool(channels_last))
 
 
 def _fake_input_gradient(grad: Tensor, input: Tensor, *_rest: object) -> Tensor:
@@ -171,42 +162,23 @@ def _refuse_second_derivative(ctx: Any, *grads: Tensor) -> None:
     )
 
 
-def roi_pool_self_test(device: torch.device) -> str | None:
-    """Run the self-test of the CUDA kernels of `roi_pool`; see `run_self_test`."""
-    return _self_test("max", device)
-
-
-def roi_avg_pool_self_test(device: torch.device) -> str | None:
-    """As `roi_pool_self_test`, for `roi_avg_pool` and `ps_roi_pool`."""
-    return _self_test("avg", device)
-
-
-def deform_roi_pool_self_test(device: torch.device) -> str | None:
-    """As `roi_pool_self_test`, for `deform_roi_pool` and `deform_ps_roi_pool`."""
-    return _self_test("deform", device)
-
-
 def _self_test(kind: str, device: torch.device) -> str | None:
+    """Run the self-test of the CUDA kernels; see `run_self_test`."""
     settings: list[tuple[torch.dtype, bool, Mode]] = [
         (torch.float32, False, "paper"),
         (torch.float32, True, "mxnet"),
         (torch.bfloat16, False, "mmcv"),
     ]
-    cases = []
-    for dtype, grouped, mode in settings:
-        run = partial(_small_case, kind=kind, dtype=dtype, grouped=grouped, mode=mode)
-        cases.append(SmallCase(dtype, run))
-    return run_self_test(cases, device)
+    return run_self_test([partial(_small_case, kind, *each) for each in settings], device)
+
+
+roi_pool_self_test = partial(_self_test, "max")
+roi_avg_pool_self_test = partial(_self_test, "avg")  # also of `ps_roi_pool`
+deform_roi_pool_self_test = partial(_self_test, "deform")  # also of `deform_ps_roi_pool`
 
 
 def _small_case(
-    native: bool,
-    device: torch.device,
-    *,
-    kind: str,
-    dtype: torch.dtype,
-    grouped: bool,
-    mode: Mode,
+    kind: str, dtype: torch.dtype, grouped: bool, mode: Mode, native: bool, device: torch.device
 ) -> list[Tensor]:
     """Return output and gradients of a case with boxes that cross the borders of the map."""
     generator = torch.Generator().manual_seed(0)
@@ -218,8 +190,7 @@ def _small_case(
     size_hw, k = (8, 7), (2, 2)
     input, offset = leaf(2, 8, *size_hw), leaf(3, 2, *k, dtype=torch.float32)
     boxes = [[0, -3, 1, 9, 15], [1, 4, 2, 17, 9], [1, 2.5, 3, 7, 12.5]]
-    box_tensor = torch.tensor(boxes, device=device, dtype=torch.float32)
-    regions = locate_regions(box_tensor, input)
+    regions = locate_regions(torch.tensor(boxes, device=device, dtype=torch.float32), input)
     group_size = k if grouped else (1, 1)
     leaves = [input]
     if kind == "deform":
@@ -227,13 +198,12 @@ def _small_case(
         pool = deform_roi_pool_native if native else deform_roi_pool_reference
         output = pool(input, samples, make_shift(offset, size, 0.1), k, group_size, mode)
         leaves.append(offset)
+    elif kind == "max":
+        pool_max = roi_pool_native if native else roi_pool_reference
+        output = pool_max(input, make_bins(regions, k, 0.5, size_hw), k)
     else:
-        bins = make_bins(regions, k, 0.5, size_hw)
-        if kind == "max":
-            output = (roi_pool_native if native else roi_pool_reference)(input, bins, k)
-        else:
-            average = roi_avg_pool_native if native else roi_avg_pool_reference
-            output = average(input, bins, k, group_size)
+        average = roi_avg_pool_native if native else roi_avg_pool_reference
+        output = average(input, make_bins(regions, k, 0.5, size_hw), k, group_size)
     return [output, *torch.autograd.grad(output.float().square().sum(), leaves)]
 
 

@@ -9,6 +9,7 @@ Shape letters are those of `dcnseg.ops.roi.gather`.
 from __future__ import annotations
 
 import math
+from collections.abc import Callable, Sequence
 
 import torch
 from torch import Tensor
@@ -63,29 +64,26 @@ def roi_avg_pool_reference(
         [R, C_out, kh, kw] in the dtype and memory format of `input`.
     """
     groups = Groups(input, 1, output_size, group_size)
-    table = pixel_table(input, groups)
-    rows, columns = _edges(bins, output_size)
 
     def pool(table: Tensor, image: Tensor, *edges: Tensor) -> Tensor:
-        row, column = _pixels_of(edges[0], edges[1]), _pixels_of(edges[2], edges[3])
-        index = _window_index(row, column, groups.width)[:, None]  # [r, 1, kh, kw, ny, nx]
+        index = _window_index(edges, groups.width)
         sums = gather(table, index, image, groups).sum((4, 5))  # [r, 1, kh, kw, C_out]
         size_y, size_x = ((edges[i + 1] - edges[i]).clamp(min=0) for i in (0, 2))
         size = (size_y[:, :, None] * size_x[:, None, :]).clamp(min=1)
         return sums / size[:, None, :, :, None]
 
-    counts = [(end - begin).clamp(min=0) for begin, end in (rows, columns)]
-    output = in_chunks(pool, table, (bins[:, 0], *rows, *columns), counts, groups)
+    output = _pool_in_chunks(pool, input, bins, groups)
     return to_output_format(set_invalid_to_nan(output, bins[:, 0]), input)
 
 
-def _edges(
-    bins: Tensor, output_size: tuple[int, int]
-) -> tuple[tuple[Tensor, Tensor], tuple[Tensor, Tensor]]:
-    """(row begins, row ends) [R, kh] and (column begins, column ends) [R, kw]."""
-    kh, kw = output_size
+def _pool_in_chunks(
+    pool: Callable[..., Tensor], input: Tensor, bins: Tensor, groups: Groups
+) -> Tensor:
+    """`in_chunks` with row begins, row ends [R, kh], column begins and column ends [R, kw]."""
+    kh, kw = groups.output_size
     _, *edges = bins.long().split([1, kh, kh, kw, kw], 1)
-    return (edges[0], edges[1]), (edges[2], edges[3])
+    counts = [(edges[i + 1] - edges[i]).clamp(min=0) for i in (0, 2)]
+    return in_chunks(pool, pixel_table(input, groups), (bins[:, 0], *edges), counts, groups)
 
 
 def _pixels_of(begin: Tensor, end: Tensor) -> Tensor:
@@ -95,9 +93,10 @@ def _pixels_of(begin: Tensor, end: Tensor) -> Tensor:
     return torch.where(pixel < end[..., None], pixel, -1)
 
 
-def _window_index(row: Tensor, column: Tensor, width: int) -> Tensor:
-    """Pixel indices of all bins, [r, kh, kw, ny, nx]; -1 where there is no pixel."""
-    row, column = row[:, :, None, :, None], column[:, None, :, None, :]
+def _window_index(edges: Sequence[Tensor], width: int) -> Tensor:
+    """Pixel indices of all bins, [r, 1, kh, kw, ny, nx]; -1 where there is no pixel."""
+    row = _pixels_of(edges[0], edges[1])[:, None, :, None, :, None]
+    column = _pixels_of(edges[2], edges[3])[:, None, None, :, None, :]
     return torch.where((row >= 0) & (column >= 0), row * width + column, -1)
 
 
@@ -105,12 +104,9 @@ def _window_index(row: Tensor, column: Tensor, width: int) -> Tensor:
 def _first_maxima(input: Tensor, bins: Tensor, output_size: tuple[int, int]) -> Tensor:
     """Index of the pixel that is the first maximum of its bin, or -1: [R, C, kh, kw]."""
     groups = Groups(input, 1, output_size, (1, 1))
-    table = pixel_table(input, groups)
-    rows, columns = _edges(bins, output_size)
 
     def find(table: Tensor, image: Tensor, *edges: Tensor) -> Tensor:
-        row, column = _pixels_of(edges[0], edges[1]), _pixels_of(edges[2], edges[3])
-        index = _window_index(row, column, groups.width)[:, None]
+        index = _window_index(edges, groups.width)
         if not index.shape[4] * index.shape[5]:  # all bins of the chunk are empty
             return index.new_full((*index.shape[:4], groups.channels), -1)
         values = gather(table, index, image, groups).flatten(4, 5)  # [r, 1, kh, kw, n, C]
@@ -124,5 +120,4 @@ def _first_maxima(input: Tensor, bins: Tensor, output_size: tuple[int, int]) -> 
         first = torch.where((values == maximum) | values.isnan(), order, last).amin(4)
         return index.gather(4, first.long())
 
-    counts = [(end - begin).clamp(min=0) for begin, end in (rows, columns)]
-    return in_chunks(find, table, (bins[:, 0], *rows, *columns), counts, groups)
+    return _pool_in_chunks(find, input, bins, groups)
