@@ -9,6 +9,7 @@ import pytest
 import torch
 from hypothesis import assume, event, given, settings
 from hypothesis import strategies as st
+from torch import zeros
 
 from dcnseg.errors import ShapeError
 from dcnseg.ops import deform_conv2d
@@ -17,11 +18,11 @@ from dcnseg.ops.deform_conv.native import deform_conv2d_native
 from tests.ops.common import NEEDS_NATIVE
 
 GOOD: dict[str, Any] = {
-    "input": torch.zeros(2, 4, 6, 7),
-    "offset": torch.zeros(2, 36, 6, 7),
-    "weight": torch.zeros(6, 2, 3, 3),
-    "bias": torch.zeros(6),
-    "mask": torch.zeros(2, 18, 6, 7),
+    "input": zeros(2, 4, 6, 7),
+    "offset": zeros(2, 36, 6, 7),
+    "weight": zeros(6, 2, 3, 3),
+    "bias": zeros(6),
+    "mask": zeros(2, 18, 6, 7),
     "padding": 1,
 }
 
@@ -31,98 +32,67 @@ def test_good_arguments_pass() -> None:
     assert deform_conv2d(**GOOD | {"padding": [1, np.int64(1)]}).shape == (2, 6, 6, 7)
 
 
-BAD: list[tuple[dict[str, Any], str]] = [
-    (
-        {"input": torch.zeros(4, 6, 7)},
-        "`input` has the shape [4, 6, 7]; expected a 4-dimensional tensor.",
-    ),
-    ({"bias": torch.zeros(6, 1)}, "`bias` has the shape [6, 1]; expected a 1-dimensional tensor."),
-    (
-        {"offset": torch.zeros(2, 36, 6, 7, device="meta")},
-        "`offset` is on meta, but `input` is on cpu. Move both to the same device.",
-    ),
-    (
-        {"mask": torch.zeros(2, 18, 6, 7, dtype=torch.int64)},
-        "`mask` is torch.int64; expected a floating-point tensor.",
-    ),
-    (
-        {"weight": torch.zeros(6, 2, 3, 3, dtype=torch.float64)},
-        "`weight` is torch.float64, but `input` is torch.float32. Convert both to the same dtype, "
-        "or use autocast.",
-    ),
-    (
-        {"weight": torch.zeros(6, 3, 3, 3)},
-        "`weight` has the shape [6, 3, 3, 3] and `input` has 4 channels; expected [C_out, "
-        "C/groups, kh, kw] without a size of 0, whose second size divides 4.",
-    ),
-    ({"weight": torch.zeros(6, 2, 0, 3)}, "`weight` has the shape [6, 2, 0, 3]"),
-    (
-        {"weight": torch.zeros(5, 2, 3, 3)},
-        "`weight` has 5 output channels; expected a multiple of the number of groups, which is "
-        "4 / 2 = 2.",
-    ),
-    (
-        {"offset": torch.zeros(2, 20, 6, 7)},
-        "`offset` has 20 channels; a 3x3 kernel needs 2*9 = 18 per offset group.",
-    ),
-    ({"offset": torch.zeros(2, 0, 6, 7)}, "`offset` has 0 channels; a 3x3 kernel needs 2*9"),
-    (
-        {"offset": torch.zeros(2, 27, 6, 7)},
-        "`offset` has 27 channels; a 3x3 kernel needs 2*9 = 18 per offset group. With "
-        "offset_groups=1 that is 2*1*9 = 18. Pass the modulation as `mask` instead of "
-        "concatenating it.",
-    ),
-    (
-        {"offset": torch.zeros(2, 54, 6, 7)},
-        "`offset` has 54 channels, which is 3 offset groups of a 3x3 kernel; 4 input channels are "
-        "not divisible by 3.",
-    ),
-    (
-        {"mask": torch.zeros(2, 9, 6, 7)},
-        "`mask` has 9 channels; a 3x3 kernel with offset_groups=2 needs 2*9 = 18.",
-    ),
-    (
-        {"padding": 0, "dilation": 3},
-        "`input` is 6x7 (height x width), which is too small for a 3x3 kernel with dilation (3, 3) "
-        "and padding (0, 0).",
-    ),
-    ({"input": torch.zeros(2, 4, 0, 7)}, "`input` is 0x7 (height x width), which is too small"),
-    (
-        {"offset": torch.zeros(2, 36, 6, 8)},
-        "`offset` has the shape [2, 36, 6, 8]; expected [2, 36, 6, 7] for an input of "
-        "[2, 4, 6, 7], a 3x3 kernel, stride (1, 1), padding (1, 1) and dilation (1, 1).",
-    ),
-    (
-        {"mask": torch.zeros(1, 18, 6, 7)},
-        "`mask` has the shape [1, 18, 6, 7]; expected [2, 18, 6, 7]",
-    ),
-    ({"bias": torch.zeros(4)}, "`bias` has 4 elements, but `weight` has 6 output channels."),
-    ({"stride": True}, "`stride` is True; expected one or two integers of at least 1."),
-    ({"padding": "same"}, "`padding` is 'same'; expected one or two integers of at least 0."),
-    ({"stride": 0}, "`stride` is 0; expected one or two integers of at least 1."),
-    ({"padding": (1, -1)}, "`padding` is (1, -1); expected one or two integers of at least 0."),
-    ({"dilation": (1, 2, 3)}, "`dilation` is (1, 2, 3); expected one or two integers of at"),
+NO_SIZE = "expected one or two integers of at least"
+CONCATENATED = (
+    "2*9 = 18 per offset group. With offset_groups=1 that is 2*1*9 = 18. Pass the modulation as "
+    "`mask` instead of concatenating it."
+)
+EXPECTED = (
+    "expected [2, 36, 6, 7] for an input of [2, 4, 6, 7], a 3x3 kernel, stride (1, 1), "
+    "padding (1, 1) and dilation (1, 1)."
+)
+BAD: list[tuple[str, Any, str]] = [
+    ("input", zeros(4, 6, 7), "has the shape [4, 6, 7]; expected a 4-dimensional tensor."),
+    ("bias", zeros(6, 1), "has the shape [6, 1]; expected a 1-dimensional tensor."),
+    ("mask", zeros(2, 18, 6, 7).long(), "is torch.int64; expected a floating-point tensor."),
+    ("weight", zeros(6, 2, 3, 3).double(), "is torch.float64, but `input` is torch.float32. Con"),
+    ("weight", zeros(6, 2, 0, 3), "has the shape [6, 2, 0, 3]"),
+    ("weight", zeros(6, 3, 3, 3), "has the shape [6, 3, 3, 3] and `input` has 4 channels; expec"),
+    ("weight", zeros(5, 2, 3, 3), "has 5 output channels; expected a multiple of the number of"),
+    ("offset", zeros(2, 0, 6, 7), "has 0 channels; a 3x3 kernel needs 2*9"),
+    ("offset", zeros(2, 20, 6, 7), "has 20 channels; a 3x3 kernel needs 2*9 = 18 per offset gro"),
+    ("offset", zeros(2, 27, 6, 7), f"has 27 channels; a 3x3 kernel needs {CONCATENATED}"),
+    ("offset", zeros(2, 54, 6, 7), "has 54 channels, which is 3 offset groups of a 3x3 kernel; 4"),
+    ("offset", zeros(2, 36, 6, 8), f"has the shape [2, 36, 6, 8]; {EXPECTED}"),
+    ("mask", zeros(2, 9, 6, 7), "has 9 channels; a 3x3 kernel with offset_groups=2 needs 2*9 = 18"),
+    ("mask", zeros(1, 18, 6, 7), "has the shape [1, 18, 6, 7]; expected [2, 18, 6, 7]"),
+    ("bias", zeros(4), "has 4 elements, but `weight` has 6 output channels."),
+    ("stride", True, f"is True; {NO_SIZE} 1."),
+    ("stride", 0, f"is 0; {NO_SIZE} 1."),
+    ("padding", "same", f"is 'same'; {NO_SIZE} 0."),
+    ("padding", (1, -1), f"is (1, -1); {NO_SIZE} 0."),
+    ("dilation", (1, 2, 3), f"is (1, 2, 3); {NO_SIZE} 1."),
 ]
 
 
 @pytest.mark.parametrize("device", ["cpu", "meta"])
-@pytest.mark.parametrize(("changes", "message"), BAD)
+@pytest.mark.parametrize(("name", "value", "message"), BAD)
 def test_bad_argument_raises_a_shape_error(
-    changes: dict[str, Any], message: str, device: str
+    name: str, value: Any, message: str, device: str
 ) -> None:
-    arguments = GOOD | changes
-    if device == "meta" and "device" not in message:
-        for name, value in arguments.items():
-            arguments[name] = value.to(device) if isinstance(value, torch.Tensor) else value
-    with pytest.raises(ShapeError, match=re.escape(message)):
+    arguments: dict[str, Any] = {
+        key: each.to(device) if isinstance(each, torch.Tensor) else each
+        for key, each in (GOOD | {name: value}).items()
+    }
+    with pytest.raises(ShapeError, match=re.escape(f"`{name}` {message}")):
         deform_conv2d(**arguments)
+
+
+def test_wrong_device_and_small_input_raise_a_shape_error() -> None:
+    with pytest.raises(ShapeError, match="`offset` is on meta, but `input` is on cpu"):
+        deform_conv2d(**GOOD | {"offset": GOOD["offset"].to("meta")})
+    small = re.escape("`input` is 6x7 (height x width), which is too small for a 3x3 kernel with ")
+    with pytest.raises(ShapeError, match=rf"{small}dilation \(3, 3\) and padding \(0, 0\)\."):
+        deform_conv2d(**GOOD | {"padding": 0, "dilation": 3})
+    with pytest.raises(ShapeError, match=r"`input` is 0x7 \(height x width\), which is too small"):
+        deform_conv2d(**GOOD | {"input": zeros(2, 4, 0, 7)})
 
 
 def with_size(name: str, dim: int, by: int) -> dict[str, Any]:
     """One of the good tensors with a different size."""
     sizes = list(GOOD[name].shape)
     sizes[dim % len(sizes)] = max(0, sizes[dim % len(sizes)] + by)
-    return {name: torch.zeros(sizes)}
+    return {name: zeros(sizes)}
 
 
 TENSORS = st.sampled_from(["input", "offset", "weight", "bias", "mask"])
@@ -168,4 +138,4 @@ def test_operator_rejects_what_the_checks_reject(
 @pytest.mark.parametrize("name", ["bias", "mask"])
 def test_empty_tensor_is_not_treated_as_none(name: str) -> None:
     with pytest.raises(ShapeError, match=f"`{name}` has"):
-        deform_conv2d(**GOOD | {name: torch.zeros(0)})
+        deform_conv2d(**GOOD | {name: zeros(0)})

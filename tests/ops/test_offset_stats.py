@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from itertools import product
 
 import pytest
 import torch
@@ -38,18 +39,14 @@ def test_equals_loops(options: dict[str, object]) -> None:
     grid = TapGrid.from_layer(layer)
 
     lengths, outside, plain_outside = [], [], []
-    for b in range(2):
-        for g in range(layer.offset_groups):
-            for t in range(9):
-                for row in range(height_out):
-                    for column in range(width_out):
-                        dy = float(offset[b, (g * 9 + t) * 2, row, column])
-                        dx = float(offset[b, (g * 9 + t) * 2 + 1, row, column])
-                        y = row * grid.stride[0] - grid.padding[0] + t // 3 * grid.dilation[0]
-                        x = column * grid.stride[1] - grid.padding[1] + t % 3 * grid.dilation[1]
-                        lengths.append(math.hypot(dy, dx))
-                        outside.append(not (-1 < y + dy < height and -1 < x + dx < width))
-                        plain_outside.append(not (-1 < y < height and -1 < x < width))
+    counts = (2, layer.offset_groups, 9, height_out, width_out)
+    for b, g, t, row, column in product(*map(range, counts)):
+        dy, dx = offset[b, (g * 9 + t) * 2 :, row, column][:2].tolist()
+        y = row * grid.stride[0] - grid.padding[0] + t // 3 * grid.dilation[0]
+        x = column * grid.stride[1] - grid.padding[1] + t % 3 * grid.dilation[1]
+        lengths.append(math.hypot(dy, dx))
+        outside.append(not (-1 < y + dy < height and -1 < x + dx < width))
+        plain_outside.append(not (-1 < y < height and -1 < x < width))
     expected = torch.tensor(lengths, dtype=torch.float64)
 
     found = offset_statistics(layer, offset, (height, width))

@@ -85,28 +85,6 @@ def test_rounding_is_half_away_from_zero_and_exact(dtype: torch.dtype) -> None:
     assert make_bins(odd, (1, 1), 1.0, (1, 2**24)).tolist() == [[0, 0, 1, 8388609, 2**24]]
 
 
-def test_boxes_that_cover_the_map_or_nothing() -> None:
-    bins = make_bins(
-        regions_of(
-            [
-                [0, -1e30, -1e30, 1e30, 1e30],
-                [1, 0, 0, 1e30, 3],
-                [1, 1e30, 0, 1e30, 3],
-                [0, -1e300, 5, 1e300, 1e300],
-            ]
-        ),
-        (1, 2),
-        1.0,
-        (8, 9),
-    )
-    assert bins.tolist() == [
-        [0, 0, 8, 0, 0, 0, 9],
-        [1, 0, 4, 0, 9, 9, 9],
-        [1, 0, 4, 9, 9, 9, 9],
-        [0, 5, 8, 0, 0, 0, 9],
-    ]
-
-
 GPU = pytest.param("cuda", marks=[pytest.mark.gpu, NEEDS_GPU])
 
 

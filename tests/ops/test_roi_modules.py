@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import copy
 import re
+from functools import partial
 from typing import Any
 
 import pytest
@@ -111,9 +112,7 @@ def test_all_parameters_get_gradients(make: Any) -> None:
     layer = make()
     optimizer = torch.optim.SGD(layer.parameters(), lr=0.1)
     input = make_map()
-    for _ in range(
-        2
-    ):  # the last layer is zero at first, so that the others get gradients one step later
+    for _ in range(2):  # the last layer is zero at first, so the others get gradients a step later
         optimizer.zero_grad()
         layer(input, BOXES).square().sum().backward()
         optimizer.step()
@@ -143,41 +142,31 @@ def test_backend_attribute_is_used(make: Any) -> None:
         layer(make_map(), BOXES)
 
 
-COUNT = "; expected an integer of at least 1"
+COUNT = "expected an integer of at least 1"
 
 
 @pytest.mark.parametrize(
-    ("make", "error", "message"),
+    ("make", "name", "value", "error", "message"),
     [
-        (lambda: RoIPool(0), ShapeError, "`output_size` is 0"),
-        (lambda: RoIAvgPool(1, -1), ConfigError, "`spatial_scale` is -1"),
-        (lambda: PSRoIPool(1, corners="none"), ConfigError, "`corners` is 'none'"),  # type: ignore[arg-type]
-        (lambda: DeformRoIPool(1, 1.0, 0), ConfigError, f"`in_channels` is 0{COUNT}"),
-        (lambda: DeformRoIPool(1, 1.0, 1, mode="none"), ConfigError, "`mode` is 'none'"),  # type: ignore[arg-type]
-        (
-            lambda: DeformRoIPool(1, 1.0, 1, hidden_channels=1.5),  # type: ignore[arg-type]
-            ConfigError,
-            f"`hidden_channels` is 1.5{COUNT}",
-        ),
-        (lambda: DeformPSRoIPool(1, 1.0, 0), ConfigError, f"`in_channels` is 0{COUNT}"),
-        (lambda: DeformPSRoIPool(1, 1.0, 1, mode="mmcv"), ConfigError, "`mode` is 'mmcv'"),
-        (lambda: DeformPSRoIPool(1, 1.0, 1, group_size=0), ShapeError, "`group_size` is 0"),
-        (lambda: DeformPSRoIPool(1, 1.0, 1, classes=0), ConfigError, "`classes` is 0"),
-        (
-            lambda: DeformPSRoIPool(1, 1.0, 1, kernel_size=0),
-            ConfigError,
-            f"`kernel_size` is 0{COUNT}",
-        ),
-        (
-            lambda: DeformPSRoIPool(1, 1.0, 1, samples_per_part=2),
-            ConfigError,
-            '`samples_per_part` is 2; mode="paper" samples',
-        ),
+        (partial(RoIAvgPool, 1), "spatial_scale", -1, ConfigError, "expected a number above 0"),
+        (RoIPool, "output_size", 0, ShapeError, "expected one or two integers"),
+        (partial(PSRoIPool, 1), "corners", "none", ConfigError, "expected"),
+        (partial(DeformRoIPool, 1, 1.0), "in_channels", 0, ConfigError, COUNT),
+        (partial(DeformRoIPool, 1, 1.0, 1), "mode", "none", ConfigError, "expected"),
+        (partial(DeformRoIPool, 1, 1.0, 1), "hidden_channels", 1.5, ConfigError, COUNT),
+        (partial(DeformPSRoIPool, 1, 1.0), "in_channels", 0, ConfigError, COUNT),
+        (partial(DeformPSRoIPool, 1, 1.0, 1), "mode", "mmcv", ConfigError, "expected"),
+        (partial(DeformPSRoIPool, 1, 1.0, 1), "group_size", 0, ShapeError, "expected"),
+        (partial(DeformPSRoIPool, 1, 1.0, 1), "classes", 0, ConfigError, COUNT),
+        (partial(DeformPSRoIPool, 1, 1.0, 1), "kernel_size", 0, ConfigError, COUNT),
+        (partial(DeformPSRoIPool, 1, 1.0, 1), "samples_per_part", 2, ConfigError, 'mode="paper"'),
     ],
 )
-def test_constructor_checks_settings(make: Any, error: type[Exception], message: str) -> None:
-    with pytest.raises(error, match=re.escape(message)):
-        make()
+def test_constructor_checks_settings(
+    make: Any, name: str, value: Any, error: type[Exception], message: str
+) -> None:
+    with pytest.raises(error, match=re.escape(f"`{name}` is {value!r}; {message}")):
+        make(**{name: value})
 
 
 def test_channels_have_no_upper_bound() -> None:

@@ -30,6 +30,7 @@ BOXES: list[list[float]] = [
     *FINITE_BOXES,
     [0, -1e30, -1e30, 1e30, 1e30],
     [1, 0, 0, 1e30, 6],
+    [0, -1e300, 5, 1e300, 1e300],
     [0, 1e30, 0, 1e30, 10],
     *BAD_BOXES,
 ]
