@@ -4,8 +4,7 @@
 #include "cpu/conv/deform_conv2d.h"
 #include "cpu/conv/sampling.h"
 #include "cpu/gemm/microkernel.h"
-#include "fake_torch.h"
-#include "oracle.h"
+#include "whole_case.h"
 
 template <typename T>
 constexpr int32_t dtype_of() {
@@ -30,19 +29,10 @@ static std::vector<int64_t> any_strides(const std::vector<int64_t>& n) {
                     : std::vector<int64_t>{1, n[0], n[0] * n[1] * n[3], n[0] * n[1]};
 }
 
-template <typename F>
-static void for_each(const std::vector<int64_t>& n, const std::vector<int64_t>& s, const F& f) {
-  int64_t i = 0;
-  for (int64_t a = 0; a < n[0]; ++a)
-    for (int64_t b = 0; b < n[1]; ++b)
-      for (int64_t c = 0; c < n[2]; ++c)
-        for (int64_t d = 0; d < n[3]; ++d) f(i++, a * s[0] + b * s[1] + c * s[2] + d * s[3]);
-}
-
 template <typename T>
 static Tensor make(const std::vector<double>& values, const std::vector<int64_t>& n, const std::vector<int64_t>& s) {
   Tensor t = fake_tensor(n, s, dtype_of<T>());
-  for_each(n, s, [&](int64_t i, int64_t at) { store_one(t.out<T>() + at, static_cast<AccOf<T>>(values[i])); });
+  for_each(t, [&](int64_t i, int64_t at) { store_one(t.out<T>() + at, static_cast<AccOf<T>>(values[i])); });
   return t;
 }
 
@@ -50,8 +40,7 @@ template <typename T>
 static std::vector<double> values_of(const Tensor& t) {
   std::vector<double> values(static_cast<size_t>(t.numel()));
   if (t.numel() > 0)
-    for_each({t.sizes(), t.sizes() + 4}, {t.strides(), t.strides() + 4},
-             [&](int64_t i, int64_t at) { values[i] = static_cast<double>(load_one(t.in<T>() + at)); });
+    for_each(t, [&](int64_t i, int64_t at) { values[i] = static_cast<double>(load_one(t.in<T>() + at)); });
   return values;
 }
 
@@ -69,79 +58,37 @@ static std::vector<double> rounded(const std::vector<double>& values) {
 template <typename T>
 static bool check(Convolution c, double tolerance) {
   using A = AccOf<T>;
-  DeformConvParams& p = c.p;
-  const bool has_many_outputs = columns_of(p) < 1 << 15 && !pick(0, 3);  // otherwise the loops take long
-  p.out_channels = p.groups * (has_many_outputs ? pick(31, 100) : pick(1, 6));
-  const auto normals = [](int64_t count) {
-    std::vector<double> values(static_cast<size_t>(count));
-    for (double& v : values) v = normal();
-    return rounded<T>(values);
-  };
-  const int64_t pixels = p.out_pixels(), planes = p.offset_groups * p.taps(), depth = p.depth();
-  const auto input = rounded<T>(c.input), weight = normals(p.out_channels * depth), bias = normals(p.out_channels),
-             grad = normals(p.out_channels * p.positions());
-  const bool has_mask = pick(0, 1), has_bias = pick(0, 1);
-  if (!has_mask) std::fill(c.mask.begin(), c.mask.end(), 1.0);
-  const std::vector<A> offset(c.offset.begin(), c.offset.end()), mask(c.mask.begin(), c.mask.end());
-
-  // Weight [C_out][C/groups][T] at (o, channel of the input, t), and gradient of column (b, pixel, c, t).
-  const auto weight_at = [&](int64_t o, int64_t channel, int64_t t) {
-    return (o * p.group_channels() + channel % p.group_channels()) * p.taps() + t;
-  };
-  const auto column_at = [&](int64_t b, int64_t pixel, int64_t channel, int64_t t) {
-    return ((b * pixels + pixel) * p.channels + channel) * p.taps() + t;
-  };
-  const auto for_products = [&](const auto& f) {  // f(output, weight, column)
-    for (int64_t b = 0; b < p.batch; ++b)
-      for (int64_t o = 0; o < p.out_channels; ++o)
-        for (int64_t pixel = 0; pixel < pixels; ++pixel)
-          for (int64_t i = 0; i < p.group_channels(); ++i)
-            for (int64_t t = 0; t < p.taps(); ++t) {
-              const int64_t channel = o / p.group_outputs() * p.group_channels() + i;
-              f((b * p.out_channels + o) * pixels + pixel, weight_at(o, channel, t), column_at(b, pixel, channel, t));
-            }
-  };
-  std::vector<double> grad_columns(static_cast<size_t>(p.positions() * p.channels * p.taps()));
-  for_products([&](int64_t out, int64_t w, int64_t column) { grad_columns[column] += weight[w] * grad[out]; });
-  const Expected e = expect(
-      p, input, offset, mask, grad_columns,
-      [&](int64_t b, int64_t channel, int64_t y, int64_t x) {
-        return ((b * p.channels + channel) * p.height + y) * p.width + x;
-      },
-      column_at);
-  std::vector<double> output(grad.size()), grad_weight(weight.size());
-  for (size_t i = 0; i < output.size(); ++i)
-    output[i] = has_bias ? bias[i / static_cast<size_t>(pixels) % static_cast<size_t>(p.out_channels)] : 0;
-  for_products([&](int64_t out, int64_t w, int64_t column) {
-    output[out] += weight[w] * e.columns[column];
-    grad_weight[w] += grad[out] * e.columns[column];
-  });
-
+  const bool has_many_outputs = columns_of(c.p) < 1 << 15 && !pick(0, 3);  // otherwise the loops take long
+  c.p.out_channels = c.p.groups * (has_many_outputs ? pick(31, 100) : pick(1, 6));
+  const Whole<A> whole(c, rounded<T>);
+  const DeformConvParams& p = whole.p;
+  const int64_t planes = p.offset_groups * p.taps();
   const std::vector<int64_t> in_size = {p.batch, p.channels, p.height, p.width},
                              out_size = {p.batch, p.out_channels, p.out_height, p.out_width},
                              weight_size = {p.out_channels, p.group_channels(), p.kernel_h, p.kernel_w},
                              offset_size = {p.batch, 2 * planes, p.out_height, p.out_width},
                              mask_size = {p.batch, planes, p.out_height, p.out_width};
   const Tensor none = fake_tensor({0}, {1}, dtype_of<A>());
-  const DeformConvArgs args{make<T>(input, in_size, dense_strides(in_size)),
+  const DeformConvArgs args{make<T>(whole.input, in_size, dense_strides(in_size)),
                             make<A>(c.offset, offset_size, any_strides(offset_size)),
-                            has_mask ? make<A>(c.mask, mask_size, any_strides(mask_size)) : none,
-                            make<T>(weight, weight_size, dense_strides(weight_size)), p};
-  Tensor bias_tensor = fake_tensor({has_bias ? p.out_channels : 0}, {1}, dtype_of<T>());
-  for (int64_t o = 0; has_bias && o < p.out_channels; ++o)
-    store_one(bias_tensor.out<T>() + o, static_cast<AccOf<T>>(bias[o]));
+                            whole.has_mask ? make<A>(c.mask, mask_size, any_strides(mask_size)) : none,
+                            make<T>(whole.weight, weight_size, dense_strides(weight_size)), p};
+  Tensor bias_tensor = fake_tensor({whole.has_bias ? p.out_channels : 0}, {1}, dtype_of<T>());
+  for (int64_t o = 0; whole.has_bias && o < p.out_channels; ++o)
+    store_one(bias_tensor.out<T>() + o, static_cast<A>(whole.bias[o]));
   fake_threads = static_cast<uint32_t>(pick(1, 3));
   const auto number = [](double v) { return v; };
   const Tensor ours = deform_conv2d(args, bias_tensor, pick(0, 1));
-  if (!compare("output", values_of<T>(ours), output, 30 * tolerance, number)) return false;
+  if (!compare("output", values_of<T>(ours), whole.output, 30 * tolerance, number)) return false;
 
-  const WantedGrads wanted = {pick(0, 3) > 0, pick(0, 3) > 0, has_mask && pick(0, 3), pick(0, 3) > 0};
-  const DeformConvGrads grads = deform_conv2d_backward(make<T>(grad, out_size, any_strides(out_size)), args, wanted);
+  const WantedGrads wanted = {pick(0, 3) > 0, pick(0, 3) > 0, whole.has_mask && pick(0, 3), pick(0, 3) > 0};
+  const DeformConvGrads grads =
+      deform_conv2d_backward(make<T>(whole.grad, out_size, any_strides(out_size)), args, wanted);
   const double loose = 100 * tolerance;
-  return (!wanted.input || compare("grad_input", values_of<T>(grads.input), e.input, loose, number)) &&
-         (!wanted.offset || compare("grad_offset", values_of<A>(grads.offset), e.offset, loose, number)) &&
-         (!wanted.mask || compare("grad_mask", values_of<A>(grads.mask), e.mask, loose, number)) &&
-         (!wanted.weight || compare("grad_weight", values_of<T>(grads.weight), grad_weight, loose, number));
+  return (!wanted.input || compare("grad_input", values_of<T>(grads.input), whole.e.input, loose, number)) &&
+         (!wanted.offset || compare("grad_offset", values_of<A>(grads.offset), whole.e.offset, loose, number)) &&
+         (!wanted.mask || compare("grad_mask", values_of<A>(grads.mask), whole.e.mask, loose, number)) &&
+         (!wanted.weight || compare("grad_weight", values_of<T>(grads.weight), whole.grad_weight, loose, number));
 }
 
 // Indices of positions, pixels and channels above 2^31, in the last image of a batch that is not allocated: one offset

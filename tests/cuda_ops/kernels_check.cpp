@@ -7,7 +7,7 @@
 #include "cuda/conv/deform_conv2d_backward.cu"
 #include "cuda/ops_cuda.cu"
 #include "fake_cuda.h"
-#include "oracle.h"
+#include "whole_case.h"
 
 static bool fused_serves = false;
 static int fused_calls = 0;
@@ -64,16 +64,6 @@ constexpr int32_t dtype_of() {
 template <typename T>
 using SumOf = decltype(to_sum(T{}));
 
-template <typename F>
-static void for_each(const Tensor& t, const F& f) {  // f(place in order, place in memory)
-  const int64_t *n = t.sizes(), *s = t.strides();
-  int64_t i = 0;
-  for (int64_t a = 0; a < n[0]; ++a)
-    for (int64_t b = 0; b < n[1]; ++b)
-      for (int64_t c = 0; c < n[2]; ++c)
-        for (int64_t d = 0; d < n[3]; ++d) f(i++, a * s[0] + b * s[1] + c * s[2] + d * s[3]);
-}
-
 template <typename T>
 static Tensor make(const std::vector<double>& values, const std::vector<int64_t>& sizes, bool channels_last) {
   const Tensor t = fake_tensor(sizes, dense_strides(sizes.data(), channels_last), dtype_of<T>());
@@ -89,65 +79,11 @@ static std::vector<double> values_of(const Tensor& t) {
 }
 
 template <typename T>
-static std::vector<double> rounded(std::vector<double> values) {
+static std::vector<double> rounded(const std::vector<double>& given) {
+  std::vector<double> values = given;
   for (double& v : values) v = static_cast<double>(to_sum(Value<T>::from(static_cast<SumOf<T>>(v))));
   return values;
 }
-
-template <typename T>
-static std::vector<double> normals(int64_t count) {
-  std::vector<double> values(static_cast<size_t>(count));
-  for (double& v : values) v = normal();
-  return rounded<T>(values);
-}
-
-// Arguments of a generated convolution, and the expected results.
-template <typename T>
-struct Whole {
-  using A = SumOf<T>;
-  const Convolution& c;
-  const DeformConvParams& p;
-  bool has_mask, has_bias;
-  std::vector<double> input, mask, weight, bias, grad, output, grad_weight;
-  Expected e;
-
-  explicit Whole(const Convolution& convolution)
-      : c(convolution), p(c.p), has_mask(pick(0, 1)), has_bias(pick(0, 1)), input(rounded<T>(c.input)) {
-    mask = has_mask ? c.mask : std::vector<double>(c.mask.size(), 1.0);
-    weight = normals<T>(p.out_channels * p.depth());
-    bias = normals<T>(p.out_channels);
-    grad = normals<T>(p.out_channels * p.positions());
-    std::vector<double> grad_columns(static_cast<size_t>(p.positions() * p.channels * p.taps()));
-    for_products([&](int64_t out, int64_t w, int64_t column) { grad_columns[column] += weight[w] * grad[out]; });
-    e = expect(
-        p, input, std::vector<A>(c.offset.begin(), c.offset.end()), std::vector<A>(mask.begin(), mask.end()),
-        grad_columns,
-        [&](int64_t b, int64_t channel, int64_t y, int64_t x) {
-          return ((b * p.channels + channel) * p.height + y) * p.width + x;
-        },
-        [&](int64_t b, int64_t pixel, int64_t channel, int64_t t) { return column_at(b, pixel, channel, t); });
-    output.resize(grad.size()), grad_weight.resize(weight.size());
-    for (size_t i = 0; has_bias && i < output.size(); ++i)
-      output[i] = bias[i / static_cast<size_t>(p.out_pixels()) % static_cast<size_t>(p.out_channels)];
-    for_products([&](int64_t out, int64_t w, int64_t column) {
-      output[out] += weight[w] * e.columns[column];
-      grad_weight[w] += grad[out] * e.columns[column];
-    });
-  }
-  int64_t column_at(int64_t b, int64_t pixel, int64_t channel, int64_t t) const {
-    return ((b * p.out_pixels() + pixel) * p.channels + channel) * p.taps() + t;
-  }
-  template <typename F>
-  void for_products(const F& f) const {  // f(output, weight, column)
-    for (int64_t b = 0; b < p.batch; ++b)
-      for (int64_t o = 0; o < p.out_channels; ++o)
-        for (int64_t pixel = 0; pixel < p.out_pixels(); ++pixel)
-          for (int64_t i = 0; i < p.group_channels(); ++i)
-            for (int64_t t = 0; t < p.taps(); ++t)
-              f((b * p.out_channels + o) * p.out_pixels() + pixel, (o * p.group_channels() + i) * p.taps() + t,
-                column_at(b, pixel, o / p.group_outputs() * p.group_channels() + i, t));
-  }
-};
 
 // The seven integers of the schemas.
 static std::vector<StableIValue> numbers_of(const DeformConvParams& p) {
@@ -173,7 +109,7 @@ template <typename T>
 static bool check(Convolution c, double tolerance) {
   using A = SumOf<T>;
   c.p.out_channels = c.p.groups * (pick(0, 3) ? pick(1, 6) : pick(31, 40));
-  const Whole<T> whole(c);
+  const Whole<A> whole(c, rounded<T>);
   const DeformConvParams& p = whole.p;
   const int64_t planes = p.offset_groups * p.taps();
   const auto any = [] { return pick(0, 1) == 1; };
