@@ -2,14 +2,20 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+import json
+from collections.abc import Callable, Iterator, Mapping
 from pathlib import Path
+from typing import Any
 
 import pytest
 import torch
 from hypothesis import settings
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
+from torch import Tensor
 from typer.testing import CliRunner, Result
 
+from dcnseg.checkpoint import METADATA_KEY, find_weights
 from dcnseg.config import DataConfig, ModelConfig, TrainConfig
 from dcnseg.data.synthetic import write_scenes
 from dcnseg.engine.training import train
@@ -19,6 +25,13 @@ from dcnseg_cli.main import app
 Invoke = Callable[..., Result]
 
 SCENE_HW = (64, 96)
+
+
+# Options of `dcnseg train` for a training that takes a few seconds.
+SMALL_TRAINING = (
+    *("--encoder=resnet18", "--encoder-weights=none", "--decoder-channels=16", "--crop-size=64"),
+    *("--batch-size=4", "--epochs=1", "--workers=0", "--device=cpu", "--amp=off"),
+)
 
 # The same examples on every machine; `pytest --hypothesis-profile=search` looks for new ones.
 settings.register_profile("same", derandomize=True, deadline=None)
@@ -42,12 +55,36 @@ def small_config(scenes: Path, **changes: object) -> TrainConfig:
     return TrainConfig(**(settings | changes))  # type: ignore[arg-type]
 
 
+def rewrite_weights(
+    weights: Path,
+    path: Path,
+    header: Mapping[str, Any],
+    tensors: Mapping[str, Tensor] | None = None,
+    without: str = "",
+) -> Path:
+    """Copy a weights file, or a run's, with another header and other tensors, or `without` some."""
+    weights = find_weights(weights)
+    with safe_open(weights, framework="pt") as file:
+        metadata = {METADATA_KEY: json.dumps(json.loads(file.metadata()[METADATA_KEY]) | header)}
+    kept = load_file(weights) | dict(tensors or {})
+    if without:
+        kept = {name: tensor for name, tensor in kept.items() if without not in name}
+    save_file(kept, path, metadata=metadata)
+    return path
+
+
 @pytest.fixture(scope="session")
 def scenes(tmp_path_factory: pytest.TempPathFactory) -> Path:
     """A data folder with 8 training, 3 validation and 2 test scenes."""
     root = tmp_path_factory.mktemp("data") / "scenes"
     write_scenes(root, train=8, val=3, test=2, size_hw=SCENE_HW, seed=1)
     return root
+
+
+@pytest.fixture
+def images(scenes: Path) -> list[Path]:
+    """The three validation images."""
+    return sorted((scenes / "val" / "images").iterdir())
 
 
 @pytest.fixture(scope="session")

@@ -1,7 +1,7 @@
 """The commands of the README and of docs/ run, and what the pages refer to exists.
 
 Commands run on generated data, at a size that takes seconds. The snippets are run by
-test_python_page, test_training_page and test_operators_page.
+test_python_page and test_operators_page.
 """
 
 from __future__ import annotations
@@ -17,25 +17,14 @@ import typer
 
 from dcnseg.data.class_map import ClassMap
 from dcnseg_cli.main import app
-from tests.conftest import Invoke
+from tests.conftest import SMALL_TRAINING, Invoke
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
 PAGES = [README, ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md"))]
 
 # Appended to the options of a page: the last value of an option counts.
-SMALL_TRAINING = (
-    "--encoder=resnet18",
-    "--encoder-weights=none",
-    "--decoder-channels=16",
-    "--crop-size=64",
-    "--batch-size=4",
-    "--epochs=1",
-    "--eval-every=1",
-    "--workers=0",
-    "--device=cpu",
-    "--overwrite",
-)
+SMALL_OPTIONS = (*SMALL_TRAINING, "--eval-every=1", "--overwrite")
 OTHER_OPTIONS = {"--help", "--index-url", "--hypothesis-profile"}  # pip, pytest
 
 
@@ -65,7 +54,7 @@ def commands_by_page() -> dict[Path, list[list[str]]]:
 def extra_options(command: list[str]) -> tuple[str, ...]:
     if "--resume" in command:
         return "--epochs=3", "--device=cpu"
-    without_device = {"train": SMALL_TRAINING, "check": (), "info": ()}
+    without_device = {"train": SMALL_OPTIONS, "check": (), "info": ()}
     return without_device.get(command[0], ("--device=cpu",))
 
 

@@ -8,14 +8,12 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-import typer
 
-from dcnseg.config import DataConfig
 from dcnseg.data.image_io import write_png
 from dcnseg.files import mark_output_folder
 from dcnseg.inference.inputs import find_inputs
-from dcnseg_cli import check as check_command
-from tests.conftest import Invoke
+from tests.conftest import SMALL_TRAINING, Invoke
+from tests.data.helpers import touch
 
 HALVES = np.repeat(np.array([[0, 255]], np.uint8), 32, axis=1).repeat(40, axis=0)
 
@@ -23,12 +21,14 @@ HALVES = np.repeat(np.array([[0, 255]], np.uint8), 32, axis=1).repeat(40, axis=0
 @pytest.fixture
 def binary(tmp_path: Path) -> Path:
     """Four pairs whose masks are 0 and 255, and no class list."""
-    root = tmp_path / "two classes"
+    return write_pairs(tmp_path / "two classes", "images/{}.png", "masks/{}.png")
+
+
+def write_pairs(root: Path, image: str, mask: str) -> Path:
     noise = np.random.default_rng(0)
     for index in range(4):
-        image = noise.integers(0, 256, (40, 64, 3), np.uint8)
-        write_png(root / "images" / f"{index}.png", image)
-        write_png(root / "masks" / f"{index}.png", HALVES)
+        write_png(root / image.format(index), noise.integers(0, 256, (40, 64, 3), np.uint8))
+        write_png(root / mask.format(index), HALVES)
     return root
 
 
@@ -54,7 +54,7 @@ def test_json_is_one_object(invoke: Invoke, scenes: Path) -> None:
     assert content["suggestion"]["crop_size"] == [64, 96]
 
 
-def test_all_errors_are_shown_and_3(invoke: Invoke, binary: Path) -> None:
+def test_all_errors_are_shown_and_3(invoke: Invoke, binary: Path, tmp_path: Path) -> None:
     (binary / "images" / "0.png").write_bytes(b"")
     write_png(binary / "masks" / "1.png", HALVES[:9])
     write_png(binary / "masks" / "alone.png", HALVES)
@@ -67,13 +67,21 @@ def test_all_errors_are_shown_and_3(invoke: Invoke, binary: Path) -> None:
     assert "Next step, once the errors are fixed:" in result.stdout
     content = json.loads(invoke("check", binary, "--json").stdout)
     assert [finding["severity"] for finding in content["findings"]].count("error") == 3
+    result = invoke("train", binary, "--out", tmp_path / "run")
+    assert result.exit_code == 3
+    assert "Found 3 problems in the dataset:" in result.stderr
+    assert not (tmp_path / "run" / "config.json").exists()
 
 
 def test_data_that_is_not_recognized_is_3(invoke: Invoke, tmp_path: Path) -> None:
-    result = invoke("check", tmp_path / "none")
+    result = invoke("check", tmp_path / "cvv")
     assert result.exit_code == 3
-    assert result.stderr.startswith("Error: ")
-    result = invoke("check", tmp_path / "none", "--json")
+    assert result.stderr.startswith(f"Error: {tmp_path / 'cvv'}: does not exist; expected a folder")
+    (tmp_path / "a.mp4").touch()
+    result = invoke("check", tmp_path)
+    assert result.exit_code == 3
+    assert "Skipped: a.mp4 (a video; convert it to PNG or JPEG)." in result.stderr
+    result = invoke("check", tmp_path, "--json")
     assert result.exit_code == 3
     assert json.loads(result.stdout)["findings"][0]["kind"] == "layout"
 
@@ -96,10 +104,7 @@ def test_write_classes_writes_once(invoke: Invoke, binary: Path) -> None:
 
 
 def test_patterns_find_the_files_and_stand_in_the_command(invoke: Invoke, tmp_path: Path) -> None:
-    for index in range(3):
-        image = np.random.default_rng(index).integers(0, 256, (40, 64, 3), np.uint8)
-        write_png(tmp_path / "x" / f"{index}.png", image)
-        write_png(tmp_path / "y" / f"m{index}.png", HALVES)
+    write_pairs(tmp_path, "x/{}.png", "y/m{}.png")
     options = ["--images", "x/{stem}.png", "--masks", "y/m{stem}.png"]
     result = invoke("check", tmp_path, *options)
     assert result.exit_code == 0
@@ -111,40 +116,25 @@ def test_the_command_that_is_suggested_trains(
 ) -> None:
     monkeypatch.chdir(tmp_path)
     command = json.loads(invoke("check", binary, "--json").stdout)["suggestion"]["command"]
-    small = ["--epochs=1", "--encoder=resnet18", "--encoder-weights=none", "--decoder-channels=16"]
-    words = shlex.split(command)[1:]
-    result = invoke(*words, *small, "--workers=0", "--device=cpu", "--amp=off")
+    result = invoke(*shlex.split(command)[1:], *SMALL_TRAINING)
     assert result.exit_code == 0, result.stderr
     assert "Warning: " in result.stderr
     assert "only the values 0 and 255, which are interpreted as background" in result.stderr
 
 
-def test_train_lists_all_errors(invoke: Invoke, binary: Path, tmp_path: Path) -> None:
-    (binary / "images" / "0.png").write_bytes(b"")
-    write_png(binary / "masks" / "1.png", HALVES[:9])
-    write_png(binary / "masks" / "alone.png", HALVES)
-    result = invoke("train", binary, "--out", tmp_path / "run")
-    assert result.exit_code == 3
-    assert "Found 3 problems in the dataset:" in result.stderr
-    assert not (tmp_path / "run" / "config.json").exists()
-
-
 def test_what_predict_wrote_is_neither_mask_nor_input(
-    invoke: Invoke, run: Path, scenes: Path, tmp_path: Path
+    invoke: Invoke, scenes: Path, tmp_path: Path
 ) -> None:
     photos = tmp_path / "photos"
     shutil.copytree(scenes / "val" / "images", photos)
-    (photos / "film.mp4").touch()
     out = photos / "predictions"
-    assert invoke("predict", run, photos, "--out", out, "--device=cpu").exit_code == 0
+    touch(photos, "film.mp4", "predictions/labels/scene_0000.png")
     mark_output_folder(out)
     assert len(find_inputs([str(photos)])) == 3
     result = invoke("check", photos)
     assert result.exit_code == 3
     assert "1 error\n" in result.stdout
-    assert (
-        f"  {photos}: has no masks, only 3 images. To label these with a trained" in result.stdout
-    )
+    assert f"  {photos}: has no masks, only 3 images. To label these with" in result.stdout
     assert f"use `dcnseg predict RUN {photos} --out OUT`. To train on them" in result.stdout
     assert "go on with" not in result.stdout
     rows = [line for line in result.stdout.splitlines() if "skipped" in line]
@@ -165,34 +155,17 @@ def test_a_class_list_in_the_folder_above_is_pointed_out(
     (binary.parent / "classes.json").write_text('{"classes": [{"id": 0, "name": "a"}]}')
     result = invoke("check", binary)
     assert result.exit_code == 0
-    warning = (
-        f"{binary}: has no class list, and {binary.parent / 'classes.json'} in the parent folder"
-    )
-    assert f"{warning} is not read. Pass {binary.parent} as DATA, or copy" in result.stdout
+    above = binary.parent / "classes.json"
+    warning = f"{binary}: has no class list, and {above} in the parent folder is not read."
+    assert f"{warning} Pass {binary.parent} as DATA, or copy" in result.stdout
     monkeypatch.chdir(binary)
     assert "classes.json in the parent folder is not read" in invoke("check", ".").stdout
     shutil.copy(binary.parent / "classes.json", binary)
     assert "folder above" not in invoke("check", binary).stdout
 
 
-def test_a_folder_that_does_not_exist_and_one_of_films(invoke: Invoke, tmp_path: Path) -> None:
-    result = invoke("check", tmp_path / "cvv")
-    assert result.exit_code == 3
-    assert result.stderr.startswith(f"Error: {tmp_path / 'cvv'}: does not exist; expected a folder")
-    (tmp_path / "a.mp4").touch()
-    result = invoke("check", tmp_path)
-    assert result.exit_code == 3
-    assert "Skipped: a.mp4 (a video; convert it to PNG or JPEG)." in result.stderr
-
-
-def test_ignored_values_add_up(invoke: Invoke, monkeypatch: pytest.MonkeyPatch) -> None:
-    seen: list[DataConfig] = []
-
-    def note(config: DataConfig) -> None:
-        seen.append(config)
-        raise typer.Exit
-
-    monkeypatch.setattr(check_command, "_inspect", note)
-    invoke("check", "photos", "--ignore-index=8", "--ignore-index", "3,4", "--ignore-index=8,12")
-    assert seen[0].ignore_index == (8, 3, 4, 12)
-    assert invoke("check", "photos", "--ignore-index=8", "--ignore-index=x").exit_code == 2
+def test_ignored_values_add_up(invoke: Invoke, binary: Path) -> None:
+    given = ("--ignore-index=8", "--ignore-index", "3,4", "--ignore-index=8,12", "--json")
+    suggestion = json.loads(invoke("check", binary, *given).stdout)["suggestion"]
+    assert "--ignore-index 8,3,4,12" in suggestion["command"]
+    assert invoke("check", binary, "--ignore-index=8", "--ignore-index=x").exit_code == 2

@@ -9,8 +9,8 @@ import pytest
 from dcnseg.config import PredictConfig
 from dcnseg.engine.evaluation import evaluate_run
 from dcnseg.errors import ConfigError
-from tests.cli.test_predict import diverged
-from tests.conftest import Invoke
+from tests.cli.test_predict import OVERFLOWING
+from tests.conftest import Invoke, rewrite_weights
 
 
 def test_table(invoke: Invoke, run: Path, scenes: Path) -> None:
@@ -42,38 +42,28 @@ def test_augmentation_changes_the_prediction(invoke: Invoke, run: Path, scenes: 
 @pytest.mark.parametrize(
     ("arguments", "code", "text"),
     [
-        (["{tmp}", "{scenes}"], 1, "has no best.safetensors"),
-        (["{run}", "{scenes}", "--split=dev"], 2, "--split is 'dev'"),
-        (["{run}", "{scenes}", "--scales=0"], 2, "--scales is 0; expected"),
-        (["{run}", "{tmp}/none"], 3, "none: does not exist."),
-        (["{scenes}", "{run}"], 2, "Try: dcnseg evaluate {run} {scenes}"),
-        (
-            ["{scenes}", "{run}/best.safetensors"],
-            2,
-            "is not a run, but {run}/best.safetensors is. ",
-        ),
+        ("{tmp} {scenes}", 1, "has no best.safetensors"),
+        ("{run} {scenes} --split=dev", 2, "--split is 'dev'"),
+        ("{run} {scenes} --scales=0", 2, "--scales is 0; expected"),
+        ("{run} {tmp}/none", 3, "none: does not exist."),
+        ("{scenes} {run}", 2, "Try: dcnseg evaluate {run} {scenes}"),
+        ("{scenes} {run}/best.safetensors", 2, "is not a run, but {run}/best.safetensors is. "),
     ],
 )
 def test_errors(
-    invoke: Invoke,
-    run: Path,
-    scenes: Path,
-    tmp_path: Path,
-    arguments: list[str],
-    code: int,
-    text: str,
+    invoke: Invoke, run: Path, scenes: Path, tmp_path: Path, arguments: str, code: int, text: str
 ) -> None:
-    filled = [argument.format(run=run, scenes=scenes, tmp=tmp_path) for argument in arguments]
-    result = invoke("evaluate", *filled)
+    paths = {"run": run, "scenes": scenes, "tmp": tmp_path}
+    result = invoke("evaluate", *arguments.format(**paths).split())
     assert result.exit_code == code
-    assert text.format(run=run, scenes=scenes) in result.stderr
+    assert text.format(**paths) in result.stderr
 
 
 def test_output_that_is_not_finite_names_the_image(
     invoke: Invoke, run: Path, scenes: Path, tmp_path: Path
 ) -> None:
-    weights = diverged(run, tmp_path / "bad.safetensors")
-    result = invoke("evaluate", weights, scenes, "--device=cpu")
+    diverged = rewrite_weights(run, tmp_path / "bad.safetensors", {}, OVERFLOWING)
+    result = invoke("evaluate", diverged, scenes, "--device=cpu")
     assert result.exit_code == 1
     first = scenes / "val" / "images" / "scene_0000"
     assert f"Error: {first}" in result.stderr

@@ -29,9 +29,3 @@ def test_run(invoke: Invoke, run: Path) -> None:
     assert seen["min_size_hw"] == seen["max_size_hw"] == [64, 96]
     text = invoke("info", run).stdout
     assert "training data:\n  num_images: 8\n  min_size_hw: [64, 96]" in text
-
-
-def test_what_is_no_run_is_named(invoke: Invoke, tmp_path: Path) -> None:
-    result = invoke("info", tmp_path / "nothing")
-    assert result.exit_code == 1
-    assert "nothing does not exist; expected a run folder" in result.stderr

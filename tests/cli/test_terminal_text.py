@@ -14,8 +14,6 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from dcnseg.checkpoint import BEST_WEIGHTS, load_segmenter, save_weights
-from dcnseg.data.class_map import ClassMap
 from dcnseg_cli.console import open_console
 from dcnseg_cli.reporting import echo, escape_unencodable_text, print_json
 from dcnseg_cli.terminal_text import (
@@ -24,22 +22,11 @@ from dcnseg_cli.terminal_text import (
     escape_message,
     has_controls,
 )
-from tests.conftest import Invoke
+from tests.conftest import SMALL_TRAINING, Invoke, rewrite_weights
 
 # Clears the screen, sets the title, forges a line, reverses what follows, is no UTF-8, is markup.
 HOSTILE = "\x1b[2J\x1b]0;x\x07\nError: forged\x9b1m\u202eb\u2066\x7f[bold]:x:\udcff"
 IN_JSON = HOSTILE.replace("\n", "").rstrip("\udcff")  # what names of classes can be
-SMALL = (
-    "--encoder=resnet18",
-    "--encoder-weights=none",
-    "--decoder-channels=16",
-    "--crop-size=64",
-    "--batch-size=4",
-    "--workers=0",
-    "--device=cpu",
-    "--amp=off",
-    "--epochs=1",
-)
 BIDI = ("LRE", "RLE", "LRO", "RLO", "PDF", "LRI", "RLI", "FSI", "PDI")
 # What rich writes itself on a terminal: colors, and the lines that its progress bars redraw.
 RICH = re.compile(r"\x1b\[(?:[0-9;]*m|2K|1A|\?25[lh])|\r")
@@ -79,25 +66,16 @@ def hostile(scenes: Path, run: Path, tmp_path: Path) -> Path:
     folder = tmp_path / HOSTILE.rstrip("\udcff")  # safetensors opens no path that is no UTF-8
     data = folder / "data"
     shutil.copytree(scenes, data)
-    for split in ("train", "val"):
-        for kind in ("images", "masks"):
-            first = min((data / split / kind).iterdir())
-            first.rename(first.with_name(HOSTILE + first.suffix))
+    for kind in ("train/images", "train/masks", "val/images", "val/masks"):
+        first = min((data / kind).iterdir())
+        first.rename(first.with_name(HOSTILE + first.suffix))
     (folder / f"{HOSTILE}broken.jpg").write_bytes(b"no image")
     content = json.loads((data / "classes.json").read_text())
     for entry in content["classes"]:
         entry["name"] += IN_JSON
     (data / "classes.json").write_text(json.dumps(content))
-    model, info = load_segmenter(run / BEST_WEIGHTS)
-    classes = ClassMap.from_dict(content)
-    save_weights(
-        folder / "weights.safetensors",
-        model.state_dict(),
-        model=info.model,
-        class_map=classes,
-        preprocessing=info.preprocessing,
-        scores={IN_JSON: IN_JSON},
-    )
+    header = {"classes": content, "scores": {IN_JSON: IN_JSON}}
+    rewrite_weights(run, folder / "weights.safetensors", header)
     return folder
 
 
@@ -122,7 +100,7 @@ def test_no_command_lets_control_characters_through(
         (3, ("predict", weights, *images, "--out", hostile / "p", cpu)),
         (3, ("predict", weights, *images, "--out", hostile / "q", cpu, "--json")),
         (3, ("visualize-offsets", weights, images[1], "--out", hostile / "o", cpu)),
-        (0, ("train", data, "--out", hostile / "run", *SMALL)),
+        (0, ("train", data, "--out", hostile / "run", *SMALL_TRAINING)),
         (2, ("train", hostile, "--resume", hostile / "run")),
         (1, ("info", hostile / "none")),
     ):
@@ -142,10 +120,8 @@ def test_no_command_lets_control_characters_through(
 def _texts(content: object) -> str:
     """All the strings of a JSON value."""
     if isinstance(content, dict):
-        return "".join(f"{key}{_texts(value)}" for key, value in content.items())
-    if isinstance(content, list):
-        return "".join(map(_texts, content))
-    return str(content)
+        content = list(content.items())
+    return "".join(map(_texts, content)) if isinstance(content, list | tuple) else str(content)
 
 
 @pytest.mark.parametrize("encoding", ["ascii", "latin-1", "cp1252", "utf-8"])

@@ -17,7 +17,7 @@ import pytest
 from typer.testing import CliRunner
 
 from dcnseg.checkpoint import BEST_WEIGHTS, RESUME_STATE, load_resume_state
-from dcnseg.config import PRESETS, DataConfig, ModelConfig, TrainConfig, to_dict
+from dcnseg.config import PRESETS, DataConfig, ModelConfig, TrainConfig, flatten_settings, to_dict
 from dcnseg.engine import training
 from dcnseg.engine.metrics import read_metrics
 from dcnseg.engine.run_folder import CONFIG, PREVIEW, read_run
@@ -25,7 +25,7 @@ from dcnseg.engine.trainer import TrainResult
 from dcnseg_cli import reporting
 from dcnseg_cli import train as train_command
 from dcnseg_cli.main import app
-from tests.conftest import Invoke
+from tests.conftest import SMALL_TRAINING, Invoke
 
 # What README.md said before there were presets; results/camvid.md was measured with these.
 README_SMALL = (
@@ -33,65 +33,64 @@ README_SMALL = (
     "--scale-range=0.75,1.75 --optimizer=adamw --lr=1e-3 --weight-decay=0.01 "
     "--class-weights=sqrt --ema=0.99 --epochs=50 --eval-every=5 --cache --workers=0"
 )
-SMALL = (
-    "--encoder=resnet18",
-    "--encoder-weights=none",
-    "--decoder-channels=16",
-    "--crop-size=64",
-    "--batch-size=4",
-    "--workers=0",
-    "--device=cpu",
-    "--amp=off",
-)
+Configs = list[tuple[TrainConfig, Mapping[str, str]]]
+
+
+@pytest.fixture
+def configs(monkeypatch: pytest.MonkeyPatch) -> Configs:
+    """Settings and sources of the trainings that are asked for; none takes place."""
+    seen: Configs = []
+
+    def note(config: TrainConfig, run: Path, **others: Any) -> TrainResult:
+        seen.append((config, others["sources"]))
+        return TrainResult(run, 1, {"mean_iou": 0.5})
+
+    monkeypatch.setattr(training, "train", note)
+    monkeypatch.setattr(train_command, "_report", lambda *_arguments: None)
+    return seen
 
 
 def test_train_writes_a_run_and_says_where_settings_came_from(
     invoke: Invoke, scenes: Path, tmp_path: Path
 ) -> None:
     run = tmp_path / "run"
-    result = invoke("train", scenes, "--out", run, *SMALL, "--epochs=1", "--scale-range=0.5,1.5")
+    options = (*SMALL_TRAINING, "--scale-range=0.5,1.5", "--batch-size=auto")
+    result = invoke("train", scenes, "--out", run, *options)
     assert result.exit_code == 0, result.stderr
     assert result.stdout.strip() == str(run)
     paths = f"Preview: {run / PREVIEW}\nWeights: {run / BEST_WEIGHTS}\n"
-    assert f"{paths}Next steps:\n" in result.stderr
-    assert f"  dcnseg evaluate {run} {scenes} --split test\n" in result.stderr
-    assert f"  dcnseg predict {run} IMAGES --out predictions\n" in result.stderr
-    assert f"  dcnseg visualize-offsets {run} IMAGES --out offsets\n" in result.stderr
     score = read_metrics(run)[0]
-    assert f"Best: epoch 1 of 1, validation mIoU {score['mean_iou']:.3f}." in result.stderr
+    for text in (
+        "batches of 8, epochs 1 to 1",  # all the images
+        "epoch 1/1",
+        f"{paths}Next steps:\n",
+        f"  dcnseg evaluate {run} {scenes} --split test\n",
+        f"  dcnseg predict {run} IMAGES --out predictions\n",
+        f"  dcnseg visualize-offsets {run} IMAGES --out offsets\n",
+        f"Best: epoch 1 of 1, validation mIoU {score['mean_iou']:.3f}.",
+    ):
+        assert text in result.stderr
     for name, iou in score["class_iou"].items():
         assert re.search(rf"{name} +│ +{iou:.3f} ", result.stderr)
-    assert "epoch 1/1" in result.stderr
-    assert "mIoU" in result.stderr
     record = json.loads((run / CONFIG).read_text())
     assert record["settings"]["data"]["scale_range"] == [0.5, 1.5]
-    assert record["sources"]["data.scale_range"] == "command line"
-    assert record["sources"]["model.encoder"] == "command line"
-    assert record["sources"]["weight_decay"] == "default"
+    assert record["settings"]["batch_size"] == 8
+    sources = record["sources"]
+    assert sources["data.scale_range"] == sources["model.encoder"] == "command line"
+    assert sources["batch_size"] == "command line, found by trying"
+    assert sources["weight_decay"] == "default"
 
 
 def test_every_setting_has_an_option_with_the_default_of_the_config(
-    invoke: Invoke, scenes: Path, tmp_path: Path
+    invoke: Invoke, configs: Configs
 ) -> None:
-    invoke("train", scenes, "--out", tmp_path, *SMALL, "--epochs=1")
-    config = read_run(tmp_path).config
-    given = {
-        "model": ModelConfig(encoder="resnet18", decoder_channels=16),
-        "data": DataConfig(scenes, crop_size=(64,), workers=0),
-    }
-    assert config == TrainConfig(
-        **given,  # type: ignore[arg-type]
-        encoder_weights="none",
-        batch_size=4,
-        epochs=1,
-        device="cpu",
-        amp="off",
-    )
-    sources = json.loads((tmp_path / CONFIG).read_text())["sources"]
-    names = {f"data.{name}" for name in DataConfig.__dataclass_fields__}
-    names |= {f"model.{name}" for name in ModelConfig.__dataclass_fields__}
-    names |= set(TrainConfig.__dataclass_fields__) - {"data", "model", "augment"}
-    assert set(sources) == names
+    invoke("train", "photos", "--out=run", *SMALL_TRAINING)
+    [(config, sources)] = configs
+    model = ModelConfig(encoder="resnet18", decoder_channels=16)
+    data = DataConfig(Path("photos"), crop_size=(64,), workers=0)
+    given: dict[str, Any] = {"encoder_weights": "none", "device": "cpu", "amp": "off"}
+    assert config == TrainConfig(data, model, batch_size=4, epochs=1, **given)
+    assert set(sources) == set(flatten_settings(config)) - {"augment"}
 
 
 def test_a_list_of_pairs_is_found_again_at_resume(
@@ -104,32 +103,13 @@ def test_a_list_of_pairs_is_found_again_at_resume(
     ]
     (tmp_path / "pairs.txt").write_text("\n".join(lines))
     monkeypatch.chdir(tmp_path)
-    result = invoke("train", scenes, "--out=run", *SMALL, "--epochs=1", "--pairs=pairs.txt")
+    result = invoke("train", scenes, "--out=run", *SMALL_TRAINING, "--pairs=pairs.txt")
     assert result.exit_code == 0, result.stderr
     assert len(read_run(Path("run")).split["train"]) == 3
     monkeypatch.chdir("/")
     result = invoke("train", "--resume", tmp_path / "run", "--epochs=2")
     assert result.exit_code == 0, result.stderr
     assert len(read_metrics(tmp_path / "run")) == 2
-
-
-def test_resume_goes_on(invoke: Invoke, scenes: Path, tmp_path: Path) -> None:
-    run = tmp_path / "run"
-    invoke("train", scenes, "--out", run, *SMALL, "--epochs=1")
-    result = invoke("train", "--resume", run, "--epochs=2")
-    assert result.exit_code == 0, result.stderr
-    assert [record["epoch"] for record in read_metrics(run)] == [1, 2]
-
-
-def test_resume_refuses_other_settings(
-    invoke: Invoke, scenes: Path, run: Path, tmp_path: Path
-) -> None:
-    other = tmp_path / "other"
-    result = invoke("train", other, "--resume", run, "--lr=1", "--crop-size=64", f"--out={run}")
-    assert result.exit_code == 2
-    text = " ".join(result.stderr.replace("│", " ").split())
-    assert f"DATA is {other}, the run has {scenes}; --lr is 1.0, the run has 0.02." in text
-    assert "crop" not in text
 
 
 def test_resume_takes_the_same_settings_again(
@@ -144,56 +124,61 @@ def test_resume_takes_the_same_settings_again(
     assert len(read_metrics(copy)) == 3
 
 
-@pytest.mark.parametrize(
-    ("arguments", "code", "text"),
-    [
-        ([], 2, "pass DATA and --out RUN, or --resume RUN"),
-        (["{scenes}"], 2, "pass DATA and --out RUN"),
-        (["{scenes}", "--out={tmp}/r", "--crop-size=a"], 2, "'a' is not a list of integers"),
-        (["{scenes}", "--out={tmp}/r", "--batch-size=1"], 2, "--batch-size is 1; expected at"),
-        (["{scenes}", "--out={tmp}/r", "--encoder=x", "--encoder-weights=none"], 2, "is 'x'"),
-        (["{tmp}/none", "--out={tmp}/r"], 3, "none"),
-        (["--resume={tmp}"], 1, "has no config.json; expected a run folder"),
-        (["{scenes}", "--out={scenes}"], 2, "is the data folder"),
-        (["{scenes}", "--out={tmp}/r", "--loss=dise"], 2, "--loss is 'dise'; expected one of"),
-        (["{scenes}", "--out={tmp}/r", "--encoder=ResNet18"], 2, "Did you mean resnet18?"),
-        (["{scenes}", "--out={tmp}/r", "--optimizer=Adam"], 2, "Did you mean adamw?"),
-        (["{scenes}", "--out={tmp}/r", "--preset=smal"], 2, "Did you mean small?"),
-        (["{scenes}", "--out={tmp}/r", "--device=cud"], 2, "Did you mean cuda?"),
-        (
-            ["{scenes}", "--out={tmp}/r", "--val-fraction=0"],
-            2,
-            "Training needs validation images: pass",
-        ),
-        (["{scenes}", "--out={tmp}/r", "--encoder-weights={scenes}"], 2, "use --init {scenes}"),
-        (["{scenes}", "--out={tmp}/r", "--encoder-weights=imagnet"], 2, "Did you mean imagenet?"),
-        (
-            ["{scenes}", "--out={tmp}/r", "--init={tmp}/none"],
-            1,
-            "none does not exist; expected a run folder",
-        ),
-        (["{scenes}", "--out={tmp}/r", "--init=x", "--encoder-weights=none"], 2, "omit --encoder"),
-        (["{scenes}", "--out={tmp}/r", "--rotate=200"], 2, "--rotate is 200.0; expected at"),
-        (["{scenes}", "--out={tmp}/r", "--blur=-1"], 2, "--blur is -1.0; expected at"),
-        (["{scenes}", "--out={tmp}/r", "--blur=1e-300"], 2, "--blur is 1e-300; expected 0 (off)"),
-        (
-            ["{scenes}", "--out={tmp}/r", "--ignore-index=1,,2"],
-            2,
-            "'1,,2' is not a list of integers",
-        ),
-        (["{scenes}", "--out={tmp}/r", "--crop-size=64,"], 2, "'64,' is not a list of integers"),
-    ],
-)
+NEW = "{scenes} --out={tmp}/r"
+ERRORS = [
+    ("", 2, "pass DATA and --out RUN, or --resume RUN"),
+    ("{scenes}", 2, "pass DATA and --out RUN"),
+    (f"{NEW} --crop-size=a", 2, "'a' is not a list of integers"),
+    (f"{NEW} --crop-size=64,", 2, "'64,' is not a list of integers"),
+    (f"{NEW} --ignore-index=1,,2", 2, "'1,,2' is not a list of integers"),
+    (f"{NEW} --batch-size=many", 2, "'many' is not a list of integers"),
+    (f"{NEW} --batch-size=1", 2, "--batch-size is 1; expected at"),
+    (f"{NEW} --encoder=x --encoder-weights=none", 2, "is 'x'"),
+    ("{tmp}/none --out={tmp}/r", 3, "none"),
+    ("{scenes} --out={scenes}", 2, "is the data folder"),
+    (f"{NEW} --loss=dise", 2, "--loss is 'dise'; expected one of"),
+    (f"{NEW} --encoder=ResNet18", 2, "Did you mean resnet18?"),
+    (f"{NEW} --optimizer=Adam", 2, "Did you mean adamw?"),
+    (f"{NEW} --preset=smal", 2, "Did you mean small?"),
+    (f"{NEW} --device=cud", 2, "Did you mean cuda?"),
+    (f"{NEW} --val-fraction=0", 2, "Training needs validation images: pass"),
+    (f"{NEW} --encoder-weights={{scenes}}", 2, "use --init {scenes}"),
+    (f"{NEW} --encoder-weights=imagnet", 2, "Did you mean imagenet?"),
+    (f"{NEW} --init={{tmp}}/none", 1, "none does not exist; expected a run folder"),
+    (f"{NEW} --init=x --encoder-weights=none", 2, "omit --encoder"),
+    (f"{NEW} --rotate=200", 2, "--rotate is 200.0; expected at"),
+    (f"{NEW} --blur=-1", 2, "--blur is -1.0; expected at"),
+    (f"{NEW} --blur=1e-300", 2, "--blur is 1e-300; expected 0 (off)"),
+    (f"{NEW} --color-jitter=2", 2, "--color-jitter is 2.0; expected"),
+    (f"{NEW} --colour-jitter=2", 2, "--color-jitter is 2.0; expected"),
+    ("--resume={tmp}", 1, "has no config.json; expected a run folder"),
+    ("--resume={run} --preset=small", 2, "--preset small is for a new run. Remove these options"),
+    (
+        "{tmp} --resume={run} --lr=1 --crop-size=64 --out={run}",
+        2,
+        "--resume: DATA is {tmp}, the run has {scenes}; --lr is 1.0, the run has 0.02. Remove",
+    ),
+]
+
+
+@pytest.mark.parametrize(("arguments", "code", "text"), ERRORS)
 def test_errors_are_one_line_and_a_code(
-    invoke: Invoke, scenes: Path, tmp_path: Path, arguments: list[str], code: int, text: str
+    invoke: Invoke, scenes: Path, run: Path, tmp_path: Path, arguments: str, code: int, text: str
 ) -> None:
-    filled = [argument.format(scenes=scenes, tmp=tmp_path) for argument in arguments]
-    result = invoke("train", *filled)
+    paths = {"scenes": scenes, "run": run, "tmp": tmp_path}
+    result = invoke("train", *arguments.format(**paths).split())
     assert result.exit_code == code
     printed = " ".join(result.stderr.replace("│", " ").split())
-    assert text.format(scenes=scenes) in printed
+    assert text.format(**paths) in printed
     assert "Traceback" not in result.stderr
     assert not (tmp_path / "r").exists()
+
+
+def long_training(scenes: Path, run: Path) -> list[str]:
+    """A command that would train for minutes, with a worker."""
+    program = Path(sys.executable).with_name("dcnseg")
+    command = (program, "train", scenes, "--out", run, *SMALL_TRAINING, "--workers=1")
+    return [*map(str, command), "--epochs=500"]
 
 
 @pytest.mark.parametrize(
@@ -209,10 +194,9 @@ def test_a_stopped_run_can_go_on(
 ) -> None:
     """The signal goes to all processes, as from a terminal, but for SIGKILL; none stays behind."""
     run = tmp_path / "run"
-    program = Path(sys.executable).with_name("dcnseg")
-    command = [program, "train", scenes, "--out", run, *SMALL, "--workers=1", "--epochs=500"]
+    command = long_training(scenes, run)
     with subprocess.Popen(
-        [str(part) for part in command], stderr=subprocess.PIPE, text=True, start_new_session=True
+        command, stderr=subprocess.PIPE, text=True, start_new_session=True
     ) as process:
         assert process.stderr is not None
         for line in process.stderr:
@@ -239,18 +223,16 @@ def test_a_stopped_run_can_go_on(
 @pytest.mark.slow
 def test_a_run_whose_terminal_is_closed_saves_its_state(scenes: Path, tmp_path: Path) -> None:
     """The system sends SIGHUP, and refuses what is still written to the terminal."""
-    run = tmp_path / "run"
-    program = Path(sys.executable).with_name("dcnseg")
-    options = ("train", str(scenes), "--out", str(run), *SMALL, "--workers=1", "--epochs=500")
+    command = long_training(scenes, tmp_path)
     process, terminal = pty.fork()
     if process == 0:
-        os.execv(program, (str(program), *options))
+        os.execv(command[0], command)
     while "epoch 2/500" not in os.read(terminal, 1 << 16).decode(errors="replace"):
         pass
     os.close(terminal)
     _, status = os.waitpid(process, 0)
     assert os.waitstatus_to_exitcode(status) == 129
-    assert load_resume_state(run / RESUME_STATE)["epoch"] >= 1
+    assert load_resume_state(tmp_path / RESUME_STATE)["epoch"] >= 1
 
 
 def any_process_of(group: int) -> bool:
@@ -274,36 +256,7 @@ def test_a_second_signal_stops_at_once(monkeypatch: pytest.MonkeyPatch) -> None:
         reporting._note_and_raise(signal.SIGINT, None)
 
 
-def test_the_batch_size_can_be_found(invoke: Invoke, scenes: Path, tmp_path: Path) -> None:
-    run = tmp_path / "run"
-    result = invoke("train", scenes, "--out", run, *SMALL, "--epochs=1", "--batch-size=auto")
-    assert result.exit_code == 0, result.stderr
-    assert "batches of 8, epochs 1 to 1" in result.stderr  # all the images
-    record = json.loads((run / CONFIG).read_text())
-    assert record["settings"]["batch_size"] == 8
-    assert record["sources"]["batch_size"] == "command line, found by trying"
-    result = invoke("train", scenes, "--out", run, "--batch-size=many")
-    assert result.exit_code == 2
-    assert "'many' is not a list of integers" in result.stderr
-
-
-@pytest.fixture
-def configs(monkeypatch: pytest.MonkeyPatch) -> list[tuple[TrainConfig, Mapping[str, str]]]:
-    """Settings and sources of the trainings that are asked for; none takes place."""
-    seen: list[tuple[TrainConfig, Mapping[str, str]]] = []
-
-    def note(config: TrainConfig, run: Path, **others: Any) -> TrainResult:
-        seen.append((config, others["sources"]))
-        return TrainResult(run, 1, {"mean_iou": 0.5})
-
-    monkeypatch.setattr(training, "train", note)
-    monkeypatch.setattr(train_command, "_report", lambda *_arguments: None)
-    return seen
-
-
-def test_a_preset_is_the_options_that_it_stands_for(
-    invoke: Invoke, configs: list[tuple[TrainConfig, Mapping[str, str]]]
-) -> None:
+def test_a_preset_is_the_options_that_it_stands_for(invoke: Invoke, configs: Configs) -> None:
     invoke("train", "photos", "--out=run", *README_SMALL.split())
     invoke("train", "photos", "--out=run", "--preset=small", "--encoder-weights=none")
     invoke("train", "photos", "--out=run", "--preset=small", "--lr=0.5", "--no-cache")
@@ -321,7 +274,7 @@ def test_a_preset_is_the_options_that_it_stands_for(
 
 @pytest.mark.parametrize("preset", PRESETS)
 def test_presets_name_settings_and_are_documented(
-    preset: str, invoke: Invoke, configs: list[tuple[TrainConfig, Mapping[str, str]]]
+    preset: str, invoke: Invoke, configs: Configs
 ) -> None:
     invoke("train", "photos", "--out=run", f"--preset={preset}")
     settings = to_dict(configs[0][0])
@@ -337,14 +290,6 @@ def test_presets_name_settings_and_are_documented(
         given = [f"--{name}={value}" if value else f"--{name}" for name, value in options.items()]
         invoke("train", "photos", "--out=run", *given)
         assert configs[1][0] == configs[0][0]
-
-
-def test_ignored_values_add_up(
-    invoke: Invoke, configs: list[tuple[TrainConfig, Mapping[str, str]]]
-) -> None:
-    options = ("--ignore-index=8", "--ignore-index", "3,4", "--ignore-index=8,12")
-    invoke("train", "photos", "--out=run", *options)
-    assert configs[0][0].data.ignore_index == (8, 3, 4, 12)
 
 
 def test_help_begins_with_ten_options(invoke: Invoke) -> None:
@@ -364,24 +309,17 @@ def test_help_begins_with_ten_options(invoke: Invoke) -> None:
     [
         (
             "train",
-            [
-                "[ce|ce+dice|focal|lovasz]",
-                "[small|default|large]",
-                "[sgd|adamw]",
-                "[deeplabv3plus|deeplabv3]",
-                "[none|balanced|sqrt]",
-                "[8|16]",
-                "[auto|off|bf16|fp16]",
-                "[auto|cpu|cuda|cuda:N|mps]",
-            ],
+            "[ce|ce+dice|focal|lovasz] [small|default|large] [sgd|adamw] [deeplabv3plus|deeplabv3] "
+            "[none|balanced|sqrt] [8|16] [auto|off|bf16|fp16] [auto|cpu|cuda|cuda:N|mps]",
         ),
-        ("evaluate", ["[train|val|test|all]", "[auto|off|bf16|fp16]"]),
-        ("predict", ["[auto|cpu|cuda|cuda:N|mps]"]),
+        ("evaluate", "[train|val|test|all] [auto|off|bf16|fp16]"),
+        ("predict", "[auto|cpu|cuda|cuda:N|mps]"),
     ],
 )
-def test_help_shows_closed_sets(invoke: Invoke, command: str, sets: list[str]) -> None:
+def test_help_shows_closed_sets(invoke: Invoke, command: str, sets: str) -> None:
     text = invoke(command, "--help").stdout
-    for each in sets:
+    assert "colour" not in text  # the former spelling is accepted, but not shown
+    for each in sets.split():
         assert each in text
 
 
@@ -401,50 +339,21 @@ def test_help_shows_closed_sets(invoke: Invoke, command: str, sets: list[str]) -
     ],
 )
 def test_the_shell_completes_values(words: str, expected: list[str]) -> None:
-    count = words.count(" ") + 1
-    result = CliRunner().invoke(
-        app,
-        prog_name="dcnseg",
-        env={
-            "_DCNSEG_COMPLETE": "complete_bash",
-            "COMP_WORDS": f"dcnseg {words}",
-            "COMP_CWORD": str(count),
-        },
-    )
+    line = {"COMP_WORDS": f"dcnseg {words}", "COMP_CWORD": str(words.count(" ") + 1)}
+    environment = {"_DCNSEG_COMPLETE": "complete_bash", **line}
+    result = CliRunner().invoke(app, prog_name="dcnseg", env=environment)
     assert result.stdout.split() == expected
-
-
-def test_resume_takes_no_preset(invoke: Invoke, run: Path) -> None:
-    result = invoke("train", "--resume", run, "--preset=small")
-    assert result.exit_code == 2
-    text = " ".join(result.stderr.replace("│", " ").split())
-    assert "--preset small is for a new run. Remove these options" in text
-
-
-@pytest.mark.parametrize("option", ["--colour-jitter=2", "--color-jitter=2"])
-def test_british_spelling_of_an_option_is_accepted(
-    option: str, invoke: Invoke, scenes: Path, tmp_path: Path
-) -> None:
-    result = invoke("train", scenes, "--out", tmp_path / "run", option)
-    assert result.exit_code == 2
-    assert "--color-jitter is 2.0; expected" in result.stderr
-    assert "colour" not in invoke("train", "--help").stdout
 
 
 def test_training_can_start_from_a_run(
     invoke: Invoke, scenes: Path, run: Path, tmp_path: Path
 ) -> None:
     new = tmp_path / "new"
-    result = invoke(
-        "train", scenes, "--out", new, *SMALL[:1], *SMALL[2:], "--init", run, "--epochs=1"
-    )
+    options = [option for option in SMALL_TRAINING if "weights" not in option]
+    result = invoke("train", scenes, "--out", new, *options, "--init", run)
     assert result.exit_code == 0, result.stderr
-    assert "encoder tensors and" in result.stderr
     assert "Head: loaded; the classes are the same." in result.stderr
-    assert "Offsets: loaded for 3 deformable layers." in result.stderr
     record = json.loads((new / CONFIG).read_text())
     assert record["settings"]["init"] == str(run)
     assert record["settings"]["encoder_weights"] == "none"
     assert record["sources"]["init"] == "command line"
-    result = invoke("train", "--resume", new, "--epochs=2")
-    assert result.exit_code == 0, result.stderr
