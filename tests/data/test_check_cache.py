@@ -55,14 +55,14 @@ def test_the_folder_may_be_given_in_another_way(
 
 
 def test_a_changed_file_is_forgotten(file: Path) -> None:
-    put(file)
-    os.utime(file, ns=(1, 1))
-    assert FactsCache(file.parent).get(file, "mask") is None
-    put(file)
-    file.write_bytes(b"content, and more")
-    assert FactsCache(file.parent).get(file, "mask") is None
-    file.unlink()
-    assert FactsCache(file.parent).get(file, "mask") is None
+    for change in (
+        lambda: os.utime(file, ns=(1, 1)),
+        lambda: file.write_bytes(b"content, and more"),
+        file.unlink,
+    ):
+        put(file)
+        change()
+        assert FactsCache(file.parent).get(file, "mask") is None
 
 
 def test_files_that_are_no_longer_used_leave_the_cache(file: Path) -> None:
@@ -106,13 +106,11 @@ def test_a_damaged_cache_is_ignored(file: Path, text: str) -> None:
     put(file)
     [path] = cache_folder().iterdir()
     good = json.loads(path.read_text())
-    path.write_text(text)
-    assert FactsCache(file.parent).get(file, "mask") is None
-    for entry in (None, 3, {}, {"stamp": good["files"]["mask a.png"]["stamp"]}):
-        path.write_text(json.dumps(good | {"files": {"mask a.png": entry}}))
+    stamp_only = {"stamp": good["files"]["mask a.png"]["stamp"]}
+    entries = [{"mask a.png": entry} for entry in (None, 3, {}, stamp_only)]
+    for content in (text, *(json.dumps(good | {"files": files}) for files in ([], *entries))):
+        path.write_text(content)
         assert FactsCache(file.parent).get(file, "mask") is None
-    path.write_text(json.dumps(good | {"files": []}))
-    assert FactsCache(file.parent).get(file, "mask") is None
 
 
 def test_files_with_damaged_facts_are_inspected_again(file: Path) -> None:

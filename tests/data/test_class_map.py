@@ -3,6 +3,7 @@ from __future__ import annotations
 import json
 import os
 import pickle
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -30,14 +31,11 @@ VOID = ClassInfo(11, "void", (0, 0, 0))
 @st.composite
 def class_maps(draw: st.DrawFn) -> ClassMap:
     ids = draw(st.lists(st.integers(0, 65535), min_size=1, max_size=20, unique=True))
-    channel = st.integers(0, 255)
-    colors = draw(
-        st.lists(
-            st.tuples(channel, channel, channel), min_size=len(ids), max_size=len(ids), unique=True
-        )
-    )
+    channel, count = st.integers(0, 255), len(ids)
+    color = st.tuples(channel, channel, channel)
+    colors = draw(st.lists(color, min_size=count, max_size=count, unique=True))
     entries = [ClassInfo(i, f"c{i}", color) for i, color in zip(ids, colors, strict=True)]
-    num_ignored = draw(st.integers(0, len(ids) - 1))
+    num_ignored = draw(st.integers(0, count - 1))
     return ClassMap(tuple(entries[num_ignored:]), tuple(entries[:num_ignored]))
 
 
@@ -62,15 +60,17 @@ def test_round_trip_through_json_and_pickle(class_map: ClassMap) -> None:
     assert pickle.loads(pickle.dumps(class_map)) == class_map
 
 
+TWO = ClassMap((ROAD, SKY), (VOID,))
+
+
 def test_ids_and_names_follow_the_order_of_the_list() -> None:
-    class_map = ClassMap((ROAD, SKY), (VOID,))
-    assert class_map.num_classes == 2
-    assert class_map.ids == (7, 2)
-    assert class_map.names == ("road", "sky")
-    assert class_map.ignored_ids == (11, 255)
-    assert class_map.encode_ids(np.array([[7, 2, 11, 255]])).tolist() == [[0, 1, 255, 255]]
-    assert class_map.index_colors().tolist() == [[128, 64, 128], [0, 0, 200]]
-    assert class_map.palette()[[7, 2]].tolist() == [[128, 64, 128], [0, 0, 200]]
+    assert TWO.num_classes == 2
+    assert TWO.ids == (7, 2)
+    assert TWO.names == ("road", "sky")
+    assert TWO.ignored_ids == (11, 255)
+    assert TWO.encode_ids(np.array([[7, 2, 11, 255]])).tolist() == [[0, 1, 255, 255]]
+    assert TWO.index_colors().tolist() == [[128, 64, 128], [0, 0, 200]]
+    assert TWO.palette()[[7, 2]].tolist() == [[128, 64, 128], [0, 0, 200]]
 
 
 def test_255_as_a_class_is_not_ignored() -> None:
@@ -89,10 +89,8 @@ def test_decoding_refuses_indices_without_a_class(wrong: int) -> None:
         ClassMap((ROAD, SKY)).decode_indices(np.array([[0, wrong]]))
 
 
-def test_unknown_values_are_named_with_their_counts() -> None:
-    class_map = ClassMap(
-        tuple(ClassInfo(i, f"c{i}", (i, i, i)) for i in range(11)), source="classes.txt"
-    )
+def test_unknown_values_and_colors_are_named_with_their_counts() -> None:
+    class_map = replace(ClassMap.from_values(range(11)), source="classes.txt")
     values = np.zeros((30, 30), np.int32)
     values.flat[:412] = 40
     with pytest.raises(UnknownLabelsError) as caught:
@@ -102,26 +100,21 @@ def test_unknown_values_are_named_with_their_counts() -> None:
         " Add a class, or pass --ignore-index 40."
     )
     assert caught.value.counts == {40: 412}
-
-
-def test_the_advice_depends_on_the_number_of_unknown_values() -> None:
-    class_map = ClassMap((ROAD, SKY), (VOID,))
-    with pytest.raises(UnknownLabelsError, match=r"53 pixels have 53 other values; .* blurred the"):
-        class_map.encode_ids(np.arange(100, 156)[None])
-    with pytest.raises(UnknownLabelsError, match=r"pass --ignore-index 3,8,12,20,21,22,23\.$"):
-        class_map.encode_ids(np.array([[12, 3, 3, 8, 20, 21, 22, 23]]))
-
-
-def test_unknown_colors_are_named_with_their_counts() -> None:
-    rgb = np.full((2, 3, 3), 60, np.uint8)
     message = r"6 pixels have the color \(60, 60, 60\); none of the 2 classes of the class list"
     with pytest.raises(UnknownLabelsError, match=message) as caught:
-        ClassMap((ROAD, SKY)).encode_colors(rgb)
+        TWO.encode_colors(np.full((2, 3, 3), 60, np.uint8))
     assert caught.value.counts == {(60, 60, 60): 6}
 
 
+def test_the_advice_depends_on_the_number_of_unknown_values() -> None:
+    with pytest.raises(UnknownLabelsError, match=r"53 pixels have 53 other values; .* blurred the"):
+        TWO.encode_ids(np.arange(100, 156)[None])
+    with pytest.raises(UnknownLabelsError, match=r"pass --ignore-index 3,8,12,20,21,22,23\.$"):
+        TWO.encode_ids(np.array([[12, 3, 3, 8, 20, 21, 22, 23]]))
+
+
 def test_ignoring_more_ids() -> None:
-    class_map = ClassMap((ROAD, SKY), (VOID,)).with_ignored([2, 40, 255, 11])
+    class_map = TWO.with_ignored([2, 40, 255, 11])
     assert class_map.names == ("road",)
     assert class_map.ignored_ids == (2, 11, 40, 255)
     assert class_map.with_ignored([40]) == class_map
@@ -166,21 +159,26 @@ def test_impossible_lists_are_refused(classes: tuple[ClassInfo, ...], message: s
         ClassMap(classes)
 
 
+A = {"id": 0, "name": "a"}
+
+
 @pytest.mark.parametrize(
     ("content", "message"),
     [
         ([], 'expected {"classes"'),
         ({"classes": {}}, 'expected {"classes"'),
         ({"classes": [], "ignore": []}, "0 classes"),
-        ({"classes": [{"id": 0, "name": "a"}], "ignore": 255}, '"ignore" must be a list'),
+        ({"classes": [A], "ignore": 255}, '"ignore" must be a list'),
         ({"classes": ["road"]}, "an entry is 'road'"),
-        ({"classes": [{"id": 0, "name": "a"}], "threshold": True}, '"threshold" is True; expected'),
-        ({"classes": [{"id": 0, "name": "a"}], "threshold": "1"}, "\"threshold\" is '1'; expected"),
-        ({"classes": [{"id": "0", "name": "a"}]}, "needs an integer"),
-        ({"classes": [{"id": True, "name": "a"}]}, "needs an integer"),
+        ({"classes": [A], "threshold": True}, '"threshold" is True; expected'),
+        ({"classes": [A], "threshold": "1"}, "\"threshold\" is '1'; expected"),
+        ({"classes": [A | {"id": "0"}]}, "needs an integer"),
+        ({"classes": [A | {"id": True}]}, "needs an integer"),
         ({"classes": [{"id": 0}]}, "needs an integer `id` and a string `name`"),
-        ({"classes": [{"id": 0, "name": "a", "color": [1, 2]}]}, r"color \[1, 2\] of 'a'"),
-        ({"classes": [{"id": 0, "name": "a", "color": [1, 2, 300]}]}, r"color \(1, 2, 300\)"),
+        ({"classes": [A | {"color": [1, 2]}]}, r"color \[1, 2\] of 'a'"),
+        ({"classes": [A | {"color": [1, 2, 300]}]}, r"color \(1, 2, 300\)"),
+        ({"classes": [A | {"id": 10**4000}]}, "the id a number of 13288 bits of 'a' is not in"),
+        ({"classes": [A | {"id": 0.5, "name": "x" * 1000}]}, r"'x+\.\.\.x+'} needs an integer"),
     ],
 )
 def test_class_files_of_another_form_are_refused(
@@ -191,6 +189,7 @@ def test_class_files_of_another_form_are_refused(
     with pytest.raises(DataError, match=message) as caught:
         ClassMap.from_file(path)
     assert str(path) in str(caught.value)
+    assert len(str(caught.value)) < 250 + len(str(path))
 
 
 def test_class_files_are_read(tmp_path: Path) -> None:
@@ -200,8 +199,8 @@ def test_class_files_are_read(tmp_path: Path) -> None:
     assert ClassMap.from_file(text).ids == (0, 1)
     assert not ClassMap.from_file(text).has_colors
     listed = tmp_path / "classes.json"
-    listed.write_text(json.dumps(ClassMap((ROAD, SKY), (VOID,)).to_dict()))
-    assert ClassMap.from_file(listed) == ClassMap((ROAD, SKY), (VOID,))
+    listed.write_text(json.dumps(TWO.to_dict()))
+    assert ClassMap.from_file(listed) == TWO
     assert ClassMap.from_file(listed).source == "classes.json"
     assert ClassMap.from_file(listed).has_colors
 
@@ -212,8 +211,6 @@ def test_unreadable_class_files_are_named(tmp_path: Path, content: bytes) -> Non
     path.write_bytes(content)
     with pytest.raises(DataError, match=r"classes\.json: is not a readable class list"):
         ClassMap.from_file(path)
-    with pytest.raises(DataError, match=r"missing\.json: cannot be read \(No such file"):
-        ClassMap.from_file(tmp_path / "missing.json")
 
 
 @pytest.mark.parametrize("name", ["classes.json", "classes.txt"])
@@ -249,21 +246,9 @@ def test_a_class_list_that_is_no_file_is_named(tmp_path: Path) -> None:
         ClassMap.from_file(path)
 
 
-@pytest.mark.parametrize(
-    ("entry", "message"),
-    [
-        ({"id": 10**5000, "name": "a"}, "the id a number of 16610 bits of 'a' is not in"),
-        ({"id": 0, "name": "\ud800"}, r"the name '\\ud800' contains an unpaired surrogate"),
-        (
-            {"id": 0.5, "name": "x" * 1000},
-            r"the entry {'id': 0.5, 'name': 'x+\.\.\.x+'} needs an integer",
-        ),
-    ],
-)
-def test_messages_stay_short(entry: dict[str, Any], message: str) -> None:
-    with pytest.raises(ConfigError, match=message) as caught:
-        ClassMap.from_dict({"classes": [entry]})
-    assert len(str(caught.value)) < 250
+def test_a_name_that_is_no_text_is_refused() -> None:
+    with pytest.raises(ConfigError, match=r"the name '\\ud800' contains an unpaired surrogate"):
+        ClassMap.from_dict({"classes": [A | {"name": "\ud800"}]})
 
 
 @given(

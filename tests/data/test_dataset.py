@@ -36,14 +36,6 @@ def noise(image: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
     return image + torch.rand(3, 1, 1), labels.long()
 
 
-def test_label_maps_from_ids_and_colors(tmp_path: Path) -> None:
-    path = tmp_path / "mask.png"
-    write_png(path, ids(5, 0, 255), CLASSES.palette())
-    assert load_label_map(path, CLASSES).tolist() == [[1, 0, 255]]
-    write_png(path, np.array([[[0, 99, 0], [0, 0, 0]]], np.uint8))
-    assert load_label_map(path, CLASSES).tolist() == [[1, 0]]
-
-
 def test_a_threshold_applies_to_gray_values_and_to_the_brightest_channel() -> None:
     class_map = ClassMap.binary(255).with_threshold(100)
     assert decode_mask(ids(*range(256)), class_map)[0].tolist() == [[0] * 100 + [1] * 156]
@@ -70,14 +62,9 @@ def test_wrong_label_maps_are_named(tmp_path: Path) -> None:
     write_png(path, np.array([[[9, 8, 7]]], np.uint8))
     with pytest.raises(DataError, match=r"mask\.png: 1 pixel has the color \(9, 8, 7\)"):
         load_label_map(path, CLASSES)
-    with pytest.raises(
-        DataError,
-        match=r"mask\.png: is a color mask, but there are no class colors in the mask values",
-    ):
+    text = r"mask\.png: is a color mask, but there are no class colors in the mask values"
+    with pytest.raises(DataError, match=text):
         load_label_map(path, ClassMap.from_values([0, 1]))
-
-
-# Tensors
 
 
 def test_items_without_a_transform(tmp_path: Path) -> None:

@@ -117,32 +117,18 @@ def test_missing_and_empty_folders_are_named(tmp_path: Path) -> None:
         find_splits(tmp_path)
 
 
-def test_split_folders_are_taken_as_they_are(tmp_path: Path) -> None:
-    for split, names in (("train", ["a", "b"]), ("val", ["c"]), ("test", ["d"])):
-        make_pairs(tmp_path / split, names)
+def test_val_is_drawn_from_train_if_it_has_no_folder(tmp_path: Path) -> None:
+    make_pairs(tmp_path / "test", ["t"])
+    assert find_splits(tmp_path) == Splits(test=samples_of(tmp_path / "test"))  # nothing to draw
+    make_pairs(tmp_path / "train", list("abcdefghij"))
+    splits = find_splits(tmp_path, val_fraction=0.3)
+    assert [len(part) for part in (splits.train, splits.val, splits.test)] == [7, 3, 1]
+    assert splits.is_val_drawn
+    make_pairs(tmp_path / "val", ["v"])
     splits = find_splits(tmp_path)
-    assert [stems(part) for part in (splits.train, splits.val, splits.test)] == [
-        ["a", "b"],
-        ["c"],
-        ["d"],
-    ]
-    assert stems(splits.all_samples()) == ["a", "b", "c", "d"]
+    assert stems(splits.all_samples()) == [*"abcdefghij", "v", "t"]
     assert splits.layout == "{split}/images/ + {split}/masks/ by name"
     assert not splits.is_val_drawn
-
-
-def test_val_is_drawn_from_train_if_it_has_no_folder(tmp_path: Path) -> None:
-    make_pairs(tmp_path / "data" / "test", ["a"])
-    splits = find_splits(tmp_path / "data")
-    assert splits == Splits(test=samples_of(tmp_path / "data" / "test"))  # nothing to draw from
-    tmp_path /= "drawn"
-    make_pairs(tmp_path / "train", list("abcdefghij"))
-    make_pairs(tmp_path / "test", ["t"])
-    splits = find_splits(tmp_path, val_fraction=0.3)
-    assert len(splits.train) == 7
-    assert len(splits.val) == 3
-    assert stems(splits.test) == ["t"]
-    assert splits.is_val_drawn
 
 
 def test_the_split_is_fixed_by_seed_and_names(tmp_path: Path) -> None:

@@ -52,9 +52,6 @@ def gray_png(rows: list[bytes], width: int, bit_depth: int) -> bytes:
     return b"\x89PNG\r\n\x1a\n" + b"".join(parts)
 
 
-# Masks
-
-
 DEEP = np.array([[0, 300], [65535, 11]], np.uint16)
 
 
@@ -121,9 +118,6 @@ def test_16_bit_channels_of_masks_keep_their_ids(tmp_path: Path) -> None:
 def test_float_masks_need_integers(tmp_path: Path, value: float) -> None:
     with pytest.raises(DataError, match=r"part\.tif: .* not integers"):
         read_mask(save(tmp_path / "part.tif", np.full((2, 2), value, np.float32)))
-
-
-# Images
 
 
 def test_image_modes_look_alike(tmp_path: Path) -> None:
@@ -199,27 +193,16 @@ def test_16_bit_colors_keep_channels_alpha_and_rotation(tmp_path: Path) -> None:
 def test_exif_orientation_is_applied(tmp_path: Path, orientation: int, suffix: str) -> None:
     upright = np.zeros((16, 32), np.uint8)
     upright[:8, :8] = 200  # a light corner, above left as displayed
-    undo: dict[int, Callable[[npt.NDArray[np.uint8]], npt.NDArray[np.uint8]]] = {
-        1: lambda a: a,
-        2: lambda a: a[:, ::-1],
-        3: lambda a: a[::-1, ::-1],
-        4: lambda a: a[::-1],
-        5: lambda a: a.T,
-        6: lambda a: np.rot90(a, 1),
-        7: lambda a: a[::-1, ::-1].T,
-        8: lambda a: np.rot90(a, -1),
-    }
-    raw = Image.fromarray(np.ascontiguousarray(undo[orientation](upright)))
+    stored = upright.T if orientation > 4 else upright
+    stored = stored[:, ::-1] if orientation in (2, 3, 7, 8) else stored
+    stored = stored[::-1] if orientation in (3, 4, 6, 7) else stored
     exif = Image.Exif()
     exif[ExifTags.Base.Orientation] = orientation
     path = tmp_path / f"a{suffix}"
-    raw.save(path, exif=exif)
+    Image.fromarray(np.ascontiguousarray(stored)).save(path, exif=exif)
     assert read_size(path) == (16, 32)
     np.testing.assert_allclose(read_image(path)[..., 0].astype(int), upright, atol=20)
     np.testing.assert_allclose(read_mask(path), upright, atol=20)
-
-
-# Broken files
 
 
 def jpeg_bytes() -> bytes:
@@ -262,11 +245,18 @@ def test_broken_files_are_named(tmp_path: Path, name: str, content: bytes, messa
         assert "\n" not in str(caught.value)
 
 
-def test_missing_files_and_folders_are_named(tmp_path: Path) -> None:
+@pytest.mark.parametrize("read", [read_image, read_mask, read_size, read_header])
+def test_what_is_no_regular_file_is_named_and_not_waited_for(
+    tmp_path: Path, read: Callable[[Path], object]
+) -> None:
     with pytest.raises(DataError, match=r"none\.png: does not exist\."):
-        read_image(tmp_path / "none.png")
+        read(tmp_path / "none.png")
+    for name in ("x.png", "x.jpg", "x.tif"):
+        os.mkfifo(tmp_path / name)
+        with pytest.raises(DataError, match=f"{name}: is not a regular file but a folder, FIFO"):
+            read(tmp_path / name)
     with pytest.raises(DataError, match="is not a regular file but a folder"):
-        read_mask(tmp_path)
+        read(tmp_path)
 
 
 def test_the_content_decides_not_the_ending(tmp_path: Path) -> None:
@@ -274,33 +264,21 @@ def test_the_content_decides_not_the_ending(tmp_path: Path) -> None:
     np.testing.assert_array_equal(read_image(tmp_path / "really_png.jpg"), COLORS)
 
 
-@pytest.mark.parametrize("name", ["x.png", "x.jpg", "x.tif"])
-def test_what_is_no_regular_file_is_named_and_not_waited_for(tmp_path: Path, name: str) -> None:
-    os.mkfifo(tmp_path / name)
-    for read in (read_image, read_mask, read_size, read_header):
-        with pytest.raises(DataError, match=f"{name}: is not a regular file but a folder, FIFO"):
-            read(tmp_path / name)
-
-
 def multiband_tiff(bands: int, bits: int, photometric: int) -> bytes:
     """A TIFF of 2x2 pixels without values; Pillow writes none of more than four bands."""
+    bits_value = 200 if bands > 2 else bits * (65537 if bands == 2 else 1)
+    size = 4 * bands * bits // 8
     tags = [
-        (256, 3, 1, 2),
-        (257, 3, 1, 2),
-        (258, 3, bands, 200 if bands > 2 else bits * (65537 if bands == 2 else 1)),
-        (259, 3, 1, 1),
-        (262, 3, 1, photometric),
-        (273, 4, 1, 300),
-        (277, 3, 1, bands),
-        (278, 3, 1, 2),
-        (279, 4, 1, 4 * bands * bits // 8),
+        *((256, 3, 1, 2), (257, 3, 1, 2), (258, 3, bands, bits_value), (259, 3, 1, 1)),
+        *((262, 3, 1, photometric), (273, 4, 1, 300), (277, 3, 1, bands), (278, 3, 1, 2)),
+        (279, 4, 1, size),
     ]
     if bands > 3:
         tags.append((338, 3, bands - 3, 260 if bands > 5 else 0))
     content = struct.pack("<2sHIH", b"II", 42, 8, len(tags))
     content += b"".join(struct.pack("<HHII", *tag) for tag in tags) + bytes(4)
     content = content.ljust(200, b"\0") + struct.pack("<H", bits) * bands
-    return content.ljust(300 + 4 * bands * bits // 8, b"\0")
+    return content.ljust(300 + size, b"\0")
 
 
 @pytest.mark.parametrize("bands", [5, 6, 8, 13])
@@ -343,9 +321,6 @@ def test_further_pages_are_seen_but_smaller_copies_are_none(tmp_path: Path) -> N
     assert read_header(path).num_pixels == 6
     pages[0].save(tmp_path / "phone.jpg", "MPO", save_all=True, append_images=pages[1:])
     assert not read_header(tmp_path / "phone.jpg").has_more_frames
-
-
-# Writing
 
 
 def test_label_maps_and_images_round_trip(tmp_path: Path) -> None:

@@ -40,10 +40,7 @@ ENCODINGS: dict[str, tuple[str, Callable[[UInt8Array], Any]]] = {
     "gray": ("values", Image.fromarray),
     "16 bit": ("values", lambda ids: Image.fromarray(ids.astype(np.uint16))),
     "palette": ("values", as_palette),
-    "gray and alpha": (
-        "values",
-        lambda ids: Image.fromarray(np.dstack([ids, np.full_like(ids, 9)])),
-    ),
+    "gray and alpha": ("values", lambda ids: Image.fromarray(np.dstack([ids, ids * 0 + 9]))),
     "colors": ("colors", lambda ids: Image.fromarray(as_colors(ids))),
     "colors and alpha": ("colors", lambda ids: Image.fromarray(as_colors(ids)).convert("RGBA")),
     "equal channels": ("colors", lambda ids: Image.fromarray(np.dstack([ids] * 3))),

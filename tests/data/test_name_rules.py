@@ -104,12 +104,6 @@ def test_train_ids_go_before_ids() -> None:
     assert choice.is_beside(("", "a_labelIds"))
 
 
-def test_two_rules_that_pair_everything_are_both_returned() -> None:
-    names = [("", "a"), ("", "b")]
-    choice = find_name_rules(names, [*names, ("", "a_L"), ("", "b_L")])
-    assert set(choice.rules) == {NameRule(), NameRule("", "", "", "_L")}
-
-
 def test_rules_in_words() -> None:
     assert NameRule().describe() == "by name"
     rule = NameRule("", "_sat", "", "_mask")

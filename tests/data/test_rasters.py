@@ -53,13 +53,6 @@ def test_neighbors_share_no_pixel_and_leave_none_out(
     np.testing.assert_array_equal(parts > 0, fill_ring((6, 8), triangle))
 
 
-def test_a_box_of_whole_numbers_is_exact() -> None:
-    filled = fill_ring((5, 6), np.array([(1.0, 2.0), (4.0, 2.0), (4.0, 5.0), (1.0, 5.0)]))
-    expected = np.zeros((5, 6), bool)
-    expected[2:5, 1:4] = True
-    np.testing.assert_array_equal(filled, expected)
-
-
 def test_runs_go_down_the_columns() -> None:
     expected = [[False, False, True], [True, False, True]]
     np.testing.assert_array_equal(decode_runs((2, 3), [1, 1, 2, 2]), expected)
