@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
@@ -13,7 +14,7 @@ from dcnseg.data.image_io import read_image
 from dcnseg.data.pairing.folders import find_splits
 from dcnseg.engine import epoch_evaluation
 from dcnseg.engine.epoch_evaluation import CELL_WIDTH, GAP, OffsetMonitor, write_preview
-from dcnseg.engine.evaluation import Scores, evaluate
+from dcnseg.engine.evaluation import Scores
 from dcnseg.engine.metrics import read_metrics
 from dcnseg.engine.training import train
 from dcnseg.errors import NotFiniteError, TrainingError
@@ -23,19 +24,22 @@ from tests.conftest import small_config
 from tests.engine.runs import Recorder, make_trainer
 
 
-def evaluate_badly(*_arguments: Any, **_options: Any) -> Scores:
-    raise NotFiniteError("a.png: not finite")
+def fail_with(error: Exception) -> Callable[..., Scores]:
+    def evaluate(*_arguments: Any, **_options: Any) -> Scores:
+        raise error
+
+    return evaluate
 
 
 def test_an_epoch_with_non_finite_output_has_no_score(
     scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     trainer = make_trainer(small_config(scenes), tmp_path, listener := Recorder())
-    monkeypatch.setattr(epoch_evaluation, "evaluate", evaluate_badly)
-    assert trainer.evaluator.evaluate(1, lambda: None) == {"mean_iou": None}
-    assert listener.warnings == ["Epoch 1 has no score. a.png: not finite"]
+    with monkeypatch.context() as patch:
+        patch.setattr(epoch_evaluation, "evaluate", fail_with(NotFiniteError("a.png: bad")))
+        assert trainer.evaluator.evaluate(1, lambda: None) == {"mean_iou": None}
+    assert listener.warnings == ["Epoch 1 has no score. a.png: bad"]
     assert not (tmp_path / BEST_WEIGHTS).exists()
-    monkeypatch.setattr(epoch_evaluation, "evaluate", evaluate)
     assert trainer.evaluator.evaluate(2, lambda: None)["mean_iou"] >= 0
     assert trainer.state.best_epoch == 2
     assert (tmp_path / BEST_WEIGHTS).exists()
@@ -44,7 +48,7 @@ def test_an_epoch_with_non_finite_output_has_no_score(
 def test_a_run_without_any_score_is_an_error(
     scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(epoch_evaluation, "evaluate", evaluate_badly)
+    monkeypatch.setattr(epoch_evaluation, "evaluate", fail_with(NotFiniteError("a.png: bad")))
     with pytest.raises(TrainingError, match=r"No epoch of .* has a score: the network's output"):
         train(small_config(scenes, epochs=1), tmp_path)
     assert [record["mean_iou"] for record in read_metrics(tmp_path)] == [None]
@@ -53,11 +57,8 @@ def test_a_run_without_any_score_is_an_error(
 def test_out_of_memory_is_explained(
     scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    def run_out(*_arguments: Any, **_options: Any) -> Scores:
-        raise torch.OutOfMemoryError
-
     trainer = make_trainer(small_config(scenes), tmp_path)
-    monkeypatch.setattr(epoch_evaluation, "evaluate", run_out)
+    monkeypatch.setattr(epoch_evaluation, "evaluate", fail_with(torch.OutOfMemoryError()))
     text = r"Out of memory on cpu for a validation image in windows of 1024 .* last checkpoint is "
     with pytest.raises(TrainingError, match=text):
         trainer.evaluator.evaluate(1, lambda: None)

@@ -24,6 +24,7 @@ from dcnseg.engine.loading import EpochBatches, TrainingLoader
 from dcnseg.engine.training_data import find_training_splits
 from dcnseg.errors import DataError, TrainingError
 from tests.conftest import small_config
+from tests.engine.runs import assert_equal
 
 
 @given(st.integers(2, 200), st.integers(2, 17), st.integers(0, 5), st.integers(1, 5))
@@ -106,10 +107,7 @@ def test_groups_of_batches(scenes: Path) -> None:
         groups = [(group.size, list(group.batches)) for group in loader.groups(1, start=start)]
         assert [size for size, _ in groups] == sizes
         assert [len(batches) for _, batches in groups] == lengths
-        batches = [batch for _, batches in groups for batch in batches]
-        for (image, labels), (own_image, own_labels) in zip(batches, expected[start:], strict=True):
-            assert torch.equal(image, own_image)
-            assert torch.equal(labels, own_labels)
+        assert_equal([batch for _, batches in groups for batch in batches], expected[start:])
     assert list(loader.groups(1, start=4)) == []
 
 

@@ -2,8 +2,8 @@ from __future__ import annotations
 
 import sys
 from pathlib import Path
-from types import ModuleType
 from typing import Any
+from unittest.mock import MagicMock
 
 import pytest
 
@@ -50,38 +50,20 @@ RECORD = {"epoch": 2, "loss": 0.5, "class_iou": {"road": 0.25, "sky": None}, "no
 
 def test_tensorboard_events(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
     """With a stand-in for the optional package, so that the test runs without it."""
-    written: list[tuple[str, float, int]] = []
-
-    class SummaryWriter:
-        def __init__(self, folder: Path) -> None:
-            assert folder == tmp_path
-
-        def __enter__(self) -> SummaryWriter:
-            return self
-
-        def __exit__(self, *_: Any) -> None:
-            written.append(("closed", 0, 0))
-
-        def add_scalar(self, name: str, value: float, step: int) -> None:
-            written.append((name, value, step))
-
-    module = ModuleType("torch.utils.tensorboard")
-    module.SummaryWriter = SummaryWriter  # type: ignore[attr-defined]
+    module = MagicMock()
     monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", module)
     monkeypatch.setattr(metrics, "find_spec", lambda _: object())
     with open_event_writer(None) as write:
         write(RECORD)
+    assert not module.mock_calls
     with open_event_writer(tmp_path) as write:
         write(RECORD)
-    assert written == [
-        ("epoch", 2, 2),
-        ("loss", 0.5, 2),
-        ("class_iou/road", 0.25, 2),
-        ("closed", 0, 0),
-    ]
+    module.SummaryWriter.assert_called_once_with(tmp_path)
+    writer = module.SummaryWriter.return_value
+    written = [call.args for call in writer.__enter__.return_value.add_scalar.mock_calls]
+    assert written == [("epoch", 2, 2), ("loss", 0.5, 2), ("class_iou/road", 0.25, 2)]
+    writer.__exit__.assert_called_once()
     monkeypatch.setattr(metrics, "find_spec", lambda _: None)
-    with (
-        pytest.raises(ConfigError, match=r"the package tensorboard: pip install tensorboard$"),
-        open_event_writer(tmp_path),
-    ):
+    text = r"the package tensorboard: pip install tensorboard$"
+    with pytest.raises(ConfigError, match=text), open_event_writer(tmp_path):
         pass

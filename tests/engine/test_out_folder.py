@@ -123,12 +123,8 @@ def locking_process(folder: Path) -> Iterator[int]:
     process = os.fork()
     if process == 0:
         with lock_run(folder, no_warning):
-            grandchild = os.fork()
-            if grandchild == 0:
-                os.close(report)
-                time.sleep(120)
-                os._exit(0)
-            os.write(report, b"%d\n" % grandchild)
+            if grandchild := os.fork():
+                os.write(report, b"%d\n" % grandchild)
             time.sleep(120)
         os._exit(0)
     grandchild = int(os.read(ready, 20))
@@ -173,8 +169,6 @@ def test_a_file_system_without_locks_gives_a_warning(
 
 def test_a_folder_that_cannot_be_locked_is_named(tmp_path: Path) -> None:
     (tmp_path / LOCK).mkdir()
-    with (
-        pytest.raises(CheckpointError, match=rf"{LOCK} cannot be written: Is a directory"),
-        lock_run(tmp_path, no_warning),
-    ):
+    text = rf"{LOCK} cannot be written: Is a directory"
+    with pytest.raises(CheckpointError, match=text), lock_run(tmp_path, no_warning):
         pass

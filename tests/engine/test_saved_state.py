@@ -64,32 +64,43 @@ def test_wrong_values_are_refused_or_harmless(
     assert not try_to_restore(tiny_state(optimizer), saved, path)
 
 
-def try_to_restore(state: TrainingState, saved: Mapping[str, Any], path: Path) -> str:
+def try_to_restore(
+    state: TrainingState, saved: Mapping[str, Any], path: Path = Path(RESUME_STATE)
+) -> str:
     return refusal(lambda: restore_state(state, saved, path))
 
 
+@pytest.fixture
+def saved(tmp_path: Path) -> dict[str, Any]:
+    """A state that was saved and loaded."""
+    save_state(tmp_path / RESUME_STATE, tiny_state())
+    return load_resume_state(tmp_path / RESUME_STATE)
+
+
 @pytest.mark.parametrize("position", [-1, 625, 10**9])
-def test_invalid_positions_of_numpys_generator_are_refused(position: int, tmp_path: Path) -> None:
-    path, state = tmp_path / RESUME_STATE, tiny_state()
-    save_state(path, state)
-    saved = load_resume_state(path)
+def test_invalid_positions_of_numpys_generator_are_refused(
+    position: int, saved: dict[str, Any]
+) -> None:
     before: Any = np.random.get_state(legacy=True)
     name, keys, _, *rest = saved["random"]["numpy"]
     saved["random"]["numpy"] = (name, keys, position, *rest)
-    assert f"'MT19937' at {position}; expected" in try_to_restore(state, saved, path)
+    assert f"'MT19937' at {position}; expected" in try_to_restore(tiny_state(), saved)
     after: Any = np.random.get_state(legacy=True)
     assert after[2] == before[2]
 
 
+def test_a_missing_part_is_named(saved: dict[str, Any]) -> None:
+    del saved["optimizer"]
+    text = "x does not fit the run's settings: optimizer is missing"
+    assert text in try_to_restore(tiny_state(), saved, Path("x"))
+
+
 @pytest.mark.parametrize("value", [math.nan, math.inf])
 @pytest.mark.parametrize("part", ["model", "optimizer"])
-def test_non_finite_values_are_refused(value: float, part: str, tmp_path: Path) -> None:
-    path = tmp_path / RESUME_STATE
-    save_state(path, tiny_state())
-    saved = load_resume_state(path)
+def test_non_finite_values_are_refused(value: float, part: str, saved: dict[str, Any]) -> None:
     tensors = saved["model"] if part == "model" else saved["optimizer"]["state"][0]
     next(iter(tensors.values())).view(-1)[0] = value
-    message = try_to_restore(tiny_state(), saved, path)
+    message = try_to_restore(tiny_state(), saved)
     assert re.search(rf"settings: its {part}: 1 of the \d values of ", message)
 
 

@@ -100,13 +100,8 @@ def test_a_run_killed_at_any_moment_equals_an_uninterrupted_one(
 ) -> None:
     config = small_config(scenes, batch_size=2, accumulate=2, ema=0.9, checkpoint_minutes=1e-9)
     straight, killed = tmp_path / "straight", tmp_path / "killed"
-    result = subprocess.run(
-        [sys.executable, "-c", KILL_REPEATEDLY, str(killed), json.dumps(to_dict(config)), "7"],
-        capture_output=True,
-        text=True,
-        cwd=ROOT,
-        check=False,
-    )
+    command = [sys.executable, "-c", KILL_REPEATEDLY, str(killed), json.dumps(to_dict(config)), "7"]
+    result = subprocess.run(command, capture_output=True, text=True, cwd=ROOT, check=False)
     assert result.returncode == 0, result.stdout + result.stderr
     assert int(result.stdout.splitlines()[-1]) > 2
     assert_same_run(killed, straight)

@@ -3,10 +3,10 @@ from __future__ import annotations
 import json
 import random
 import shutil
-from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
 from typing import Any
+from unittest.mock import MagicMock
 
 import numpy as np
 import pytest
@@ -22,7 +22,7 @@ from dcnseg.checkpoint import (
     save_resume_state,
 )
 from dcnseg.config import ModelConfig
-from dcnseg.engine.listener import RunSummary, Step, TrainingListener
+from dcnseg.engine.listener import TrainingListener
 from dcnseg.engine.metrics import read_metrics
 from dcnseg.engine.run_folder import CONFIG, METRICS, PREVIEW, read_run
 from dcnseg.engine.training import resume, train
@@ -31,7 +31,7 @@ from dcnseg.engine.training_data import (
     find_training_splits,
     write_fingerprints,
 )
-from dcnseg.errors import CheckpointError, ConfigError, DataError
+from dcnseg.errors import ConfigError, DataError
 from tests.conftest import SCENE_HW, small_config
 from tests.engine.runs import (
     KillAfter,
@@ -80,15 +80,6 @@ def test_four_images_are_overfitted(scenes: Path, tmp_path: Path) -> None:
     assert result.scores["mean_iou"] > 0.8
 
 
-def test_resumed_after_an_epoch_equals_uninterrupted(
-    scenes: Path, run: Path, tmp_path: Path
-) -> None:
-    with pytest.raises(KilledError):
-        train(small_config(scenes, ema=0.9), tmp_path, listener=KillAfter(1))
-    resume(tmp_path)
-    assert_same_run(tmp_path, run)
-
-
 def test_resumed_within_a_group_of_batches_equals_uninterrupted(
     scenes: Path, tmp_path: Path
 ) -> None:
@@ -105,60 +96,25 @@ def test_resumed_within_a_group_of_batches_equals_uninterrupted(
         assert_same_run(killed, tmp_path / "straight")
 
 
-def test_workers_do_not_change_the_result(scenes: Path, tmp_path: Path, run: Path) -> None:
-    config = small_config(scenes, ema=0.9)
-    train(replace(config, data=replace(config.data, workers=2, cache=True)), tmp_path / "run")
-    assert timeless(read_metrics(tmp_path / "run")) == timeless(read_metrics(run))
+SMALL_MODEL: dict[str, Any] = {"encoder": "resnet18", "decoder_channels": 16}
+V2_MODEL = {"architecture": "deeplabv3", "modulated": True, "offset_groups": 2, "output_stride": 8}
 
 
 @pytest.mark.parametrize(
-    "changes",
+    ("changes", "model"),
     [
-        {"loss": "lovasz", "class_weights": "sqrt", "amp": "bf16"},
-        {
-            "loss": "focal",
-            "class_weights": "balanced",
-            "model": ModelConfig(encoder="resnet18", decoder_channels=16, deform_layers=0),
-        },
-        {
-            "loss": "ce+dice",
-            "model": ModelConfig(
-                architecture="deeplabv3",
-                encoder="resnet18",
-                decoder_channels=16,
-                modulated=True,
-                offset_groups=2,
-                output_stride=8,
-            ),
-        },
+        ({"loss": "lovasz", "class_weights": "sqrt", "amp": "bf16"}, {}),
+        ({"loss": "focal", "class_weights": "balanced"}, {"deform_layers": 0}),
+        ({"loss": "ce+dice"}, V2_MODEL),
     ],
 )
-def test_settings_train(scenes: Path, tmp_path: Path, changes: dict[str, Any]) -> None:
-    result = train(small_config(scenes, epochs=1, **changes), tmp_path / "run")
+def test_settings_train(
+    scenes: Path, tmp_path: Path, changes: dict[str, Any], model: dict[str, Any]
+) -> None:
+    config = small_config(scenes, epochs=1, model=ModelConfig(**(SMALL_MODEL | model)), **changes)
+    result = train(config, tmp_path / "run")
     assert 0 <= result.scores["mean_iou"] <= 1
     load_segmenter(tmp_path / "run" / BEST_WEIGHTS)
-
-
-class EventListener(TrainingListener):
-    def __init__(self) -> None:
-        self.events: list[Any] = []
-
-    def checking(self, done: int, total: int) -> None:
-        if done == total:
-            self.events.append(("checked", total))
-
-    def started(self, summary: RunSummary) -> None:
-        self.events.append(("started", summary.first_epoch, summary.steps_per_epoch))
-
-    def step_done(self, step: Step) -> None:
-        assert step.seconds_left >= 0
-        self.events.append((step.epoch, step.step))
-
-    def epoch_done(self, record: Mapping[str, Any], *, is_best: bool) -> None:
-        self.events.append(("best" if is_best else "epoch", record["epoch"]))
-
-    def stopped_early(self, epoch: int, patience: int) -> None:
-        self.events.append(("stopped", epoch, patience))
 
 
 def test_listener_events_of_a_run_that_stops_early_and_overwrites_another(
@@ -166,15 +122,18 @@ def test_listener_events_of_a_run_that_stops_early_and_overwrites_another(
 ) -> None:
     (tmp_path / "notes.txt").write_text("mine")
     (tmp_path / METRICS).write_text("old\n")
-    listener = EventListener()
+    listener = MagicMock(wraps=TrainingListener())
     # This learning rate changes nothing, so the first score remains the best.
     config = small_config(scenes, epochs=9, patience=1, lr=1e-30)
     train(config, tmp_path, overwrite=True, listener=listener)
-    assert listener.events == [
-        *(("checked", 13), ("started", 1, 2)),
-        *((1, 1), (1, 2), ("best", 1)),
-        *((2, 1), (2, 2), ("epoch", 2), ("stopped", 2, 1)),
-    ]
+    events = [name for name, *_ in listener.mock_calls if name.endswith(("started", "_done"))]
+    assert events == ["started", *["step_done", "step_done", "epoch_done"] * 2]
+    assert listener.checking.call_args.args == (13, 13)
+    steps = [call.args[0] for call in listener.step_done.mock_calls]
+    assert [(step.epoch, step.step) for step in steps] == [(1, 1), (1, 2), (2, 1), (2, 2)]
+    assert all(step.seconds_left >= 0 for step in steps)
+    assert [call.kwargs["is_best"] for call in listener.epoch_done.mock_calls] == [True, False]
+    listener.stopped_early.assert_called_once_with(2, 1)
     assert (tmp_path / "notes.txt").read_text() == "mine"
     assert [record["epoch"] for record in read_metrics(tmp_path)] == [1, 2]
     with pytest.raises(ConfigError, match="at epoch 2, after 1 epochs without improvement"):
@@ -224,15 +183,6 @@ def test_checkpoint_of_an_early_version_resumes_and_missing_epochs_are_reported(
     assert load_resume_state(run_copy / RESUME_STATE)["metrics"] == (run_copy / METRICS).read_text()
 
 
-def test_incomplete_checkpoint_is_refused(run_copy: Path) -> None:
-    state = load_resume_state(run_copy / RESUME_STATE)
-    del state["optimizer"]
-    save_resume_state(run_copy / RESUME_STATE, state)
-    text = r"last\.ckpt does not fit the run's settings: optimizer is missing"
-    with pytest.raises(CheckpointError, match=text):
-        resume(run_copy, epochs=3)
-
-
 def test_edited_settings_are_refused(run: Path, run_copy: Path) -> None:
     record = json.loads((run_copy / CONFIG).read_text())
     record["settings"] |= {"lr": 0.5, "epochs": 4}
@@ -249,11 +199,10 @@ def test_changed_data_is_refused(run_copy: Path, data_copy: Path) -> None:
     config = json.loads((run_copy / CONFIG).read_text())
     config["settings"]["data"]["root"] = str(data_copy)
     (run_copy / CONFIG).write_text(json.dumps(config))
-    removed = sorted((data_copy / "train" / "images").iterdir())[0]
-    removed.unlink()
-    (data_copy / "train" / "masks" / f"{removed.stem}.png").unlink()
-    text = rf"train images have changed.*1 missing \({removed.stem}\)"
-    with pytest.raises(DataError, match=text):
+    stem = min((data_copy / "train" / "images").iterdir()).stem
+    for path in data_copy.glob(f"train/*/{stem}.*"):
+        path.unlink()
+    with pytest.raises(DataError, match=rf"train images have changed.*1 missing \({stem}\)"):
         resume(run_copy, epochs=3)
 
 
@@ -270,17 +219,18 @@ def test_replaced_files_are_detected(data_copy: Path, tmp_path: Path, kind: str)
 
 
 def test_invalid_data_and_settings_stop_before_the_folder_is_written(
-    data_copy: Path, scenes: Path, tmp_path: Path
+    data_copy: Path, tmp_path: Path
 ) -> None:
-    run = tmp_path / "run"
+    run, class_list = tmp_path / "run", data_copy / "classes.json"
     with pytest.raises(ConfigError, match="resnet19"):
-        train(small_config(scenes, model=ModelConfig(encoder="resnet19")), run)
-    classes = json.loads((data_copy / "classes.json").read_text())
-    fewer = {"classes": classes["classes"][:-1]}
-    (data_copy / "classes.json").write_text(json.dumps(classes | fewer))
+        train(small_config(data_copy, model=ModelConfig(encoder="resnet19")), run)
+    before = class_list.read_text()
+    classes = json.loads(before)
+    del classes["classes"][-1]
+    class_list.write_text(json.dumps(classes))
     with pytest.raises(DataError, match=r"masks/.*\.png.* 4 "):
         train(small_config(data_copy), run)
-    (data_copy / "classes.json").write_text(json.dumps(classes))
+    class_list.write_text(before)
     for path in (data_copy / "val" / "masks").iterdir():
         Image.new("L", (96, 64), 255).save(path)
     with pytest.raises(DataError, match="val/masks: every pixel of all 3 masks is ignored"):
@@ -303,7 +253,7 @@ def test_resumed_with_a_custom_augmentation_equals_uninterrupted(
 ) -> None:
     config = small_config(scenes, epochs=1, checkpoint_minutes=1e-9)
     config = replace(config, data=replace(config.data, vertical_flip=True, rotate=20, blur=1))
-    with_worker = replace(config, data=replace(config.data, workers=1))
+    with_worker = replace(config, data=replace(config.data, workers=2, cache=True))
     straight, killed = tmp_path / "straight", tmp_path / "killed"
     augment: Any = shuffle_channels
     train(config, straight, augment=augment)
@@ -317,14 +267,3 @@ def test_resumed_with_a_custom_augmentation_equals_uninterrupted(
         resume(run, epochs=3, augment=augment)
     resume(killed, augment=augment)
     assert timeless(read_metrics(killed)) == timeless(read_metrics(straight))
-
-
-def test_invalid_augmentation_is_named_by_a_worker(scenes: Path, tmp_path: Path) -> None:
-    def crop_image_only(image: torch.Tensor, labels: torch.Tensor) -> tuple[torch.Tensor, ...]:
-        return image[:, 5:], labels
-
-    config = small_config(scenes)
-    config = replace(config, data=replace(config.data, workers=1))
-    augment: Any = crop_image_only
-    with pytest.raises(ConfigError, match=r"crop_image_only returned .* as the label map"):
-        train(config, tmp_path / "run", augment=augment)
