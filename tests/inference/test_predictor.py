@@ -16,7 +16,7 @@ from torch import Tensor
 from dcnseg.config import PredictConfig, Preprocessing
 from dcnseg.data.class_map import ClassInfo, ClassMap
 from dcnseg.data.dataset import scaled_size_hw
-from dcnseg.errors import CheckpointError, ConfigError, NotFiniteError, ShapeError
+from dcnseg.errors import ConfigError, NotFiniteError, ShapeError
 from dcnseg.inference import predictor as predictor_module
 from dcnseg.inference.prediction import Prediction
 from dcnseg.inference.predictor import Predictor
@@ -26,6 +26,8 @@ from dcnseg.inference.sliding_window import (
     predict_strips,
 )
 from dcnseg.models.segmenter import Segmenter
+
+CPU = torch.device("cpu")
 
 
 def photo(height: int, width: int) -> np.ndarray[tuple[int, ...], np.dtype[np.uint8]]:
@@ -40,40 +42,10 @@ def test_labels_have_the_size_of_the_image(predictor: Predictor, size: tuple[int
     assert prediction.probabilities is None
 
 
-def test_probabilities_agree_with_labels(predictor: Predictor) -> None:
-    prediction = predictor.predict(photo(64, 96), with_probabilities=True)
-    assert prediction.probabilities is not None
-    np.testing.assert_allclose(prediction.probabilities.sum(0, dtype=np.float32), 1, atol=5e-3)
-    top = prediction.probabilities.max(0)
-    chosen = np.take_along_axis(prediction.probabilities, prediction.labels[None].astype(int), 0)
-    np.testing.assert_array_equal(chosen[0], top)
-
-
-def test_windows_equal_the_whole_image_for_a_pointwise_network(predictor: Predictor) -> None:
-    image = photo(160, 224)
-    pointwise = torch.nn.Conv2d(3, predictor.class_map.num_classes, 1)
-    results = [
-        Predictor(
-            pointwise,  # type: ignore[arg-type]
-            predictor.class_map,
-            Preprocessing(),
-            device=torch.device("cpu"),
-            config=PredictConfig(window=window, overlap=0.5, flip=True),
-        ).predict(image, with_probabilities=True)
-        for window in (256, 64)
-    ]
-    for whole, tiled in zip(*[r.probabilities for r in results], strict=True):
-        np.testing.assert_allclose(tiled, whole, atol=1e-3)
-
-
 def test_prepare_normalizes_and_scales(predictor: Predictor) -> None:
     image = np.full((8, 8, 3), 51, np.uint8)
-    halved = Predictor(
-        predictor.model,
-        predictor.class_map,
-        Preprocessing(mean=(0.1, 0.2, 0.3), std=(0.1, 0.1, 0.2), input_scale=0.5),
-        device=torch.device("cpu"),
-    )
+    preprocessing = Preprocessing((0.1, 0.2, 0.3), (0.1, 0.1, 0.2), input_scale=0.5)
+    halved = Predictor(predictor.model, predictor.class_map, preprocessing, device=CPU)
     x = halved.prepare(image)
     assert x.shape == (1, 3, 4, 4)
     torch.testing.assert_close(x[0, :, 2, 2], torch.tensor([1.0, 0.0, -0.5]))
@@ -100,11 +72,6 @@ def test_wrong_image_is_an_error(
         predictor.prepare(image)
 
 
-def test_missing_weights_are_an_error(tmp_path: Path) -> None:
-    with pytest.raises(CheckpointError, match="does not exist; expected a run folder"):
-        Predictor.from_checkpoint(tmp_path / "run")
-
-
 def tiny_predictor(
     num_classes: int, config: PredictConfig, input_scale: float = 1.0, upsampling: int = 4
 ) -> Predictor:
@@ -114,13 +81,9 @@ def tiny_predictor(
     head = SegmentationHead(4, num_classes, kernel_size=1, upsampling=upsampling)
     torch.nn.init.normal_(head[0].weight, std=3)
     model = Segmenter(encoder, torch.nn.Sigmoid(), head, output_stride=16)
-    return Predictor(
-        model,
-        ClassMap.from_values(range(num_classes)),
-        Preprocessing(input_scale=input_scale),
-        device=torch.device("cpu"),
-        config=config,
-    )
+    class_map = ClassMap.from_values(range(num_classes))
+    preprocessing = Preprocessing(input_scale=input_scale)
+    return Predictor(model, class_map, preprocessing, device=CPU, config=config)
 
 
 @torch.inference_mode()
@@ -246,15 +209,10 @@ def test_label_map_has_class_ids(
 
 
 def test_min_confidence_needs_an_unused_id() -> None:
-    class_map = ClassMap.binary(255)
+    model = tiny_predictor(2, PredictConfig()).model
+    config = PredictConfig(min_confidence=0.5)
     with pytest.raises(ConfigError, match=r"255 is a class, and no id is ignored"):
-        Predictor(
-            tiny_predictor(2, PredictConfig()).model,
-            class_map,
-            Preprocessing(),
-            device=torch.device("cpu"),
-            config=PredictConfig(min_confidence=0.5),
-        )
+        Predictor(model, ClassMap.binary(255), Preprocessing(), device=CPU, config=config)
     for value in (-0.1, 1.1, float("nan")):
         with pytest.raises(ConfigError, match=r"--min-confidence is .*; expected at least 0"):
             PredictConfig(min_confidence=value)

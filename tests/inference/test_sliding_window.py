@@ -14,23 +14,21 @@ from dcnseg.inference.sliding_window import (
 )
 from dcnseg.inference.strips import StripMap, stored
 
-sizes = st.integers(1, 70)
-windows = st.integers(3, 40)
-overlaps = st.sampled_from([0.0, 0.25, 0.5, 0.75])
+sizes = st.integers(1, 100)
+windows = st.integers(1, 40)
+overlaps = st.floats(0, 0.75)
 
 
-def stitch(values: Tensor, window: tuple[int, int], overlap: float, max_rows: int = 7) -> Tensor:
+def stitch(values: Tensor, window: tuple[int, int], overlap: float, max_rows: int) -> Tensor:
     """Predict with a network that returns its input, and concatenate the strips."""
     height, width = values.shape[-2:]
-    strips = list(
-        predict_strips(
-            lambda rows, columns: stored(values[:, rows, columns]),
-            (height, width),
-            window,
-            overlap,
-            max_rows=max_rows,
-        )
-    )
+
+    def predict(rows: slice, columns: slice) -> StripMap:
+        assert 0 <= rows.start < rows.stop <= min(height, rows.start + window[0])
+        assert 0 <= columns.start < columns.stop <= min(width, columns.start + window[1])
+        return stored(values[:, rows, columns])
+
+    strips = list(predict_strips(predict, (height, width), window, overlap, max_rows=max_rows))
     tops = [top for top, _ in strips]
     ends = [top + strip.shape[1] for top, strip in strips]
     assert tops == [0, *ends[:-1]]  # no gap, no row twice
@@ -39,10 +37,12 @@ def stitch(values: Tensor, window: tuple[int, int], overlap: float, max_rows: in
 
 
 @given(sizes, sizes, windows, windows, overlaps, st.integers(1, 80))
-@settings(max_examples=60, deadline=None)
+@settings(max_examples=100, deadline=None)
 def test_identity_network_returns_the_image(
     height: int, width: int, window_h: int, window_w: int, overlap: float, max_rows: int
 ) -> None:
+    """A weight of zero, or a pixel in no window, would be NaN."""
+    assume(max(height / window_h, width / window_w) < 20)
     values = torch.randn(2, height, width)
     actual = stitch(values, (window_h, window_w), overlap, max_rows)
     torch.testing.assert_close(actual, values, atol=1e-5, rtol=1e-5)
@@ -60,38 +60,6 @@ def test_windows_cover_the_length_with_enough_overlap(
     assert starts[-1] + window == length
     steps = [b - a for a, b in pairwise(starts)]
     assert all(0 < step <= max(1, window * (1 - overlap)) for step in steps)
-
-
-@given(
-    st.integers(1, 300),
-    st.integers(1, 300),
-    st.integers(1, 90),
-    st.integers(1, 90),
-    st.floats(0, 0.9),
-)
-@settings(max_examples=60, deadline=None)
-def test_every_pixel_has_a_positive_weight(
-    height: int, width: int, window_h: int, window_w: int, overlap: float
-) -> None:
-    assume(max(height / window_h, width / window_w) * (1 - overlap) < 40)
-    seen = torch.zeros(height, width)
-
-    def predict(rows: slice, columns: slice) -> StripMap:
-        assert 0 <= rows.start < rows.stop <= height
-        assert 0 <= columns.start < columns.stop <= width
-        assert rows.stop - rows.start <= window_h
-        assert columns.stop - columns.start <= window_w
-        seen[rows, columns] += 1
-        return stored(torch.ones(1, rows.stop - rows.start, columns.stop - columns.start))
-
-    strips = list(
-        predict_strips(predict, (height, width), (window_h, window_w), overlap, max_rows=50)
-    )
-    assert seen.min() >= 1
-    blended = torch.cat([strip for _, strip in strips], dim=1)
-    assert blended.shape == (1, height, width)
-    # A weight of zero would make a pixel NaN.
-    torch.testing.assert_close(blended, torch.ones_like(blended), atol=1e-5, rtol=0)
 
 
 @given(st.integers(1, 2000))

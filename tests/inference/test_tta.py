@@ -18,18 +18,6 @@ def test_no_augmentation_returns_the_function() -> None:
     assert augmented(predict, flip=False, scales=(1.0,)) is predict
 
 
-def test_flip_averages_both_views() -> None:
-    ramp = torch.arange(4.0).view(1, 1, 1, 4)
-    predict = augmented(lambda x: stored((x * 0 + ramp)[0]), flip=True, scales=(1.0,))
-    assert torch.equal(whole(predict(torch.zeros(1, 1, 1, 4))), torch.full((1, 1, 4), 1.5))
-
-
-def test_flip_equivariant_function_is_unchanged() -> None:
-    x = torch.randn(1, 3, 8, 10)
-    predict = augmented(lambda v: stored(v[0] * 2), flip=True, scales=(1.0,))
-    torch.testing.assert_close(whole(predict(x)), x[0] * 2)
-
-
 def test_scales_are_applied_and_undone() -> None:
     seen = []
 

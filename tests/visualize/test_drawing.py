@@ -23,10 +23,8 @@ GRID = TapGrid((3, 3), (1, 1), (2, 2), (2, 2))
 CAPTION_AND_TITLE = 130  # canvas pixels at the top of a page
 
 
-def make_layer(
-    offset: torch.Tensor, stride_px: float = 16, mask: torch.Tensor | None = None
-) -> LayerOffsets:
-    geometry = MapGeometry((stride_px, stride_px), (0.0, 0.0))
+def make_layer(offset: torch.Tensor, mask: torch.Tensor | None = None) -> LayerOffsets:
+    geometry = MapGeometry((16, 16), (0.0, 0.0))
     statistics = OffsetStatistics(1.0, 2.0, 0.25, 0.125)
     height, width = offset.shape[-2:]
     return LayerOffsets("layer4.conv2", offset, mask, GRID, (height, width), geometry, statistics)
@@ -44,7 +42,7 @@ def draw_points(image: Rgb, layer: LayerOffsets, point: tuple[float, float]) -> 
     )
 
 
-def pixels_of(rgb: Rgb, color: tuple[int, int, int]) -> tuple[Indices, Indices]:
+def pixels_of(rgb: Rgb, color: tuple[int, ...]) -> tuple[Indices, Indices]:
     rows, columns = np.nonzero((rgb == color).all(-1))
     return rows, columns
 
@@ -53,36 +51,29 @@ def test_dots_are_at_the_sampling_positions() -> None:
     offset = torch.zeros(1, 9, 2, 40, 40)
     offset[0, :, 1] = 5.0  # 80 image pixels to the right
     page = draw_points(make_image(), make_layer(offset), (320, 320))
-    rows, columns = pixels_of(page, drawing.RED)
-    green_rows, green_columns = pixels_of(page, drawing.GREEN)
-    half_height, half_width = page.shape[0] / 2, page.shape[1] / 2
+    height, width = page.shape[0] // 2, page.shape[1] // 2
 
-    def center(is_right: bool, is_below: bool, ys: Indices, xs: Indices) -> list[float]:
-        chosen = ((xs > half_width) == is_right) & ((ys > half_height) == is_below)
-        return [
-            (xs[chosen].min() + xs[chosen].max()) / 2,
-            (ys[chosen].min() + ys[chosen].max()) / 2,
-        ]
+    def center(quarter: Rgb, color: tuple[int, int, int]) -> list[float]:
+        ys, xs = pixels_of(quarter, color)
+        return [(xs.min() + xs.max()) / 2, (ys.min() + ys.max()) / 2]
 
-    for is_below, shift in ((False, 80), (True, 160)):
-        for is_right in (False, True):
-            red = np.array(center(is_right, is_below, rows, columns))
-            green = np.array(center(is_right, is_below, green_rows, green_columns))
-            assert red - green == pytest.approx([shift if is_right else 0, 0], abs=1)
+    for rows, shift in ((slice(height), 80), (slice(height, None), 160)):
+        for columns, expected in ((slice(width), 0), (slice(width, None), shift)):
+            red = center(page[rows, columns], drawing.RED)
+            green = center(page[rows, columns], drawing.GREEN)
+            assert np.subtract(red, green) == pytest.approx([expected, 0], abs=1)
 
 
 def test_samples_outside_the_image_are_drawn_in_the_margin() -> None:
-    offset = torch.zeros(1, 9, 2, 40, 40)
-    offset[0, 0] = -20.0  # one tap, 320 px to the upper left
-    page = draw_points(make_image(), make_layer(offset), (0, 0))
-    # In a cascade of two it reaches 2 * (32 + 320) pixels, beyond the maximum margin.
-    assert page.shape[1] == 2 * (640 + 480 + 19) + 3 * 16
-    nearer = torch.zeros(1, 9, 2, 40, 40)
-    nearer[0, 0] = -5.0
+    widths = []
+    for shift in (-20.0, -5.0):  # of one tap to the upper left: 320 px, 80 px
+        offset = torch.zeros(1, 9, 2, 40, 40)
+        offset[0, 0] = shift
+        widths.append(draw_points(make_image(), make_layer(offset), (0, 0)).shape[1])
+    # In a cascade of two the first reaches 2 * (32 + 320) pixels, beyond the maximum margin.
+    assert widths[0] == 2 * (640 + 480 + 19) + 3 * 16
     panel_width = 640 + 2 * (32 + 80) + 2 * 19
-    assert draw_points(make_image(), make_layer(nearer), (0, 0)).shape[1] == pytest.approx(
-        2 * panel_width + 3 * 16, abs=8
-    )
+    assert widths[1] == pytest.approx(2 * panel_width + 3 * 16, abs=8)
 
 
 def test_heat_map_colors_match_the_values() -> None:
@@ -94,18 +85,15 @@ def test_heat_map_colors_match_the_values() -> None:
     layer = make_layer(offset)
     dilation = compute_effective_dilation(layer).numpy()
     assert np.unique(dilation).tolist() == [32.0, 64.0]
-    page = draw_effective_dilation(make_image(), layer)
-    colors = [
-        tuple(int(v) for v in c)
-        for c in colorize(np.array([[32.0, 64.0]]), 32, 64, cv2.COLORMAP_VIRIDIS)[0]
-    ]
-    left, right = (pixels_of(page[:, : 2 * 640 + 3 * 16], color) for color in colors)  # type: ignore[arg-type]
+    page = draw_effective_dilation(make_image(), layer)[:, : 2 * 640 + 3 * 16]
+    (colors,) = colorize(np.array([[32.0, 64.0]]), 32, 64, cv2.COLORMAP_VIRIDIS).tolist()
+    (_, left), (_, right) = (pixels_of(page, tuple(color)) for color in colors)
     start = 16 + 640 + 16  # the second panel
     # Location 19 is at pixel 304 and location 20 at 320; colors are interpolated in between.
-    assert left[1].min() == start
-    assert left[1].max() == pytest.approx(start + 304, abs=1)
-    assert right[1].min() == pytest.approx(start + 320, abs=1)
-    assert right[1].max() == start + 639
+    assert left.min() == start
+    assert left.max() == pytest.approx(start + 304, abs=1)
+    assert right.min() == pytest.approx(start + 320, abs=1)
+    assert right.max() == start + 639
 
 
 def test_arrows_point_along_the_mean_displacement() -> None:

@@ -169,12 +169,6 @@ def test_effective_dilation_of_a_plain_grid_is_exact() -> None:
     assert layer.plain_dilation_px == 8
 
 
-def test_effective_dilation_ignores_a_shift() -> None:
-    expansion = [v for tap in range(9) for v in (0.5 * (tap // 3 - 1) + 7, 0.5 * (tap % 3 - 1))]
-    layer = capture_one(make_layer(expansion))
-    assert compute_effective_dilation(layer)[0, 0] == pytest.approx(4 * 1.5)
-
-
 def test_effective_dilation_matches_a_loop() -> None:
     layer = capture_one(use_integer_offsets(make_layer(offset_groups=2), 3))
     positions = compute_sampling_positions(layer)[..., 4, 9].reshape(2, 3, 3, 2)

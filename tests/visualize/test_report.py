@@ -84,14 +84,15 @@ def test_json_has_the_numbers_of_the_figures(tmp_path: Path) -> None:
     assert max(y for _, y in numbers["points"][1]["last_layer"]["positions_xy"]) == 50
 
 
-def test_cascade_of_a_model_with_one_layer(tmp_path: Path) -> None:
-    numbers = json.loads(visualize(tmp_path, num_layers=1)[-1].read_text())
-    assert len(numbers["points"][0]["cascade"]["positions_xy"]) == 9
+POINTS_OUTSIDE = [(64.0, 10.0), (-0.5, 0), (0, -1), (64, 0), (0, 48), (math.nan, 0)]
 
 
 def test_invalid_settings_write_nothing(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"64,10 .* 64x48 .* 0\.\.63 and y in 0\.\.47"):
-        visualize(tmp_path, points=[(5.0, 5.0), (64.0, 10.0)])
+        visualize(tmp_path, points=[(5.0, 5.0), POINTS_OUTSIDE[0]])
+    for point in POINTS_OUTSIDE:
+        with pytest.raises(ConfigError, match="outside the image of 64x48"):
+            check_points([point], (48, 64))
     with pytest.raises(ConfigError, match=r"cascade_depth.* is 0"):
         visualize(tmp_path, cascade_depth=0)
     with pytest.raises(ConfigError, match="no deformable layer"):
@@ -99,28 +100,17 @@ def test_invalid_settings_write_nothing(tmp_path: Path) -> None:
     assert not (tmp_path / "out").exists()
 
 
-@pytest.mark.parametrize("point", [(-0.5, 0), (0, -1), (64, 0), (0, 48), (math.nan, 0)])
-def test_points_outside_the_image_are_an_error(point: tuple[float, float]) -> None:
-    with pytest.raises(ConfigError, match="outside the image of 64x48"):
-        check_points([point], (48, 64))
-
-
 def test_make_default_points() -> None:
-    assert make_default_points((48, 64), columns=2, rows=2) == [
-        (16, 12),
-        (48, 12),
-        (16, 36),
-        (48, 36),
-    ]
+    points = [(16, 12), (48, 12), (16, 36), (48, 36)]
+    assert make_default_points((48, 64), columns=2, rows=2) == points
     assert len(make_default_points((360, 480))) == 9
     for size_hw in ((1, 1), (2, 7), (360, 480)):
         check_points(make_default_points(size_hw), size_hw)
 
 
 def test_json_is_strict_and_compact() -> None:
-    text = to_json(
-        {"a": [1.00001, math.nan, -math.inf], "b": [[1, 2], [3, 4]], "c": (), "d": "[ x"}
-    )
-    assert json.loads(text) == {"a": [1.0, None, None], "b": [[1, 2], [3, 4]], "c": [], "d": "[ x"}
+    content = {"b": [[1, 2], [3, 4]], "d": "[ x"}
+    text = to_json({"a": [1.00001, math.nan, -math.inf], "c": (), **content})
+    assert json.loads(text) == {"a": [1.0, None, None], "c": [], **content}
     assert '"a": [1.0, null, null]' in text
     assert "[3, 4]" in text
