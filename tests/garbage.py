@@ -35,24 +35,21 @@ def replaced(value: Any, path: Path, new: Any) -> Any:
     """A copy of a value with something else in one place."""
     if not path:
         return new
+    key, *rest = path
+    changed = replaced(value[key], tuple(rest), new)
     if isinstance(value, dict):
-        return value | {path[0]: replaced(value[path[0]], path[1:], new)}
-    copy = list(value)
-    copy[int(path[0])] = replaced(value[int(path[0])], path[1:], new)
-    return type(value)(copy)
+        return value | {key: changed}
+    return type(value)(changed if i == key else item for i, item in enumerate(value))
 
 
 def removed(value: Any, path: Path) -> Any:
     """A copy of a value without one of its entries or items."""
-    *parent, last = path
-    container = value
-    for key in parent:
-        container = container[key]
-    if isinstance(container, dict):
-        rest: Any = {key: item for key, item in container.items() if key != last}
-    else:
-        rest = type(container)(item for i, item in enumerate(container) if i != last)
-    return replaced(value, tuple(parent), rest)
+    key, *rest = path
+    if rest:
+        return replaced(value, (key,), removed(value[key], tuple(rest)))
+    if isinstance(value, dict):
+        return {name: item for name, item in value.items() if name != key}
+    return type(value)(item for i, item in enumerate(value) if i != key)
 
 
 def garbled(value: Any, garbage: tuple[Any, ...]) -> Iterator[tuple[Path, Any]]:

@@ -69,27 +69,18 @@ def imports_of(path: Path) -> set[str]:
 def test_imports_point_down(path: Path) -> None:
     unit = unit_of(module_of(path))
     assert unit in ROW_OF, f"{unit} has no row; give it one"
-    for target in imports_of(path):
-        if target.split(".")[0] not in ("dcnseg", "dcnseg_cli"):
-            continue
-        other = unit_of(target)
-        is_below = ROW_OF[other] < ROW_OF[unit]
-        is_beside = other == unit or (ROW_OF[other] == ROW_OF[unit] == 0)
-        assert is_below or is_beside, f"{module_of(path)} imports {target}"
+    for other in {unit_of(target) for target in imports_of(path)} - {unit}:
+        if other.split(".")[0] in ("dcnseg", "dcnseg_cli"):
+            is_beside = ROW_OF[other] == ROW_OF[unit] == 0
+            assert ROW_OF[other] < ROW_OF[unit] or is_beside, f"{path} imports {other}"
 
 
 @pytest.mark.parametrize("path", [path for path in FILES if "data" in path.parts], ids=module_of)
 def test_imports_within_data_point_down(path: Path) -> None:
-    def unit(module: str) -> str:
-        return ".".join(module.split(".")[:3])
-
-    own = unit(module_of(path))
-    for target in imports_of(path):
-        other = unit(target)
-        if not other.startswith("dcnseg.data.") or other == own:
-            continue
+    own, *others = (".".join(m.split(".")[:3]) for m in (module_of(path), *imports_of(path)))
+    for other in {other for other in others if other.startswith("dcnseg.data.")} - {own}:
         row, other_row = DATA_ROW_OF.get(own, 0), DATA_ROW_OF.get(other, 0)
-        assert other_row < row or row == other_row == 0, f"{module_of(path)} imports {target}"
+        assert other_row < row or row == other_row == 0, f"{path} imports {other}"
 
 
 @pytest.mark.parametrize("unit", NO_TORCH)

@@ -10,10 +10,6 @@ from dcnseg.errors import ConfigError
 CPU = torch.device("cpu")
 
 
-def test_auto_device_works() -> None:
-    assert torch.ones(1, device=select_device("auto")).item() == 1
-
-
 def test_unavailable_or_unknown_device_is_an_error() -> None:
     missing = f"cuda:{torch.cuda.device_count()}"
     with pytest.raises(ConfigError, match=f"--device is {missing}, but PyTorch finds"):
@@ -24,23 +20,22 @@ def test_unavailable_or_unknown_device_is_an_error() -> None:
         select_device("meta")
 
 
-@pytest.mark.parametrize(("is_fast", "dtype"), [(True, torch.bfloat16), (False, None)])
-def test_auto_amp_on_a_cpu(
-    monkeypatch: pytest.MonkeyPatch, is_fast: bool, dtype: torch.dtype | None
+@pytest.mark.parametrize(
+    ("name", "is_fast", "capability", "dtype"),
+    [
+        ("cpu", True, None, torch.bfloat16),
+        ("cpu", False, None, None),
+        ("cuda", False, (7, 5), torch.float16),
+        ("cuda", False, (8, 0), torch.bfloat16),
+    ],
+)
+def test_auto_amp(
+    monkeypatch: pytest.MonkeyPatch, name: str, is_fast: bool, capability: object, dtype: object
 ) -> None:
     monkeypatch.setattr(device, "has_cpu_bfloat16", lambda: is_fast)
-    assert select_amp_dtype("auto", CPU) is dtype
-
-
-@pytest.mark.parametrize(
-    ("capability", "dtype"), [((7, 5), torch.float16), ((8, 0), torch.bfloat16)]
-)
-def test_auto_amp_on_a_gpu(
-    monkeypatch: pytest.MonkeyPatch, capability: tuple[int, int], dtype: torch.dtype
-) -> None:
     monkeypatch.setattr(torch.version, "hip", None)
     monkeypatch.setattr(torch.cuda, "get_device_capability", lambda _: capability)
-    assert select_amp_dtype("auto", torch.device("cuda")) is dtype
+    assert select_amp_dtype("auto", torch.device(name)) is dtype
 
 
 def test_amp_modes() -> None:

@@ -19,16 +19,21 @@ from dcnseg.files import (
 
 
 @pytest.mark.parametrize("is_durable", [True, False])
-def test_atomic_path_creates_only_the_final_file(tmp_path: Path, is_durable: bool) -> None:
-    target = tmp_path / "new" / "folder" / "file.png"
+@pytest.mark.parametrize("name", ["file.png", "n" * 251 + ".png"])  # the longest name
+def test_atomic_path_creates_only_the_final_file(
+    tmp_path: Path, name: str, is_durable: bool
+) -> None:
+    target = tmp_path / "new" / "folder" / name
     with atomic_path(target, is_durable=is_durable) as temporary:
         assert temporary.parent == target.parent
         assert temporary.suffix == ".png"
         assert temporary.name.startswith(".")
         temporary.write_text("content")
         assert not target.exists()
-    assert [path.name for path in target.parent.iterdir()] == ["file.png"]
+    assert [path.name for path in target.parent.iterdir()] == [name]
     assert target.read_text() == "content"
+    with pytest.raises(FileNotFoundError), atomic_path(tmp_path / "without content"):
+        pass
 
 
 def test_atomic_path_keeps_the_old_file_on_error(tmp_path: Path) -> None:
@@ -44,18 +49,6 @@ def test_atomic_path_keeps_the_old_file_on_error(tmp_path: Path) -> None:
         write_half()
     assert target.read_text() == "old"
     assert list(tmp_path.iterdir()) == [target]
-
-
-def test_atomic_path_without_content_is_an_error(tmp_path: Path) -> None:
-    with pytest.raises(FileNotFoundError), atomic_path(tmp_path / "file.txt"):
-        pass
-
-
-def test_atomic_path_with_the_longest_name(tmp_path: Path) -> None:
-    target = tmp_path / ("n" * 251 + ".png")
-    with atomic_path(target) as temporary:
-        temporary.write_text("x")
-    assert target.exists()
 
 
 def test_only_regular_files_are_opened(tmp_path: Path) -> None:
@@ -89,17 +82,17 @@ def test_invalid_json_is_an_error(tmp_path: Path, text: bytes, reason: str) -> N
         read_json(tmp_path / "file.json")
 
 
-def test_json_with_byte_order_mark_and_surrogate_pairs(tmp_path: Path) -> None:
-    (tmp_path / "file.json").write_bytes(b'\xef\xbb\xbf{"a": "\\ud83d\\ude00"}')
-    assert read_json(tmp_path / "file.json") == {"a": "\U0001f600"}
-
-
-def test_json_with_file_names_that_are_not_utf8(tmp_path: Path) -> None:
+def test_json_with_byte_order_mark_surrogate_pairs_and_names_that_are_not_utf8(
+    tmp_path: Path,
+) -> None:
+    path = tmp_path / "file.json"
+    path.write_bytes(b'\xef\xbb\xbf{"a": "\\ud83d\\ude00"}')
+    assert read_json(path) == {"a": "\U0001f600"}
     name = os.fsdecode(b"caf\xe9.png")
-    (tmp_path / "file.json").write_text(json.dumps([name]))
-    assert read_json(tmp_path / "file.json", has_file_names=True) == [name]
+    path.write_text(json.dumps([name]))
+    assert read_json(path, has_file_names=True) == [name]
     with pytest.raises(ValueError, match="unpaired surrogate"):
-        read_json(tmp_path / "file.json")
+        read_json(path)
 
 
 def test_marked_output_folder(tmp_path: Path) -> None:

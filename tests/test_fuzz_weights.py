@@ -9,6 +9,7 @@ import io
 import json
 import pickle
 import random
+import re
 import struct
 import zipfile
 from collections.abc import Callable, Iterator
@@ -26,24 +27,13 @@ from dcnseg.safe_load import load_tensors
 from dcnseg.torch_file import MAX_HEADER_BYTES
 
 TENSORS = {"a": torch.arange(12.0).view(3, 4), "b": torch.arange(4), "c": torch.ones(2).half()}
-KINDS = ("safetensors", "zip", "legacy")
-
-
-def read_all(path: Path) -> None:
-    load_tensors(path)
-    if path.suffix == ".safetensors":
-        read_weights_info(path)
 
 
 @pytest.fixture(scope="module")
 def originals(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
     """A small file of each supported format."""
     folder = tmp_path_factory.mktemp("weights")
-    paths = {
-        "safetensors": folder / "w.safetensors",
-        "zip": folder / "zip.pth",
-        "legacy": folder / "legacy.pth",
-    }
+    paths = {"safetensors": folder / "w.safetensors"}
     save_weights(
         paths["safetensors"],
         TENSORS,
@@ -54,24 +44,25 @@ def originals(tmp_path_factory: pytest.TempPathFactory) -> dict[str, Path]:
         training_data=TrainingDataStats(3, (10, 20), (30, 40), 0.5),
     )
     state = {"model": TENSORS, "epoch": 3, "random": [1, 2, (3, None)], "rate": 0.5}
-    torch.save(state, paths["zip"])
-    torch.save(state, paths["legacy"], _use_new_zipfile_serialization=False)
+    for kind in ("zip", "legacy"):
+        paths[kind] = folder / f"{kind}.pth"
+        torch.save(state, paths[kind], _use_new_zipfile_serialization=kind == "zip")
     return paths
 
 
-def outcome(path: Path, content: bytes, read: Callable[[Path], object] = read_all) -> str:
-    """Read a content: "read" or "refused"; any exception but a CheckpointError fails the test."""
+def outcome(path: Path, content: bytes) -> str:
+    """Read a content: "read" or the message; any exception but CheckpointError fails the test."""
     path.write_bytes(content)
-    message = ""
     try:
-        read(path)
+        load_tensors(path)
+        if path.suffix == ".safetensors":
+            read_weights_info(path)
+        return "read"
     except CheckpointError as error:
         message = str(error)
-    if not message:
-        return "read"
     assert str(path) in message
     assert len(message.splitlines()) == 1
-    return "refused"
+    return message
 
 
 def flips(content: bytes, count: int) -> Iterator[bytes]:
@@ -90,15 +81,16 @@ def test_file_truncated_at_any_length_is_refused(
     content = originals[kind].read_bytes()
     path = tmp_path / originals[kind].name
     assert outcome(path, content) == "read"
-    lengths = [*range(0, len(content), step), len(content) - 1]
-    assert {outcome(path, content[:length]) for length in lengths} == {"refused"}
+    for length in (*range(0, len(content), step), len(content) - 1):
+        assert outcome(path, content[:length]) != "read"
 
 
 @pytest.mark.parametrize(("kind", "count"), [("safetensors", 2000), ("zip", 2000), ("legacy", 500)])
 def test_flipped_bytes(originals: dict[str, Path], tmp_path: Path, kind: str, count: int) -> None:
     content = originals[kind].read_bytes()
     path = tmp_path / originals[kind].name
-    assert {outcome(path, changed) for changed in flips(content, count)} == {"read", "refused"}
+    is_read = {outcome(path, changed) == "read" for changed in flips(content, count)}
+    assert is_read == {True, False}
 
 
 def test_flipped_bit_of_a_zipped_tensor_is_refused(
@@ -106,12 +98,8 @@ def test_flipped_bit_of_a_zipped_tensor_is_refused(
 ) -> None:
     content = bytearray(originals["zip"].read_bytes())
     content[content.index(TENSORS["a"].numpy().tobytes()) + 7] ^= 1
-    path = tmp_path / "x.pth"
-    assert outcome(path, bytes(content)) == "refused"
-    with pytest.raises(
-        CheckpointError, match=r"the checksum of its entry .*/data/0 does not match"
-    ):
-        load_tensors(path)
+    message = outcome(tmp_path / "x.pth", bytes(content))
+    assert re.search(r"the checksum of its entry .*/data/0 does not match", message)
 
 
 def safetensors_of(header: object, data: bytes = b"", length: int | None = None) -> bytes:
@@ -141,7 +129,7 @@ def described(shape: list[int], end: int, dtype: str = "F32") -> dict[str, Any]:
     ],
 )
 def test_safetensors_header_with_excessive_sizes_is_refused(content: bytes, tmp_path: Path) -> None:
-    assert outcome(tmp_path / "x.safetensors", content) == "refused"
+    assert outcome(tmp_path / "x.safetensors", content) != "read"
 
 
 def repacked(content: bytes, change: Callable[[str, bytes], bytes], method: int) -> bytes:
@@ -161,39 +149,34 @@ def test_zip_bomb_is_refused(originals: dict[str, Path], tmp_path: Path) -> None
     bomb = repacked(content, swollen, zipfile.ZIP_DEFLATED)
     assert len(bomb) < 2**20
     path = tmp_path / "bomb.pth"
-    assert outcome(path, bomb) == "refused"
-    with pytest.raises(
-        CheckpointError, match=r"entries declare 671\d+ bytes in a file of \d{5} bytes, "
-    ):
-        load_tensors(path)
+    message = outcome(path, bomb)
+    assert re.search(r"entries declare 671\d+ bytes in a file of \d{5} bytes, ", message)
     assert outcome(path, repacked(content, lambda _, data: data, zipfile.ZIP_STORED)) == "read"
 
 
 def test_long_pickle_is_refused(originals: dict[str, Path], tmp_path: Path) -> None:
-    def swollen(name: str, data: bytes) -> bytes:
-        return b"\x80\x02" + b"]" * MAX_HEADER_BYTES if name.endswith(".pkl") else data
+    bomb = with_pickle(originals["zip"], b"\x80\x02" + b"]" * MAX_HEADER_BYTES)
+    assert outcome(tmp_path / "x.pth", bomb) != "read"
 
-    bomb = repacked(originals["zip"].read_bytes(), swollen, zipfile.ZIP_STORED)
-    assert outcome(tmp_path / "x.pth", bomb) == "refused"
+
+def with_pickle(original: Path, pickled: bytes) -> bytes:
+    """The zip file with another pickle."""
+
+    def change(name: str, data: bytes) -> bytes:
+        return pickled if name.endswith(".pkl") else data
+
+    return repacked(original.read_bytes(), change, zipfile.ZIP_STORED)
 
 
 def test_storage_longer_than_its_data_is_refused(
     originals: dict[str, Path], tmp_path: Path
 ) -> None:
-    claim = b"K\x0ct"  # 12 elements, the end of the persistent ID
-
-    def greedy(name: str, data: bytes) -> bytes:
-        assert not name.endswith(".pkl") or claim in data
-        return data.replace(claim, b"J\xff\xff\xff\x7ft") if name.endswith(".pkl") else data
-
-    path = tmp_path / "x.pth"
-    assert outcome(path, repacked(originals["zip"].read_bytes(), greedy, 0)) == "refused"
-    with pytest.raises(CheckpointError, match=r"storage 0 declares 8589934588 bytes but has 48\."):
-        load_tensors(path)
+    """In the older format; test_tensor_pickle has zip files."""
+    claim = b"K\x0cNt"  # 12 elements, the end of the persistent ID
     content = originals["legacy"].read_bytes()
-    claim = b"K\x0cNt"
     assert claim in content
-    assert outcome(path, content.replace(claim, b"J\xff\xff\xff\x7fNt")) == "refused"
+    longer = content.replace(claim, b"J\xff\xff\xff\x7fNt")
+    assert outcome(tmp_path / "x.pth", longer) != "read"
 
 
 # Any memo index is allowed, and so are values other than tensors.
@@ -212,13 +195,9 @@ HARMLESS = (b"\x80\x02]r\xff\xff\xff\x7f.", pickle.dumps({"a": 1}, protocol=2))
 def test_hostile_pickle_is_refused(
     pickled: bytes, originals: dict[str, Path], tmp_path: Path
 ) -> None:
-    assert outcome(tmp_path / "x.pth", pickled) == "refused"
-    content = originals["zip"].read_bytes()
-    packed = repacked(
-        content, lambda name, data: pickled if name.endswith(".pkl") else data, zipfile.ZIP_STORED
-    )
-    expected = "read" if pickled in HARMLESS else "refused"
-    assert outcome(tmp_path / "y.pth", packed) == expected
+    assert outcome(tmp_path / "x.pth", pickled) != "read"
+    message = outcome(tmp_path / "y.pth", with_pickle(originals["zip"], pickled))
+    assert (message == "read") == (pickled in HARMLESS)
 
 
 class Sly:
@@ -230,8 +209,7 @@ class Sly:
 def test_no_code_is_executed(is_zip: bool, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.chdir(tmp_path)
     torch.save({"model": Sly()}, tmp_path / "x.pth", _use_new_zipfile_serialization=is_zip)
-    with pytest.raises(
-        CheckpointError, match=r"x\.pth cannot be read .* it has .*; expected only tensors"
-    ):
+    text = r"x\.pth cannot be read .* it has .*; expected only tensors"
+    with pytest.raises(CheckpointError, match=text):
         load_tensors(tmp_path / "x.pth")
     assert not (tmp_path / "executed").exists()

@@ -1,4 +1,4 @@
-"""The snippets of docs/python.md and of the README run, and their results are as described."""
+"""The snippets of the README, docs/python.md and docs/training.md run, as described there."""
 
 from __future__ import annotations
 
@@ -13,13 +13,11 @@ import pytest
 
 import dcnseg
 from dcnseg.config import TrainConfig
+from dcnseg.engine.metrics import read_metrics
+from dcnseg.engine.run_folder import read_run
 
 ROOT = Path(__file__).parents[1]
 SMALL = {"encoder_weights": "none", "decoder_channels": 16, "batch_size": 4, "device": "cpu"}
-
-pytestmark = pytest.mark.skipif(
-    not hasattr(dcnseg, "Predictor"), reason="dcnseg.Predictor cannot be imported yet"
-)
 
 
 @pytest.fixture(autouse=True)
@@ -36,14 +34,15 @@ def _small_trainings(scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPat
             return train(data, run, **(settings | SMALL | {"epochs": 1}))
         model = replace(data.model, decoder_channels=16)
         crops = replace(data.data, crop_size=(64, 64))
-        return train(replace(data, data=crops, model=model, batch_size=4, device="cpu"), run)
+        small = replace(data, data=crops, model=model, batch_size=4, device="cpu")
+        return train(small, run, **settings)
 
     monkeypatch.setattr("dcnseg.train", small_train)
-    monkeypatch.setattr("dcnseg.resume", lambda run, epochs: resume(run, epochs=2))
+    monkeypatch.setattr("dcnseg.resume", lambda run, epochs, **more: resume(run, epochs=2, **more))
 
 
 def run_snippets(page: str) -> dict[str, Any]:
-    names: dict[str, Any] = {}
+    names: dict[str, Any] = {"__name__": "mine"}
     for snippet in re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), re.DOTALL):
         exec(compile(snippet, page, "exec"), names)
     return names
@@ -79,3 +78,11 @@ def test_python_page() -> None:
     assert np.array_equal(first.label_map, prediction.label_map)
     assert second.label_map.shape == (120, 160)
     assert second.confidence is None
+
+
+def test_training_page() -> None:
+    """A resumed run continues with its augmentation."""
+    run_snippets("docs/training.md")
+    run = Path("runs/augmented")
+    assert [record["epoch"] for record in read_metrics(run)] == [1, 2]
+    assert read_run(run).config.augment == "mine.augment"

@@ -44,13 +44,8 @@ def tensors(draw: st.DrawFn) -> Tensor:
 
 
 KEYS = st.text("abc.é", max_size=4) | st.integers(0, 2**31 - 1)
-PLAIN = (
-    st.none()
-    | st.booleans()
-    | st.floats(allow_nan=False)
-    | st.integers(-(2**70), 2**70)
-    | st.text(max_size=300)
-)
+NUMBERS = st.floats(allow_nan=False) | st.integers(-(2**70), 2**70)
+PLAIN = st.none() | st.booleans() | NUMBERS | st.text(max_size=300)
 STATES = st.recursive(
     PLAIN | tensors(),
     lambda inner: (
@@ -77,23 +72,11 @@ def is_same(a: Any, b: Any) -> bool:
     return type(a) is type(b) and a == b
 
 
-@given(state=STATES, is_zip=st.booleans())
-def test_round_trip(state: Any, is_zip: bool, tmp_path_factory: Any) -> None:
+@given(state=STATES, is_zip=st.booleans(), protocol=st.integers(2, 5))
+def test_round_trip(state: Any, is_zip: bool, protocol: int, tmp_path_factory: Any) -> None:
     path = tmp_path_factory.getbasetemp() / "state.pth"
-    torch.save(state, path, _use_new_zipfile_serialization=is_zip)
-    assert is_same(state, load_tensors(path))
-
-
-@pytest.mark.parametrize("protocol", [2, 3, 4, 5])
-@pytest.mark.parametrize("is_zip", [True, False])
-def test_pickle_protocols(protocol: int, is_zip: bool, tmp_path: Path) -> None:
-    path = tmp_path / "state.pth"
-    tensor = torch.arange(6.0).reshape(2, 3)
-    state = {"a.weight": tensor, "steps": [1, (2.5, None)], "text": "x" * 300}
     torch.save(state, path, pickle_protocol=protocol, _use_new_zipfile_serialization=is_zip)
-    read = load_tensors(path)
-    assert torch.equal(read["a.weight"], tensor)
-    assert read | {"a.weight": tensor} == state
+    assert is_same(state, load_tensors(path))
 
 
 def test_safetensors_header_that_starts_like_a_pickle(tmp_path: Path) -> None:
@@ -108,31 +91,19 @@ def test_safetensors_header_that_starts_like_a_pickle(tmp_path: Path) -> None:
 
 
 @pytest.mark.parametrize("is_zip", [True, False])
-def test_optimizer_and_shared_tensors_round_trip(is_zip: bool, tmp_path: Path) -> None:
-    layer = nn.Sequential(nn.Conv2d(3, 4, 3), nn.BatchNorm2d(4))
-    optimizer = torch.optim.AdamW(layer.parameters())
-    layer(torch.randn(2, 3, 8, 8)).sum().backward()
-    optimizer.step()
-    schedule = torch.optim.lr_scheduler.MultiStepLR(optimizer, [30, 60])
+def test_shared_tensors_stay_shared(is_zip: bool, tmp_path: Path) -> None:
     weight = torch.randn(5)
-    state = {
-        "model": layer.state_dict(),
-        "optimizer": optimizer.state_dict(),
-        "schedule": schedule.state_dict(),
-        "tied": [weight, weight, weight[2:]],
-    }
-    torch.save(state, tmp_path / "x.pth", _use_new_zipfile_serialization=is_zip)
+    tied = [weight, weight, weight[2:]]
+    torch.save(tied, tmp_path / "x.pth", _use_new_zipfile_serialization=is_zip)
     content = load_tensors(tmp_path / "x.pth")
-    assert is_same(state, content)
-    assert content["tied"][2].data_ptr() == content["tied"][0].data_ptr() + 8
+    assert is_same(tied, content)
+    assert content[0].data_ptr() == content[1].data_ptr() == content[2].data_ptr() - 8
 
 
 def test_files_of_python_2_are_read() -> None:
     """The first torchvision files have byte strings, and lists for ordered dictionaries."""
-    text = (
-        b"\x80\x02ccollections\nOrderedDict\nq\x00]q\x01]q\x02(U\x06conv1.q\x03K\x01ea\x85Rq\x05."
-    )
-    assert read_pickle(io.BytesIO(text)) == {"conv1.": 1}
+    text = b"ccollections\nOrderedDict\nq\x00]q\x01]q\x02(U\x06conv1.q\x03K\x01ea\x85Rq\x05."
+    assert read_pickle(io.BytesIO(b"\x80\x02" + text)) == {"conv1.": 1}
 
 
 def storage(key: bytes = b"0", numel: int = 1) -> bytes:
@@ -282,13 +253,8 @@ def test_hostile_files_are_refused_without_large_allocations(tmp_path: Path) -> 
     reasons["a long directory"] = f"its zip directory has .* at most {MAX_HEADER_BYTES}"
     entries = {f"a/{'x' * 1000}{i}": b"" for i in range(4000)}
     (tmp_path / "a long directory").write_bytes(packed(b"\x80\x02N.", entries))
-    result = subprocess.run(
-        [sys.executable, "-c", READ_ALL, str(tmp_path)],
-        capture_output=True,
-        text=True,
-        timeout=300,
-        check=True,
-    )
+    command = [sys.executable, "-c", READ_ALL, str(tmp_path)]
+    result = subprocess.run(command, capture_output=True, text=True, timeout=300, check=True)
     outcomes = json.loads(result.stdout)
     for name, reason in reasons.items():
         message, kilobytes = outcomes[name]
