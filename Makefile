@@ -12,7 +12,7 @@ RUN_TESTS := OMP_NUM_THREADS=1 $(BIN)/pytest -n 2
 export DCNSEG_REQUIRE_NATIVE = 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo check check-ci format test test-all sanitize bench wheel sdist clean
+.PHONY: help install demo check check-ci format test test-all browser sanitize bench wheel sdist clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## /  \1\t/' | expand -t 12
@@ -61,6 +61,9 @@ test: $(VENV)/installed-dev  ## install with the test extras, then run the tests
 
 test-all: $(VENV)/installed-dev  ## the same with the slow tests
 	$(RUN_TESTS)
+
+browser:  ## install Chromium, in which the tests open reports (Debian and Ubuntu, as root)
+	command -v chromium || { apt-get update && apt-get install --yes --no-install-recommends chromium; }
 
 sanitize: $(VENV)/installed-dev  ## run the native code under the address, undefined-behavior and thread sanitizers
 	$(BIN)/pytest tests/cuda_ops

@@ -10,30 +10,30 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from dcnseg.api import evaluate, resume, train
+    from dcnseg.api import compare, evaluate, resume, train
     from dcnseg.config import DataConfig, ModelConfig, PredictConfig, TrainConfig
     from dcnseg.data.class_map import ClassInfo, ClassMap
     from dcnseg.data.image_io import read_image
-    from dcnseg.engine.evaluation import Scores
     from dcnseg.engine.trainer import TrainResult
     from dcnseg.errors import CheckpointError, ConfigError, DataError, DcnsegError, ShapeError
     from dcnseg.inference.prediction import Prediction
     from dcnseg.inference.predictor import Predictor
+    from dcnseg.scoring.scores import Scores
 
 __version__ = "0.1.0"
 
 _MODULES = {
-    "dcnseg.api": ("evaluate", "resume", "train"),
+    "dcnseg.api": ("compare", "evaluate", "resume", "train"),
     "dcnseg.config": ("DataConfig", "ModelConfig", "PredictConfig", "TrainConfig"),
     "dcnseg.data.class_map": ("ClassInfo", "ClassMap"),
     "dcnseg.data.image_io": ("read_image",),
-    "dcnseg.engine.evaluation": ("Scores",),
     "dcnseg.engine.trainer": ("TrainResult",),
     "dcnseg.errors": (
         *("CheckpointError", "ConfigError", "DataError", "DcnsegError", "ShapeError"),
     ),
     "dcnseg.inference.prediction": ("Prediction",),
     "dcnseg.inference.predictor": ("Predictor",),
+    "dcnseg.scoring.scores": ("Scores",),
 }
 _MODULE_OF = {name: module for module, names in _MODULES.items() for name in names}
 
@@ -53,6 +53,7 @@ __all__ = [
     "ShapeError",
     "TrainConfig",
     "TrainResult",
+    "compare",
     "evaluate",
     "read_image",
     "resume",

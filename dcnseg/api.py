@@ -1,17 +1,22 @@
-"""The functions of the public API: `train`, `resume` and `evaluate`."""
+"""The functions of the public API: `train`, `resume`, `evaluate` and `compare`."""
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
 from dcnseg.config import PredictConfig, TrainConfig, dotted_names, make_train_config
 from dcnseg.data.transforms import Augmentation
-from dcnseg.engine import training
-from dcnseg.engine.evaluation import Scores, evaluate_run
+from dcnseg.engine import comparison, training
+from dcnseg.engine.compared_runs import Comparison
+from dcnseg.engine.evaluation import evaluate_run
 from dcnseg.engine.listener import TrainingListener
 from dcnseg.engine.trainer import TrainResult
 from dcnseg.errors import ConfigError
+from dcnseg.report.comparison_report import write_comparison
+from dcnseg.report.run_charts import keep_report
+from dcnseg.scoring.scores import Scores
 
 PathLike = str | Path
 AUTO_BATCH_SIZE = "auto"
@@ -59,15 +64,16 @@ def train(
     else:
         config = make_train_config(settings | {"root": Path(data)}, preset)
     dotted = dotted_names()
-    return training.train(
-        config,
-        Path(out),
-        sources={dotted[name]: "Python" for name in settings},
-        overwrite=overwrite,
-        has_auto_batch=has_auto_batch,
-        augment=augment,
-        listener=listener,
-    )
+    with keep_report(Path(out), listener or TrainingListener()) as reporting:
+        return training.train(
+            config,
+            Path(out),
+            sources={dotted[name]: "Python" for name in settings},
+            overwrite=overwrite,
+            has_auto_batch=has_auto_batch,
+            augment=augment,
+            listener=reporting,
+        )
 
 
 def resume(
@@ -94,12 +100,63 @@ def resume(
         DataError: The data has changed since the run began.
     """
     dotted = dotted_names()
-    return training.resume(
-        Path(run),
-        changes={dotted.get(name, name): value for name, value in changes.items()},
-        augment=augment,
-        listener=listener,
+    with keep_report(Path(run), listener or TrainingListener()) as reporting:
+        return training.resume(
+            Path(run),
+            changes={dotted.get(name, name): value for name, value in changes.items()},
+            augment=augment,
+            listener=reporting,
+        )
+
+
+def compare(
+    data: PathLike,
+    out: PathLike,
+    *,
+    variants: Sequence[str] | None = None,
+    seeds: int = 1,
+    preset: str = "default",
+    overwrite: bool = False,
+    on_run: Callable[[str], None] | None = None,
+    **settings: Any,
+) -> Comparison:
+    """Train plain and deformable networks under the same conditions, as `dcnseg compare` does.
+
+    Args:
+        data: The data folder.
+        out: The folder of the comparison to write.
+        variants: "plain", "dilationN" with a number, "deformable", "deformable-v2"; None: these
+            four, with twice the dilation of the plain network.
+        seeds: Number of runs of each variant, with consecutive seeds.
+        preset: As for `train`.
+        overwrite: Whether to replace a comparison that is in the folder.
+        on_run: Called with a line of text before each run.
+        **settings: As for `train`, the same for all runs.
+
+    Returns:
+        The runs of each variant with their scores, and the differences with their confidence
+        intervals; `sentences()` describes them.
+
+    Raises:
+        ConfigError: A variant or setting is unknown or cannot be met.
+        DataError: An image or mask is wrong; the message names the file.
+        TrainingError: As `train`.
+    """
+    if settings.get("batch_size") == AUTO_BATCH_SIZE:
+        raise ConfigError("`batch_size` is 'auto'; pass a number: all runs need the same.")
+    config = make_train_config(settings | {"root": Path(data)}, preset)
+    dotted = dotted_names()
+    result = comparison.compare(
+        config,
+        Path(out),
+        variants=variants,
+        seeds=range(config.seed, config.seed + seeds),
+        overwrite=overwrite,
+        sources={dotted[name]: "Python" for name in settings},
+        on_run=on_run,
     )
+    write_comparison(result, Path(out))
+    return result
 
 
 def evaluate(

@@ -226,6 +226,8 @@ def _check_head(info: WeightsInfo, tensors: Mapping[str, Tensor]) -> None:
         if name.startswith("segmentation_head.") and value.dim() == 4
     ]
     expected = [info.class_map.num_classes, info.model.decoder_channels]
+    if info.model.architecture == "plain" and shapes:
+        expected[1] = shapes[-1][1]  # the channels of the encoder
     if not shapes or shapes[-1][:2] != expected:
         found = f"has {shapes[-1][0]} and {shapes[-1][1]}" if shapes else "is missing"
         raise CheckpointError(

@@ -18,8 +18,9 @@ from dcnseg.validation import require as _require
 
 Config = TypeVar("Config")
 
-ARCHITECTURES = ("deeplabv3plus", "deeplabv3")
+ARCHITECTURES = ("deeplabv3plus", "deeplabv3", "plain")
 OPTIMIZERS = ("sgd", "adamw")
+LOGGERS = ("none", "tensorboard", "wandb", "mlflow")
 LOSSES = ("ce", "ce+dice", "focal", "lovasz")
 CLASS_WEIGHTS = ("none", "balanced", "sqrt")
 AMP_MODES = ("auto", "off", "bf16", "fp16")
@@ -78,10 +79,13 @@ UNCOMPARED_SETTINGS: Final = (
     "init",
     "encoder_weights",
     "tensorboard",
+    "logger",
 )
 
 # Chen et al. 2017, "Rethinking Atrous Convolution": the rates double when the stride halves.
 ATROUS_RATES_BY_STRIDE = {16: (6, 12, 18), 8: (12, 24, 36)}
+
+OVERLAY_OPACITY: Final = 0.5
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)
@@ -175,6 +179,7 @@ class ModelConfig:
 
     architecture: str = "deeplabv3plus"
     encoder: str = "resnet50"
+    encoder_depth: int = 5  # stages; the feature map of the last one has at most stride 2**depth
     output_stride: int = 16
     deform_layers: int = 3
     late_dilation: int = 0  # of the last three 3x3 convolutions; 0: as the output stride has it
@@ -189,6 +194,8 @@ class ModelConfig:
         _require_choice("--architecture", self.architecture, ARCHITECTURES)
         is_valid = self.output_stride in ATROUS_RATES_BY_STRIDE
         _check(self, "output_stride", is_valid, "8 or 16")
+        _check_range(self, 3, 5, "encoder_depth")
+        object.__setattr__(self, "output_stride", min(self.output_stride, 2**self.encoder_depth))
         _check_range(self, 0, MAX_COUNT, "deform_layers")
         _check_range(self, 0, MAX_DILATION, "late_dilation")
         _check_range(self, 1, MAX_CHANNELS, "offset_groups", "decoder_channels")
@@ -325,6 +332,7 @@ class TrainConfig:
     seed: int = 0
     device: str = "auto"
     tensorboard: bool = False
+    logger: str = "none"
     checkpoint_minutes: float = 10.0  # 0: at the end of epochs only
     checkpoint_epochs: int = 1
     nan_patience: int = 10  # steps in a row whose loss or gradient is not finite
@@ -336,6 +344,7 @@ class TrainConfig:
         _require_choice("--optimizer", self.optimizer, OPTIMIZERS)
         _require_choice("--loss", self.loss, LOSSES)
         _require_choice("--class-weights", self.class_weights, CLASS_WEIGHTS)
+        _require_choice("--logger", self.logger, LOGGERS)
         _require_choice("--amp", self.amp, AMP_MODES)
         _require_choice("--device", self.device.split(":")[0], DEVICES)
         _check(

@@ -11,7 +11,7 @@ import sys
 from pathlib import Path
 
 from dcnseg.data.image_io import read_image, write_jpeg
-from dcnseg.inference.prediction import draw_overlay
+from dcnseg.inference.overlay import draw_overlay
 from dcnseg.inference.predictor import Predictor
 from dcnseg.visualize.canvas import Panel, compose
 from dcnseg.visualize.offsets import capture_offsets, trace_cascade
@@ -28,10 +28,10 @@ def draw(demo: Path, scene: int, point_xy: tuple[float, float]) -> None:
     height, width = image.shape[:2]
     layers = capture_offsets(predictor.model, predictor.prepare(image), (height, width))
     panels = [
-        ("image", Panel.from_image(image).canvas),
-        ("segmentation", Panel.from_image(overlay).canvas),
+        ("Image", Panel.from_image(image).canvas),
+        ("Segmentation", Panel.from_image(overlay).canvas),
     ]
-    for title, is_plain in (("plain sampling", True), ("deformable sampling", False)):
+    for title, is_plain in (("Plain sampling", True), ("Deformable sampling", False)):
         panel = Panel.from_image(image)
         for depth, radius in ((2, 2.5), (1, 6.0)):
             samples = trace_cascade(layers[-depth:], point_xy, is_plain=is_plain)

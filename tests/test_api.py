@@ -107,7 +107,8 @@ def test_ids_and_overlay_are_those_of_the_files(
     expected = colors[(prediction.label_map == 255).astype(int)]
     np.testing.assert_array_equal(prediction.color_mask, expected)
     with Image.open(tmp_path / "overlays" / "0.jpg") as written:
-        difference = np.abs(np.asarray(written).astype(int) - prediction.overlay())
+        overlay = prediction.overlay()
+        difference = np.abs(np.asarray(written)[: len(overlay)].astype(int) - overlay)
     assert difference.mean() < 4  # JPEG
 
 

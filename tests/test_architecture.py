@@ -14,13 +14,16 @@ ROOT = Path(__file__).parents[1]
 # From the bottom up; packages of one row do not import each other.
 ROWS = (
     ("dcnseg", "dcnseg.config", "dcnseg.errors", "dcnseg.files", "dcnseg.validation"),
+    ("dcnseg.lettering",),
     ("dcnseg.tensor_pickle",),
     ("dcnseg.torch_file",),
     ("dcnseg.ops", "dcnseg.device", "dcnseg.safe_load"),
     ("dcnseg.models", "dcnseg.data"),
-    ("dcnseg.checkpoint",),
+    ("dcnseg.checkpoint", "dcnseg.scoring"),
     ("dcnseg.inference",),
-    ("dcnseg.engine", "dcnseg.visualize"),
+    ("dcnseg.visualize",),
+    ("dcnseg.engine",),
+    ("dcnseg.report",),
     ("dcnseg.api",),
     ("dcnseg_cli",),
 )

@@ -25,7 +25,7 @@ PAGES = [README, ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md")
 
 # Appended to the options of a page: the last value of an option counts.
 SMALL_OPTIONS = (*SMALL_TRAINING, "--eval-every=1", "--overwrite")
-OTHER_OPTIONS = {"--help", "--index-url", "--hypothesis-profile"}  # pip, pytest
+OTHER_OPTIONS = {"--help", "--index-url", "--hypothesis-profile", "--rounds"}  # of others
 
 
 def name_of(page: Path) -> str:
@@ -54,7 +54,15 @@ def commands_by_page() -> dict[Path, list[list[str]]]:
 def extra_options(command: list[str]) -> tuple[str, ...]:
     if "--resume" in command:
         return "--epochs=3", "--device=cpu"
-    without_device = {"train": SMALL_OPTIONS, "check": (), "info": ()}
+    two_runs = ("--seeds=1", "--variants=plain,deformable")
+    without_device = {
+        "train": SMALL_OPTIONS,
+        "evaluate": ("--device=cpu", "--overwrite"),
+        "compare": (*SMALL_OPTIONS, *two_runs),
+        "check": (),
+        "info": (),
+        "report": (),
+    }
     return without_device.get(command[0], ("--device=cpu",))
 
 

@@ -32,14 +32,17 @@ def demo(
     check_out_folder(folder, overwrite=overwrite)
     from dcnseg_cli.demo_steps import run_demo
 
-    run_demo(folder, seed=seed, device=device)
+    mean_iou = run_demo(folder, seed=seed, device=device)
     echo("")
-    echo("Results:")
+    echo(f"mIoU {mean_iou:.3f} on the validation scenes. Open first:")
+    echo(f"  {folder / 'run/report.html'}")
+    echo("Also written:")
     for what, path in (
         ("scenes with their masks", "scenes/train"),
-        ("validation images, masks and predictions", "run/preview.jpg"),
-        ("scores and offsets of every epoch", "run/metrics.jsonl"),
+        ("scores of every class and image, and errors", "evaluation"),
         ("predictions", "predictions/overlays"),
         ("offset figures", "offsets"),
     ):
-        echo(f"  {what + ':':<45}{folder / path}")
+        echo(f"  {what + ':':<46}{folder / path}")
+    echo("Next, with a folder of your own images and masks:")
+    echo("  dcnseg check FOLDER")

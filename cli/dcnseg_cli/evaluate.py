@@ -16,23 +16,27 @@ from dcnseg_cli.options import (
     JsonOption,
     MasksPatternOption,
     OverlapOption,
+    OverwriteOption,
     PairsOption,
     RunArgument,
     ScalesOption,
     SplitOption,
     WindowOption,
+    check_out_folder,
     comma_list,
     parse_numbers,
 )
-from dcnseg_cli.reporting import print_json, report_errors
+from dcnseg_cli.reporting import message, print_json, report_errors
 
 if TYPE_CHECKING:
-    from dcnseg.engine.evaluation import Scores
+    from dcnseg.scoring.scores import Scores
 
 EPILOG = """
 Examples:
 
   dcnseg evaluate runs/photos photos --split test
+
+  dcnseg evaluate runs/photos photos --split test --out evaluation
 
   dcnseg evaluate runs/photos photos --flip --scales 0.75,1,1.25 --json
 """
@@ -43,6 +47,15 @@ def evaluate(
     run: RunArgument,
     data: Annotated[Path, typer.Argument(metavar="DATA", help="Data folder, as for train.")],
     split: SplitOption = "val",
+    out: Annotated[
+        Path | None,
+        typer.Option(
+            "--out",
+            "-o",
+            help="Folder for the scores of every class and image, charts, and the worst images.",
+        ),
+    ] = None,
+    overwrite: OverwriteOption = False,
     window: WindowOption = PredictConfig.window,
     overlap: OverlapOption = PredictConfig.overlap,
     flip: FlipOption = PredictConfig.flip,
@@ -57,20 +70,25 @@ def evaluate(
     """Compute mIoU, class IoU and pixel accuracy on a split, at the original resolution."""
     config = PredictConfig(window, overlap, flip, parse_numbers(scales, "--scales"))
     source = PairSource(images, masks, pairs)
-    from dcnseg.engine.evaluation import evaluate_run
+    if out is not None:
+        check_out_folder(out, overwrite=overwrite)
+    from dcnseg.engine.evaluation import check_classes, find_evaluated_samples
+    from dcnseg.engine.evaluation import evaluate as evaluate_samples
+    from dcnseg.inference.predictor import Predictor
     from dcnseg_cli.progress_bar import progress_bar
 
+    samples = find_evaluated_samples(run, data, split, source)
+    predictor = Predictor.from_checkpoint(run, device=device, amp=amp, config=config)
+    check_classes(data, predictor.class_map)
     with progress_bar("Evaluating") as on_progress:
-        scores = evaluate_run(
-            run,
-            data,
-            split,
-            device=device,
-            amp=amp,
-            config=config,
-            source=source,
-            on_progress=on_progress,
+        scores = evaluate_samples(
+            predictor, samples, has_details=out is not None, on_progress=on_progress
         )
+    if out is not None:
+        from dcnseg.report.evaluation_report import write_evaluation
+
+        for path in write_evaluation(out, predictor, samples, scores, split):
+            message(str(path))
     if json:
         print_json({"split": split, **scores.to_dict()})
     else:

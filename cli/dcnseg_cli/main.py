@@ -9,7 +9,17 @@ from typing import Annotated
 import typer
 
 from dcnseg import __version__
-from dcnseg_cli import check, demo, evaluate, info, predict, train, visualize_offsets
+from dcnseg_cli import (
+    check,
+    compare,
+    demo,
+    evaluate,
+    info,
+    predict,
+    report,
+    train,
+    visualize_offsets,
+)
 from dcnseg_cli.reporting import (
     USAGE,
     echo,
@@ -40,6 +50,8 @@ app = typer.Typer(
 app.command("check", epilog=check.EPILOG)(check.check)
 app.command("train", cls=train.TrainCommand, epilog=train.EPILOG)(train.train)
 app.command("evaluate", epilog=evaluate.EPILOG)(evaluate.evaluate)
+app.command("compare", cls=train.TrainCommand, epilog=compare.EPILOG)(compare.compare)
+app.command("report", epilog=report.EPILOG)(report.report)
 app.command("predict", epilog=predict.EPILOG)(predict.predict)
 app.command("visualize-offsets", epilog=visualize_offsets.EPILOG)(
     visualize_offsets.visualize_offsets

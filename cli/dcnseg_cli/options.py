@@ -16,7 +16,11 @@ SPLITS = ("train", "val", "test", "all")
 
 
 def choice_option(
-    help_text: str, choices: Sequence[str], panel: str | None = None, *, metavar: str | None = None
+    help_text: str,
+    choices: Sequence[str],
+    *names: str,
+    panel: str | None = None,
+    metavar: str | None = None,
 ) -> Any:
     """An option whose help shows the choices, and whose value the shell completes.
 
@@ -25,6 +29,7 @@ def choice_option(
     Args:
         help_text: What the option does.
         choices: Values that the shell completes.
+        names: Names of the option; none: that of the parameter.
         panel: Panel of the help; None: the first one.
         metavar: Shown instead of the choices.
     """
@@ -33,6 +38,7 @@ def choice_option(
         return [choice for choice in choices if choice.startswith(incomplete)]
 
     return typer.Option(
+        *names,
         help=help_text,
         metavar=metavar or f"[{'|'.join(choices)}]",
         autocompletion=complete,
@@ -45,7 +51,7 @@ def device_option(panel: str | None) -> Any:
     return choice_option(
         "Device; auto picks the first CUDA GPU, then MPS, then the CPU.",
         DEVICES,
-        panel,
+        panel=panel,
         metavar="[auto|cpu|cuda|cuda:N|mps]",
     )
 
@@ -58,10 +64,12 @@ DeviceOption = Annotated[str, device_option("Machine")]
 AmpOption = Annotated[
     str,
     choice_option(
-        "Mixed precision; auto uses bf16 where it is faster than float32.", AMP_MODES, "Machine"
+        "Mixed precision; auto uses bf16 where it is faster than float32.",
+        AMP_MODES,
+        panel="Machine",
     ),
 ]
-SplitOption = Annotated[str, choice_option("Split to score.", SPLITS, "Data")]
+SplitOption = Annotated[str, choice_option("Split to score.", SPLITS, panel="Data")]
 JsonOption = Annotated[bool, typer.Option("--json", help="Print JSON.", rich_help_panel="Output")]
 OverwriteOption = Annotated[
     bool,

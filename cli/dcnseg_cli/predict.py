@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Annotated
 
 import typer
 
-from dcnseg.config import PredictConfig
+from dcnseg.config import OVERLAY_OPACITY, PredictConfig
 from dcnseg.errors import ConfigError
 from dcnseg_cli.options import (
     AmpOption,
@@ -65,6 +65,15 @@ def predict(
             rich_help_panel="Output",
         ),
     ] = False,
+    opacity: Annotated[
+        float,
+        typer.Option(
+            min=0.0,
+            max=1.0,
+            help="Opacity of the colors of overlays, from 0 (outlines only) to 1.",
+            rich_help_panel="Output",
+        ),
+    ] = OVERLAY_OPACITY,
     min_confidence: Annotated[
         float,
         typer.Option(
@@ -115,7 +124,13 @@ def predict(
             _report(result, as_json=json)
 
         results = predict_files(
-            predictor, inputs, out, kinds, skip_existing=skip_existing, on_result=on_result
+            predictor,
+            inputs,
+            out,
+            kinds,
+            opacity=opacity,
+            skip_existing=skip_existing,
+            on_result=on_result,
         )
     failed = sum(result.error is not None for result in results)
     skipped = sum(result.is_skipped for result in results)

@@ -5,7 +5,7 @@ from __future__ import annotations
 import inspect
 import re
 import shlex
-from collections.abc import Iterator, Mapping
+from collections.abc import Callable, Collection, Iterator, Mapping
 from contextlib import contextmanager
 from dataclasses import fields
 from pathlib import Path
@@ -19,6 +19,7 @@ from dcnseg.config import (
     ARCHITECTURES,
     ATROUS_RATES_BY_STRIDE,
     CLASS_WEIGHTS,
+    LOGGERS,
     LOSSES,
     OPTIMIZERS,
     PRESETS,
@@ -73,6 +74,7 @@ ENCODERS = (
 
 STRIDES = tuple(map(str, sorted(ATROUS_RATES_BY_STRIDE)))
 AUTO = "auto"
+NEEDED = "pass DATA and --out RUN, or --resume RUN."
 DEFAULT_PRESET = "default"
 DOTTED_NAMES = {"data": "data.root"} | {k: v for k, v in dotted_names().items() if k != "root"}
 RESUMABLE_OPTIONS = [name for name, dotted in DOTTED_NAMES.items() if dotted in RESUMABLE_SETTINGS]
@@ -89,6 +91,11 @@ class TrainCommand(TyperCommand):
 def _option(help_text: str, *names: str, metavar: str | None = None) -> Any:
     return typer.Option(*names, help=help_text, metavar=metavar)
 
+
+PresetOption = Annotated[
+    str,
+    choice_option("Settings for a size of machine; other options override them.", tuple(PRESETS)),
+]
 
 # The options by panel of the help, in its order; types and defaults are those of the settings.
 OPTIONS: Mapping[str | None, Mapping[str, Any]] = {
@@ -145,10 +152,18 @@ OPTIONS: Mapping[str | None, Mapping[str, Any]] = {
         ),
     },
     "Model": {
-        "architecture": choice_option("Architecture of the decoder.", ARCHITECTURES),
+        "architecture": choice_option(
+            "Architecture of the decoder; plain: only a 1x1 convolution, without ASPP.",
+            ARCHITECTURES,
+            "--architecture",
+            "--decoder",
+        ),
         "encoder_weights": _option(
             "imagenet, none, another weights name that segmentation-models-pytorch provides for "
             "the encoder, or a local file."
+        ),
+        "encoder_depth": _option(
+            "Number of stages of the encoder, 3 to 5; 3: a small network with output stride 8."
         ),
         "output_stride": choice_option("Output stride of the encoder.", STRIDES),
         "deform_layers": _option(
@@ -196,6 +211,7 @@ OPTIONS: Mapping[str | None, Mapping[str, Any]] = {
     "Output": {
         "overwrite": OverwriteOption,
         "tensorboard": _option("Also write TensorBoard events.", "--tensorboard"),
+        "logger": choice_option("Also write the curves with this package.", LOGGERS),
         "checkpoint_minutes": _option(
             "Save a checkpoint every N minutes within an epoch; 0: only at the end of epochs."
         ),
@@ -228,19 +244,25 @@ def _parameter(name: str, option: Any, panel: str | None) -> inspect.Parameter:
     return inspect.Parameter(name, keyword, default=default, annotation=option)
 
 
-def _add_options(command: Command) -> Command:
-    """Replace `**settings` in the signature that Typer reads by OPTIONS."""
-    signature = inspect.signature(command, eval_str=True)
-    *parameters, _settings = signature.parameters.values()
-    for panel, options in OPTIONS.items():
-        parameters += [_parameter(name, option, panel) for name, option in options.items()]
-    command.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
-    command.__annotations__ = {parameter.name: parameter.annotation for parameter in parameters}
-    return command
+def add_options(without: Collection[str] = ()) -> Callable[[Command], Command]:
+    """Replace `**settings` in the signature that Typer reads by OPTIONS, but for some names."""
+
+    def add(command: Command) -> Command:
+        signature = inspect.signature(command, eval_str=True)
+        *parameters, _settings = signature.parameters.values()
+        for panel, options in OPTIONS.items():
+            for name, option in options.items():
+                if name not in without:
+                    parameters.append(_parameter(name, option, panel))
+        command.__signature__ = signature.replace(parameters=parameters)  # type: ignore[attr-defined]
+        command.__annotations__ = {p.name: p.annotation for p in parameters}
+        return command
+
+    return add
 
 
 @report_errors
-@_add_options
+@add_options()
 def train(
     context: typer.Context,
     data: Annotated[
@@ -252,12 +274,7 @@ def train(
         ),
     ] = None,
     out: Annotated[Path | None, _option("Run folder to write.", "--out", "-o")] = None,
-    preset: Annotated[
-        str,
-        choice_option(
-            "Settings for a size of machine; other options override them.", tuple(PRESETS)
-        ),
-    ] = DEFAULT_PRESET,
+    preset: PresetOption = DEFAULT_PRESET,
     resume: Annotated[
         Path | None,
         _option(
@@ -269,21 +286,43 @@ def train(
     **settings: Any,
 ) -> None:
     """Train a DeepLab with deformable convolutions on a folder of images and masks."""
-    options = context.params
-    given = {
-        name
-        for name in options
-        if (source := context.get_parameter_source(name))
-        and source.name not in ("DEFAULT", "DEFAULT_MAP")
-    }
+    options, given = context.params, given_options(context)
     if resume is not None:
         _resume(resume, options, given)
         return
     if data is None or out is None:
-        raise typer.BadParameter(
-            "pass DATA and --out RUN, or --resume RUN.", param_hint="DATA / --out"
+        raise typer.BadParameter(NEEDED, param_hint="DATA / --out")
+    config, sources = new_config(options, given)
+    from dcnseg.engine import training
+    from dcnseg.report.run_charts import keep_report
+    from dcnseg_cli.training_display import training_display
+
+    with _suggest_resume(out), training_display() as display, keep_report(out, display) as listener:
+        result = training.train(
+            config,
+            out,
+            sources=sources,
+            overwrite=settings["overwrite"],
+            has_auto_batch=settings["batch_size"] == AUTO,
+            listener=listener,
         )
-    if settings["init"] is not None and "encoder_weights" in given:
+    _report(result)
+
+
+def given_options(context: typer.Context) -> set[str]:
+    """The names of the options that the command line has."""
+    return {
+        name
+        for name in context.params
+        if (source := context.get_parameter_source(name))
+        and source.name not in ("DEFAULT", "DEFAULT_MAP")
+    }
+
+
+def new_config(options: Mapping[str, Any], given: set[str]) -> tuple[TrainConfig, dict[str, str]]:
+    """The settings of a new run, and the source of each."""
+    preset = options["preset"]
+    if options["init"] is not None and "encoder_weights" in given:
         raise typer.BadParameter(
             "--init loads the encoder too; omit --encoder-weights.", param_hint="--init"
         )
@@ -292,10 +331,6 @@ def train(
             f"{preset!r} is not one of {', '.join(PRESETS)}.{did_you_mean(preset, PRESETS)}",
             param_hint="--preset",
         )
-    from dcnseg.engine import training
-    from dcnseg_cli.training_display import training_display
-
-    from_options = _settings(options)
     from_preset = {
         name: value
         for name, value in PRESETS[preset].items()
@@ -307,24 +342,15 @@ def train(
         if option in options
     }
     sources |= dict.fromkeys(from_preset, f"preset {preset}")
-    has_auto_batch = settings["batch_size"] == AUTO
-    if has_auto_batch:
+    if options["batch_size"] == AUTO:
         sources["batch_size"] = "command line, found by trying"
-    with _suggest_resume(out), training_display() as listener:
-        result = training.train(
-            unflatten_settings(from_options | from_preset),
-            out,
-            sources=sources,
-            overwrite=settings["overwrite"],
-            has_auto_batch=has_auto_batch,
-            listener=listener,
-        )
-    _report(result)
+    return unflatten_settings(_settings(options) | from_preset), sources
 
 
 def _resume(run: Path, options: Mapping[str, Any], given: set[str]) -> None:
     from dcnseg.engine import training
     from dcnseg.engine.run_folder import read_run
+    from dcnseg.report.run_charts import keep_report
     from dcnseg_cli.training_display import training_display
 
     if given - set(RESUMABLE_OPTIONS) - {"resume"}:
@@ -335,7 +361,7 @@ def _resume(run: Path, options: Mapping[str, Any], given: set[str]) -> None:
         for name in given - {"resume"}
         if name in RESUMABLE_OPTIONS
     }
-    with _suggest_resume(run), training_display() as listener:
+    with _suggest_resume(run), training_display() as display, keep_report(run, display) as listener:
         result = training.resume(run, changes=changes, listener=listener)
     _report(result)
 

@@ -2,12 +2,10 @@
 
 from __future__ import annotations
 
-import shlex
-from pathlib import Path
-
 from dcnseg.checkpoint import BEST_WEIGHTS
-from dcnseg.engine.run_folder import PREVIEW, RunRecord, read_run
+from dcnseg.engine.run_folder import PREVIEW, REPORT, read_run
 from dcnseg.engine.trainer import TrainResult
+from dcnseg.report.run_report import next_commands
 from dcnseg_cli.console import open_console
 from dcnseg_cli.reporting import echo, message
 from dcnseg_cli.score_table import describe_score, score_table
@@ -23,22 +21,10 @@ def report_training(result: TrainResult) -> None:
     if "class_iou" in result.scores:
         title = f"validation, epoch {result.best_epoch}"
         open_console(stderr=True).print(score_table(result.scores, title))
-    for name, what in ((PREVIEW, "Preview"), (BEST_WEIGHTS, "Weights")):
+    for name, what in ((REPORT, "Report"), (PREVIEW, "Preview"), (BEST_WEIGHTS, "Weights")):
         if (result.run / name).is_file():
             message(f"{what}: {result.run / name}")
     message("Next steps:")
     for command in next_commands(result.run, record):
         message(f"  {command}")
     echo(str(result.run))
-
-
-def next_commands(run: Path, record: RunRecord) -> list[str]:
-    """List the commands to run next."""
-    name = shlex.quote(str(run))
-    data = shlex.quote(str(record.config.data.root))
-    commands = [f"dcnseg predict {name} IMAGES --out predictions"]
-    if record.split.get("test"):
-        commands.insert(0, f"dcnseg evaluate {name} {data} --split test")
-    if record.config.model.deform_layers:
-        commands.append(f"dcnseg visualize-offsets {name} IMAGES --out offsets")
-    return commands

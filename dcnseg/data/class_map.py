@@ -35,6 +35,7 @@ __all__ = ["IGNORE_INDEX", "ClassInfo", "ClassMap", "UnknownLabelsError"]
 
 MAX_CLASSES: Final = 255
 _BLURRED: Final = 32  # more unknown values than this are not missing classes
+_BACKGROUND: Final = ("background", "_background_", "bg")
 _IGNORED_COLOR: Final = (224, 224, 192)  # PASCAL VOC's color of void
 
 
@@ -179,6 +180,11 @@ class ClassMap:
     def names(self) -> tuple[str, ...]:
         """The names in the order of the training indices."""
         return tuple(entry.name for entry in self.classes)
+
+    @property
+    def object_indices(self) -> tuple[int, ...]:
+        """The training indices of all classes but the background, which is known by its name."""
+        return tuple(i for i, name in enumerate(self.names) if name.lower() not in _BACKGROUND)
 
     @property
     def ids(self) -> tuple[int, ...]:

@@ -7,40 +7,32 @@ from __future__ import annotations
 
 import math
 from collections import defaultdict
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
 from typing import Any, Self
 
-import cv2
-import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
 from dcnseg.checkpoint import BEST_WEIGHTS, RESUME_STATE, TrainingDataStats, save_weights
 from dcnseg.config import PredictConfig, TrainConfig
-from dcnseg.data.dataset import load_pair
-from dcnseg.data.image_io import write_jpeg
-from dcnseg.data.sample import Sample
 from dcnseg.device import explain_out_of_memory
 from dcnseg.engine.evaluation import evaluate
 from dcnseg.engine.listener import TrainingListener
-from dcnseg.engine.run_folder import PREVIEW, explain_write_errors
+from dcnseg.engine.run_folder import PREVIEW, explain_write_errors, write_scores
+from dcnseg.engine.run_images import write_preview
 from dcnseg.engine.state import TrainingState
 from dcnseg.engine.training_data import TrainingData
 from dcnseg.errors import NotFiniteError, TrainingError
 from dcnseg.inference.image_stats import summarize_training_images
-from dcnseg.inference.prediction import draw_overlay
 from dcnseg.inference.predictor import Predictor
 from dcnseg.models.segmenter import Segmenter
 from dcnseg.ops.deform_conv.module import DeformConv2d
 from dcnseg.ops.offset_stats import OffsetStatistics, offset_statistics
+from dcnseg.scoring.scores import Scores
 
-PREVIEW_ROWS = 4
-CELL_WIDTH = 420  # pixels
-GAP = 6  # pixels between cells
 MONITORED_PASSES = 8  # enough for a mean; more would slow down the evaluation
 MAX_OUTSIDE_SHARE = 0.5  # of the sampling positions
 STATISTICS = ("mean_px", "p95_px", "outside_share", "grid_outside_share")
@@ -74,12 +66,13 @@ class EpochEvaluator:
         )
         with explain_out_of_memory(self._out_of_memory_error), OffsetMonitor(model) as monitor:
             try:
-                scores = evaluate(
+                details = evaluate(
                     predictor, self.data.splits.val, on_progress=lambda _done, _total: on_image()
-                ).to_dict()
+                )
             except NotFiniteError as error:  # later epochs may recover
                 self.listener.warned(f"Epoch {epoch} has no score. {error}")
                 return {"mean_iou": None}
+        scores = details.to_dict()
         result = scores | {"offsets": monitor.summary()}
         if runaways := monitor.runaways():
             result["runaway_layers"] = list(runaways)
@@ -89,11 +82,11 @@ class EpochEvaluator:
                     self.listener.warned(text)
         best = self.state.best_scores
         if best is None or (scores["mean_iou"] or 0) > self.state.best_mean_iou:
-            self._keep_best(epoch, scores, predictor)
+            self._keep_best(epoch, details, predictor)
         return result
 
-    def _keep_best(self, epoch: int, scores: dict[str, Any], predictor: Predictor) -> None:
-        state, splits = self.state, self.data.splits
+    def _keep_best(self, epoch: int, details: Scores, predictor: Predictor) -> None:
+        state, splits, scores = self.state, self.data.splits, details.to_dict()
         state.best_epoch, state.best_scores = epoch, scores
         with explain_write_errors(self.run / BEST_WEIGHTS):
             save_weights(
@@ -106,7 +99,9 @@ class EpochEvaluator:
                 training_data=self._training_data_stats,
             )
         with explain_write_errors(self.run / PREVIEW):
-            write_preview(self.run / PREVIEW, predictor, splits.val)
+            write_preview(self.run / PREVIEW, predictor, splits.val, details)
+        record = {"epoch": epoch, "split": "val", **details.to_detailed_dict()}
+        write_scores(self.run, record | {"train_pixels": self.data.pixel_counts.tolist()})
 
     @cached_property
     def _training_data_stats(self) -> TrainingDataStats:
@@ -118,32 +113,6 @@ class EpochEvaluator:
             f"{PredictConfig.window} pixels. Use smaller images, or start a new run with a lower "
             f"--input-scale. The last checkpoint is {self.run / RESUME_STATE}."
         )
-
-
-def write_preview(path: Path, predictor: Predictor, samples: Sequence[Sample]) -> None:
-    """Write an image with rows of image, mask and prediction for up to four samples."""
-    count = min(len(samples), PREVIEW_ROWS)
-    indices = [round((i + 0.5) * len(samples) / count - 0.5) for i in range(count)]  # evenly spaced
-    rows = [_preview_row(predictor, samples[i]) for i in indices]
-    gap = np.full((GAP, rows[0].shape[1], 3), 255, np.uint8)
-    stacked = [part for row in rows for part in (row, gap)][:-1]
-    write_jpeg(path, np.concatenate(stacked))
-
-
-def _preview_row(predictor: Predictor, sample: Sample) -> npt.NDArray[np.uint8]:
-    image, labels = load_pair(sample, predictor.class_map)
-    predicted = predictor.predict(image).labels
-    size = CELL_WIDTH, max(1, round(image.shape[0] * CELL_WIDTH / image.shape[1]))
-    gap = np.full((size[1], GAP, 3), 255, np.uint8)
-    cells = [
-        cv2.resize(cell, size, interpolation=cv2.INTER_AREA)
-        for cell in (
-            image,
-            draw_overlay(image, labels, predictor.class_map),
-            draw_overlay(image, predicted, predictor.class_map),
-        )
-    ]
-    return np.concatenate([cells[0], gap, cells[1], gap, cells[2]], axis=1)
 
 
 class OffsetMonitor:

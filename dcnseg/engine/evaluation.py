@@ -1,19 +1,17 @@
-"""Scores from the confusion matrix of a split; entry points `evaluate`, `evaluate_run`."""
+"""Evaluation of a predictor on a split; entry points `evaluate`, `evaluate_run`."""
 
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass, replace
+from dataclasses import replace
 from pathlib import Path
-from typing import Any
 
 import numpy as np
-import numpy.typing as npt
 
 from dcnseg.checkpoint import BEST_WEIGHTS
 from dcnseg.config import PairSource, PredictConfig
-from dcnseg.data.class_map import IGNORE_INDEX, ClassMap, find_class_list
+from dcnseg.data.class_map import ClassMap, find_class_list
 from dcnseg.data.dataset import load_pair
 from dcnseg.data.pairing.folders import find_splits
 from dcnseg.data.pairing.splits import SPLIT_NAMES, Splits
@@ -22,73 +20,29 @@ from dcnseg.engine.run_folder import is_run, read_run
 from dcnseg.errors import ConfigError, DataError, NotFiniteError
 from dcnseg.inference.predictor import Predictor
 from dcnseg.inference.read_ahead import read_ahead
+from dcnseg.scoring.boundary import count_boundaries
+from dcnseg.scoring.counts import LabelIndices, count_classes, count_confusion
+from dcnseg.scoring.objects import score_objects
+from dcnseg.scoring.scores import ImageScores, Scores
 from dcnseg.validation import did_you_mean
 
 SPLITS = ("train", "val", "test", "all")
-
-
-@dataclass(frozen=True)
-class Scores:
-    """Scores of a split."""
-
-    confusion: npt.NDArray[np.int64]  # pixels by true (row) and predicted class (column), [K, K]
-    names: tuple[str, ...]  # of the K classes
-
-    @property
-    def class_iou(self) -> npt.NDArray[np.float64]:
-        """Intersection over union per class, [K]; NaN for a class neither true nor predicted."""
-        hits = np.diag(self.confusion).astype(np.float64)
-        union = self.confusion.sum(0) + self.confusion.sum(1) - hits
-        with np.errstate(invalid="ignore"):
-            return np.asarray(hits / union)
-
-    @property
-    def mean_iou(self) -> float:
-        """Mean IoU over the classes; classes neither true nor predicted are ignored."""
-        known = self.class_iou[~np.isnan(self.class_iou)]
-        return float(known.mean()) if known.size else float("nan")
-
-    @property
-    def pixel_accuracy(self) -> float:
-        """Fraction of the labeled pixels that are predicted correctly."""
-        total = self.confusion.sum()
-        return float(np.trace(self.confusion) / total) if total else float("nan")
-
-    def to_dict(self) -> dict[str, Any]:
-        """The scores as JSON values; undefined scores are None."""
-
-        def number(value: float) -> float | None:
-            return None if np.isnan(value) else round(float(value), 6)
-
-        return {
-            "mean_iou": number(self.mean_iou),
-            "pixel_accuracy": number(self.pixel_accuracy),
-            "class_iou": {
-                name: number(iou) for name, iou in zip(self.names, self.class_iou, strict=True)
-            },
-            "labelled_pixels": int(self.confusion.sum()),
-        }
-
-
-def count_confusion(
-    labels: npt.NDArray[np.uint8], predicted: npt.NDArray[np.uint8], num_classes: int
-) -> npt.NDArray[np.int64]:
-    """Count pixels by true and predicted class, [K, K]; ignored pixels are not counted."""
-    is_labeled = labels != IGNORE_INDEX
-    pairs = labels[is_labeled].astype(np.int64) * num_classes + predicted[is_labeled]
-    counts = np.bincount(pairs, minlength=num_classes * num_classes)
-    return counts.reshape(num_classes, num_classes)
 
 
 def evaluate(
     predictor: Predictor,
     samples: Sequence[Sample],
     *,
+    has_details: bool = False,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> Scores:
     """Predict every image at its original resolution and compute the scores.
 
-    `on_progress` is called with the number of evaluated images and the total.
+    Args:
+        predictor: The predictor.
+        samples: The images and masks.
+        has_details: Whether to compute boundary IoU and the scores of objects, too.
+        on_progress: Called with the number of evaluated images and the total.
 
     Raises:
         DataError: an image or mask cannot be read, or their sizes differ; the message names it.
@@ -102,6 +56,7 @@ def evaluate(
         )
     class_map = predictor.class_map
     confusion = np.zeros((class_map.num_classes,) * 2, np.int64)
+    images: list[ImageScores] = []
     with ThreadPoolExecutor(max_workers=2) as pool:
         pairs = read_ahead(pool, samples, lambda sample: load_pair(sample, class_map))
         for done, (sample, pair) in enumerate(pairs, 1):
@@ -110,10 +65,25 @@ def evaluate(
                 predicted = predictor.predict(image).labels
             except NotFiniteError as error:
                 raise NotFiniteError(f"{sample.image}: {error}") from error
-            confusion += count_confusion(labels, predicted, class_map.num_classes)
+            of_image = count_confusion(labels, predicted, class_map.num_classes)
+            confusion += of_image
+            scores = ImageScores(sample.stem, count_classes(of_image))
+            images.append(
+                _with_details(scores, labels, predicted, class_map) if has_details else scores
+            )
             if on_progress:
                 on_progress(done, len(samples))
-    return Scores(confusion, class_map.names)
+    return Scores(confusion, class_map.names, tuple(images))
+
+
+def _with_details(
+    scores: ImageScores, labels: LabelIndices, predicted: LabelIndices, class_map: ClassMap
+) -> ImageScores:
+    return replace(
+        scores,
+        boundary=count_boundaries(labels, predicted, class_map.num_classes),
+        objects=tuple(score_objects(labels, predicted, class_map.object_indices)),
+    )
 
 
 def evaluate_run(
@@ -125,33 +95,55 @@ def evaluate_run(
     amp: str = "off",
     config: PredictConfig | None = None,
     source: PairSource | None = None,
+    has_details: bool = False,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> Scores:
     """Evaluate a run folder or weights file on a split of a data folder.
 
-    On the data that the run was trained on, the run's own split is used, even if images have been
-    added since, and without a `source` the run's own one. Other data without a val folder is split
-    with the default seed. The arguments are those of `dcnseg.evaluate` and `evaluate`.
+    The arguments are those of `dcnseg.evaluate`, `evaluate` and `find_evaluated_samples`.
 
     Raises:
         ConfigError: there is no such split, or `run` and `root` are swapped.
         DataError: the data has other classes than the run, or a file is missing or invalid.
         NotFiniteError: see `evaluate`.
     """
+    samples = find_evaluated_samples(run, root, split, source)
+    predictor = Predictor.from_checkpoint(run, device=device, amp=amp, config=config)
+    check_classes(root, predictor.class_map)
+    return evaluate(predictor, samples, has_details=has_details, on_progress=on_progress)
+
+
+def find_evaluated_samples(
+    run: Path, root: Path, split: str, source: PairSource | None = None
+) -> tuple[Sample, ...]:
+    """Find the images of a split of a data folder.
+
+    On the data that the run was trained on, the run's own split is used, even if images have been
+    added since. Other data without a val folder is split with the default seed.
+
+    Args:
+        run: Run folder or weights file.
+        root: Data folder.
+        split: "train", "val", "test" or "all".
+        source: Where the images and masks are. Without it, the run's own source is used on its own
+            data.
+
+    Raises:
+        ConfigError: there is no such split, or `run` and `root` are swapped.
+        DataError: a file of the run's split is missing.
+    """
     _check_order(run, root)
     if split not in SPLITS:
         hint = did_you_mean(split, SPLITS)
         raise ConfigError(f"--split is {split!r}; expected one of {', '.join(SPLITS)}.{hint}")
-    predictor = Predictor.from_checkpoint(run, device=device, amp=amp, config=config)
-    splits = _splits_of(run if run.is_dir() else run.parent, root, source or PairSource())
+    splits = splits_of_run(run if run.is_dir() else run.parent, root, source or PairSource())
     samples = splits.all_samples() if split == "all" else getattr(splits, split)
     if not samples:
         there = ", ".join(name for name in SPLITS[:3] if getattr(splits, name))
         raise ConfigError(
             f"--split is {split}, but {root} does not contain this split; it contains {there}."
         )
-    _check_classes(root, predictor.class_map)
-    return evaluate(predictor, samples, on_progress=on_progress)
+    return tuple(samples)
 
 
 def _check_order(run: Path, root: Path) -> None:
@@ -165,7 +157,7 @@ def _check_order(run: Path, root: Path) -> None:
         raise DataError(f"{root}: does not exist.")
 
 
-def _splits_of(run: Path, root: Path, source: PairSource) -> Splits:
+def splits_of_run(run: Path, root: Path, source: PairSource) -> Splits:
     """Find the splits of a data folder; the recorded splits if the run was trained on it."""
     record = read_run(run) if is_run(run) else None
     if source.pairs:
@@ -197,7 +189,7 @@ def _splits_of(run: Path, root: Path, source: PairSource) -> Splits:
     return Splits(train, val, test, splits.layout)
 
 
-def _check_classes(root: Path, trained: ClassMap) -> None:
+def check_classes(root: Path, trained: ClassMap) -> None:
     """Raise a DataError if the data's class list has another class for an id than the run."""
     class_list = find_class_list(root)
     if class_list is None:

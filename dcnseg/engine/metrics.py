@@ -1,15 +1,13 @@
-"""The record of each epoch: metrics.jsonl, and training curves for TensorBoard.
+"""The record of each epoch in metrics.jsonl.
 
-Entry points: `append_metrics`, `read_metrics`, `restore_metrics`, `open_event_writer`.
+Entry points: `append_metrics`, `read_metrics`, `restore_metrics`.
 """
 
 from __future__ import annotations
 
 import json
 import os
-from collections.abc import Callable, Iterator, Mapping
-from contextlib import contextmanager
-from importlib.util import find_spec
+from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
 
@@ -91,39 +89,3 @@ def restore_metrics(
     with explain_write_errors(run / METRICS), atomic_path(run / METRICS) as temporary:
         temporary.write_text(text, encoding="utf-8")
     return text
-
-
-@contextmanager
-def open_event_writer(folder: Path | None) -> Iterator[Callable[[Mapping[str, Any]], None]]:
-    """Yield a function that writes an epoch's record for TensorBoard; a no-op without a folder.
-
-    Raises:
-        ConfigError: the package tensorboard is not installed.
-    """
-    if folder is None:
-        yield lambda record: None
-        return
-    require_tensorboard()
-    from torch.utils.tensorboard import SummaryWriter
-
-    with SummaryWriter(folder) as writer:
-
-        def write(record: Mapping[str, Any]) -> None:
-            for name, value in _flatten(record):
-                writer.add_scalar(name, value, record["epoch"])
-
-        yield write
-
-
-def require_tensorboard() -> None:
-    """Raise a ConfigError if the package tensorboard is not installed."""
-    if find_spec("tensorboard") is None:
-        raise ConfigError("--tensorboard needs the package tensorboard: pip install tensorboard")
-
-
-def _flatten(record: Mapping[str, Any], prefix: str = "") -> Iterator[tuple[str, float]]:
-    for name, value in record.items():
-        if isinstance(value, Mapping):
-            yield from _flatten(value, f"{prefix}{name}/")
-        elif isinstance(value, int | float):
-            yield f"{prefix}{name}", value

@@ -6,7 +6,12 @@ files.json        size and checksum of every image and mask
 metrics.jsonl     one line per epoch
 best.safetensors  the weights with the best validation score
 last.ckpt         the checkpoint to resume from
-preview.jpg       a few validation images with their masks and the best weights' predictions
+scores.json       the validation scores of the best weights, with the confusion matrix
+preview.jpg       the best, median and worst validation images with masks, predictions and errors
+train_batch.jpg   the first augmented training images with their masks
+
+`dcnseg train` and `dcnseg.train` add charts and a report: results.png, confusion_matrix.png,
+labels.png and report.html.
 
 Entry points: `create_run`, `read_run`, `update_settings`.
 """
@@ -19,7 +24,7 @@ import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -44,18 +49,29 @@ from dcnseg.validation import require
 CONFIG = "config.json"
 CLASSES = "classes.json"
 METRICS = "metrics.jsonl"
+SCORES = "scores.json"
 PREVIEW = "preview.jpg"
-RUN_FILES = (CONFIG, CLASSES, FILES, METRICS, PREVIEW, BEST_WEIGHTS, RESUME_STATE)
+TRAIN_BATCH = "train_batch.jpg"
+CURVES_CHART = "results.png"
+CONFUSION_CHART = "confusion_matrix.png"
+LABELS_CHART = "labels.png"
+REPORT = "report.html"
+RUN_FILES = (
+    *(CONFIG, CLASSES, FILES, METRICS, SCORES, PREVIEW, TRAIN_BATCH, BEST_WEIGHTS, RESUME_STATE),
+    *(CURVES_CHART, CONFUSION_CHART, LABELS_CHART, REPORT),
+)
 
 
 @dataclass(frozen=True)
 class RunRecord:
-    """The contents of config.json and classes.json."""
+    """The contents of config.json and classes.json; early versions lack command and versions."""
 
     config: TrainConfig
     sources: Mapping[str, str]
     split: Mapping[str, Sequence[str]]
     class_map: ClassMap
+    command: Sequence[str] = ()
+    versions: Mapping[str, str] = field(default_factory=dict)
 
 
 def create_run(
@@ -117,6 +133,36 @@ def is_run(folder: Path) -> bool:
     return isinstance(record, dict) and {"dcnseg", "settings"} <= set(record)
 
 
+def write_scores(run: Path, scores: Mapping[str, Any]) -> None:
+    """Write the scores of the best weights."""
+    _write_json(run / SCORES, scores)
+
+
+def read_scores(run: Path) -> dict[str, Any]:
+    """Read the scores of the best weights; empty if there are none, as in early versions.
+
+    Raises:
+        CheckpointError: the file is damaged.
+    """
+    path = run / SCORES
+    if not path.is_file():
+        return {}
+    num_classes = len(read_run(run).class_map.names)
+    try:
+        scores: dict[str, Any] = read_json(path)
+        require(isinstance(scores, dict), f"it is {short_repr(scores)}; expected a JSON object.")
+        confusion = np.asarray(scores.get("confusion"), np.int64)
+        pixels = np.asarray(scores.get("train_pixels"), np.int64)
+        shapes = confusion.shape, pixels.shape
+        require(shapes == ((num_classes,) * 2, (num_classes,)), "its counts have a wrong shape.")
+        kinds = ("class_iou", "class_precision", "class_recall", "class_f1")
+        missing = {"epoch", "mean_iou", "pixel_accuracy", *kinds} - set(scores)
+        require(not missing, f"it lacks {', '.join(sorted(missing))}.")
+    except (OSError, TypeError, ValueError, ConfigError) as error:
+        raise CheckpointError(f"{path} is damaged: {summarize_error(error)}") from error
+    return scores
+
+
 def read_run(run: Path) -> RunRecord:
     """Read the settings of a run.
 
@@ -135,20 +181,24 @@ def read_run(run: Path) -> RunRecord:
         require(isinstance(record, dict), f"it is {short_repr(record)}; expected a JSON object.")
         config = from_dict(TrainConfig, record.get("settings"))
         sources, split = record.get("sources"), record.get("split")
-        require(_is_table(sources, str), f"sources is {short_repr(sources)}; expected strings.")
+        require(is_table(sources, str), f"sources is {short_repr(sources)}; expected strings.")
         require(
-            _is_table(split, list) and set(split) == set(SPLIT_NAMES),
+            is_table(split, list) and set(split) == set(SPLIT_NAMES),
             f"split is {short_repr(split)}; expected lists for {', '.join(SPLIT_NAMES)}.",
         )
         for name, stems in split.items():
             wrong = [stem for stem in stems if not isinstance(stem, str)]
             require(not wrong, f"split.{name} has {short_repr(wrong[:1])}; expected names.")
-        return RunRecord(config, sources, split, class_map)
+        command, versions = record.get("command", []), record.get("versions", {})
+        require(isinstance(command, list), f"command is {short_repr(command)}; expected a list.")
+        require(is_table(versions, str), f"versions is {short_repr(versions)}; expected strings.")
+        return RunRecord(config, sources, split, class_map, [*map(str, command)], versions)
     except (OSError, ValueError, ConfigError) as error:
         raise CheckpointError(f"{path} is damaged: {summarize_error(error)}") from error
 
 
-def _is_table(value: Any, kind: type) -> bool:
+def is_table(value: Any, kind: type) -> bool:
+    """Whether a value is a dictionary whose values are all of one type."""
     return isinstance(value, dict) and all(isinstance(item, kind) for item in value.values())
 
 

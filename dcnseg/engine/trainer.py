@@ -19,14 +19,28 @@ from dcnseg.engine.epoch_evaluation import EpochEvaluator
 from dcnseg.engine.initial_weights import InitialWeights
 from dcnseg.engine.listener import EpochProgress, PartialEpoch, RunSummary, TrainingListener
 from dcnseg.engine.loading import EpochBatches, TrainingLoader
-from dcnseg.engine.metrics import append_metrics, metrics_line, open_event_writer
+from dcnseg.engine.loggers import open_loggers
+from dcnseg.engine.metrics import append_metrics, metrics_line
 from dcnseg.engine.optim import balance_classes, build_loss
+from dcnseg.engine.run_folder import TRAIN_BATCH, explain_write_errors
+from dcnseg.engine.run_images import write_train_batch
 from dcnseg.engine.safeguards import Safeguards
 from dcnseg.engine.state import TrainingState, build_state, restore_random_states, seed_epoch
 from dcnseg.engine.step import TrainingStep
 from dcnseg.engine.training_data import TrainingData, training_dataset
 from dcnseg.errors import TrainingError
 from dcnseg.inference.predictor import Predictor
+
+
+def is_evaluated(config: TrainConfig, epoch: int) -> bool:
+    """Whether the network is evaluated after this epoch."""
+    return epoch % config.eval_every == 0 or epoch == config.epochs
+
+
+def stops_early(config: TrainConfig, epoch: int, best_epoch: int) -> bool:
+    """Whether `patience` epochs have passed without improvement at an evaluation."""
+    is_due = epoch > 0 and is_evaluated(config, epoch)
+    return is_due and 0 < config.patience <= epoch - best_epoch
 
 
 @dataclass(frozen=True)
@@ -77,12 +91,11 @@ class Trainer:
         self.listener = listener
         self.device = select_device(config.device)
         self.amp_dtype = select_amp_dtype(config.amp, self.device)
-        batches = EpochBatches(len(data.splits.train), config.batch_size, seed=config.seed)
-        self.num_batches = len(batches)
+        self.batches = EpochBatches(len(data.splits.train), config.batch_size, seed=config.seed)
         self.state: TrainingState = build_state(
             config,
             num_classes=data.class_map.num_classes,
-            updates_per_epoch=math.ceil(len(batches) / config.accumulate),
+            updates_per_epoch=math.ceil(len(self.batches) / config.accumulate),
             device=self.device,
             encoder_weights=encoder_weights,
             initial=initial,
@@ -90,9 +103,10 @@ class Trainer:
         weights = balance_classes(data.pixel_counts, config.class_weights)
         loss = build_loss(config.loss, None if weights is None else weights.to(self.device))
         self.step = TrainingStep(self.state, loss, self.device, self.amp_dtype)
+        self.dataset = training_dataset(config, data, self.state.preprocessing, augment)
         self.loader = TrainingLoader(
-            training_dataset(config, data, self.state.preprocessing, augment),
-            batches,
+            self.dataset,
+            self.batches,
             accumulate=config.accumulate,
             workers=config.data.workers,
             pin_memory=self.device.type == "cuda",
@@ -105,13 +119,14 @@ class Trainer:
         self.listener.started(self._summary())
         if self.state.epoch == 0 and self.state.partial is None:
             self.safeguards.save()  # reports a full disk early, and allows a resume from the start
+            self._write_train_batch()
         with (
-            open_event_writer(self.run if self.config.tensorboard else None) as write_events,
+            open_loggers(self.run, self.config, self.listener.warned) as write_record,
             self.loader.manage_workers(),
         ):
             for epoch in range(self.state.epoch + 1, self.config.epochs + 1):
                 record = self._run_epoch(epoch)
-                write_events(record)
+                write_record(record)
                 self.listener.epoch_done(record, is_best=self.state.best_epoch == epoch)
                 if self.should_stop_early():
                     self.listener.stopped_early(epoch, self.config.patience)
@@ -125,13 +140,19 @@ class Trainer:
             )
         return TrainResult(self.run, self.state.best_epoch, self.state.best_scores or {})
 
+    def _write_train_batch(self) -> None:
+        path, indices = self.run / TRAIN_BATCH, next(iter(self.batches))
+        self.dataset.set_epoch(1)
+        with explain_write_errors(path):
+            write_train_batch(path, self.dataset, indices, self.state.preprocessing)
+
     def _run_epoch(self, epoch: int) -> dict[str, Any]:
         """Train and evaluate an epoch, or the rest of it, and save the result."""
         started = time.perf_counter()
         partial = self._start_epoch(epoch)
         record: dict[str, Any] = {"epoch": epoch, "lr": partial.lr}
         record |= self._train_epoch(epoch, partial)
-        if self._is_evaluated(epoch):
+        if is_evaluated(self.config, epoch):
             record |= self.evaluator.evaluate(epoch, self.safeguards.stop_if_requested)
         record["seconds"] = round(time.perf_counter() - started, 2)
         self._finish_epoch(epoch, record)
@@ -179,13 +200,8 @@ class Trainer:
             self.safeguards.save(is_final=is_final)  # last: everything else is on disk
 
     def should_stop_early(self) -> bool:
-        """Whether `patience` epochs have passed without improvement at the last evaluation."""
-        epoch = self.state.epoch
-        stale_epochs = epoch - self.state.best_epoch
-        return epoch > 0 and self._is_evaluated(epoch) and 0 < self.config.patience <= stale_epochs
-
-    def _is_evaluated(self, epoch: int) -> bool:
-        return epoch % self.config.eval_every == 0 or epoch == self.config.epochs
+        """Whether the run stops at its current epoch; see `stops_early`."""
+        return stops_early(self.config, self.state.epoch, self.state.best_epoch)
 
     def _summary(self) -> RunSummary:
         splits, model = self.data.splits, self.state.model
@@ -199,7 +215,7 @@ class Trainer:
             number_format=str(self.amp_dtype or torch.float32).removeprefix("torch."),
             first_epoch=self.state.epoch + 1,
             epochs=self.config.epochs,
-            steps_per_epoch=self.num_batches,
+            steps_per_epoch=len(self.batches),
             best_mean_iou=(self.state.best_scores or {}).get("mean_iou"),
             batch_size=self.config.batch_size,
         )

@@ -5,7 +5,7 @@ from __future__ import annotations
 from collections.abc import Mapping
 from dataclasses import replace
 from pathlib import Path
-from typing import Any
+from typing import Any, Final
 
 from dcnseg.checkpoint import RESUME_STATE, load_resume_state
 from dcnseg.config import (
@@ -22,7 +22,8 @@ from dcnseg.engine.batch_size import find_batch_size
 from dcnseg.engine.environment import restore_environment
 from dcnseg.engine.initial_weights import read_initial_weights
 from dcnseg.engine.listener import TrainingListener
-from dcnseg.engine.metrics import require_tensorboard, restore_metrics
+from dcnseg.engine.loggers import require_loggers
+from dcnseg.engine.metrics import restore_metrics
 from dcnseg.engine.out_folder import (
     check_is_unlocked,
     check_out_is_separate,
@@ -38,7 +39,7 @@ from dcnseg.engine.run_folder import (
     update_settings,
 )
 from dcnseg.engine.saved_state import restore_state
-from dcnseg.engine.trainer import Trainer, TrainResult
+from dcnseg.engine.trainer import Trainer, TrainResult, stops_early
 from dcnseg.engine.training_data import (
     check_files_are_unchanged,
     find_training_splits,
@@ -48,6 +49,8 @@ from dcnseg.errors import ConfigError
 from dcnseg.files import mark_output_folder
 from dcnseg.models.pretrained import NO_WEIGHTS, require_encoder_weights
 from dcnseg.models.segmenter import build_segmenter
+
+MIN_MAP_CELLS: Final = 24  # of each side; see docs/comparing.md
 
 
 def train(
@@ -87,8 +90,8 @@ def train(
         initial = read_initial_weights(config.init, config.model)
         config = replace(config, init=config.init.resolve(), encoder_weights=NO_WEIGHTS)
     config = replace(config, augment=name_of(augment) if augment else "")
-    if config.tensorboard:
-        require_tensorboard()
+    require_loggers(config)
+    _note_small_map(config, listener)
     data = prepare_data(config, splits, on_progress=listener.checking, on_warning=listener.warned)
     if has_auto_batch:
         size = find_batch_size(
@@ -140,6 +143,17 @@ def resume(
         return _resume_locked(run, changes, augment, listener)
 
 
+def is_complete(run: Path) -> bool:
+    """Whether a run has trained all its epochs, or stopped early.
+
+    Raises:
+        CheckpointError: the folder has no run to resume, or its files are damaged.
+    """
+    config, saved = read_run(run).config, load_resume_state(run / RESUME_STATE)
+    stops = stops_early(config, saved["epoch"], saved["best_epoch"])
+    return bool(saved["epoch"] >= config.epochs or stops)
+
+
 def _resume_locked(
     run: Path, changes: Mapping[str, Any], augment: Augmentation | None, listener: TrainingListener
 ) -> TrainResult:
@@ -176,6 +190,17 @@ def _resume_locked(
             run, saved["epoch"], saved.get("metrics"), listener.warned
         )
         return trainer.run_epochs()
+
+
+def _note_small_map(config: TrainConfig, listener: TrainingListener) -> None:
+    """Note that the offsets have little room on the feature map of a training crop."""
+    rows, columns = (side // config.model.output_stride for side in config.data.crop_size)
+    if config.model.deform_layers and min(rows, columns) < MIN_MAP_CELLS:
+        listener.noted(
+            f"The last feature map of a training crop has {rows}x{columns} cells. Offsets have "
+            f"little to adapt to below {MIN_MAP_CELLS}x{MIN_MAP_CELLS}; a larger --crop-size, or "
+            "--output-stride 8, gives them more. `dcnseg compare` shows whether they help."
+        )
 
 
 def _check_augmentation(run: Path, before: str, augment: Augmentation | None) -> None:

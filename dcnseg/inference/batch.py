@@ -14,6 +14,7 @@ import numpy as np
 import numpy.typing as npt
 import torch
 
+from dcnseg.config import OVERLAY_OPACITY
 from dcnseg.data.image_io import ImageHeader, read_header
 from dcnseg.device import explain_out_of_memory, free_memory
 from dcnseg.errors import ConfigError, DataError
@@ -53,15 +54,17 @@ def predict_files(
     out: Path,
     kinds: Sequence[str],
     *,
+    opacity: float = OVERLAY_OPACITY,
     skip_existing: bool = False,
     on_result: Callable[[FileResult], None] | None = None,
 ) -> list[FileResult]:
     """Predict images and write the outputs; an unreadable image does not stop the others.
 
     The output folder is marked as written by dcnseg, or only its subfolders if it has other files.
-    `kinds` are outputs to write: "labels", "overlay", "confidence", "probabilities". With
-    `skip_existing`, images with all outputs present are skipped; their results come first.
-    `on_result` is called with each result in order, after its files are written.
+    `kinds` are outputs to write: "labels", "overlay", "confidence", "probabilities"; `opacity` is
+    that of overlays, from 0 (outlines only) to 1. With `skip_existing`, images with all outputs
+    present are skipped; their results come first. `on_result` is called with each result in order,
+    after its files are written.
 
     Raises:
         ConfigError: An output subfolder has files that dcnseg did not write.
@@ -89,7 +92,8 @@ def predict_files(
             if not isinstance(outcome, Exception):
                 for folder in folders:
                     mark_output_folder(folder)
-            writing.append(pool.submit(_write, predictor, job, outcome, outputs[job.image]))
+            paths = outputs[job.image]
+            writing.append(pool.submit(_write, predictor, job, outcome, paths, opacity))
             del outcome  # frees its memory after writing
             while len(writing) > (0 if _is_large(job.header) else WRITE_BEHIND):
                 finish(writing.popleft().result())
@@ -194,12 +198,13 @@ def _write(
     job: _Job,
     outcome: tuple[Image, Prediction] | Exception,
     paths: dict[str, Path],
+    opacity: float,
 ) -> FileResult:
     if isinstance(outcome, Exception):
         return failed_result(job.image, outcome)
     decoded, prediction = outcome
     try:
-        write_prediction(prediction, decoded, paths)
+        write_prediction(prediction, decoded, paths, opacity=opacity)
         stats = predictor.training_data
         below, shares = count_shares(prediction)
         return FileResult(

@@ -1,19 +1,18 @@
-"""The result of predicting one image: `Prediction`, and its overlay."""
+"""The result of predicting one image: `Prediction`."""
 
 from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any, Final
+from typing import Any
 
-import cv2
 import numpy as np
 import numpy.typing as npt
 
+from dcnseg.config import OVERLAY_OPACITY
 from dcnseg.data.class_map import IGNORE_INDEX, ClassMap
 from dcnseg.errors import ConfigError
-
-OVERLAY_OPACITY: Final = 0.55
+from dcnseg.inference.overlay import draw_overlay
 
 UInt8Array = npt.NDArray[np.uint8]
 
@@ -67,25 +66,18 @@ class Prediction:
         """The label map in the classes' colors, RGB, uint8 [H, W, 3]; ignored pixels are black."""
         return _color_table(self.class_map)[self.labels]
 
-    def overlay(self) -> UInt8Array:
-        """Draw the classes' colors over the image, RGB, uint8 [H, W, 3].
+    def overlay(self, *, opacity: float = OVERLAY_OPACITY) -> UInt8Array:
+        """Draw the classes' colors and outlines over the image, RGB, uint8 [H, W, 3].
+
+        Args:
+            opacity: Of the colors, from 0 (outlines only) to 1.
 
         Raises:
             ConfigError: The prediction was made without its image.
         """
         if self.image is None:
             raise ConfigError("This prediction has no image; pass `image` to Prediction.")
-        return draw_overlay(self.image, self.labels, self.class_map)
-
-
-def draw_overlay(image: UInt8Array, labels: UInt8Array, class_map: ClassMap) -> UInt8Array:
-    """Draw the classes' colors over an image, uint8 [H, W, 3]; ignored pixels stay as they are."""
-    colors = _color_table(class_map)[:, None]  # [256, 1, 3]
-    tint = cv2.applyColorMap(np.ascontiguousarray(labels), colors)
-    overlay = cv2.addWeighted(image, 1 - OVERLAY_OPACITY, tint, OVERLAY_OPACITY, 0)
-    is_ignored = labels >= class_map.num_classes
-    overlay[is_ignored] = image[is_ignored]
-    return np.asarray(overlay, np.uint8)
+        return draw_overlay(self.image, self.labels, self.class_map, opacity=opacity)
 
 
 def _color_table(class_map: ClassMap) -> UInt8Array:

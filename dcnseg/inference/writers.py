@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Collection, Iterator
+from itertools import chain
 from pathlib import Path, PurePath
 from typing import Final
 
 import numpy as np
 import numpy.typing as npt
 
+from dcnseg.config import OVERLAY_OPACITY
 from dcnseg.data.image_io import write_jpeg_strips, write_png
 from dcnseg.errors import ConfigError
 from dcnseg.files import atomic_path
-from dcnseg.inference.prediction import Prediction, draw_overlay
+from dcnseg.inference.overlay import draw_legend, draw_overlay_strips, present_classes
+from dcnseg.inference.prediction import Prediction
 
 OUTPUT_FOLDERS: Final = {
     "labels": "labels",
@@ -43,7 +46,11 @@ def get_output_paths(folder: Path, name: PurePath, kinds: Collection[str]) -> di
 
 
 def write_prediction(
-    prediction: Prediction, image: npt.NDArray[np.uint8], paths: dict[str, Path]
+    prediction: Prediction,
+    image: npt.NDArray[np.uint8],
+    paths: dict[str, Path],
+    *,
+    opacity: float = OVERLAY_OPACITY,
 ) -> None:
     """Write the outputs of one image, each atomically.
 
@@ -51,14 +58,11 @@ def write_prediction(
         prediction: Prediction, with confidence and probabilities if they are in `paths`.
         image: The image, RGB uint8 [H, W, 3].
         paths: Paths by kind, from `get_output_paths`.
+        opacity: Of the overlay's colors, in [0, 1].
     """
     class_map = prediction.class_map
     if "overlay" in paths:
-        overlay = (
-            draw_overlay(image[rows], prediction.labels[rows], class_map)
-            for rows in _split_rows(len(image))
-        )
-        write_jpeg_strips(paths["overlay"], (image.shape[0], image.shape[1]), overlay)
+        _write_overlay(paths["overlay"], image, prediction, opacity)
     if "confidence" in paths:
         assert prediction.confidence is not None
         write_png(paths["confidence"], confidence_to_gray(prediction.confidence))
@@ -73,6 +77,18 @@ def write_prediction(
             )
     if "labels" in paths:  # last, because its presence marks the image as done
         write_png(paths["labels"], prediction.label_map, palette=class_map.palette())
+
+
+def _write_overlay(
+    path: Path, image: npt.NDArray[np.uint8], prediction: Prediction, opacity: float
+) -> None:
+    """Write an overlay with a legend of the image's classes below it."""
+    class_map, labels = prediction.class_map, prediction.labels
+    present = present_classes(labels, class_map.num_classes)
+    legend = draw_legend(class_map, present, image.shape[1])
+    strips = draw_overlay_strips(image, labels, class_map, opacity=opacity)
+    size_hw = image.shape[0] + len(legend), image.shape[1]
+    write_jpeg_strips(path, size_hw, chain(strips, [legend]))
 
 
 def confidence_to_gray(confidence: npt.NDArray[np.float16]) -> npt.NDArray[np.uint8]:

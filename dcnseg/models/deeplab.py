@@ -1,4 +1,7 @@
-"""DeepLabV3 and DeepLabV3+ decoders of segmentation-models-pytorch; entry point `build_decoder`."""
+"""The decoders: DeepLabV3 and DeepLabV3+ of segmentation-models-pytorch, or none.
+
+Entry point: `build_decoder`.
+"""
 
 from __future__ import annotations
 
@@ -10,10 +13,18 @@ from segmentation_models_pytorch.decoders.deeplabv3.decoder import (
     DeepLabV3Decoder,
     DeepLabV3PlusDecoder,
 )
-from torch import nn
+from torch import Tensor, nn
 
 ASPP_DROPOUT = 0.5
 HEAD_STRIDE = 4  # stride of the DeepLabV3+ decoder's output
+
+
+class LastFeatureMap(nn.Module):
+    """A decoder without layers: returns the encoder's last feature map."""
+
+    def forward(self, features: Sequence[Tensor]) -> Tensor:
+        """Return the last of the feature maps."""
+        return features[-1]
 
 
 def build_decoder(
@@ -28,7 +39,8 @@ def build_decoder(
     """Build the decoder and the segmentation head, initialized as in smp.
 
     Args:
-        architecture: "deeplabv3" or "deeplabv3plus".
+        architecture: "deeplabv3", "deeplabv3plus", or "plain": only the head's 1x1 convolution on
+            the last feature map, as in Dai et al. 2017, section 4.1.
         encoder_channels: Channels of each encoder feature map, starting with the input.
         output_stride: Stride of the last feature map, 8 or 16.
         decoder_channels: Channels of the ASPP and of the decoder's output.
@@ -36,6 +48,12 @@ def build_decoder(
         num_classes: K, channels of the logits.
     """
     decoder: nn.Module
+    if architecture == "plain":
+        head = SegmentationHead(
+            encoder_channels[-1], num_classes, kernel_size=1, upsampling=output_stride
+        )
+        smp_initialization.initialize_head(head)
+        return LastFeatureMap(), head
     if architecture == "deeplabv3":
         decoder = DeepLabV3Decoder(
             in_channels=encoder_channels[-1],
@@ -47,7 +65,7 @@ def build_decoder(
     else:
         decoder = DeepLabV3PlusDecoder(
             encoder_channels=encoder_channels,
-            encoder_depth=5,
+            encoder_depth=len(encoder_channels) - 1,
             out_channels=decoder_channels,
             atrous_rates=atrous_rates,
             output_stride=output_stride,

@@ -19,27 +19,36 @@ from dcnseg.ops.deform_conv.module import DeformConv2d
 from dcnseg.validation import did_you_mean
 
 LATE_LAYERS = 3
+MAX_DEPTH = 5  # stages of an encoder
 PROBE_SIZE = 64  # pixels; any multiple of 32
 SAFE_CHANNELS = 8  # see `_subsample_before_convolving`
 ADVICE = "Choose an encoder of the ResNet family, such as resnet50."
 
 
-def build_encoder(name: str, *, output_stride: int) -> nn.Module:
+def build_encoder(name: str, *, output_stride: int, depth: int = 5) -> nn.Module:
     """Build an smp encoder with random weights and the given output stride.
 
     Needs no network connection.
+
+    Args:
+        name: A name of smp, or of timm with the prefix `tu-`.
+        output_stride: Stride of the last feature map, at most 2**depth.
+        depth: Number of stages, each with half the resolution of the one before; 3 to 5. The later
+            stages of the encoder are removed.
 
     Raises:
         ConfigError: The encoder is unknown, or cannot be dilated to the output stride.
     """
     require_installed_encoder(name)
     try:
-        encoder = _smp_encoder(name, output_stride)
+        encoder = _smp_encoder(name, output_stride, depth)
+        if depth < MAX_DEPTH:
+            _remove_unused_stages(encoder)
         sizes = [feature.shape[-1] for feature in _probe(encoder)]
     except Exception as error:  # each encoder family raises its own exceptions
         raise _make_build_error(name, output_stride, error) from error
     strides = [PROBE_SIZE // size for size in sizes]
-    expected = [min(2**depth, output_stride) for depth in range(6)]
+    expected = [min(2**stage, output_stride) for stage in range(depth + 1)]
     if strides != expected:
         raise ConfigError(
             f"--encoder {name} has feature strides {_join(strides)}; DeepLab needs "
@@ -70,14 +79,31 @@ def require_installed_encoder(name: str) -> None:
         )
 
 
-def _smp_encoder(name: str, output_stride: int) -> nn.Module:
+def _smp_encoder(name: str, output_stride: int, depth: int = MAX_DEPTH) -> nn.Module:
     with warnings.catch_warnings():
         warnings.simplefilter("ignore", DeprecationWarning)
         encoder = smp.encoders.get_encoder(
-            name, in_channels=3, depth=5, weights=None, output_stride=output_stride
+            name, in_channels=3, depth=depth, weights=None, output_stride=output_stride
         )
     assert isinstance(encoder, nn.Module)
     return encoder
+
+
+def _remove_unused_stages(encoder: nn.Module) -> None:
+    """Delete the children of an encoder that its forward pass does not reach."""
+    used: set[nn.Module] = set()
+    handles = [
+        module.register_forward_pre_hook(lambda module, _: used.add(module))
+        for module in encoder.modules()
+    ]
+    try:
+        _probe(encoder)
+    finally:
+        for handle in handles:
+            handle.remove()
+    for name, child in list(encoder.named_children()):
+        if used.isdisjoint(child.modules()):
+            delattr(encoder, name)
 
 
 def _make_build_error(name: str, output_stride: int, error: Exception) -> ConfigError:

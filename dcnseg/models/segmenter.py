@@ -101,7 +101,9 @@ def build_segmenter(config: ModelConfig, num_classes: int) -> Segmenter:
     Raises:
         ConfigError: The encoder is unknown or does not support the configuration.
     """
-    encoder = build_encoder(config.encoder, output_stride=config.output_stride)
+    encoder = build_encoder(
+        config.encoder, output_stride=config.output_stride, depth=config.encoder_depth
+    )
     if config.late_dilation:
         dilate_late(encoder, config.late_dilation, name=f"--encoder {config.encoder}")
     make_deformable(

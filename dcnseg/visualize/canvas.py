@@ -8,20 +8,17 @@ from __future__ import annotations
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from functools import lru_cache
 
 import cv2
 import numpy as np
 import numpy.typing as npt
-from PIL import Image, ImageDraw, ImageFont
+
+from dcnseg.lettering import INK, Color, text_width, write
 
 Rgb = npt.NDArray[np.uint8]
 Floats = npt.NDArray[np.float64]
-Color = tuple[int, int, int]
 Margins = tuple[int, int, int, int]  # left, top, right, bottom
 
-WHITE: Color = (255, 255, 255)
-INK: Color = (28, 30, 36)
 FAINT_INK: Color = (105, 108, 118)
 MISSING: Color = (255, 0, 255)  # color of NaN; in neither color map
 SHORT_SIDE, LONG_SIDE = 640, 1280  # limits of a panel's longer side, in canvas pixels
@@ -261,24 +258,6 @@ def concatenate(left: Rgb, right: Rgb) -> Rgb:
         for part in (left, right)
     ]
     return np.concatenate(filled, axis=1)
-
-
-def write(rgb: Rgb, text: str, corner_xy: tuple[int, int], size: int, color: Color = INK) -> None:
-    """Draw one line of text in place, with its upper left corner at `corner_xy`."""
-    sheet = Image.fromarray(rgb)
-    ImageDraw.Draw(sheet).text(corner_xy, text, fill=color, font=_font(size))
-    rgb[:] = np.asarray(sheet)
-
-
-def text_width(text: str, size: int) -> int:
-    """Return the width of a line of text in canvas pixels."""
-    return math.ceil(_font(size).getlength(text))
-
-
-@lru_cache
-def _font(size: int) -> ImageFont.FreeTypeFont | ImageFont.ImageFont:
-    """Load Pillow's built-in font."""
-    return ImageFont.load_default(size)
 
 
 def _hatched(height: int, width: int) -> Rgb:

@@ -9,11 +9,9 @@ import numpy as np
 import numpy.typing as npt
 from torch import Tensor
 
+from dcnseg.lettering import INK, WHITE, Color
 from dcnseg.ops.offset_stats import TapGrid
 from dcnseg.visualize.canvas import (
-    INK,
-    WHITE,
-    Color,
     Floats,
     Margins,
     Panel,

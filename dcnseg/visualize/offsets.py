@@ -12,12 +12,15 @@ from functools import partial
 from typing import Any
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dcnseg.errors import ConfigError, ShapeError
 from dcnseg.ops.deform_conv.module import DeformConv2d
 from dcnseg.ops.offset_stats import OffsetStatistics, TapGrid, offset_statistics, split_offset
 from dcnseg.visualize.geometry import MapGeometry, trace_map_geometry
+
+MAX_NETWORK_PIXELS = 2048 * 2048
 
 
 @dataclass(frozen=True)
@@ -92,6 +95,16 @@ class SamplingPoints:
     location_xy: tuple[float, float]
     positions_xy: Tensor
     weights: Tensor
+
+
+def limit_size(network_input: Tensor) -> Tensor:
+    """Downscale a network input, [1, 3, h, w], that is too large to process without windows."""
+    height, width = network_input.shape[-2:]
+    factor = (MAX_NETWORK_PIXELS / (height * width)) ** 0.5
+    if factor >= 1:
+        return network_input
+    size = max(1, int(height * factor)), max(1, int(width * factor))
+    return F.interpolate(network_input, size=size, mode="bilinear", antialias=True)
 
 
 @torch.no_grad()

@@ -6,18 +6,14 @@ from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
-import torch.nn.functional as F
-from torch import Tensor
-
 from dcnseg.data.image_io import read_size
 from dcnseg.errors import ConfigError, DataError, DcnsegError
 from dcnseg.files import has_unmarked_files, mark_output_folder
 from dcnseg.inference.inputs import InputImage
 from dcnseg.inference.predictor import Predictor
 from dcnseg.inference.results import describe_error
+from dcnseg.visualize.offsets import limit_size
 from dcnseg.visualize.report import check_points, make_default_points, visualize_image
-
-MAX_NETWORK_PIXELS = 2048 * 2048
 
 
 @dataclass(frozen=True)
@@ -73,7 +69,7 @@ def visualize_files(
             height, width = pixels.shape[:2]
             paths = visualize_image(
                 predictor.model,
-                _limit_size(predictor.prepare(pixels)),
+                limit_size(predictor.prepare(pixels)),
                 pixels,
                 list(dict.fromkeys(points or make_default_points((height, width)))),
                 out / image.name.parent,
@@ -83,16 +79,6 @@ def visualize_files(
             yield OffsetReport(image, (), describe_error(image, error))
         else:
             yield OffsetReport(image, tuple(paths))
-
-
-def _limit_size(network_input: Tensor) -> Tensor:
-    """Downscale an input that is too large for the network; positions stay in image pixels."""
-    height, width = network_input.shape[-2:]
-    factor = (MAX_NETWORK_PIXELS / (height * width)) ** 0.5
-    if factor >= 1:
-        return network_input
-    size = max(1, int(height * factor)), max(1, int(width * factor))
-    return F.interpolate(network_input, size=size, mode="bilinear", antialias=True)
 
 
 def _check_points_in_images(

@@ -37,7 +37,7 @@ def test_clean_data_is_shown_and_0(invoke: Invoke, scenes: Path) -> None:
     assert result.exit_code == 0
     assert "8 train, 3 val, 2 test" in result.stdout
     assert "96x64 (13)" in result.stdout
-    assert "ladybird" in result.stdout
+    assert "amber" in result.stdout
     assert "%" not in result.stdout  # shares are fractions, as scores are
     assert re.search(r"background +│ +0\.\d{4} +│ +1\.0000 ", result.stdout)
     assert "error" not in result.stdout

@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+import re
 from dataclasses import replace
 from pathlib import Path
 
@@ -24,11 +25,15 @@ def test_demo_shows_everything(
     )
     result = invoke("demo", tmp_path / "demo", "--device=cpu")
     assert result.exit_code == 0, result.stderr
-    assert "mean IoU" in result.stdout
-    for line in result.stdout.partition("Open these:")[2].strip().splitlines():
-        assert Path(line.split(":")[1].strip()).exists(), line
-
-    for name in ("run", "predictions", "offsets"):
+    folder = tmp_path / "demo"
+    assert re.search(
+        rf"mIoU 0\.\d{{3}} on .*Open first:\n  {folder}/run/report.html\n", result.stdout
+    )
+    also = result.stdout.partition("Also written:\n")[2].partition("Next")[0].splitlines()
+    assert len(also) == 4
+    assert all(Path(line.split(":")[1].strip()).exists() for line in also)
+    assert result.stdout.endswith("  dcnseg check FOLDER\n")
+    for name in ("run", "evaluation", "predictions", "offsets"):
         assert is_output_folder(tmp_path / "demo" / name)
 
 

@@ -18,7 +18,7 @@ def test_table(invoke: Invoke, run: Path, scenes: Path) -> None:
     assert result.exit_code == 0, result.stderr
     scores = evaluate_run(run, scenes, "val", device="cpu").to_dict()
     for name, score in (
-        ("snake", scores["class_iou"]["snake"]),
+        ("coral", scores["class_iou"]["coral"]),
         ("mean IoU", scores["mean_iou"]),
         ("pixel accuracy", scores["pixel_accuracy"]),
     ):

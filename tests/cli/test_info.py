@@ -22,7 +22,7 @@ def test_installation(invoke: Invoke) -> None:
 def test_run(invoke: Invoke, run: Path) -> None:
     content = json.loads(invoke("info", run, "--json").stdout)
     assert content["model"]["encoder"] == "resnet18"
-    assert content["classes"]["1"] == "snake"
+    assert content["classes"]["1"] == "coral"
     assert content["scores"]["split"] == "val"
     seen = content["training_data"]
     assert (seen["num_images"], seen["gray_share"]) == (8, 0)

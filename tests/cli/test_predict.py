@@ -18,8 +18,8 @@ from tests.conftest import Invoke, rewrite_weights
 
 Predict = Callable[..., Result]
 # Tensors of the head: only the second class, and finite numbers whose products overflow.
-ONE_CLASS = {"segmentation_head.0.bias": torch.tensor([0, 1e4, 0, 0, 0])}
-OVERFLOWING = {"segmentation_head.0.weight": torch.full((5, 16, 1, 1), 3e38)}
+ONE_CLASS = {"segmentation_head.0.bias": torch.tensor([0, 1e4, 0, 0])}
+OVERFLOWING = {"segmentation_head.0.weight": torch.full((4, 16, 1, 1), 3e38)}
 
 
 @pytest.fixture
@@ -150,13 +150,13 @@ def test_a_result_of_one_class_is_warned_about(
     weights = rewrite_weights(run, tmp_path / "one.safetensors", {}, ONE_CLASS)
     result = predict(*images, weights=weights)
     assert result.exit_code == 0, result.stderr
-    assert "Warning: every pixel of all 3 images is 'snake', one of " in result.stderr
+    assert "Warning: every pixel of all 3 images is 'coral', one of " in result.stderr
     # One small image may well show one class.
     result = predict(images[0], "--overwrite", weights=weights)
     assert "every pixel" not in result.stderr
     Image.new("RGB", (256, 256)).save(tmp_path / "large.png")
     result = predict(tmp_path / "large.png", "--overwrite", weights=weights)
-    assert "every pixel of the image is 'snake'" in result.stderr
+    assert "every pixel of the image is 'coral'" in result.stderr
 
 
 def test_weights_of_other_classes_are_refused(

@@ -309,8 +309,9 @@ def test_help_begins_with_ten_options(invoke: Invoke) -> None:
     [
         (
             "train",
-            "[ce|ce+dice|focal|lovasz] [small|default|large] [sgd|adamw] [deeplabv3plus|deeplabv3] "
-            "[none|balanced|sqrt] [8|16] [auto|off|bf16|fp16] [auto|cpu|cuda|cuda:N|mps]",
+            "[ce|ce+dice|focal|lovasz] [small|default|large] [sgd|adamw] "
+            "[deeplabv3plus|deeplabv3|plain] [none|balanced|sqrt] [8|16] [auto|off|bf16|fp16] "
+            "[auto|cpu|cuda|cuda:N|mps]",
         ),
         ("evaluate", "[train|val|test|all] [auto|off|bf16|fp16]"),
         ("predict", "[auto|cpu|cuda|cuda:N|mps]"),
@@ -331,7 +332,7 @@ def test_help_shows_closed_sets(invoke: Invoke, command: str, sets: str) -> None
         ("train --optimizer a", ["adamw"]),
         ("train --preset ", ["small", "default", "large"]),
         ("train --class-weights ", ["none", "balanced", "sqrt"]),
-        ("train --architecture ", ["deeplabv3plus", "deeplabv3"]),
+        ("train --architecture ", ["deeplabv3plus", "deeplabv3", "plain"]),
         ("train --amp b", ["bf16"]),
         ("train --device c", ["cpu", "cuda"]),
         ("evaluate --split ", ["train", "val", "test", "all"]),

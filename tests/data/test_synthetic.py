@@ -2,20 +2,24 @@ from __future__ import annotations
 
 from pathlib import Path
 
+import cv2
 import numpy as np
 
 from dcnseg.data.check.report import check_data
 from dcnseg.data.pairing.folders import find_splits
 from dcnseg.data.pairing.splits import Pairing
 from dcnseg.data.synthetic import SCENE_CLASSES, generate_scene, write_scenes
+from dcnseg.scoring.objects import find_objects
+
+HUES = {1: 0.035, 2: 0.44, 3: 0.13}
 
 
 def test_the_same_seed_gives_the_same_bits() -> None:
     image, labels = generate_scene(3)
     again, labels_again = generate_scene(3)
     other, _ = generate_scene(4)
-    assert image.shape == (128, 160, 3)
-    assert labels.shape == (128, 160)
+    assert image.shape == (192, 192, 3)
+    assert labels.shape == (192, 192)
     assert image.dtype == labels.dtype == np.uint8
     np.testing.assert_array_equal(image, again)
     np.testing.assert_array_equal(labels, labels_again)
@@ -31,23 +35,39 @@ def test_sizes_down_to_tiny_ones() -> None:
 
 def test_every_class_occurs_and_background_is_most() -> None:
     labels = np.stack([generate_scene(seed)[1] for seed in range(30)])
-    background, *objects = (np.bincount(labels.ravel(), minlength=5) / labels.size).tolist()
-    assert 0.6 < background < 0.9
-    assert len(objects) == 4
-    assert min(objects) > 0.02
+    background, *objects = (np.bincount(labels.ravel(), minlength=4) / labels.size).tolist()
+    assert 0.65 < background < 0.9
+    assert len(objects) == 3
+    assert min(objects) > 0.03
 
 
-def test_textures_tell_objects_from_clutter() -> None:
-    """Within objects neighboring pixels differ more than in the background, clutter included."""
-    contrast: list[list[float]] = [[], []]
-    for seed in range(10):
+def test_beads_have_very_different_sizes() -> None:
+    areas = [
+        area
+        for seed in range(30)
+        for area in find_objects(generate_scene(seed)[1], (1, 2, 3))[1][1:]
+    ]
+    radii = np.sqrt(np.array(areas) / np.pi)
+    assert np.quantile(radii, 0.9) > 3.5 * np.quantile(radii, 0.1)
+    assert len(areas) > 80
+
+
+def test_only_the_caps_tell_the_class() -> None:
+    """The colors of the rim as a whole do not: each bead shows another class on a third of it."""
+    by_class: dict[int, list[float]] = {1: [], 2: [], 3: []}
+    for seed in range(40):
         image, labels = generate_scene(seed)
-        step = np.abs(np.diff(image.astype(float).mean(axis=2), axis=1))
-        is_inner = labels[:, 1:] == labels[:, :-1]
-        for is_object in (False, True):
-            where = is_inner & ((labels[:, 1:] > 0) == is_object)
-            contrast[is_object].append(float(step[where].mean()))
-    assert min(contrast[True]) > 1.5 * float(np.mean(contrast[False]))
+        objects, areas = find_objects(labels, (1, 2, 3))
+        hue = cv2.cvtColor(image, cv2.COLOR_RGB2HSV_FULL)
+        for number in range(1, len(areas)):
+            inside = objects == number
+            class_id = int(labels[inside][0])
+            colored = inside & (hue[..., 1] > 120)
+            distance = np.abs(hue[..., 0][colored] / 255 - HUES[class_id])
+            by_class[class_id].append(float((np.minimum(distance, 1 - distance) < 0.06).mean()))
+    for shares in by_class.values():
+        assert 0.4 < np.mean(shares) < 0.8
+        assert np.quantile(shares, 0.25) < 0.6 < 0.9 < np.quantile(shares, 0.85)
 
 
 def test_written_scenes_are_an_ordinary_data_folder(tmp_path: Path) -> None:

@@ -10,16 +10,13 @@ import torch
 
 from dcnseg.checkpoint import BEST_WEIGHTS
 from dcnseg.config import ModelConfig
-from dcnseg.data.image_io import read_image
-from dcnseg.data.pairing.folders import find_splits
 from dcnseg.engine import epoch_evaluation
-from dcnseg.engine.epoch_evaluation import CELL_WIDTH, GAP, OffsetMonitor, write_preview
-from dcnseg.engine.evaluation import Scores
+from dcnseg.engine.epoch_evaluation import OffsetMonitor
 from dcnseg.engine.metrics import read_metrics
 from dcnseg.engine.training import train
 from dcnseg.errors import NotFiniteError, TrainingError
-from dcnseg.inference.predictor import Predictor
 from dcnseg.models.segmenter import Segmenter, build_segmenter
+from dcnseg.scoring.scores import Scores
 from tests.conftest import small_config
 from tests.engine.runs import Recorder, make_trainer
 
@@ -77,15 +74,6 @@ def test_large_offsets_are_recorded_each_epoch_and_reported_once(
     (text,) = listener.warnings
     assert text.startswith(f"{name}: the 95th percentile of the offsets is 42 px, but the longer")
     assert "feature map is only 6 px." in text  # for images of 64x96
-
-
-def test_preview_has_rows_of_image_mask_and_prediction(
-    predictor: Predictor, scenes: Path, tmp_path: Path
-) -> None:
-    write_preview(tmp_path / "preview.jpg", predictor, find_splits(scenes).val)
-    height, width, _ = read_image(tmp_path / "preview.jpg").shape
-    assert width == 3 * CELL_WIDTH + 2 * GAP
-    assert height == 3 * (CELL_WIDTH * 64 // 96) + 2 * GAP
 
 
 @pytest.fixture

@@ -13,11 +13,13 @@ from dcnseg.config import PairSource
 from dcnseg.data.dataset import load_label_map
 from dcnseg.data.image_io import read_image
 from dcnseg.data.pairing.folders import find_splits
-from dcnseg.engine.evaluation import Scores, count_confusion, evaluate_run
+from dcnseg.engine.evaluation import evaluate_run
 from dcnseg.engine.run_folder import read_run
 from dcnseg.engine.training import train
 from dcnseg.errors import ConfigError, DataError
 from dcnseg.inference.predictor import Predictor
+from dcnseg.scoring.counts import count_confusion
+from dcnseg.scoring.scores import Scores
 from tests.conftest import small_config
 
 

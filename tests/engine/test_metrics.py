@@ -1,17 +1,14 @@
 from __future__ import annotations
 
-import sys
 from pathlib import Path
 from typing import Any
-from unittest.mock import MagicMock
 
 import pytest
 
 from dcnseg.checkpoint import RESUME_STATE, load_resume_state
-from dcnseg.engine import metrics
-from dcnseg.engine.metrics import open_event_writer, read_metrics, restore_metrics
+from dcnseg.engine.metrics import read_metrics, restore_metrics
 from dcnseg.engine.run_folder import METRICS
-from dcnseg.errors import CheckpointError, ConfigError
+from dcnseg.errors import CheckpointError
 
 
 @pytest.mark.parametrize(
@@ -43,27 +40,3 @@ def test_damaged_metrics_are_restored(run: Path, tmp_path: Path, damage: str) ->
 def test_a_damaged_copy_in_the_checkpoint_is_an_error(tmp_path: Path, saved: Any) -> None:
     with pytest.raises(CheckpointError, match=r"last\.ckpt: its copy of metrics\.jsonl is damaged"):
         restore_metrics(tmp_path, 2, saved, print)
-
-
-RECORD = {"epoch": 2, "loss": 0.5, "class_iou": {"road": 0.25, "sky": None}, "note": "text"}
-
-
-def test_tensorboard_events(monkeypatch: pytest.MonkeyPatch, tmp_path: Path) -> None:
-    """With a stand-in for the optional package, so that the test runs without it."""
-    module = MagicMock()
-    monkeypatch.setitem(sys.modules, "torch.utils.tensorboard", module)
-    monkeypatch.setattr(metrics, "find_spec", lambda _: object())
-    with open_event_writer(None) as write:
-        write(RECORD)
-    assert not module.mock_calls
-    with open_event_writer(tmp_path) as write:
-        write(RECORD)
-    module.SummaryWriter.assert_called_once_with(tmp_path)
-    writer = module.SummaryWriter.return_value
-    written = [call.args for call in writer.__enter__.return_value.add_scalar.mock_calls]
-    assert written == [("epoch", 2, 2), ("loss", 0.5, 2), ("class_iou/road", 0.25, 2)]
-    writer.__exit__.assert_called_once()
-    monkeypatch.setattr(metrics, "find_spec", lambda _: None)
-    text = r"the package tensorboard: pip install tensorboard$"
-    with pytest.raises(ConfigError, match=text), open_event_writer(tmp_path):
-        pass

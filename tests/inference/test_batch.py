@@ -17,7 +17,8 @@ from dcnseg.files import OUTPUT_MARKER, is_output_folder
 from dcnseg.inference import batch
 from dcnseg.inference.batch import predict_files
 from dcnseg.inference.inputs import InputImage, find_inputs
-from dcnseg.inference.prediction import Prediction, draw_overlay
+from dcnseg.inference.overlay import draw_overlay
+from dcnseg.inference.prediction import Prediction
 from dcnseg.inference.predictor import Predictor
 from dcnseg.inference.result_warnings import find_warnings
 from dcnseg.inference.results import FileResult
@@ -52,7 +53,9 @@ def test_every_kind_of_output(predictor: Predictor, scenes: Path, tmp_path: Path
             assert file.mode == "P"
             colors = np.array(file.convert("RGB"))
         np.testing.assert_array_equal(colors, predictor.class_map.index_colors()[expected.labels])
-        assert read_image(result.outputs["overlay"]).shape == image.shape
+        overlay = read_image(result.outputs["overlay"])
+        assert overlay.shape[1] == image.shape[1]
+        assert len(overlay) > len(image)  # a legend below the image
         with Image.open(result.outputs["confidence"]) as file:
             assert file.mode == "L"
             gray = np.asarray(file) / 255
@@ -62,16 +65,6 @@ def test_every_kind_of_output(predictor: Predictor, scenes: Path, tmp_path: Path
             np.testing.assert_array_equal(archive["probabilities"].max(0), expected.confidence)
             assert tuple(archive["names"]) == predictor.class_map.names
         assert sum(result.class_shares.values()) == pytest.approx(1, abs=1e-4)
-
-
-def test_overlay_blends_the_class_colors(predictor: Predictor) -> None:
-    image = np.full((1, 3, 3), 100, np.uint8)
-    labels = np.array([[0, 1, 255]], np.uint8)
-    overlay = draw_overlay(image, labels, predictor.class_map)
-    colors = predictor.class_map.index_colors()
-    np.testing.assert_allclose(overlay[0, 0], 45 + 0.55 * colors[0], atol=1)
-    np.testing.assert_allclose(overlay[0, 1], 45 + 0.55 * colors[1], atol=1)
-    np.testing.assert_array_equal(overlay[0, 2], 100)
 
 
 @pytest.mark.parametrize("stage", ["read", "predict", "write"])
@@ -108,10 +101,12 @@ def test_full_disk_stops_the_call_and_an_impossible_name_does_not(
 ) -> None:
     files = [small(tmp_path / name) for name in ("a.png", "b.png")]
 
-    def write(prediction: Prediction, image: np.ndarray, paths: dict[str, Path]) -> None:
+    def write(
+        prediction: Prediction, image: np.ndarray, paths: dict[str, Path], **options: float
+    ) -> None:
         if paths["labels"].stem == "a":
             raise OSError(number, "no")
-        write_prediction(prediction, image, paths)
+        write_prediction(prediction, image, paths, **options)
 
     monkeypatch.setattr(batch, "write_prediction", write)
     first = tmp_path / "out" / "labels" / "a.png"
@@ -151,7 +146,9 @@ def test_large_images_are_processed_alone(
         events.append(("read", image.path.stem))
         return read(image)
 
-    def note_write(prediction: Prediction, image: np.ndarray, paths: dict[str, Path]) -> None:
+    def note_write(
+        prediction: Prediction, image: np.ndarray, paths: dict[str, Path], **options: float
+    ) -> None:
         events.append(("write", paths["labels"].stem))
 
     monkeypatch.setattr(InputImage, "read", note_read)
@@ -205,7 +202,7 @@ def test_pixels_below_min_confidence_are_ignored(run: Path, tmp_path: Path) -> N
 
 def test_pixels_above_min_confidence_give_no_warning(predictor: Predictor, tmp_path: Path) -> None:
     (result,) = predict(predictor, [small(tmp_path / "a.png")], tmp_path / "out")
-    partly = replace(result, class_shares={"star": 0.01}, share_below=0.99)
+    partly = replace(result, class_shares={"amber": 0.01}, share_below=0.99)
     assert find_warnings([partly, partly], None, predictor.class_map.num_classes) == []
 
 

@@ -118,7 +118,7 @@ class Strides(nn.Module):
 def test_unexpected_feature_strides_are_an_error(
     strides: tuple[int, ...], monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(encoder_module, "_smp_encoder", lambda _name, _stride: Strides(*strides))
+    monkeypatch.setattr(encoder_module, "_smp_encoder", lambda *_: Strides(*strides))
     listed = ", ".join(map(str, strides))
     with pytest.raises(ConfigError, match=f"resnet18 has feature strides {listed}; DeepLab needs"):
         build_encoder("resnet18", output_stride=16)

@@ -5,8 +5,8 @@ import numpy as np
 import numpy.typing as npt
 import pytest
 
+from dcnseg.lettering import INK, text_width
 from dcnseg.visualize.canvas import (
-    INK,
     MISSING,
     Panel,
     Rgb,
@@ -16,7 +16,6 @@ from dcnseg.visualize.canvas import (
     dim,
     engrave,
     nice_ticks,
-    text_width,
 )
 
 

@@ -1,0 +1,1 @@
+"""Reports on runs and comparisons: one HTML file each, without references to other files."""

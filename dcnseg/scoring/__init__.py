@@ -1,0 +1,1 @@
+"""Scores of predicted label maps, from pixel counts to confidence intervals, in NumPy."""

@@ -1,0 +1,118 @@
+"""Scores of single objects, by their size; entry points `score_objects` and `mean_iou_by_size`.
+
+An object is a connected component (8 neighbors) of a class in the label map.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Collection, Iterable, Mapping
+from dataclasses import dataclass
+from typing import Final
+
+import cv2
+import numpy as np
+import numpy.typing as npt
+
+from dcnseg.data.class_map import IGNORE_INDEX
+from dcnseg.scoring.counts import LabelIndices
+
+# Upper limits of the area in pixels, as in COCO.
+SIZES: Final[Mapping[str, float]] = {"small": 32**2, "medium": 96**2, "large": np.inf}
+MIN_AREA: Final = 16  # pixels; smaller components are mostly annotation noise
+
+
+@dataclass(frozen=True, slots=True)
+class ObjectScore:
+    """An object of a label map, and how well it is predicted."""
+
+    class_index: int
+    area: int  # pixels
+    iou: float
+
+    @property
+    def size(self) -> str:
+        """Name in SIZES."""
+        return next(name for name, limit in SIZES.items() if self.area < limit)
+
+
+def find_objects(
+    labels: LabelIndices, classes: Collection[int]
+) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int64]]:
+    """Number the objects of the given classes from 1; objects below 16 pixels are ignored.
+
+    Args:
+        labels: Training indices, uint8 [H, W].
+        classes: Training indices of the classes with objects, from `ClassMap.object_indices`.
+
+    Returns:
+        The number of the object at every pixel, 0 for none, [H, W], and the area of each number.
+    """
+    objects = np.zeros(labels.shape, np.int32)
+    areas = [0]
+    for index in np.unique(labels):
+        if index in classes:
+            is_class = np.ascontiguousarray(labels == index).view(np.uint8)
+            _, found, stats, _ = cv2.connectedComponentsWithStats(is_class, connectivity=8)
+            sizes = stats[:, cv2.CC_STAT_AREA]
+            numbers = np.zeros(len(sizes), np.int32)
+            kept = np.flatnonzero(sizes[1:] >= MIN_AREA) + 1
+            numbers[kept] = len(areas) + np.arange(len(kept))
+            objects += numbers[found]
+            areas += sizes[kept].tolist()
+    return objects, np.asarray(areas)
+
+
+def score_objects(
+    labels: LabelIndices, predicted: LabelIndices, classes: Collection[int]
+) -> list[ObjectScore]:
+    """Compute the IoU of each object with the predicted regions of its class that it touches.
+
+    A predicted region may touch several objects; its pixels on one of them are no errors of the
+    others. Predicted regions that touch no object are not counted, and neither are objects below 16
+    pixels.
+
+    Args:
+        labels: Training indices, uint8 [H, W]; 255 is ignored.
+        predicted: Training indices, uint8 [H, W].
+        classes: Training indices of the classes with objects, from `ClassMap.object_indices`.
+    """
+    seen = np.where(labels == IGNORE_INDEX, np.uint8(IGNORE_INDEX), predicted)
+    scores = []
+    for index in np.unique(labels):
+        if index in classes:
+            pair = labels == index, seen == index
+            left, top, width, height = cv2.boundingRect((pair[0] | pair[1]).view(np.uint8))
+            box = slice(top, top + height), slice(left, left + width)
+            scores += _score_class(int(index), pair[0][box], pair[1][box])
+    return scores
+
+
+def _score_class(
+    index: int, is_labeled: npt.NDArray[np.bool_], is_predicted: npt.NDArray[np.bool_]
+) -> list[ObjectScore]:
+    objects, areas = find_objects(is_labeled.view(np.uint8), (1,))
+    predicted = np.ascontiguousarray(is_predicted).view(np.uint8)
+    num_regions, regions = cv2.connectedComponents(predicted, connectivity=8)
+    beside = np.bincount(regions[~is_labeled], minlength=num_regions)  # pixels of no object
+    is_shared = (objects > 0) & (regions > 0)
+    numbers = objects[is_shared].astype(np.int64) * num_regions + regions[is_shared]
+    pairs, shared = np.unique(numbers, return_counts=True)  # not all pairs: there may be 10**9
+    touching, region = np.divmod(pairs, num_regions)
+    correct = np.bincount(touching, shared, len(areas))
+    wrong = np.bincount(touching, beside[region], len(areas))
+    return [
+        ObjectScore(index, int(area), float(correct[i] / (area + wrong[i])))
+        for i, area in enumerate(areas)
+        if i > 0
+    ]
+
+
+def mean_iou_by_size(scores: Iterable[ObjectScore]) -> dict[str, tuple[int, float]]:
+    """The number of objects of each size, and their mean IoU (NaN without any)."""
+    ious: dict[str, list[float]] = {size: [] for size in SIZES}
+    for score in scores:
+        ious[score.size].append(score.iou)
+    return {
+        size: (len(values), float(np.mean(values)) if values else float("nan"))
+        for size, values in ious.items()
+    }
