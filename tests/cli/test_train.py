@@ -227,8 +227,9 @@ def test_a_run_whose_terminal_is_closed_saves_its_state(scenes: Path, tmp_path: 
     process, terminal = pty.fork()
     if process == 0:
         os.execv(command[0], command)
-    while "epoch 2/500" not in os.read(terminal, 1 << 16).decode(errors="replace"):
-        pass
+    seen = ""
+    while "epoch 2/500" not in seen:  # a line may arrive in pieces
+        seen += os.read(terminal, 1 << 16).decode(errors="replace")
     os.close(terminal)
     _, status = os.waitpid(process, 0)
     assert os.waitstatus_to_exitcode(status) == 129
