@@ -12,7 +12,7 @@ from typer.testing import Result
 from dcnseg.errors import ConfigError
 from dcnseg.files import is_output_folder
 from dcnseg.inference.inputs import InputImage
-from dcnseg.visualize import run as visualize_run
+from dcnseg.visualize import offsets
 from tests.conftest import Invoke, rewrite_weights
 
 Visualize = Callable[..., Result]
@@ -85,7 +85,7 @@ def test_images_of_any_shape_are_drawn(
 def test_a_huge_image_is_shown_to_the_network_smaller(
     visualize: Visualize, images: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(visualize_run, "MAX_NETWORK_PIXELS", 32 * 48)
+    monkeypatch.setattr(offsets, "MAX_NETWORK_PIXELS", 32 * 48)
     result = visualize(images[0], "--point=90,60")
     assert result.exit_code == 0, result.stderr
     numbers = json.loads((tmp_path / "out" / f"{images[0].stem}.json").read_text())
