@@ -13,6 +13,7 @@ from dcnseg.errors import ConfigError
 from dcnseg.files import is_output_folder
 from dcnseg.inference.inputs import InputImage
 from dcnseg.visualize import offsets
+from dcnseg.visualize import run as visualize_run
 from tests.conftest import Invoke, rewrite_weights
 
 Visualize = Callable[..., Result]
