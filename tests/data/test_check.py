@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 import numpy.typing as npt
 import pytest
-from hypothesis import given, settings
+from hypothesis import assume, given, settings
 from hypothesis import strategies as st
 from PIL import ExifTags, Image
 
@@ -468,6 +468,7 @@ def test_counted_values_are_decoded_as_the_masks_are(
     mask = np.array(values, np.uint16)[None]
     if encoding == "kkk":
         mask = np.repeat((mask % 256).astype(np.uint8)[..., None], 3, axis=2)
+    assume((mask != 255).any())  # a data set without labels is another error
     write_data(root, three(mask), [0, 1, *range(2, 65536, 300)])
     class_map = ClassMap.from_file(root / "classes.json")
     report = check(root)

@@ -175,7 +175,7 @@ def test_a_resume_does_not_need_the_initial_weights(
     listener = Recorder()
     train(config, tmp_path / "straight", listener=listener)
     assert read_metrics(tmp_path / "straight")[0]["loss"] < read_metrics(run)[0]["loss"]
-    assert "randomly initialized for 1 of 5 classes" in listener.notes[1]
+    assert any("randomly initialized for 1 of 4 classes" in note for note in listener.notes)
     with pytest.raises(KilledError):
         train(config, tmp_path / "killed", listener=KillAfter(1))
     shutil.rmtree(tmp_path / "start")
