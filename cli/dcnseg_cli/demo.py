@@ -28,7 +28,7 @@ def demo(
     overwrite: OverwriteOption = False,
     device: DeviceOption = "auto",
 ) -> None:
-    """Train, evaluate, predict and visualize offsets on generated scenes; takes about 3 minutes."""
+    """Train, evaluate, predict and visualize offsets on generated scenes; takes a few minutes."""
     check_out_folder(folder, overwrite=overwrite)
     from dcnseg_cli.demo_steps import run_demo
 

@@ -95,7 +95,6 @@ def evaluate_run(
     amp: str = "off",
     config: PredictConfig | None = None,
     source: PairSource | None = None,
-    has_details: bool = False,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> Scores:
     """Evaluate a run folder or weights file on a split of a data folder.
@@ -110,7 +109,7 @@ def evaluate_run(
     samples = find_evaluated_samples(run, root, split, source)
     predictor = Predictor.from_checkpoint(run, device=device, amp=amp, config=config)
     check_classes(root, predictor.class_map)
-    return evaluate(predictor, samples, has_details=has_details, on_progress=on_progress)
+    return evaluate(predictor, samples, on_progress=on_progress)
 
 
 def find_evaluated_samples(
