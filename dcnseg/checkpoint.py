@@ -112,7 +112,7 @@ def save_weights(
     header = {
         "format": FORMAT_VERSION,
         "dcnseg": __version__,
-        "model": to_dict(model),
+        "model": _model_settings(model),
         "classes": class_map.to_dict(),
         "preprocessing": to_dict(preprocessing),
         "scores": dict(scores),
@@ -122,6 +122,14 @@ def save_weights(
     with atomic_path(path) as temporary:
         # save_file would make it readable by the owner only.
         temporary.write_bytes(save(tensors, metadata={METADATA_KEY: json.dumps(header)}))
+
+
+def _model_settings(model: ModelConfig) -> dict[str, Any]:
+    """The settings for the metadata, without those of a region head if there is none."""
+    settings = to_dict(model)
+    if model.region_head == "none":
+        return {k: value for k, value in settings.items() if not k.startswith("region_")}
+    return settings
 
 
 def read_weights_info(path: Path) -> WeightsInfo:

@@ -19,6 +19,7 @@ from dcnseg.validation import require as _require
 Config = TypeVar("Config")
 
 ARCHITECTURES = ("deeplabv3plus", "deeplabv3", "plain")
+REGION_HEADS = ("none", "rfcn", "deformable-rfcn", "deformable-fc")
 OPTIMIZERS = ("sgd", "adamw")
 LOGGERS = ("none", "tensorboard", "wandb", "mlflow")
 LOSSES = ("ce", "ce+dice", "focal", "lovasz")
@@ -94,6 +95,7 @@ IMAGENET_STD = (0.229, 0.224, 0.225)
 MAX_COUNT: Final = 10**9
 MAX_DILATION: Final = 1024  # pixels of the last feature map
 MAX_CHANNELS: Final = 4096
+MAX_REGION_BINS: Final = 14
 MAX_CROP: Final = 8192  # pixels of a side; two crops of that size take gigabytes
 MAX_WORKERS: Final = 1024
 MAX_BATCH: Final = 65536
@@ -187,17 +189,23 @@ class ModelConfig:
     offset_groups: int = 1
     decoder_channels: int = 256
     atrous_rates: tuple[int, ...] = ()  # empty: the paper's rates for the output stride
+    region_head: str = "none"
+    region_bins: int = 3  # k: a region is pooled in k x k bins
+    region_min_area: int = 64  # pixels of the network input; a smaller component is no region
 
     def __post_init__(self) -> None:
         """Check types and ranges, and fill in the rates."""
         check_fields(self)
         _require_choice("--architecture", self.architecture, ARCHITECTURES)
+        _require_choice("--region-head", self.region_head, REGION_HEADS)
         is_valid = self.output_stride in ATROUS_RATES_BY_STRIDE
         _check(self, "output_stride", is_valid, "8 or 16")
         _check_range(self, 3, 5, "encoder_depth")
         object.__setattr__(self, "output_stride", min(self.output_stride, 2**self.encoder_depth))
         _check_range(self, 0, MAX_COUNT, "deform_layers")
         _check_range(self, 0, MAX_DILATION, "late_dilation")
+        _check_range(self, 1, MAX_REGION_BINS, "region_bins")
+        _check_range(self, 1, MAX_COUNT, "region_min_area")
         _check_range(self, 1, MAX_CHANNELS, "offset_groups", "decoder_channels")
         rates = self.atrous_rates or ATROUS_RATES_BY_STRIDE[self.output_stride]
         object.__setattr__(self, "atrous_rates", rates)
@@ -336,6 +344,8 @@ class TrainConfig:
     checkpoint_minutes: float = 10.0  # 0: at the end of epochs only
     checkpoint_epochs: int = 1
     nan_patience: int = 10  # steps in a row whose loss or gradient is not finite
+    region_weight: float = 1.0  # of the region head's loss
+    region_ohem: bool = False  # learn from the regions with the largest loss
     augment: str = ""  # name of the augmentation that `train` was given from Python
 
     def __post_init__(self) -> None:
@@ -359,6 +369,7 @@ class TrainConfig:
         _check_range(self, 1, MAX_COUNT, "checkpoint_epochs")
         _check_range(self, 0, MAX_COUNT, "warmup_epochs", "patience", "checkpoint_minutes")
         _check_range(self, 0, MAX_FACTOR, "offset_lr_scale", "weight_decay", "poly_power")
+        _check_range(self, 0, MAX_FACTOR, "region_weight")
         _check(self, "lr", 0 < self.lr <= MAX_RATE, f"above 0 and at most {MAX_RATE}")
         _check(self, "seed", 0 <= self.seed < 2**32, "0 to 2**32 - 1")
         _check(self, "ema", 0 <= self.ema < 1, "from 0 (off) to below 1")

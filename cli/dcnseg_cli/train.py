@@ -23,6 +23,7 @@ from dcnseg.config import (
     LOSSES,
     OPTIMIZERS,
     PRESETS,
+    REGION_HEADS,
     RESUMABLE_SETTINGS,
     DataConfig,
     ModelConfig,
@@ -177,6 +178,21 @@ OPTIONS: Mapping[str | None, Mapping[str, Any]] = {
         "decoder_channels": _option("Channels of the ASPP and the decoder, at least 1."),
         "atrous_rates": _option(
             "Three atrous rates of the ASPP; empty: those of the paper for the output stride."
+        ),
+    },
+    "Regions": {
+        "region_head": choice_option(
+            "Also classify regions, the connected components of the label map; rfcn: without "
+            "offsets.",
+            REGION_HEADS,
+        ),
+        "region_bins": _option("Bins of a region along each axis, 1 to 14."),
+        "region_min_area": _option(
+            "Smallest area of a region in pixels of the network input, at least 1."
+        ),
+        "region_weight": _option("Weight of the loss of the regions, at least 0."),
+        "region_ohem": _option(
+            "Learn only from the half of the regions with the largest loss.", "--region-ohem"
         ),
     },
     "Learning": {

@@ -22,6 +22,7 @@ from dcnseg.device import (
 )
 from dcnseg.engine.loading import BatchGroup
 from dcnseg.engine.optim import build_loss
+from dcnseg.engine.region_objective import build_region_objective
 from dcnseg.engine.state import build_state
 from dcnseg.engine.step import TrainingStep
 from dcnseg.errors import TrainingError
@@ -70,7 +71,8 @@ def find_batch_size(config: TrainConfig, *, num_classes: int, num_images: int) -
         encoder_weights=NO_WEIGHTS,
     )
     loss = build_loss(config.loss, None)
-    step = TrainingStep(state, loss, device, select_amp_dtype(config.amp, device))
+    regions = build_region_objective(config, range(num_classes), num_classes)
+    step = TrainingStep(state, loss, device, select_amp_dtype(config.amp, device), regions)
     state.model.train()
 
     def try_batch(size: int) -> None:

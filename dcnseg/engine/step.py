@@ -13,6 +13,7 @@ from torch.nn.utils import get_total_norm
 
 from dcnseg.engine.loading import Batch, BatchGroup
 from dcnseg.engine.optim import Loss
+from dcnseg.engine.region_objective import RegionObjective
 from dcnseg.engine.state import TrainingState
 
 
@@ -32,12 +33,18 @@ class TrainingStep:
     """
 
     def __init__(
-        self, state: TrainingState, loss: Loss, device: torch.device, amp_dtype: torch.dtype | None
+        self,
+        state: TrainingState,
+        loss: Loss,
+        device: torch.device,
+        amp_dtype: torch.dtype | None,
+        regions: RegionObjective | None = None,
     ) -> None:
         self._state = state
         self._loss = loss
         self._device = device
         self._amp_dtype = amp_dtype
+        self._regions = regions
         # Grouped by dtype, so that one kernel copies many buffers.
         self._buffers = _group_by_dtype(state.model.buffers())
         self._saved_buffers = [[buffer.clone() for buffer in group] for group in self._buffers]
@@ -73,8 +80,12 @@ class TrainingStep:
         with torch.autocast(
             self._device.type, dtype=self._amp_dtype, enabled=self._amp_dtype is not None
         ):
-            logits = self._state.model(images)
-        return self._loss(logits, labels)
+            if self._regions is None:
+                logits, region_loss = self._state.model(images), None
+            else:
+                logits, region_loss = self._regions.forward(self._state.model, images, labels)
+        loss = self._loss(logits, labels)
+        return loss if region_loss is None else loss + region_loss
 
     def _update(self) -> StepOutcome:
         state, scaler = self._state, self._state.scaler

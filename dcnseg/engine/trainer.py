@@ -22,6 +22,7 @@ from dcnseg.engine.loading import EpochBatches, TrainingLoader
 from dcnseg.engine.loggers import open_loggers
 from dcnseg.engine.metrics import append_metrics, metrics_line
 from dcnseg.engine.optim import balance_classes, build_loss
+from dcnseg.engine.region_objective import build_region_objective
 from dcnseg.engine.run_folder import TRAIN_BATCH, explain_write_errors
 from dcnseg.engine.run_images import write_train_batch
 from dcnseg.engine.safeguards import Safeguards
@@ -102,7 +103,9 @@ class Trainer:
         )
         weights = balance_classes(data.pixel_counts, config.class_weights)
         loss = build_loss(config.loss, None if weights is None else weights.to(self.device))
-        self.step = TrainingStep(self.state, loss, self.device, self.amp_dtype)
+        classes = data.class_map
+        regions = build_region_objective(config, classes.object_indices, classes.num_classes)
+        self.step = TrainingStep(self.state, loss, self.device, self.amp_dtype, regions)
         self.dataset = training_dataset(config, data, self.state.preprocessing, augment)
         self.loader = TrainingLoader(
             self.dataset,

@@ -5,13 +5,16 @@ Entry point: `build_segmenter`.
 
 from __future__ import annotations
 
+from collections.abc import Callable, Sequence
+
 import torch.nn.functional as F
 from torch import Tensor, nn
 
 from dcnseg.config import ModelConfig
-from dcnseg.errors import ShapeError
+from dcnseg.errors import ConfigError, ShapeError
 from dcnseg.models.deeplab import build_decoder
 from dcnseg.models.encoder import build_encoder, dilate_late, make_deformable
+from dcnseg.models.region_head import RegionHead, RegionOutput
 from dcnseg.ops.deform_conv.module import DeformConv2d
 
 
@@ -28,29 +31,39 @@ class Segmenter(nn.Module):
         segmentation_head: nn.Module,
         *,
         output_stride: int,
+        region_head: RegionHead | None = None,
     ) -> None:
         super().__init__()
         self.encoder = encoder
         self.decoder = decoder
         self.segmentation_head = segmentation_head
+        self.region_head = region_head
         self.output_stride = output_stride
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(
+        self, x: Tensor, propose: Callable[[Tensor], Sequence[Tensor]] | None = None
+    ) -> Tensor | tuple[Tensor, RegionOutput]:
         """Compute the logits of a batch of normalized images.
 
         Args:
             x: Normalized images, [B, 3, H, W], of any size.
+            propose: Only with a region head: called with the logits, returns the regions of each
+                image for the head, as boxes [Ri, 4] in pixels of `x`.
 
         Returns:
-            Logits, [B, K, H, W].
+            Logits, [B, K, H, W]; with `propose` also the output of the region head.
 
         Raises:
             ShapeError: `x` is not [B, 3, H, W], or B is 1 in training mode, where the batch
                 normalization of the ASPP's pooled features needs at least 2.
         """
         height, width = x.shape[-2:]
-        logits: Tensor = self.segmentation_head(self._decode(x))
-        return logits[..., :height, :width]
+        features = self._encode(x)
+        logits: Tensor = self.segmentation_head(self.decoder(features))[..., :height, :width]
+        if propose is None:
+            return logits
+        head = self._require_region_head()
+        return logits, head(head.fuse(features), propose(logits))
 
     def coarse_logits(self, x: Tensor) -> Tensor:
         """Compute the logits before the head's upsampling; arguments and errors as for `forward`.
@@ -59,7 +72,15 @@ class Segmenter(nn.Module):
             Logits, [B, K, h, w]. Bilinear upsampling by `logits_stride` with `align_corners=True`
             gives the logits of the input, padded at the bottom and right.
         """
-        logits: Tensor = self._head_layers()[0](self._decode(x))
+        return self._coarse_logits(self._encode(x))
+
+    def coarse_logits_and_region_map(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        """Compute `coarse_logits`, and the map that the region head pools from, [B, C, h, w]."""
+        features = self._encode(x)
+        return self._coarse_logits(features), self._require_region_head().fuse(features)
+
+    def _coarse_logits(self, features: Sequence[Tensor]) -> Tensor:
+        logits: Tensor = self._head_layers()[0](self.decoder(features))
         return logits
 
     @property
@@ -71,8 +92,15 @@ class Segmenter(nn.Module):
         assert isinstance(self.segmentation_head, nn.Sequential)
         return self.segmentation_head
 
-    def _decode(self, x: Tensor) -> Tensor:
-        """Pad the input to a multiple of the output stride and run the encoder and decoder."""
+    def _require_region_head(self) -> RegionHead:
+        if self.region_head is None:
+            raise ConfigError(
+                "This network has no region head. Train one with --region-head deformable-rfcn."
+            )
+        return self.region_head
+
+    def _encode(self, x: Tensor) -> list[Tensor]:
+        """Pad the input to a multiple of the output stride and run the encoder."""
         if x.dim() != 4 or x.shape[1] != 3:
             raise ShapeError(f"`x` has shape {list(x.shape)}; expected [B, 3, H, W].")
         if self.training and x.shape[0] == 1:
@@ -83,8 +111,8 @@ class Segmenter(nn.Module):
         pad_h, pad_w = (-side % self.output_stride for side in x.shape[-2:])
         if pad_h or pad_w:
             x = F.pad(x, (0, pad_w, 0, pad_h))
-        decoded: Tensor = self.decoder(self.encoder(x))
-        return decoded
+        features: list[Tensor] = self.encoder(x)
+        return features
 
     def deformable_layers(self) -> dict[str, DeformConv2d]:
         """Return the deformable layers by name, in module order (ResNets: execution order)."""
@@ -122,4 +150,15 @@ def build_segmenter(config: ModelConfig, num_classes: int) -> Segmenter:
         atrous_rates=config.atrous_rates,
         num_classes=num_classes,
     )
-    return Segmenter(encoder, decoder, head, output_stride=config.output_stride)
+    region_head = None
+    if config.region_head != "none":  # built last, so that the other weights do not depend on it
+        region_head = RegionHead(
+            config.region_head,
+            encoder_channels=channels,
+            output_stride=config.output_stride,
+            num_classes=num_classes,
+            bins=config.region_bins,
+        )
+    return Segmenter(
+        encoder, decoder, head, output_stride=config.output_stride, region_head=region_head
+    )

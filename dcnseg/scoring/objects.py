@@ -35,31 +35,53 @@ class ObjectScore:
         return next(name for name, limit in SIZES.items() if self.area < limit)
 
 
+@dataclass(frozen=True)
+class Objects:
+    """The N objects of a label map; the number of an object is its row + 1.
+
+    Attributes:
+        numbers: The number of the object at every pixel, 0 for none, int32 [H, W].
+        class_indices: Training index of each object's class, [N].
+        areas: In pixels, [N].
+        boxes_xyxy: Left, top, right and bottom in pixels, the last two exclusive, [N, 4].
+    """
+
+    numbers: npt.NDArray[np.int32]
+    class_indices: npt.NDArray[np.int64]
+    areas: npt.NDArray[np.int64]
+    boxes_xyxy: npt.NDArray[np.int64]
+
+    def __len__(self) -> int:
+        return len(self.areas)
+
+
 def find_objects(
-    labels: LabelIndices, classes: Collection[int]
-) -> tuple[npt.NDArray[np.int32], npt.NDArray[np.int64]]:
-    """Number the objects of the given classes from 1; objects below 16 pixels are ignored.
+    labels: LabelIndices, classes: Collection[int], min_area: int = MIN_AREA
+) -> Objects:
+    """Find the objects of the given classes, class by class, each from top to bottom.
 
     Args:
         labels: Training indices, uint8 [H, W].
         classes: Training indices of the classes with objects, from `ClassMap.object_indices`.
-
-    Returns:
-        The number of the object at every pixel, 0 for none, [H, W], and the area of each number.
+        min_area: Objects with fewer pixels are ignored.
     """
-    objects = np.zeros(labels.shape, np.int32)
-    areas = [0]
+    numbers = np.zeros(labels.shape, np.int32)
+    rows: list[npt.NDArray[np.int64]] = [np.empty((0, 6), np.int64)]
+    count = 0
     for index in np.unique(labels):
         if index in classes:
-            is_class = np.ascontiguousarray(labels == index).view(np.uint8)
+            is_class = cv2.compare(labels, int(index), cv2.CMP_EQ)
             _, found, stats, _ = cv2.connectedComponentsWithStats(is_class, connectivity=8)
-            sizes = stats[:, cv2.CC_STAT_AREA]
-            numbers = np.zeros(len(sizes), np.int32)
-            kept = np.flatnonzero(sizes[1:] >= MIN_AREA) + 1
-            numbers[kept] = len(areas) + np.arange(len(kept))
-            objects += numbers[found]
-            areas += sizes[kept].tolist()
-    return objects, np.asarray(areas)
+            kept = np.flatnonzero(stats[1:, cv2.CC_STAT_AREA] >= min_area) + 1
+            table = np.zeros(len(stats), np.int32)
+            table[kept] = 1 + count + np.arange(len(kept))
+            numbers += table[found]
+            count += len(kept)
+            left, top, width, height, area = stats[kept].astype(np.int64).T
+            class_index = np.full_like(area, index)
+            rows.append(np.stack([class_index, area, left, top, left + width, top + height], 1))
+    table = np.concatenate(rows)
+    return Objects(numbers, table[:, 0], table[:, 1], table[:, 2:])
 
 
 def score_objects(
@@ -90,7 +112,8 @@ def score_objects(
 def _score_class(
     index: int, is_labeled: npt.NDArray[np.bool_], is_predicted: npt.NDArray[np.bool_]
 ) -> list[ObjectScore]:
-    objects, areas = find_objects(is_labeled.view(np.uint8), (1,))
+    found = find_objects(is_labeled.view(np.uint8), (1,))
+    objects = found.numbers
     predicted = np.ascontiguousarray(is_predicted).view(np.uint8)
     num_regions, regions = cv2.connectedComponents(predicted, connectivity=8)
     beside = np.bincount(regions[~is_labeled], minlength=num_regions)  # pixels of no object
@@ -98,12 +121,11 @@ def _score_class(
     numbers = objects[is_shared].astype(np.int64) * num_regions + regions[is_shared]
     pairs, shared = np.unique(numbers, return_counts=True)  # not all pairs: there may be 10**9
     touching, region = np.divmod(pairs, num_regions)
-    correct = np.bincount(touching, shared, len(areas))
-    wrong = np.bincount(touching, beside[region], len(areas))
+    correct = np.bincount(touching, shared, len(found) + 1)
+    wrong = np.bincount(touching, beside[region], len(found) + 1)
     return [
         ObjectScore(index, int(area), float(correct[i] / (area + wrong[i])))
-        for i, area in enumerate(areas)
-        if i > 0
+        for i, area in enumerate(found.areas, 1)
     ]
 
 

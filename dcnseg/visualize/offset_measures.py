@@ -43,12 +43,12 @@ def measure_object_dilations(
     Raises:
         ConfigError: The network has no deformable layer.
     """
-    objects, areas = find_objects(labels, predictor.class_map.object_indices)
+    objects = find_objects(labels, predictor.class_map.object_indices)
     layers = capture_offsets(predictor.model, limit_size(predictor.prepare(image)), image.shape[:2])
     return [
-        ObjectDilation(layer.name, int(areas[i]), dilation)
+        ObjectDilation(layer.name, int(objects.areas[i - 1]), dilation)
         for layer in layers
-        for i, dilation in _mean_dilations(layer, objects).items()
+        for i, dilation in _mean_dilations(layer, objects.numbers).items()
     ]
 
 

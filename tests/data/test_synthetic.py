@@ -45,7 +45,7 @@ def test_beads_have_very_different_sizes() -> None:
     areas = [
         area
         for seed in range(30)
-        for area in find_objects(generate_scene(seed)[1], (1, 2, 3))[1][1:]
+        for area in find_objects(generate_scene(seed)[1], (1, 2, 3)).areas
     ]
     radii = np.sqrt(np.array(areas) / np.pi)
     assert np.quantile(radii, 0.9) > 3.5 * np.quantile(radii, 0.1)
@@ -57,11 +57,10 @@ def test_only_the_caps_tell_the_class() -> None:
     by_class: dict[int, list[float]] = {1: [], 2: [], 3: []}
     for seed in range(40):
         image, labels = generate_scene(seed)
-        objects, areas = find_objects(labels, (1, 2, 3))
+        objects = find_objects(labels, (1, 2, 3))
         hue = cv2.cvtColor(image, cv2.COLOR_RGB2HSV_FULL)
-        for number in range(1, len(areas)):
-            inside = objects == number
-            class_id = int(labels[inside][0])
+        for number, class_id in enumerate(objects.class_indices, 1):
+            inside = objects.numbers == number
             colored = inside & (hue[..., 1] > 120)
             distance = np.abs(hue[..., 0][colored] / 255 - HUES[class_id])
             by_class[class_id].append(float((np.minimum(distance, 1 - distance) < 0.06).mean()))

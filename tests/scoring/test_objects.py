@@ -53,9 +53,13 @@ def test_objects_are_numbered_over_classes() -> None:
     labels[2:8, 2:8] = 1
     labels[20:30, 20:30] = 2
     labels[35, 35] = 2  # too small
-    objects, areas = find_objects(labels, (1, 2))
-    assert areas.tolist() == [0, 36, 100]
-    assert np.bincount(objects.ravel())[1:].tolist() == [36, 100]
+    objects = find_objects(labels, (1, 2))
+    assert objects.class_indices.tolist() == [1, 2]
+    assert objects.areas.tolist() == [36, 100]
+    assert objects.boxes_xyxy.tolist() == [[2, 2, 8, 8], [20, 20, 30, 30]]
+    assert np.bincount(objects.numbers.ravel())[1:].tolist() == [36, 100]
+    assert len(find_objects(labels, (1, 2), min_area=37)) == 1
+    assert len(find_objects(labels, ())) == 0
 
 
 def test_sizes_are_those_of_coco() -> None:
