@@ -303,12 +303,13 @@ class PredictConfig:
     flip: bool = False
     scales: tuple[float, ...] = (1.0,)
     min_confidence: float = 0.0  # pixels whose class is less probable are ignored
+    min_region_score: float = 0.0  # regions with a lower score get the class around them
 
     def __post_init__(self) -> None:
         """Check types and ranges."""
         check_fields(self)
         _check_range(self, 64, 2**20, "window")
-        _check_range(self, 0, 1, "min_confidence")
+        _check_range(self, 0, 1, "min_confidence", "min_region_score")
         _check(self, "overlap", 0 <= self.overlap <= 0.75, "between 0 and 0.75")
         is_valid = bool(self.scales) and all(MIN_SCALE <= scale <= 8 for scale in self.scales)
         _check(self, "scales", is_valid, f"factors from {MIN_SCALE} to 8")

@@ -15,6 +15,7 @@ from dcnseg_cli.options import (
     ImagesPatternOption,
     JsonOption,
     MasksPatternOption,
+    MinRegionScoreOption,
     OverlapOption,
     OverwriteOption,
     PairsOption,
@@ -56,6 +57,7 @@ def evaluate(
         ),
     ] = None,
     overwrite: OverwriteOption = False,
+    min_region_score: MinRegionScoreOption = PredictConfig.min_region_score,
     window: WindowOption = PredictConfig.window,
     overlap: OverlapOption = PredictConfig.overlap,
     flip: FlipOption = PredictConfig.flip,
@@ -68,7 +70,13 @@ def evaluate(
     json: JsonOption = False,
 ) -> None:
     """Compute mIoU, class IoU and pixel accuracy on a split, at the original resolution."""
-    config = PredictConfig(window, overlap, flip, parse_numbers(scales, "--scales"))
+    config = PredictConfig(
+        window,
+        overlap,
+        flip,
+        parse_numbers(scales, "--scales"),
+        min_region_score=min_region_score,
+    )
     source = PairSource(images, masks, pairs)
     if out is not None:
         check_out_folder(out, overwrite=overwrite)

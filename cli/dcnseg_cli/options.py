@@ -82,6 +82,14 @@ WindowOption = Annotated[
         rich_help_panel="Inference",
     ),
 ]
+MinRegionScoreOption = Annotated[
+    float,
+    typer.Option(
+        help="Give regions with a score below this value (0 to 1) the most frequent class around "
+        "them; needs a network with a region head.",
+        rich_help_panel="Inference",
+    ),
+]
 OverlapOption = Annotated[
     float,
     typer.Option(

@@ -17,6 +17,7 @@ from dcnseg_cli.options import (
     FlipOption,
     ImagesArgument,
     JsonOption,
+    MinRegionScoreOption,
     OutOption,
     OverlapOption,
     OverwriteOption,
@@ -52,7 +53,8 @@ def predict(
         str,
         typer.Option(
             help="Outputs to write: labels (PNG of class ids), overlay (JPEG), confidence (PNG: "
-            "probability of the predicted class times 255), probabilities (npz).",
+            "probability of the predicted class times 255), probabilities (npz), regions (COCO "
+            "results; needs a network with a region head).",
             rich_help_panel="Output",
         ),
     ] = "labels,overlay",
@@ -81,6 +83,7 @@ def predict(
             rich_help_panel="Inference",
         ),
     ] = PredictConfig.min_confidence,
+    min_region_score: MinRegionScoreOption = PredictConfig.min_region_score,
     window: WindowOption = PredictConfig.window,
     overlap: OverlapOption = PredictConfig.overlap,
     flip: FlipOption = PredictConfig.flip,
@@ -96,7 +99,14 @@ def predict(
     then 3. Warns about images that differ from the training images, and about predictions of a
     single class.
     """
-    config = PredictConfig(window, overlap, flip, parse_numbers(scales, "--scales"), min_confidence)
+    config = PredictConfig(
+        window,
+        overlap,
+        flip,
+        parse_numbers(scales, "--scales"),
+        min_confidence,
+        min_region_score,
+    )
     kinds = [kind.strip() for kind in save.split(",") if kind.strip()]
     if overwrite and skip_existing:
         raise ConfigError(

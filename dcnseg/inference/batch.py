@@ -24,6 +24,7 @@ from dcnseg.inference.inputs import InputImage
 from dcnseg.inference.prediction import Prediction
 from dcnseg.inference.predictor import Predictor
 from dcnseg.inference.read_ahead import read_ahead
+from dcnseg.inference.region_files import merge_region_results
 from dcnseg.inference.results import FileResult, count_shares, failed_result
 from dcnseg.inference.writers import OUTPUT_FOLDERS, get_output_paths, write_prediction
 
@@ -61,8 +62,8 @@ def predict_files(
     """Predict images and write the outputs; an unreadable image does not stop the others.
 
     The output folder is marked as written by dcnseg, or only its subfolders if it has other files.
-    `kinds` are outputs to write: "labels", "overlay", "confidence", "probabilities"; `opacity` is
-    that of overlays, from 0 (outlines only) to 1. With `skip_existing`, images with all outputs
+    `kinds` are outputs to write: "labels", "overlay", "confidence", "probabilities", "regions" (also
+    merged into OUT/regions.json); `opacity` is that of overlays, from 0 (outlines only) to 1. With `skip_existing`, images with all outputs
     present are skipped; their results come first. `on_result` is called with each result in order,
     after its files are written.
 
@@ -70,6 +71,8 @@ def predict_files(
         ConfigError: An output subfolder has files that dcnseg did not write.
         OSError: Outputs cannot be written, for example because the disk is full.
     """
+    if "regions" in kinds:
+        predictor.region_head()  # fail early
     results: list[FileResult] = []
 
     def finish(result: FileResult) -> None:
@@ -77,6 +80,7 @@ def predict_files(
         if on_result:
             on_result(result)
 
+    image_ids = {image: number for number, image in enumerate(images, 1)}
     outputs = {image: get_output_paths(out, image.name, kinds) for image in images}
     folders = _find_folders_to_mark(out, kinds)
     remaining = []
@@ -93,12 +97,16 @@ def predict_files(
                 for folder in folders:
                     mark_output_folder(folder)
             paths = outputs[job.image]
-            writing.append(pool.submit(_write, predictor, job, outcome, paths, opacity))
+            image_id = image_ids[job.image]
+            writing.append(pool.submit(_write, predictor, job, outcome, paths, opacity, image_id))
             del outcome  # frees its memory after writing
             while len(writing) > (0 if _is_large(job.header) else WRITE_BEHIND):
                 finish(writing.popleft().result())
         for future in writing:
             finish(future.result())
+    if "regions" in kinds and any("regions" in result.outputs for result in results):
+        in_order = sorted(results, key=lambda result: image_ids[result.image])
+        merge_region_results(out, in_order, predictor.class_map)
     return results
 
 
@@ -163,6 +171,7 @@ def _predict(
                 decoded,
                 with_confidence="confidence" in kinds,
                 with_probabilities="probabilities" in kinds,
+                regions="regions" in kinds,
             )
     except torch.AcceleratorError:
         raise  # the device is unusable from here on
@@ -199,12 +208,13 @@ def _write(
     outcome: tuple[Image, Prediction] | Exception,
     paths: dict[str, Path],
     opacity: float,
+    image_id: int,
 ) -> FileResult:
     if isinstance(outcome, Exception):
         return failed_result(job.image, outcome)
     decoded, prediction = outcome
     try:
-        write_prediction(prediction, decoded, paths, opacity=opacity)
+        write_prediction(prediction, decoded, paths, opacity=opacity, image_id=image_id)
         stats = predictor.training_data
         below, shares = count_shares(prediction)
         return FileResult(

@@ -13,6 +13,7 @@ from dcnseg.config import OVERLAY_OPACITY
 from dcnseg.data.class_map import IGNORE_INDEX, ClassMap
 from dcnseg.errors import ConfigError
 from dcnseg.inference.overlay import draw_overlay
+from dcnseg.inference.regions import Region
 
 UInt8Array = npt.NDArray[np.uint8]
 
@@ -25,9 +26,12 @@ class Prediction:
         labels: Training index of the most probable class of each pixel, uint8 [H, W]; 255 where it
             is less probable than `PredictConfig.min_confidence`. Use `label_map` for class ids.
         class_map: Names, ids and colors of the classes.
-        confidence: Probability of the most probable class, float16 [H, W]; None unless requested.
+        confidence: Probability of the most probable class, float16 [H, W]; None unless requested,
+            or needed for regions.
         probabilities: Probability of each class, float16 [K, H, W]; None unless requested.
         image: The image itself, RGB, uint8 [H, W, 3].
+        regions: The connected components of the classes; None unless requested.
+        region_numbers: 1 + the index in `regions` at every pixel, 0 for none, int32 [H, W].
     """
 
     labels: UInt8Array
@@ -35,6 +39,8 @@ class Prediction:
     confidence: npt.NDArray[np.float16] | None = None
     probabilities: npt.NDArray[np.float16] | None = None
     image: UInt8Array | None = None
+    regions: tuple[Region, ...] | None = None
+    region_numbers: npt.NDArray[np.int32] | None = None
 
     @cached_property
     def label_map(self) -> npt.NDArray[Any]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from dataclasses import replace
+from functools import partial
 from pathlib import Path
 from typing import Final
 
@@ -20,10 +22,12 @@ from dcnseg.data.image_io import AnyImage, as_rgb_array
 from dcnseg.device import select_amp_dtype, select_device
 from dcnseg.errors import ConfigError, NotFiniteError, ShapeError
 from dcnseg.inference.prediction import Prediction
+from dcnseg.inference.regions import RegionMaps, Window, remove_regions, score_regions
 from dcnseg.inference.sliding_window import predict_strips
 from dcnseg.inference.strips import StripMap, cropped, resized, softmaxed, stored
 from dcnseg.inference.tta import augmented
 from dcnseg.models.segmenter import Segmenter
+from dcnseg.scoring.objects import find_objects
 
 # Values per strip: small enough for a CPU's caches, large enough for efficient GPU kernels.
 STRIP_VALUES: Final = {"cpu": 1 << 21, "cuda": 1 << 26}
@@ -62,9 +66,19 @@ class Predictor:
                 "pixels below it: 255 is a class, and no id is ignored. Remove the option, or use "
                 "--save confidence."
             )
+        if self.config.min_region_score:
+            self.region_head()
         self.training_data = training_data
         self._mean = torch.tensor(preprocessing.mean, device=device).view(3, 1, 1) * 255
         self._std = torch.tensor(preprocessing.std, device=device).view(3, 1, 1) * 255
+
+    def region_head(self) -> RegionHead:
+        """Return the region head of the network.
+
+        Raises:
+            ConfigError: It has none.
+        """
+        return self.model.require_region_head()
 
     @classmethod
     def from_checkpoint(
@@ -128,6 +142,7 @@ class Predictor:
         *,
         with_confidence: bool = False,
         with_probabilities: bool = False,
+        regions: bool = False,
     ) -> Prediction:
         """Label every pixel of an image of any size.
 
@@ -135,8 +150,10 @@ class Predictor:
             image: A file, a PIL image, or an array as `as_rgb_array` takes it.
             with_confidence: Whether to keep the probability of the chosen class, H * W * 2 bytes.
             with_probabilities: Whether to keep all probabilities, K * H * W * 2 bytes.
+            regions: Whether to score the regions; needs a network with a region head.
 
         Raises:
+            ConfigError: The network has no region head.
             DataError: The file cannot be read.
             ShapeError: The array has another shape or dtype than images have.
             NotFiniteError: The network's output has NaN or infinity.
@@ -145,14 +162,20 @@ class Predictor:
         height, width = image.shape[:2]
         num_classes = self.class_map.num_classes
         labels = np.empty((height, width), np.uint8)
-        confidence = np.empty((height, width), np.float16) if with_confidence else None
+        has_regions = regions or self.config.min_region_score > 0
+        if has_regions:
+            self.region_head()  # raises early
+        confidence = None
+        if with_confidence or has_regions:
+            confidence = np.empty((height, width), np.float16)
+        maps = RegionMaps(partial(self._compute_region_map, image)) if has_regions else None
         probabilities = None
         if with_probabilities:
             probabilities = np.empty((num_classes, height, width), np.float16)
         side = max(1, round(self.config.window / self.preprocessing.input_scale))
         strip_values = STRIP_VALUES.get(self.device.type, STRIP_VALUES["cuda"])
         for top, strip in predict_strips(
-            self._window_predictor(image),
+            self._window_predictor(image, maps),
             (height, width),
             (side, side),
             self.config.overlap,
@@ -166,7 +189,23 @@ class Predictor:
                 confidence[rows] = highest.half().cpu().numpy()
             if probabilities is not None:
                 probabilities[:, rows] = strip.half().cpu().numpy()
-        return Prediction(labels, self.class_map, confidence, probabilities, image)
+        prediction = Prediction(labels, self.class_map, confidence, probabilities, image)
+        return prediction if maps is None else self._with_regions(prediction, maps)
+
+    def _with_regions(self, prediction: Prediction, maps: RegionMaps) -> Prediction:
+        """Add the regions, and remove those below the minimum score."""
+        labels, confidence, head = prediction.labels, prediction.confidence, self.region_head()
+        assert confidence is not None
+        min_area = max(1, round(head.min_area / self.preprocessing.input_scale**2))
+        objects = find_objects(labels, self.class_map.object_indices, min_area)
+        found = score_regions(objects, confidence, head, maps, self._input_size)
+        is_low = np.array([region.score < self.config.min_region_score for region in found], bool)
+        remove_regions(labels, objects, is_low)
+        return replace(
+            prediction,
+            regions=tuple(region for region, low in zip(found, is_low, strict=True) if not low),
+            region_numbers=objects.without(is_low).numbers,
+        )
 
     def predict_batch(
         self,
@@ -174,28 +213,49 @@ class Predictor:
         *,
         with_confidence: bool = False,
         with_probabilities: bool = False,
+        regions: bool = False,
     ) -> list[Prediction]:
         """Label several images, which may differ in size; the arguments are those of `predict`."""
         return [
             self.predict(
-                image, with_confidence=with_confidence, with_probabilities=with_probabilities
+                image,
+                with_confidence=with_confidence,
+                with_probabilities=with_probabilities,
+                regions=regions,
             )
             for image in images
         ]
 
-    def _window_predictor(self, image: npt.NDArray[np.uint8]) -> Callable[[slice, slice], StripMap]:
-        """Return a function that maps the rows and columns of a window to its probabilities."""
-        predict = augmented(
-            self._predict_probabilities, flip=self.config.flip, scales=self.config.scales
-        )
+    def _window_predictor(
+        self, image: npt.NDArray[np.uint8], maps: RegionMaps | None
+    ) -> Callable[[slice, slice], StripMap]:
+        """Return a function that maps the rows and columns of a window to its probabilities.
+
+        The windows and their region maps are added to `maps`.
+        """
 
         def predict_window(rows: slice, columns: slice) -> StripMap:
             window = image[rows, columns]
-            return resized(predict(self.prepare(window)), (window.shape[0], window.shape[1]))
+            x = self.prepare(window)
+            fused: list[Tensor] = []
+
+            def predict_view(view: Tensor) -> StripMap:
+                # Regions are pooled from the window itself, not from its augmented views.
+                keep = fused.append if maps is not None and view is x else None
+                return self._predict_probabilities(view, keep)
+
+            predict = augmented(predict_view, flip=self.config.flip, scales=self.config.scales)
+            probabilities = resized(predict(x), (window.shape[0], window.shape[1]))
+            if maps is not None:
+                place = Window(columns.start, rows.start, columns.stop, rows.stop)
+                maps.add(place, next(iter(fused), None))
+            return probabilities
 
         return predict_window
 
-    def _predict_probabilities(self, x: Tensor) -> StripMap:
+    def _predict_probabilities(
+        self, x: Tensor, keep_region_map: Callable[[Tensor], None] | None = None
+    ) -> StripMap:
         """Predict the probabilities of a network input [1, 3, h, w], at its size."""
         height, width = x.shape[-2:]
         is_segmenter = isinstance(self.model, Segmenter)
@@ -203,7 +263,11 @@ class Predictor:
             self.device.type, dtype=self.amp_dtype, enabled=self.amp_dtype is not None
         ):
             # Coarse logits, which take 1/16 of the memory of upsampled ones.
-            logits: Tensor = self.model.coarse_logits(x) if is_segmenter else self.model(x)
+            if keep_region_map is not None:
+                logits, fused = self.model.coarse_logits_and_region_map(x)
+                keep_region_map(fused)
+            else:
+                logits = self.model.coarse_logits(x) if is_segmenter else self.model(x)
         # Checked before upsampling and softmax, which keep finite values finite.
         self._check_finite(logits)
         stride = self.model.logits_stride if is_segmenter else 1
@@ -213,6 +277,18 @@ class Predictor:
             align_corners=True,
         )
         return softmaxed(cropped(padded, (height, width)))
+
+    def _compute_region_map(self, image: npt.NDArray[np.uint8], window: Window) -> Tensor:
+        """Compute the region map of a window, [1, C, h, w]."""
+        x = self.prepare(image[window.top : window.bottom, window.left : window.right])
+        with torch.autocast(
+            self.device.type, dtype=self.amp_dtype, enabled=self.amp_dtype is not None
+        ):
+            return self.model.coarse_logits_and_region_map(x)[1]
+
+    def _input_size(self, window: Window) -> tuple[int, int]:
+        size_hw = window.bottom - window.top, window.right - window.left
+        return scaled_size_hw(size_hw, self.preprocessing.input_scale)
 
     def _check_finite(self, logits: Tensor) -> None:
         if bool(torch.isfinite(logits).all()):

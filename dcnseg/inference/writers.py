@@ -14,17 +14,30 @@ from dcnseg.config import OVERLAY_OPACITY
 from dcnseg.data.image_io import write_jpeg_strips, write_png
 from dcnseg.errors import ConfigError
 from dcnseg.files import atomic_path
-from dcnseg.inference.overlay import draw_legend, draw_overlay_strips, present_classes
+from dcnseg.inference.overlay import (
+    draw_legend,
+    draw_overlay_strips,
+    draw_regions,
+    present_classes,
+)
 from dcnseg.inference.prediction import Prediction
+from dcnseg.inference.region_files import write_region_results
 
 OUTPUT_FOLDERS: Final = {
     "labels": "labels",
     "overlay": "overlays",
     "confidence": "confidence",
     "probabilities": "probabilities",
+    "regions": "regions",
 }
 OUTPUT_KINDS: Final = tuple(OUTPUT_FOLDERS)
-_SUFFIXES: Final = {"labels": ".png", "overlay": ".jpg", "confidence": ".png"}
+_SUFFIXES: Final = {
+    "labels": ".png",
+    "overlay": ".jpg",
+    "confidence": ".png",
+    "probabilities": ".npz",
+    "regions": ".json",
+}
 _ROWS: Final = 256  # rows processed at a time, to keep temporary arrays small
 
 
@@ -39,7 +52,7 @@ def check_output_kinds(kinds: Collection[str]) -> None:
 def get_output_paths(folder: Path, name: PurePath, kinds: Collection[str]) -> dict[str, Path]:
     """Return the path of each kind of output of the image `name`."""
     return {
-        kind: folder / OUTPUT_FOLDERS[kind] / f"{name}{_SUFFIXES.get(kind, '.npz')}"
+        kind: folder / OUTPUT_FOLDERS[kind] / f"{name}{_SUFFIXES[kind]}"
         for kind in OUTPUT_KINDS
         if kind in kinds
     }
@@ -51,6 +64,7 @@ def write_prediction(
     paths: dict[str, Path],
     *,
     opacity: float = OVERLAY_OPACITY,
+    image_id: int = 1,
 ) -> None:
     """Write the outputs of one image, each atomically.
 
@@ -59,6 +73,7 @@ def write_prediction(
         image: The image, RGB uint8 [H, W, 3].
         paths: Paths by kind, from `get_output_paths`.
         opacity: Of the overlay's colors, in [0, 1].
+        image_id: The id of the image in the file of regions.
     """
     class_map = prediction.class_map
     if "overlay" in paths:
@@ -75,6 +90,8 @@ def write_prediction(
                 ids=np.array(class_map.ids),
                 names=np.array(class_map.names),
             )
+    if "regions" in paths:
+        write_region_results(paths["regions"], prediction, image_id)
     if "labels" in paths:  # last, because its presence marks the image as done
         write_png(paths["labels"], prediction.label_map, palette=class_map.palette())
 
@@ -87,8 +104,22 @@ def _write_overlay(
     present = present_classes(labels, class_map.num_classes)
     legend = draw_legend(class_map, present, image.shape[1])
     strips = draw_overlay_strips(image, labels, class_map, opacity=opacity)
+    if prediction.regions is not None:
+        strips = _with_regions(strips, prediction)
     size_hw = image.shape[0] + len(legend), image.shape[1]
     write_jpeg_strips(path, size_hw, chain(strips, [legend]))
+
+
+def _with_regions(
+    strips: Iterator[npt.NDArray[np.uint8]], prediction: Prediction
+) -> Iterator[npt.NDArray[np.uint8]]:
+    top = 0
+    for strip in strips:
+        draw_regions(
+            strip, top, prediction.regions or (), prediction.class_map, prediction.labels.shape
+        )
+        yield strip
+        top += len(strip)
 
 
 def confidence_to_gray(confidence: npt.NDArray[np.float16]) -> npt.NDArray[np.uint8]:

@@ -48,6 +48,7 @@ class RegionHead(nn.Module):
         pooling: "rfcn", "deformable-rfcn" or "deformable-fc".
         num_classes: K.
         bins: k; a region has k x k bins.
+        min_area: Area of the smallest region in pixels of the network input.
     """
 
     def __init__(
@@ -58,9 +59,11 @@ class RegionHead(nn.Module):
         output_stride: int,
         num_classes: int,
         bins: int,
+        min_area: int,
     ) -> None:
         super().__init__()
         self.pooling, self.num_classes, self.bins = pooling, num_classes, bins
+        self.min_area = min_area
         self.reduce = nn.Conv2d(encoder_channels[-1], MAP_CHANNELS, 1)
         # Stride 16 is too coarse for small objects; the map of stride 8 adds detail.
         has_detail = output_stride > STRIDE

@@ -62,7 +62,7 @@ class Segmenter(nn.Module):
         logits: Tensor = self.segmentation_head(self.decoder(features))[..., :height, :width]
         if propose is None:
             return logits
-        head = self._require_region_head()
+        head = self.require_region_head()
         return logits, head(head.fuse(features), propose(logits))
 
     def coarse_logits(self, x: Tensor) -> Tensor:
@@ -77,7 +77,7 @@ class Segmenter(nn.Module):
     def coarse_logits_and_region_map(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Compute `coarse_logits`, and the map that the region head pools from, [B, C, h, w]."""
         features = self._encode(x)
-        return self._coarse_logits(features), self._require_region_head().fuse(features)
+        return self._coarse_logits(features), self.require_region_head().fuse(features)
 
     def _coarse_logits(self, features: Sequence[Tensor]) -> Tensor:
         logits: Tensor = self._head_layers()[0](self.decoder(features))
@@ -91,13 +91,6 @@ class Segmenter(nn.Module):
     def _head_layers(self) -> nn.Sequential:
         assert isinstance(self.segmentation_head, nn.Sequential)
         return self.segmentation_head
-
-    def _require_region_head(self) -> RegionHead:
-        if self.region_head is None:
-            raise ConfigError(
-                "This network has no region head. Train one with --region-head deformable-rfcn."
-            )
-        return self.region_head
 
     def _encode(self, x: Tensor) -> list[Tensor]:
         """Pad the input to a multiple of the output stride and run the encoder."""
@@ -113,6 +106,14 @@ class Segmenter(nn.Module):
             x = F.pad(x, (0, pad_w, 0, pad_h))
         features: list[Tensor] = self.encoder(x)
         return features
+
+    def require_region_head(self) -> RegionHead:
+        """Return the region head; raises a ConfigError if the network has none."""
+        if self.region_head is None:
+            raise ConfigError(
+                "This network has no region head. Train one with --region-head deformable-rfcn."
+            )
+        return self.region_head
 
     def deformable_layers(self) -> dict[str, DeformConv2d]:
         """Return the deformable layers by name, in module order (ResNets: execution order)."""
@@ -158,6 +159,7 @@ def build_segmenter(config: ModelConfig, num_classes: int) -> Segmenter:
             output_stride=config.output_stride,
             num_classes=num_classes,
             bins=config.region_bins,
+            min_area=config.region_min_area,
         )
     return Segmenter(
         encoder, decoder, head, output_stride=config.output_stride, region_head=region_head

@@ -1,0 +1,137 @@
+"""Regions in COCO's formats; entry points `write_region_results` and `merge_region_results`."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any, Final
+
+import numpy as np
+import numpy.typing as npt
+from pycocotools import mask as coco_mask
+
+from dcnseg import __version__
+from dcnseg.data.class_map import ClassMap
+from dcnseg.files import atomic_path, read_json
+from dcnseg.inference.prediction import Prediction
+from dcnseg.inference.results import FileResult
+
+MERGED_REGIONS: Final = "regions.json"
+DIGITS: Final = 5  # of scores
+
+RunLengths = dict[str, Any]
+
+
+def to_coco_results(prediction: Prediction, image_id: int) -> list[dict[str, Any]]:
+    """Return the regions of an image as a COCO results list.
+
+    Besides the fields of COCO, an entry has the refined box, the area, the mean confidence, and the
+    class that the region head votes for (None for "no object") with its score.
+
+    Args:
+        prediction: A prediction with regions.
+        image_id: The id of the image.
+    """
+    assert prediction.regions is not None and prediction.region_numbers is not None
+    ids = prediction.class_map.ids
+    results = []
+    for number, region in enumerate(prediction.regions, 1):
+        left, top, right, bottom = region.box_xyxy
+        is_region = prediction.region_numbers[top:bottom, left:right] == number
+        voted = region.voted_index
+        results.append(
+            {
+                "image_id": image_id,
+                "category_id": ids[region.class_index],
+                "score": round(region.score, DIGITS),
+                "bbox": _to_xywh(region.box_xyxy),
+                "refined_bbox": _to_xywh(region.refined_box_xyxy),
+                "area": region.area,
+                "segmentation": encode_mask(is_region, (top, left), prediction.labels.shape),
+                "confidence": round(region.confidence, DIGITS),
+                "voted_category_id": None if voted is None else ids[voted],
+                "voted_score": round(region.voted_score, DIGITS),
+            }
+        )
+    return results
+
+
+def encode_mask(
+    mask: npt.NDArray[np.bool_], corner: Sequence[int], size_hw: Sequence[int]
+) -> RunLengths:
+    """Encode a mask as COCO's compressed run lengths, without making it as large as the image.
+
+    Args:
+        mask: Part of the image that contains all its pixels, bool [h, w].
+        corner: Row and column of the mask's first pixel in the image.
+        size_hw: The size of the image.
+    """
+    height, width = size_hw
+    columns = np.pad(mask.T, ((0, 0), (1, 1)))  # [w, 1 + h + 1]: COCO counts column by column
+    change = np.diff(columns.astype(np.int8), axis=1)
+    (column, start), (_, end) = (np.nonzero(change == sign) for sign in (1, -1))
+    first = (corner[1] + column) * height + corner[0]
+    edges = np.stack([first + start, first + end], axis=1).ravel()
+    lengths = np.diff(edges, prepend=0, append=height * width)
+    counts = {"counts": lengths.tolist(), "size": [height, width]}
+    encoded: RunLengths = coco_mask.frPyObjects(counts, height, width)
+    return {"size": [height, width], "counts": encoded["counts"].decode("ascii")}
+
+
+def write_region_results(path: Path, prediction: Prediction, image_id: int) -> None:
+    """Write the COCO results file of one image atomically."""
+    _write_json(path, to_coco_results(prediction, image_id))
+
+
+def merge_region_results(out: Path, results: Sequence[FileResult], class_map: ClassMap) -> Path:
+    """Write the regions of all images that have a results file as one COCO data set.
+
+    Returns:
+        The file, OUT/regions.json. Its ids count from 1, in the order of the images.
+
+    Raises:
+        ConfigError: A results file of an earlier call is damaged.
+    """
+    images: list[dict[str, Any]] = []
+    annotations: list[dict[str, Any]] = []
+    for result in results:
+        if "regions" not in result.outputs:
+            continue
+        entries = read_json(result.outputs["regions"])
+        height, width = _find_size(result, entries)
+        image_id = len(images) + 1
+        name = str(result.image)
+        images.append({"id": image_id, "file_name": name, "height": height, "width": width})
+        for entry in entries:
+            number = len(annotations) + 1
+            annotations.append({**entry, "id": number, "image_id": image_id, "iscrowd": 0})
+    path = out / MERGED_REGIONS
+    categories = [{"id": entry.id, "name": entry.name} for entry in class_map.classes]
+    _write_json(
+        path,
+        {
+            "info": {"description": f"Regions predicted by dcnseg {__version__}"},
+            "images": images,
+            "categories": categories,
+            "annotations": annotations,
+        },
+    )
+    return path
+
+
+def _find_size(result: FileResult, entries: Sequence[Any]) -> Sequence[int]:
+    """The height and width of an image, which may have been skipped."""
+    if result.is_predicted:
+        return result.size_hw
+    return entries[0]["segmentation"]["size"] if entries else result.image.read().shape[:2]
+
+
+def _to_xywh(box_xyxy: Sequence[float]) -> list[float]:
+    left, top, right, bottom = box_xyxy
+    return [round(value, 2) for value in (left, top, right - left, bottom - top)]
+
+
+def _write_json(path: Path, content: Any) -> None:
+    with atomic_path(path) as temporary:
+        temporary.write_text(json.dumps(content) + "\n", encoding="utf-8")
