@@ -3,12 +3,20 @@
 from __future__ import annotations
 
 from collections.abc import Mapping
-from typing import Any
+from typing import Any, Final
 
 from rich.markup import escape
 from rich.table import Table
 
 from dcnseg_cli.terminal_text import escape_line
+
+REGION_ROWS: Final = {
+    "region AP": "ap",
+    "region AP, IoU 0.5": "ap50",
+    "the same, ranked by pixel confidence": "ap50_by_confidence",
+    "region recall, IoU 0.5": "recall",
+    "region accuracy": "accuracy",
+}
 
 
 def score_table(scores: Mapping[str, Any], title: str) -> Table:
@@ -25,7 +33,13 @@ def score_table(scores: Mapping[str, Any], title: str) -> Table:
         table.add_row(escape(escape_line(name)), describe_score(iou))
     table.add_section()
     table.add_row("mean IoU", describe_score(scores["mean_iou"]))
+    if "unfiltered_mean_iou" in scores:
+        table.add_row("mean IoU without the filter", describe_score(scores["unfiltered_mean_iou"]))
     table.add_row("pixel accuracy", describe_score(scores["pixel_accuracy"]))
+    if regions := scores.get("regions"):
+        table.add_section()
+        for title, name in REGION_ROWS.items():
+            table.add_row(title, describe_score(regions[name]))
     return table
 
 

@@ -72,11 +72,12 @@ class _Outline:
 
 
 def generate_scene(
-    seed: int | tuple[int, ...], size_hw: tuple[int, int] = SCENE_SIZE
+    seed: int | tuple[int, ...], size_hw: tuple[int, int] = SCENE_SIZE, *, lookalikes: int = 0
 ) -> tuple[UInt8Array, UInt8Array]:
     """Return an image, RGB uint8 [H, W, 3], and its class ids of SCENE_CLASSES, uint8 [H, W].
 
-    The same seed and size give the same bits.
+    Lookalikes are beads with circles instead of stripes, which belong to the background; there are
+    up to `lookalikes` of them. The same arguments give the same bits.
     """
     rng = np.random.default_rng(seed)
     image = _background(rng, size_hw)  # [H, W, 3] in 0..1
@@ -84,6 +85,8 @@ def generate_scene(
     circles: list[_Circle] = []
     for circle in _place(rng, circles, size_hw, _RADIUS, int(rng.integers(3, _MAX_BEADS + 1))):
         _paint_bead(rng, image, labels, circle)
+    for circle in _place(rng, circles, size_hw, _RADIUS, lookalikes):
+        _paint_bead(rng, image, labels, circle, is_lookalike=True)
     for circle in _place(rng, circles, size_hw, _RING_RADIUS, _MAX_RINGS):
         _paint_ring(rng, image, circle)
     image = cv2.GaussianBlur(image, (3, 3), 0.5).astype(np.float32, copy=False)
@@ -100,11 +103,14 @@ def write_scenes(
     test: int = 0,
     size_hw: tuple[int, int] = SCENE_SIZE,
     seed: int = 0,
+    lookalikes: int = 0,
 ) -> None:
     """Write `root/{train,val,test}/{images,masks}` and `root/classes.json`; all scenes differ."""
     for split_index, (split, count) in enumerate((("train", train), ("val", val), ("test", test))):
         for index in range(count):
-            image, labels = generate_scene((seed, split_index, index), size_hw)
+            image, labels = generate_scene(
+                (seed, split_index, index), size_hw, lookalikes=lookalikes
+            )
             name = f"scene_{index:04d}"
             write_jpeg(root / split / "images" / f"{name}.jpg", image, quality=95)
             write_png(root / split / "masks" / f"{name}.png", labels, SCENE_CLASSES.palette())
@@ -155,13 +161,19 @@ def _place(
 
 
 def _paint_bead(
-    rng: np.random.Generator, image: FloatArray, labels: UInt8Array, circle: _Circle
+    rng: np.random.Generator,
+    image: FloatArray,
+    labels: UInt8Array,
+    circle: _Circle,
+    *,
+    is_lookalike: bool = False,
 ) -> None:
     """Paint a bead with its shadow, and label it with the class of its caps."""
     class_id, rest_id = rng.integers(1, SCENE_CLASSES.num_classes, 2).tolist()
     bead = _outline(rng, circle, (labels.shape[0], labels.shape[1]))
     pitch = max(rng.uniform(0.3, 0.4), 3 / circle.radius)  # three pixels can still be seen
-    stripes = _soft_step(2 * np.sin(2 * np.pi * (bead.u / pitch + rng.random())))
+    across = bead.inside if is_lookalike else bead.u
+    stripes = _soft_step(2 * np.sin(2 * np.pi * (across / pitch + rng.random())))
     hue, saturation = rng.random(), rng.uniform(0.05, 0.2)
     dark, light = _color(hue, saturation, rng.uniform(0.2, 0.3)), _color(hue, 0.5 * saturation, 0.8)
     colors = dark + (light - dark) * stripes[..., None]
@@ -177,7 +189,8 @@ def _paint_bead(
     patch = image[bead.window]
     patch *= (1 - 0.45 * _shadow(edge_px > 0, 0.1 * circle.radius))[..., None]
     patch += _soft_step(edge_px)[..., None] * (colors - patch)
-    labels[bead.window][edge_px > 0] = class_id
+    if not is_lookalike:
+        labels[bead.window][edge_px > 0] = class_id
 
 
 def _outline(rng: np.random.Generator, circle: _Circle, size_hw: tuple[int, int]) -> _Outline:

@@ -16,13 +16,15 @@ from dcnseg.data.dataset import load_pair
 from dcnseg.data.pairing.folders import find_splits
 from dcnseg.data.pairing.splits import SPLIT_NAMES, Splits
 from dcnseg.data.sample import Sample
+from dcnseg.engine.region_evaluation import collect_regions
 from dcnseg.engine.run_folder import is_run, read_run
 from dcnseg.errors import ConfigError, DataError, NotFiniteError
 from dcnseg.inference.predictor import Predictor
 from dcnseg.inference.read_ahead import read_ahead
 from dcnseg.scoring.boundary import count_boundaries
-from dcnseg.scoring.counts import LabelIndices, count_classes, count_confusion
+from dcnseg.scoring.counts import LabelIndices, count_classes, count_confusion, mean_iou
 from dcnseg.scoring.objects import score_objects
+from dcnseg.scoring.region_scores import ImageRegions, score_regions
 from dcnseg.scoring.scores import ImageScores, Scores
 from dcnseg.validation import did_you_mean
 
@@ -54,17 +56,28 @@ def evaluate(
             f"`min_confidence` is {predictor.config.min_confidence}; scores need a prediction for "
             "every pixel. Evaluate with 0."
         )
-    class_map = predictor.class_map
+    class_map, min_score = predictor.class_map, predictor.config.min_region_score
+    unfiltered = predictor.with_config(min_region_score=0.0)
+    has_regions = predictor.has_region_head
     confusion = np.zeros((class_map.num_classes,) * 2, np.int64)
+    unfiltered_confusion = confusion.copy()
     images: list[ImageScores] = []
+    regions: list[ImageRegions] = []
     with ThreadPoolExecutor(max_workers=2) as pool:
         pairs = read_ahead(pool, samples, lambda sample: load_pair(sample, class_map))
         for done, (sample, pair) in enumerate(pairs, 1):
             image, labels = pair.result()
             try:
-                predicted = predictor.predict(image).labels
+                prediction = unfiltered.predict(image, regions=has_regions)
             except NotFiniteError as error:
                 raise NotFiniteError(f"{sample.image}: {error}") from error
+            predicted = prediction.without_low_regions(min_score).labels
+            if has_regions:
+                regions.append(collect_regions(labels, prediction, predictor.region_min_area))
+            if min_score:
+                unfiltered_confusion += count_confusion(
+                    labels, prediction.labels, class_map.num_classes
+                )
             of_image = count_confusion(labels, predicted, class_map.num_classes)
             confusion += of_image
             scores = ImageScores(sample.stem, count_classes(of_image))
@@ -73,7 +86,15 @@ def evaluate(
             )
             if on_progress:
                 on_progress(done, len(samples))
-    return Scores(confusion, class_map.names, tuple(images))
+    return Scores(
+        confusion,
+        class_map.names,
+        tuple(images),
+        regions=score_regions(regions, class_map.num_classes) if has_regions else None,
+        unfiltered_mean_iou=(
+            float(mean_iou(count_classes(unfiltered_confusion))) if min_score else None
+        ),
+    )
 
 
 def _with_details(

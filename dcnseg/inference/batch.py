@@ -62,10 +62,10 @@ def predict_files(
     """Predict images and write the outputs; an unreadable image does not stop the others.
 
     The output folder is marked as written by dcnseg, or only its subfolders if it has other files.
-    `kinds` are outputs to write: "labels", "overlay", "confidence", "probabilities", "regions" (also
-    merged into OUT/regions.json); `opacity` is that of overlays, from 0 (outlines only) to 1. With `skip_existing`, images with all outputs
-    present are skipped; their results come first. `on_result` is called with each result in order,
-    after its files are written.
+    `kinds` are outputs to write, see OUTPUT_KINDS; the regions of all images are also merged into
+    OUT/regions.json. `opacity` is that of overlays, from 0 (outlines only) to 1. With
+    `skip_existing`, images with all outputs present are skipped; their results come first.
+    `on_result` is called with each result in order, after its files are written.
 
     Raises:
         ConfigError: An output subfolder has files that dcnseg did not write.

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from typing import Any
 
@@ -13,7 +13,7 @@ from dcnseg.config import OVERLAY_OPACITY
 from dcnseg.data.class_map import IGNORE_INDEX, ClassMap
 from dcnseg.errors import ConfigError
 from dcnseg.inference.overlay import draw_overlay
-from dcnseg.inference.regions import Region
+from dcnseg.inference.regions import Region, remove_regions
 
 UInt8Array = npt.NDArray[np.uint8]
 
@@ -71,6 +71,25 @@ class Prediction:
     def color_mask(self) -> UInt8Array:
         """The label map in the classes' colors, RGB, uint8 [H, W, 3]; ignored pixels are black."""
         return _color_table(self.class_map)[self.labels]
+
+    def without_low_regions(self, min_score: float) -> Prediction:
+        """Remove the regions with a lower score: they get the most frequent class around them."""
+        if not min_score:
+            return self
+        if self.regions is None or self.region_numbers is None:
+            raise ConfigError("This prediction has no regions; predict with `regions=True`.")
+        is_low = np.array([region.score < min_score for region in self.regions], bool)
+        labels = self.labels.copy()
+        remove_regions(labels, self.region_numbers, self.regions, is_low)
+        kept = ~is_low
+        numbers = np.zeros(len(kept) + 1, np.int32)
+        numbers[1:][kept] = 1 + np.arange(kept.sum())
+        return replace(
+            self,
+            labels=labels,
+            regions=tuple(region for region, keep in zip(self.regions, kept, strict=True) if keep),
+            region_numbers=numbers[self.region_numbers],
+        )
 
     def overlay(self, *, opacity: float = OVERLAY_OPACITY) -> UInt8Array:
         """Draw the classes' colors and outlines over the image, RGB, uint8 [H, W, 3].

@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable
+from copy import copy
 from dataclasses import replace
 from functools import partial
 from pathlib import Path
-from typing import Final
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -22,10 +23,11 @@ from dcnseg.data.image_io import AnyImage, as_rgb_array
 from dcnseg.device import select_amp_dtype, select_device
 from dcnseg.errors import ConfigError, NotFiniteError, ShapeError
 from dcnseg.inference.prediction import Prediction
-from dcnseg.inference.regions import RegionMaps, Window, remove_regions, score_regions
+from dcnseg.inference.regions import RegionMaps, Window, score_regions
 from dcnseg.inference.sliding_window import predict_strips
 from dcnseg.inference.strips import StripMap, cropped, resized, softmaxed, stored
 from dcnseg.inference.tta import augmented
+from dcnseg.models.region_head import RegionHead
 from dcnseg.models.segmenter import Segmenter
 from dcnseg.scoring.objects import find_objects
 
@@ -79,6 +81,22 @@ class Predictor:
             ConfigError: It has none.
         """
         return self.model.require_region_head()
+
+    @property
+    def has_region_head(self) -> bool:
+        """Whether the network has a region head."""
+        return isinstance(self.model, Segmenter) and self.model.region_head is not None
+
+    @property
+    def region_min_area(self) -> int:
+        """The area of the smallest region in pixels of the image."""
+        return max(1, round(self.region_head().min_area / self.preprocessing.input_scale**2))
+
+    def with_config(self, **changes: Any) -> Predictor:
+        """Return a predictor with the same network and other settings of `PredictConfig`."""
+        changed = copy(self)
+        changed.config = replace(self.config, **changes)
+        return changed
 
     @classmethod
     def from_checkpoint(
@@ -190,22 +208,16 @@ class Predictor:
             if probabilities is not None:
                 probabilities[:, rows] = strip.half().cpu().numpy()
         prediction = Prediction(labels, self.class_map, confidence, probabilities, image)
-        return prediction if maps is None else self._with_regions(prediction, maps)
+        if maps is not None:
+            prediction = self._with_regions(prediction, maps)
+        return prediction.without_low_regions(self.config.min_region_score)
 
     def _with_regions(self, prediction: Prediction, maps: RegionMaps) -> Prediction:
-        """Add the regions, and remove those below the minimum score."""
         labels, confidence, head = prediction.labels, prediction.confidence, self.region_head()
         assert confidence is not None
-        min_area = max(1, round(head.min_area / self.preprocessing.input_scale**2))
-        objects = find_objects(labels, self.class_map.object_indices, min_area)
+        objects = find_objects(labels, self.class_map.object_indices, self.region_min_area)
         found = score_regions(objects, confidence, head, maps, self._input_size)
-        is_low = np.array([region.score < self.config.min_region_score for region in found], bool)
-        remove_regions(labels, objects, is_low)
-        return replace(
-            prediction,
-            regions=tuple(region for region, low in zip(found, is_low, strict=True) if not low),
-            region_numbers=objects.without(is_low).numbers,
-        )
+        return replace(prediction, regions=found, region_numbers=objects.numbers)
 
     def predict_batch(
         self,

@@ -33,7 +33,8 @@ def to_coco_results(prediction: Prediction, image_id: int) -> list[dict[str, Any
         prediction: A prediction with regions.
         image_id: The id of the image.
     """
-    assert prediction.regions is not None and prediction.region_numbers is not None
+    assert prediction.regions is not None
+    assert prediction.region_numbers is not None
     ids = prediction.class_map.ids
     results = []
     for number, region in enumerate(prediction.regions, 1):

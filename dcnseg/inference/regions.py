@@ -157,25 +157,31 @@ def _assign_windows(boxes: Tensor, windows: Sequence[Window]) -> list[tuple[Wind
     return [(windows[i], (chosen == i).nonzero()[:, 0]) for i in chosen.unique().tolist()]
 
 
-def remove_regions(labels: UInt8Array, objects: Objects, is_removed: npt.NDArray[np.bool_]) -> None:
+def remove_regions(
+    labels: UInt8Array,
+    numbers: npt.NDArray[np.int32],
+    regions: Sequence[Region],
+    is_removed: npt.NDArray[np.bool_],
+) -> None:
     """Give regions the most frequent class of the pixels around them, in place; small ones first.
 
     A region without neighbors, which fills the image or lies among ignored pixels, is kept.
 
     Args:
         labels: Training indices, uint8 [H, W].
-        objects: The objects of `labels`.
-        is_removed: Whether each object is removed, [N].
+        numbers: The number of the region at every pixel, 0 for none, [H, W].
+        regions: The N regions of `labels`; the number of a region is its index + 1.
+        is_removed: Whether each region is removed, [N].
     """
     height, width = labels.shape
-    rows = np.flatnonzero(is_removed)
-    for row in rows[np.argsort(objects.areas[rows], kind="stable")]:
-        left, top, right, bottom = objects.boxes_xyxy[row]
+    removed = np.flatnonzero(is_removed).tolist()
+    for index in sorted(removed, key=lambda index: regions[index].area):
+        left, top, right, bottom = regions[index].box_xyxy
         area = (
             slice(max(0, top - 1), min(height, bottom + 1)),
             slice(max(0, left - 1), min(width, right + 1)),
         )
-        is_region = (objects.numbers[area] == row + 1).view(np.uint8)
+        is_region = (numbers[area] == index + 1).view(np.uint8)
         around = cv2.dilate(is_region, np.ones((3, 3), np.uint8)) > is_region
         counts = np.bincount(labels[area][around], minlength=IGNORE_INDEX + 1)[:IGNORE_INDEX]
         if counts.any():

@@ -20,6 +20,7 @@ from dcnseg.scoring.counts import (
     mean_iou,
 )
 from dcnseg.scoring.objects import ObjectScore, mean_iou_by_size
+from dcnseg.scoring.region_scores import RegionScores
 
 
 @dataclass(frozen=True)
@@ -63,11 +64,16 @@ class Scores:
         confusion: Pixels by true (row) and predicted class (column), int64 [K, K].
         names: Names of the K classes.
         images: The scores of each image, in the order of the split.
+        regions: The scores of the regions; None for a network without a region head.
+        unfiltered_mean_iou: Mean IoU with the regions that were removed for their low score; None
+            if none are removed.
     """
 
     confusion: npt.NDArray[np.int64]
     names: tuple[str, ...]
     images: tuple[ImageScores, ...] = ()
+    regions: RegionScores | None = None
+    unfiltered_mean_iou: float | None = None
 
     @cached_property
     def counts(self) -> Counts:
@@ -119,12 +125,24 @@ class Scores:
 
     def to_dict(self) -> dict[str, Any]:
         """The scores as JSON values; undefined scores are None."""
-        return {
+        scores: dict[str, Any] = {
             "mean_iou": _number(self.mean_iou),
             "pixel_accuracy": _number(self.pixel_accuracy),
             "class_iou": self._by_class(self.class_iou),
             "labelled_pixels": int(self.confusion.sum()),
         }
+        if self.unfiltered_mean_iou is not None:
+            scores["unfiltered_mean_iou"] = _number(self.unfiltered_mean_iou)
+        if self.regions is not None:
+            scores["regions"] = {
+                "ap": _number(self.regions.ap),
+                "ap50": _number(self.regions.ap50),
+                "ap50_by_confidence": _number(self.regions.ap50_by_confidence),
+                "recall": _number(self.regions.recall),
+                "accuracy": _number(self.regions.accuracy),
+                "class_ap50": self._by_class(self.regions.class_ap50),
+            }
+        return scores
 
     def to_detailed_dict(self) -> dict[str, Any]:
         """As `to_dict`, with precision, recall, F1, boundary IoU, and IoU by object size."""

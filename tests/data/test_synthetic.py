@@ -80,3 +80,11 @@ def test_written_scenes_are_an_ordinary_data_folder(tmp_path: Path) -> None:
     assert sum(entry.pixels for entry in report.classes) == 6 * 48 * 64
     contents = {sample.image.read_bytes() for sample in splits.all_samples()}
     assert len(contents) == 6
+
+
+def test_lookalikes_belong_to_the_background() -> None:
+    for seed in range(6):
+        image, labels = generate_scene(seed)
+        more, same_labels = generate_scene(seed, lookalikes=3)
+        np.testing.assert_array_equal(labels, same_labels)
+        assert (image[labels == 0] != more[labels == 0]).mean() > 0.05
