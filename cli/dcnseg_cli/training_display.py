@@ -205,6 +205,8 @@ def describe_epoch(record: Mapping[str, Any], epochs: int, *, is_best: bool) -> 
     text = f"epoch {record['epoch']}/{epochs}  loss {loss}"
     if record.get("mean_iou") is not None:
         text += f"  mIoU {record['mean_iou']:.3f}{' (best)' if is_best else ''}"
+    if (record.get("regions") or {}).get("ap50") is not None:
+        text += f"  region AP50 {record['regions']['ap50']:.3f}"
     offsets = [entry["mean_px"] for entry in record.get("offsets", {}).values()]
     if offsets and None not in offsets:
         text += f"  offsets {sum(offsets) / len(offsets):.2f} px"

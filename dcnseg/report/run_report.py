@@ -162,6 +162,8 @@ def _cards(epochs: Sequence[Mapping[str, Any]], scores: Mapping[str, Any]) -> li
             (_score(scores["pixel_accuracy"]), "pixel accuracy"),
             (str(scores["epoch"]), "best epoch"),
         ]
+        if "regions" in scores:
+            cards.append((_score(scores["regions"]["ap50"]), "region AP at IoU 0.5"))
     seconds = sum(epoch.get("seconds", 0) for epoch in epochs)
     cards.append((_duration(seconds), f"for {len(epochs)} epochs"))
     return cards

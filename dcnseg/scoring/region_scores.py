@@ -87,7 +87,7 @@ def score_regions(images: Sequence[ImageRegions], num_classes: int) -> RegionSco
 def _evaluate(
     images: Sequence[ImageRegions], scores: Sequence[Sequence[float]], num_classes: int
 ) -> dict[str, npt.NDArray[np.float64]]:
-    """Precision [IoU, recall, K, 1, 1] and recall [IoU, K, 1, 1]; -1 where a class has no object."""
+    """Precision [IoU, recall, K, 1, 1] and recall [IoU, K, 1, 1]; -1 without objects."""
     objects = [(image.object_classes, image.object_masks, None) for image in images]
     regions = [
         (image.classes, image.masks, of_image)
