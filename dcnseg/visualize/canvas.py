@@ -31,7 +31,7 @@ _MAX_COORDINATE = 30_000.0  # canvas pixels; cv2's fixed-point numbers overflow 
 
 @dataclass
 class Panel:
-    """An image to draw on, resized by `scale_xy`, with margins.
+    """An image, or a window of one, to draw on; resized by `scale_xy`, with margins.
 
     Methods take coordinates in image pixels (x, y), float64 [N, 2], where (0, 0) is the center of
     the upper left pixel; sizes and widths are in canvas pixels. NaN points are skipped.
@@ -40,6 +40,7 @@ class Panel:
     canvas: Rgb
     scale_xy: tuple[float, float]
     margins: Margins = (0, 0, 0, 0)  # in canvas pixels
+    corner_xy: tuple[int, int] = (0, 0)  # the window's upper left pixel in the image
 
     @classmethod
     def from_image(cls, image: Rgb, margins: Margins = (0, 0, 0, 0)) -> Panel:
@@ -65,9 +66,45 @@ class Panel:
         cv2.rectangle(canvas, *corners, INK, 1)
         return cls(canvas, scale_xy, (left, top, right, bottom))
 
+    @classmethod
+    def from_window(cls, image: Rgb, window: tuple[int, int, int, int], side: int) -> Panel:
+        """Resize a window of an image to a longer side of `side` canvas pixels.
+
+        Args:
+            image: RGB, uint8 [H, W, 3].
+            window: Left, top, right and bottom in image pixels, the last two exclusive. It overlaps
+                the image; the parts outside are hatched.
+            side: In canvas pixels.
+        """
+        left, top, right, bottom = window
+        height, width = image.shape[:2]
+        scale = side / max(right - left, bottom - top)
+        size = max(round((right - left) * scale), 1), max(round((bottom - top) * scale), 1)
+        scale_xy = size[0] / (right - left), size[1] / (bottom - top)
+        inside = image[max(top, 0) : bottom, max(left, 0) : right]
+        padding = [max(n, 0) for n in (-top, bottom - height, -left, right - width)]
+        padded = cv2.copyMakeBorder(inside, *padding, cv2.BORDER_REPLICATE)
+        way = cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC
+        panel = cls(
+            np.asarray(cv2.resize(padded, size, interpolation=way), np.uint8),
+            scale_xy,
+            corner_xy=(left, top),
+        )
+        if any(padding):
+            corners = np.array([[0, 0], [width, height]]) - 0.5
+            edges = np.round(panel.place(corners) + 0.5).astype(int)
+            (x, y), (x_end, y_end) = edges.tolist()
+            part = slice(max(y, 0), max(y_end, 0)), slice(max(x, 0), max(x_end, 0))
+            canvas = _hatched(size[1], size[0])
+            canvas[part] = panel.canvas[part]
+            cv2.rectangle(canvas, (x - 1, y - 1), (x_end, y_end), INK, 1)
+            panel.canvas = canvas
+        return panel
+
     def place(self, points_xy: Floats) -> Floats:
         """Convert image coordinates to canvas coordinates."""
-        placed: Floats = (points_xy + 0.5) * np.array(self.scale_xy) - 0.5
+        in_window = points_xy - np.array(self.corner_xy)
+        placed: Floats = (in_window + 0.5) * np.array(self.scale_xy) - 0.5
         return placed + np.array(self.margins[:2], np.float64)
 
     def is_within(self, points_xy: Floats) -> npt.NDArray[np.bool_]:

@@ -51,6 +51,35 @@ def test_dots_match_the_image(size_hw: tuple[int, int], margins: tuple[int, int,
     assert dot == pytest.approx(in_image, abs=0.15)
 
 
+@pytest.mark.parametrize("size_hw", [(48, 64), (900, 1300)])
+@pytest.mark.parametrize("shift", [(-3, 0), (0, 0), (4, 2)])  # in tenths of the sides
+def test_dots_match_the_window(size_hw: tuple[int, int], shift: tuple[int, int]) -> None:
+    height, width = size_hw
+    left, top = shift[0] * width // 10, shift[1] * height // 10
+    window = left, top, left + width * 4 // 5, top + height
+    image = blank(height, width)
+    x, y = width * 9 // 20, height // 2
+    half = max(size_hw) // 100
+    image[y - half : y + half + 1, x - half : x + half + 1] = (0, 255, 0)
+    panel = Panel.from_window(image, window, 400)
+    assert max(panel.canvas.shape) == 400
+
+    place = panel.place(np.array([[-0.5, -0.5], [width - 0.5, height - 0.5]])) + 0.5
+    (x_start, y_start), (x_end, y_end) = np.rint(place).astype(int).clip(min=0).tolist()
+    is_inside = np.zeros(panel.canvas.shape[:2], bool)
+    is_inside[y_start:y_end, x_start:x_end] = True
+    assert (panel.canvas[is_inside][:, [0, 2]] == 0).all()
+    is_far = cv2.erode((~is_inside).view(np.uint8), np.ones((3, 3), np.uint8)).view(bool)
+    assert (panel.canvas[is_far] > 150).all()  # hatched
+    assert is_far.any() == any(shift)
+
+    in_window = centroid(np.where(is_inside, panel.canvas[..., 1], 0).astype(np.float64))
+    marked = Panel(np.zeros_like(panel.canvas), panel.scale_xy, corner_xy=panel.corner_xy)
+    marked.dots(np.array([[x, y]], np.float64), 4.0, (255, 0, 0))
+    dot = centroid(marked.canvas[..., 0].astype(np.float64))
+    assert dot == pytest.approx(in_window, abs=0.15)
+
+
 def test_lines_dots_and_squares_have_the_same_center() -> None:
     point = np.array([[20.3, 15.8]])
     panels = [Panel(blank(40, 50), (1.0, 1.0)) for _ in range(3)]
