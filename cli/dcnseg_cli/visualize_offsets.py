@@ -24,6 +24,8 @@ Examples:
   dcnseg visualize-offsets runs/photos holiday/beach.jpg --out offsets
 
   dcnseg visualize-offsets runs/photos holiday --out offsets --point 320,200 --point 40,410
+
+  dcnseg visualize-offsets runs/photos holiday --out offsets --regions car,bicycle
 """
 
 
@@ -40,6 +42,14 @@ def visualize_offsets(
             rich_help_panel="Drawing",
         ),
     ] = None,
+    regions: Annotated[
+        str,
+        typer.Option(
+            metavar="CLASS,...",
+            help="Classes whose regions are drawn, for a network with a region head. Default: all.",
+            rich_help_panel="Drawing",
+        ),
+    ] = "",
     overwrite: OverwriteOption = False,
     device: DeviceOption = "auto",
 ) -> None:
@@ -47,16 +57,20 @@ def visualize_offsets(
 
     Draws the effective dilation and the offset field of each deformable layer and, for each point,
     the sampling positions of the last layer and of the last three layers in cascade, next to the
-    regular grid. A JSON file holds the same values.
+    regular grid. If the region head has offsets, draws the bins of the regions with the highest
+    scores. A JSON file holds the same values.
     """
     points = [_parse_point(text) for text in point or []]
+    classes = [name.strip() for name in regions.split(",")] if regions else []
     check_out_folder(out, overwrite=overwrite)
     from dcnseg.inference.inputs import find_inputs
     from dcnseg.visualize.run import visualize_files
 
     inputs = find_inputs(images, sys.stdin, outputs=[out], on_note=message)
     failed = 0
-    for result in visualize_files(run, inputs, out, points, device=device):
+    for result in visualize_files(
+        run, inputs, out, points, region_classes=classes, device=device, on_note=message
+    ):
         if result.error is not None:
             failed += 1
             message(f"Error: {result.error}")

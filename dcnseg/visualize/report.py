@@ -11,9 +11,11 @@ from typing import Any
 
 from torch import Tensor, nn
 
+from dcnseg.data.class_map import ClassMap
 from dcnseg.data.image_io import write_png
 from dcnseg.errors import ConfigError
 from dcnseg.files import atomic_path
+from dcnseg.ops.deform_conv.module import DeformConv2d
 from dcnseg.visualize.canvas import Rgb
 from dcnseg.visualize.drawing import (
     draw_effective_dilation,
@@ -27,6 +29,8 @@ from dcnseg.visualize.offsets import (
     compute_effective_dilation,
     trace_cascade,
 )
+from dcnseg.visualize.region_bins import RegionBins
+from dcnseg.visualize.region_drawing import draw_region_bins
 
 CASCADE_DEPTH = 3  # as in the paper's Figure 6: 9^3 = 729 samples
 Point = tuple[float, float]
@@ -41,12 +45,13 @@ def visualize_image(
     stem: str,
     *,
     cascade_depth: int = CASCADE_DEPTH,
+    regions: tuple[Sequence[RegionBins], ClassMap] | None = None,
 ) -> list[Path]:
     """Write figures of the offsets of `model` for one image.
 
     Writes `<stem>_<layer>_dilation.png` and `<stem>_<layer>_offsets.png` for each deformable layer,
-    `<stem>_point_<x>_<y>.png` for each point, and `<stem>.json` with the same numbers. Files are
-    written atomically and replace existing ones.
+    `<stem>_point_<x>_<y>.png` for each point, `<stem>_regions.png` for the regions, and
+    `<stem>.json` with the same numbers. Files are written atomically and replace existing ones.
 
     Args:
         model: A network with deformable layers, in evaluation mode, on the input's device.
@@ -56,19 +61,23 @@ def visualize_image(
         out_dir: Output folder, created if needed.
         stem: Start of the file names, possibly with folders: "street/0001".
         cascade_depth: Maximum number of deformable layers to trace a point through.
+        regions: The bins of regions and the classes, if the region head of `model` has offsets;
+            without regions there is no figure of them.
 
     Returns:
         The written paths, in order.
 
     Raises:
         ConfigError: A point is outside the image, `cascade_depth` is below 1, or the model has
-            no deformable layer.
+            no deformable layer; with `regions` and no point it needs none.
     """
     height, width = image.shape[:2]
     check_points(points, (height, width))
     if cascade_depth < 1:
         raise ConfigError(f"`cascade_depth` is {cascade_depth}; expected at least 1.")
-    layers = capture_offsets(model, network_input, (height, width))
+    layers: list[LayerOffsets] = []
+    if points or regions is None or any(isinstance(m, DeformConv2d) for m in model.modules()):
+        layers = capture_offsets(model, network_input, (height, width))
     target = out_dir / stem
     paths = []
 
@@ -84,12 +93,17 @@ def visualize_image(
         panel, entry = _draw_point(image, layers[-cascade_depth:], point)
         write(f"point_{point[0]:g}_{point[1]:g}", panel)
         entries.append(entry)
+    if regions is not None and regions[0]:
+        write("regions", draw_region_bins(image, *regions))
 
-    numbers = {
+    numbers: dict[str, Any] = {
         "image": {"height": height, "width": width},
         "layers": [_make_layer_entry(layer) for layer in layers],
         "points": entries,
     }
+    if regions is not None:
+        bins, class_map = regions
+        numbers["regions"] = [_make_region_entry(entry, class_map) for entry in bins]
     paths.append(target.with_name(f"{target.name}.json"))
     with atomic_path(paths[-1], is_durable=False) as temporary:
         temporary.write_text(to_json(numbers), encoding="utf-8")
@@ -187,6 +201,21 @@ def _make_layer_entry(layer: LayerOffsets) -> dict[str, Any]:
             "plain": layer.plain_dilation_px,
             "map": dilation.tolist(),
         },
+    }
+
+
+def _make_region_entry(entry: RegionBins, class_map: ClassMap) -> dict[str, Any]:
+    """Return a region's JSON entry; boxes are in image pixels from the corner of the image."""
+    region = entry.region
+    return {
+        "class": class_map.names[region.class_index],
+        "class_id": class_map.ids[region.class_index],
+        "score": region.score,
+        "area_px": region.area,
+        "box_xyxy": region.box_xyxy,
+        "mean_offset_px": float(entry.lengths_px.mean()),
+        "bins_xyxy": entry.moved.tolist(),
+        "plain_bins_xyxy": entry.plain.tolist(),
     }
 
 

@@ -6,12 +6,17 @@ from collections.abc import Callable
 from pathlib import Path, PurePath
 
 import pytest
+import torch
 from PIL import Image
 from typer.testing import Result
 
+from dcnseg.checkpoint import save_weights
+from dcnseg.config import ModelConfig, Preprocessing
+from dcnseg.data.synthetic import SCENE_CLASSES
 from dcnseg.errors import ConfigError
 from dcnseg.files import is_output_folder
 from dcnseg.inference.inputs import InputImage
+from dcnseg.models.segmenter import build_segmenter
 from dcnseg.visualize import offsets
 from dcnseg.visualize import run as visualize_run
 from tests.conftest import Invoke, rewrite_weights
@@ -106,3 +111,106 @@ def test_a_folder_of_images_is_no_output_folder(
     with pytest.raises(ConfigError, match=r"which contains files and is not marked"):
         list(visualize_run.visualize_files(run, inputs, tmp_path, device="cpu"))
     assert not is_output_folder(tmp_path)
+
+
+def save_network(path: Path, region_head: str, deform_layers: int = 1) -> Path:
+    """Save a network that predicts jade everywhere, which is one region of the class 2."""
+    torch.manual_seed(0)
+    config = ModelConfig(
+        encoder="resnet18",
+        encoder_depth=3,
+        architecture="plain",
+        deform_layers=deform_layers,
+        region_head=region_head,
+    )
+    network = build_segmenter(config, num_classes=SCENE_CLASSES.num_classes)
+    bias = network._head_layers()[0].bias
+    assert isinstance(bias, torch.Tensor)
+    with torch.no_grad():
+        bias[2] = 1000.0
+    save_weights(
+        path,
+        network.state_dict(),
+        model=config,
+        class_map=SCENE_CLASSES,
+        preprocessing=Preprocessing(),
+        scores={},
+    )
+    return path
+
+
+def draw_regions(
+    invoke: Invoke, tmp_path: Path, image: Path, region_head: str, *options: str, layers: int = 1
+) -> Result:
+    weights = save_network(tmp_path / "head.safetensors", region_head, layers)
+    out = tmp_path / "out"
+    return invoke(
+        *("visualize-offsets", weights, image, "--out", out, "--device=cpu", "--overwrite"),
+        *options,
+    )
+
+
+@pytest.mark.parametrize("options", [(), ("--regions=jade",), ("--regions=coral, jade",)])
+def test_regions_are_drawn(
+    invoke: Invoke, images: list[Path], tmp_path: Path, options: tuple[str, ...]
+) -> None:
+    result = draw_regions(invoke, tmp_path, images[0], "deformable-rfcn", "--point=9,9", *options)
+    assert result.exit_code == 0, result.stderr
+    stem = tmp_path / "out" / images[0].stem
+    assert f"{stem}_regions.png" in result.stdout.splitlines()
+    (region,) = json.loads(stem.with_suffix(".json").read_text())["regions"]
+    assert region["class"] == "jade"
+    assert region["box_xyxy"] == [0, 0, 96, 64]
+    assert region["bins_xyxy"] == region["plain_bins_xyxy"]  # not trained
+
+
+def test_a_class_without_regions_is_a_note(
+    invoke: Invoke, images: list[Path], tmp_path: Path
+) -> None:
+    result = draw_regions(invoke, tmp_path, images[0], "deformable-rfcn", "--regions=amber,coral")
+    assert result.exit_code == 0, result.stderr
+    assert f"{images[0]}: no region of amber, coral is predicted." in result.stderr
+    assert "_regions.png" not in result.stdout
+
+
+@pytest.mark.parametrize("options", [(), ("--regions=jade",)])
+def test_a_head_without_offsets_has_no_bins_to_draw(
+    invoke: Invoke, images: list[Path], tmp_path: Path, options: tuple[str, ...]
+) -> None:
+    result = draw_regions(invoke, tmp_path, images[0], "rfcn", *options)
+    assert result.exit_code == 0, result.stderr
+    assert ("(rfcn) has no offsets; no region is drawn" in result.stderr) == bool(options)
+    assert "_regions.png" not in result.stdout
+    assert "regions" not in json.loads((tmp_path / f"out/{images[0].stem}.json").read_text())
+
+
+def test_a_network_with_offsets_in_the_region_head_only(
+    invoke: Invoke, images: list[Path], tmp_path: Path
+) -> None:
+    result = draw_regions(invoke, tmp_path, images[0], "deformable-fc", layers=0)
+    assert result.exit_code == 0, result.stderr
+    assert [Path(line).name for line in result.stdout.splitlines()] == [
+        f"{images[0].stem}_regions.png",
+        f"{images[0].stem}.json",
+    ]
+    result = draw_regions(invoke, tmp_path, images[0], "deformable-fc", "--point=1,1", layers=0)
+    assert result.exit_code == 2
+    assert "without deformable layers" in result.stderr
+
+
+@pytest.mark.parametrize(
+    ("region_head", "classes", "text"),
+    [
+        ("none", "jade", "--regions needs a network with a region head"),
+        ("deformable-rfcn", "jade,ruby", "the class 'ruby'; expected one or several of coral"),
+        ("deformable-rfcn", "background", "the class 'background'"),
+        ("rfcn", "ruby", "the class 'ruby'"),
+    ],
+)
+def test_wrong_regions_stop_before_any_image_is_drawn(
+    invoke: Invoke, images: list[Path], tmp_path: Path, region_head: str, classes: str, text: str
+) -> None:
+    result = draw_regions(invoke, tmp_path, images[0], region_head, "--regions", classes)
+    assert result.exit_code == 2
+    assert text in result.stderr
+    assert not (tmp_path / "out").exists()

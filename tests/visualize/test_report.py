@@ -11,8 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from dcnseg.data.image_io import read_image
+from dcnseg.data.synthetic import SCENE_CLASSES
 from dcnseg.errors import ConfigError
+from dcnseg.inference.regions import Region
 from dcnseg.ops.deform_conv.module import DeformConv2d
+from dcnseg.visualize.region_bins import RegionBins
 from dcnseg.visualize.report import check_points, make_default_points, to_json, visualize_image
 
 
@@ -114,3 +117,52 @@ def test_json_is_strict_and_compact() -> None:
     assert json.loads(text) == {"a": [1.0, None, None], "c": [], **content}
     assert '"a": [1.0, null, null]' in text
     assert "[3, 4]" in text
+
+
+def make_region_bins() -> RegionBins:
+    region = Region(2, 900, (16, 8, 56, 40), (16.0, 8.0, 56.0, 40.0), 0.8, 0.96, 2, 0.96)
+    edges = np.array([[x, y, x + 20, y + 16] for y in (8.0, 24.0) for x in (16.0, 36.0)])
+    plain = edges.reshape(2, 2, 4)
+    return RegionBins(region, plain, plain + np.array([3.0, 4.0, 3.0, 4.0]))
+
+
+def test_regions_are_in_a_figure_and_in_the_json(tmp_path: Path) -> None:
+    paths = visualize(tmp_path, regions=([make_region_bins()], SCENE_CLASSES))
+    assert paths[-2].name == "a.b_regions.png"
+    assert read_image(paths[-2]).shape[1] >= 640
+    numbers = json.loads(paths[-1].read_text())
+    assert numbers["regions"] == [
+        {
+            "class": "jade",
+            "class_id": 2,
+            "score": 0.96,
+            "area_px": 900,
+            "box_xyxy": [16, 8, 56, 40],
+            "mean_offset_px": 5,
+            "bins_xyxy": [
+                [[19, 12, 39, 28], [39, 12, 59, 28]],
+                [[19, 28, 39, 44], [39, 28, 59, 44]],
+            ],
+            "plain_bins_xyxy": [
+                [[16, 8, 36, 24], [36, 8, 56, 24]],
+                [[16, 24, 36, 40], [36, 24, 56, 40]],
+            ],
+        }
+    ]
+
+
+def test_without_regions_there_is_no_figure_of_them(tmp_path: Path) -> None:
+    assert "regions" not in json.loads(visualize(tmp_path)[-1].read_text())
+    paths = visualize(tmp_path, regions=([], SCENE_CLASSES))
+    assert not [path for path in paths if "regions" in path.name]
+    assert json.loads(paths[-1].read_text())["regions"] == []
+
+
+def test_a_network_may_have_only_offsets_of_regions(tmp_path: Path) -> None:
+    regions = [make_region_bins()], SCENE_CLASSES
+    paths = visualize(tmp_path, num_layers=0, points=[], regions=regions)
+    assert [path.name for path in paths] == ["a.b_regions.png", "a.b.json"]
+    numbers = json.loads(paths[-1].read_text())
+    assert numbers["layers"] == numbers["points"] == []
+    with pytest.raises(ConfigError, match="no deformable layer"):
+        visualize(tmp_path, num_layers=0, regions=regions)
