@@ -58,7 +58,7 @@ class Objects:
 def find_objects(
     labels: LabelIndices, classes: Collection[int], min_area: int = MIN_AREA
 ) -> Objects:
-    """Find the objects of the given classes, class by class, each from top to bottom.
+    """Find the objects of the given classes; class by class, from top to bottom, left to right.
 
     Args:
         labels: Training indices, uint8 [H, W].
@@ -70,9 +70,12 @@ def find_objects(
     count = 0
     for index in np.unique(labels):
         if index in classes:
-            is_class = cv2.compare(labels, int(index), cv2.CMP_EQ)
+            # Not cv2.compare, which fails for a label map of one pixel.
+            is_class = np.ascontiguousarray(labels == index).view(np.uint8)
             _, found, stats, _ = cv2.connectedComponentsWithStats(is_class, connectivity=8)
             kept = np.flatnonzero(stats[1:, cv2.CC_STAT_AREA] >= min_area) + 1
+            # The order of cv2 depends on its number of threads.
+            kept = kept[np.lexsort((stats[kept, cv2.CC_STAT_LEFT], stats[kept, cv2.CC_STAT_TOP]))]
             table = np.zeros(len(stats), np.int32)
             table[kept] = 1 + count + np.arange(len(kept))
             numbers += table[found]

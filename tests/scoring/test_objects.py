@@ -70,3 +70,20 @@ def test_sizes_are_those_of_coco() -> None:
     by_size = mean_iou_by_size(score_objects(labels, labels, (1,)))
     assert by_size == {"small": (1, 1.0), "medium": (1, 1.0), "large": (1, 1.0)}
     assert np.isnan(mean_iou_by_size([])["small"][1])
+
+
+def test_a_class_of_one_pixel_is_an_object_too_small_to_count() -> None:
+    labels = np.zeros((9, 9), np.uint8)
+    labels[3, 4] = 1
+    assert score_objects(labels, labels, (1,)) == []
+    assert find_objects(labels[3:4, 4:5], (1,), min_area=1).areas.tolist() == [1]
+    column = np.array([[1], [0], [1], [1]], np.uint8)
+    assert find_objects(column, (1,), min_area=1).areas.tolist() == [1, 2]
+
+
+def test_objects_come_from_top_to_bottom_and_left_to_right() -> None:
+    labels = (np.random.default_rng(0).random((40, 60)) < 0.3).astype(np.uint8)
+    boxes = find_objects(labels, (1,), min_area=1).boxes_xyxy
+    order = [(top, left) for left, top, _, _ in boxes.tolist()]
+    assert len(order) > 50
+    assert order == sorted(order)
