@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterator
 from typing import Any, Final
 
 import cv2
@@ -11,14 +11,11 @@ import numpy.typing as npt
 
 from dcnseg.config import OVERLAY_OPACITY
 from dcnseg.data.class_map import ClassMap
-from dcnseg.inference.regions import Region
 from dcnseg.lettering import INK, WHITE, text_width, write
 
 STRIP_ROWS: Final = 256  # rows drawn at a time, to keep temporary arrays small
 PIXELS_PER_LINE_WIDTH: Final = 400  # of the shorter side, for each pixel of a contour's width
 BRIGHTNESS_POWER: Final = 0.45  # of the brightest channel in 0..1; dark tints hide dark images
-
-DARK: Final = 140  # gray levels below get white text
 
 UInt8Array = npt.NDArray[np.uint8]
 
@@ -68,40 +65,6 @@ def overlay_colors(class_map: ClassMap) -> UInt8Array:
     brightest = np.maximum(given.max(1, keepdims=True), 1 / 255)
     colors[: len(given)] = np.rint(255 * given * brightest ** (BRIGHTNESS_POWER - 1))
     return colors
-
-
-def draw_regions(
-    strip: UInt8Array,
-    top: int,
-    regions: Sequence[Region],
-    class_map: ClassMap,
-    size_hw: Sequence[int],
-) -> None:
-    """Draw the boxes of regions with their classes and scores over a strip of an image, in place.
-
-    Args:
-        strip: RGB, uint8 [h, W, 3].
-        top: The strip's first row in the image.
-        regions: The regions of the image.
-        class_map: The classes.
-        size_hw: The size of the image.
-    """
-    colors = overlay_colors(class_map)
-    line = 1 + min(size_hw) // PIXELS_PER_LINE_WIDTH
-    size = int(np.clip(size_hw[1] // 50, 10, 28))
-    for region in sorted(regions, key=lambda region: -region.area):  # the smallest in front
-        left, first, right, last = region.box_xyxy
-        text = f"{class_map.names[region.class_index]} {region.score:.2f}"
-        above = first - round(1.3 * size) if first >= round(1.3 * size) else first
-        if above >= top + len(strip) or last <= top:
-            continue
-        color = colors[region.class_index].tolist()
-        cv2.rectangle(strip, (left, first - top), (right - 1, last - 1 - top), color, line)
-        place = left, above - top
-        edge = left + text_width(text, size) + size // 2, above + round(1.3 * size) - top
-        cv2.rectangle(strip, place, edge, color, -1)
-        is_dark = cv2.cvtColor(np.uint8([[color]]), cv2.COLOR_RGB2GRAY).item() < DARK
-        write(strip, text, (left + size // 4, above - top), size, WHITE if is_dark else INK)
 
 
 def draw_legend(class_map: ClassMap, present: Collection[int], width: int) -> UInt8Array:

@@ -13,7 +13,8 @@ from dcnseg.config import OVERLAY_OPACITY
 from dcnseg.data.class_map import IGNORE_INDEX, ClassMap
 from dcnseg.errors import ConfigError
 from dcnseg.inference.overlay import draw_overlay
-from dcnseg.inference.regions import Region, remove_regions
+from dcnseg.inference.region_overlay import Mark, draw_marks, lay_out_regions
+from dcnseg.inference.regions import Region, remove_regions, to_objects
 
 UInt8Array = npt.NDArray[np.uint8]
 
@@ -30,7 +31,8 @@ class Prediction:
             or needed for regions.
         probabilities: Probability of each class, float16 [K, H, W]; None unless requested.
         image: The image itself, RGB, uint8 [H, W, 3].
-        regions: The connected components of the classes; None unless requested.
+        regions: The connected components (8 neighbors) of all classes but the background, without
+            small ones and those below `PredictConfig.min_region_score`; None unless requested.
         region_numbers: 1 + the index in `regions` at every pixel, 0 for none, int32 [H, W].
     """
 
@@ -57,6 +59,30 @@ class Prediction:
         table[indices] = ids
         return table[self.labels]  # not decode_indices, which takes nine times the memory
 
+    def region_mask(self, index: int) -> npt.NDArray[np.bool_]:
+        """Return the pixels of a region, bool [H, W].
+
+        Args:
+            index: In `regions`.
+
+        Raises:
+            ConfigError: The prediction was made without regions.
+            IndexError: There is no such region.
+        """
+        regions, numbers = self.require_regions()
+        return numbers == 1 + range(len(regions))[index]
+
+    def region_name(self, index: int) -> str:
+        """Return the name of a region's class; argument and errors as for `region_mask`."""
+        regions, _ = self.require_regions()
+        return self.class_map.names[regions[index].class_index]
+
+    def require_regions(self) -> tuple[tuple[Region, ...], npt.NDArray[np.int32]]:
+        """Return `regions` and `region_numbers`; raises a ConfigError if there are none."""
+        if self.regions is None or self.region_numbers is None:
+            raise ConfigError("This prediction has no regions; call predict with regions=True.")
+        return self.regions, self.region_numbers
+
     @property
     def class_names(self) -> dict[int, str]:
         """The name of every class by its id."""
@@ -79,20 +105,19 @@ class Prediction:
         if self.regions is None or self.region_numbers is None:
             raise ConfigError("This prediction has no regions; predict with `regions=True`.")
         is_low = np.array([region.score < min_score for region in self.regions], bool)
-        labels = self.labels.copy()
-        remove_regions(labels, self.region_numbers, self.regions, is_low)
-        kept = ~is_low
-        numbers = np.zeros(len(kept) + 1, np.int32)
-        numbers[1:][kept] = 1 + np.arange(kept.sum())
+        labels, objects = self.labels.copy(), to_objects(self.regions, self.region_numbers)
+        remove_regions(labels, objects, is_low)
         return replace(
             self,
             labels=labels,
-            regions=tuple(region for region, keep in zip(self.regions, kept, strict=True) if keep),
-            region_numbers=numbers[self.region_numbers],
+            regions=tuple(region for region, low in zip(self.regions, is_low, strict=True) if not low),
+            region_numbers=objects.without(is_low).numbers,
         )
 
     def overlay(self, *, opacity: float = OVERLAY_OPACITY) -> UInt8Array:
         """Draw the classes' colors and outlines over the image, RGB, uint8 [H, W, 3].
+
+        Regions, if there are any, have boxes with their names and scores.
 
         Args:
             opacity: Of the colors, from 0 (outlines only) to 1.
@@ -102,7 +127,15 @@ class Prediction:
         """
         if self.image is None:
             raise ConfigError("This prediction has no image; pass `image` to Prediction.")
-        return draw_overlay(self.image, self.labels, self.class_map, opacity=opacity)
+        drawn = draw_overlay(self.image, self.labels, self.class_map, opacity=opacity)
+        draw_marks(drawn, self.region_marks())
+        return drawn
+
+    def region_marks(self) -> list[Mark]:
+        """The boxes and labels of the regions for `draw_marks`; empty without regions."""
+        if self.regions is None or self.region_numbers is None:
+            return []
+        return lay_out_regions(self.regions, self.region_numbers, self.class_map)
 
 
 def _color_table(class_map: ClassMap) -> UInt8Array:

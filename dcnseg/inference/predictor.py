@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Sequence
 from copy import copy
 from dataclasses import replace
 from functools import partial
@@ -27,7 +27,7 @@ from dcnseg.inference.regions import RegionMaps, Window, score_regions
 from dcnseg.inference.sliding_window import predict_strips
 from dcnseg.inference.strips import StripMap, cropped, resized, softmaxed, stored
 from dcnseg.inference.tta import augmented
-from dcnseg.models.region_head import RegionHead
+from dcnseg.models.region_head import RegionHead, RegionOutput
 from dcnseg.models.segmenter import Segmenter
 from dcnseg.scoring.objects import find_objects
 
@@ -113,13 +113,14 @@ class Predictor:
             run: Run folder or weights file.
             device: "auto", "cpu", "cuda", "cuda:1" or "mps".
             amp: "off", "auto", "bf16" or "fp16".
-            config: Windows, test-time augmentation and the minimum confidence.
+            config: Windows, test-time augmentation, the minimum confidence and the minimum score
+                of regions.
 
         Raises:
             CheckpointError: The weights are missing, damaged, of a newer version, or do not match
                 the model and classes in the file's metadata.
-            ConfigError: The device is not available, or there is no id for the pixels below the
-                minimum confidence.
+            ConfigError: The device is not available, there is no id for the pixels below the
+                minimum confidence, or there is no region head for the minimum score of regions.
         """
         model, info = load_segmenter(find_weights(Path(run)))
         chosen = select_device(device)
@@ -168,7 +169,8 @@ class Predictor:
             image: A file, a PIL image, or an array as `as_rgb_array` takes it.
             with_confidence: Whether to keep the probability of the chosen class, H * W * 2 bytes.
             with_probabilities: Whether to keep all probabilities, K * H * W * 2 bytes.
-            regions: Whether to score the regions; needs a network with a region head.
+            regions: Whether to find the regions and score them; needs a network with a region
+                head. Regions are pooled from the image itself, not from augmented views.
 
         Raises:
             ConfigError: The network has no region head.
@@ -176,13 +178,13 @@ class Predictor:
             ShapeError: The array has another shape or dtype than images have.
             NotFiniteError: The network's output has NaN or infinity.
         """
+        has_regions = regions or self.config.min_region_score > 0
+        if has_regions:
+            self.region_head()  # raises early
         image = as_rgb_array(image)
         height, width = image.shape[:2]
         num_classes = self.class_map.num_classes
         labels = np.empty((height, width), np.uint8)
-        has_regions = regions or self.config.min_region_score > 0
-        if has_regions:
-            self.region_head()  # raises early
         confidence = None
         if with_confidence or has_regions:
             confidence = np.empty((height, width), np.float16)
@@ -216,7 +218,7 @@ class Predictor:
         labels, confidence, head = prediction.labels, prediction.confidence, self.region_head()
         assert confidence is not None
         objects = find_objects(labels, self.class_map.object_indices, self.region_min_area)
-        found = score_regions(objects, confidence, head, maps, self._input_size)
+        found = score_regions(objects, confidence, self._apply_region_head, maps, self._input_size)
         return replace(prediction, regions=found, region_numbers=objects.numbers)
 
     def predict_batch(
@@ -296,7 +298,12 @@ class Predictor:
         with torch.autocast(
             self.device.type, dtype=self.amp_dtype, enabled=self.amp_dtype is not None
         ):
-            return self.model.coarse_logits_and_region_map(x)[1]
+            return self.model.region_map(x)
+
+    def _apply_region_head(self, fused: Tensor, boxes: Sequence[Tensor]) -> RegionOutput:
+        output: RegionOutput = self.region_head()(fused, boxes)
+        self._check_finite(torch.cat(output, dim=1))
+        return output
 
     def _input_size(self, window: Window) -> tuple[int, int]:
         size_hw = window.bottom - window.top, window.right - window.left

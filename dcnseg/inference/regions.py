@@ -7,7 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Final, NamedTuple
+from typing import Any, Final, NamedTuple
 
 import cv2
 import numpy as np
@@ -16,11 +16,12 @@ import torch
 from torch import Tensor
 
 from dcnseg.data.class_map import IGNORE_INDEX
-from dcnseg.models.region_head import RegionHead, decode_boxes
+from dcnseg.models.region_head import RegionOutput, decode_boxes
 from dcnseg.scoring.objects import Objects
 
 MAX_KEPT_MAPS: Final = 8  # of the windows of an image; the others are computed again
 BATCH: Final = 256  # regions pooled at a time
+ROWS: Final = 256  # processed at a time, to keep temporary arrays small
 
 UInt8Array = npt.NDArray[np.uint8]
 
@@ -65,6 +66,7 @@ class RegionMaps:
 
     Attributes:
         compute: Computes the map of a window, [1, C, h, w].
+        windows: The windows of the image.
     """
 
     compute: Callable[[Window], Tensor]
@@ -85,7 +87,7 @@ class RegionMaps:
 def score_regions(
     objects: Objects,
     confidence: npt.NDArray[np.float16],
-    head: RegionHead,
+    head: Callable[[Tensor, Sequence[Tensor]], RegionOutput],
     maps: RegionMaps,
     input_size: Callable[[Window], tuple[int, int]],
 ) -> tuple[Region, ...]:
@@ -100,45 +102,71 @@ def score_regions(
     """
     if not len(objects):
         return ()
-    flat = objects.numbers.ravel()
-    sums = np.bincount(flat, weights=confidence.ravel(), minlength=len(objects) + 1)[1:]
     boxes = torch.from_numpy(objects.boxes_xyxy).double()
-    probabilities = torch.zeros(len(objects), head.num_classes + 1, dtype=torch.float64)
-    refined = boxes.clone()
+    order, refined, probabilities = [], [], []
     for window, rows in _assign_windows(boxes, maps.windows):
         fused = maps[window]
         height, width = input_size(window)
         corner = torch.tensor([window.left, window.top] * 2)
         size = torch.tensor([window.right - window.left, window.bottom - window.top] * 2)
-        scale = torch.tensor([width, height] * 2) / size
+        scale = torch.tensor([width, height] * 2).double() / size
         for batch in rows.split(BATCH):
-            inside = ((boxes[batch] - corner).clamp(min=0).minimum(size) * scale).float()
+            local = boxes[batch] - corner
+            inside = (local.clamp(min=0).minimum(size) * scale).float()
             output = head(fused, [inside.to(fused.device)])
-            probabilities[batch] = output.logits.double().softmax(dim=1).cpu()
+            order.append(batch)
+            probabilities.append(output.logits.double().softmax(dim=1).cpu())
             # Refined in full, not clipped to the window.
-            whole = (boxes[batch] - corner) * scale
-            refined[batch] = decode_boxes(whole, output.deltas.double().cpu()) / scale + corner
+            whole = decode_boxes(local * scale, output.deltas.double().cpu())
+            refined.append(whole / scale + corner)
+    places = torch.cat(order).argsort()
     limit = torch.tensor(objects.numbers.shape[::-1] * 2)
-    refined = refined.clamp(min=0).minimum(limit)
-    own = probabilities.gather(1, torch.from_numpy(objects.class_indices)[:, None])[:, 0]
-    voted_score, voted = probabilities.max(dim=1)
-    columns = (objects.class_indices, objects.areas, objects.boxes_xyxy, refined, sums, own, voted)
-    lists = (column.tolist() for column in (*columns, voted_score))
-    return tuple(
-        Region(
-            class_index,
-            area,
-            tuple(box),
-            tuple(refined_box),
-            total / area,
-            score,
-            None if vote == head.num_classes else vote,
-            vote_score,
-        )
-        for class_index, area, box, refined_box, total, score, vote, vote_score in zip(
-            *lists, strict=True
-        )
+    clipped = torch.cat(refined)[places].clamp(min=0).minimum(limit)
+    return _make_regions(
+        objects, _sum_by_object(objects, confidence), clipped, torch.cat(probabilities)[places]
     )
+
+
+def _make_regions(
+    objects: Objects,
+    sums: npt.NDArray[np.float64],
+    refined_boxes: Tensor,
+    probabilities: Tensor,
+) -> tuple[Region, ...]:
+    """Build the regions from the sums of the confidence, [R], and the head's [R, 4], [R, K + 1]."""
+    no_object = probabilities.shape[1] - 1
+    voted_scores, votes = (values.tolist() for values in probabilities.max(dim=1))
+    boxes, refined = objects.boxes_xyxy.tolist(), refined_boxes.tolist()
+    regions = []
+    for row, class_index in enumerate(objects.class_indices.tolist()):
+        left, top, right, bottom = boxes[row]
+        refined_left, refined_top, refined_right, refined_bottom = refined[row]
+        area = int(objects.areas[row])
+        regions.append(
+            Region(
+                class_index=class_index,
+                area=area,
+                box_xyxy=(left, top, right, bottom),
+                refined_box_xyxy=(refined_left, refined_top, refined_right, refined_bottom),
+                confidence=float(sums[row]) / area,
+                score=float(probabilities[row, class_index]),
+                voted_index=None if votes[row] == no_object else votes[row],
+                voted_score=voted_scores[row],
+            )
+        )
+    return tuple(regions)
+
+
+def _sum_by_object(
+    objects: Objects, values: npt.NDArray[np.floating[Any]]
+) -> npt.NDArray[np.float64]:
+    """Sum the values [H, W] over the pixels of each object, [N]."""
+    sums = np.zeros(len(objects) + 1)
+    for top in range(0, len(values), ROWS):  # bincount converts what it gets to 64 bits
+        rows = slice(top, top + ROWS)
+        numbers, weights = objects.numbers[rows].ravel(), values[rows].ravel()
+        sums += np.bincount(numbers, weights, minlength=len(sums))
+    return sums[1:]
 
 
 def _assign_windows(boxes: Tensor, windows: Sequence[Window]) -> list[tuple[Window, Tensor]]:
@@ -157,32 +185,54 @@ def _assign_windows(boxes: Tensor, windows: Sequence[Window]) -> list[tuple[Wind
     return [(windows[i], (chosen == i).nonzero()[:, 0]) for i in chosen.unique().tolist()]
 
 
-def remove_regions(
-    labels: UInt8Array,
-    numbers: npt.NDArray[np.int32],
-    regions: Sequence[Region],
-    is_removed: npt.NDArray[np.bool_],
-) -> None:
+def to_objects(regions: Sequence[Region], numbers: npt.NDArray[np.int32]) -> Objects:
+    """Return regions as objects, given the number of the region at every pixel."""
+    return Objects(
+        numbers,
+        np.array([region.class_index for region in regions], np.int64),
+        np.array([region.area for region in regions], np.int64),
+        np.array([region.box_xyxy for region in regions], np.int64).reshape(-1, 4),
+    )
+
+
+def remove_regions(labels: UInt8Array, objects: Objects, is_removed: npt.NDArray[np.bool_]) -> None:
     """Give regions the most frequent class of the pixels around them, in place; small ones first.
 
-    A region without neighbors, which fills the image or lies among ignored pixels, is kept.
+    A removed region counts as a neighbor only after it got another class, so that no class spreads
+    from a region that is removed. A region that fills the image or lies among ignored pixels keeps
+    its class; so does the largest of several removed regions that only have each other.
 
     Args:
         labels: Training indices, uint8 [H, W].
-        numbers: The number of the region at every pixel, 0 for none, [H, W].
-        regions: The N regions of `labels`; the number of a region is its index + 1.
+        objects: The regions of `labels`.
         is_removed: Whether each region is removed, [N].
     """
-    height, width = labels.shape
-    removed = np.flatnonzero(is_removed).tolist()
-    for index in sorted(removed, key=lambda index: regions[index].area):
-        left, top, right, bottom = regions[index].box_xyxy
-        area = (
-            slice(max(0, top - 1), min(height, bottom + 1)),
-            slice(max(0, left - 1), min(width, right + 1)),
-        )
-        is_region = (numbers[area] == index + 1).view(np.uint8)
-        around = cv2.dilate(is_region, np.ones((3, 3), np.uint8)) > is_region
-        counts = np.bincount(labels[area][around], minlength=IGNORE_INDEX + 1)[:IGNORE_INDEX]
-        if counts.any():
-            labels[area][is_region.view(bool)] = counts.argmax()
+    is_waiting = np.concatenate([[False], is_removed])  # by number
+    rows = np.flatnonzero(is_removed)
+    waiting = (1 + rows[np.argsort(objects.areas[rows], kind="stable")]).tolist()
+    while waiting:
+        rest = [number for number in waiting if not _fill(labels, objects, number, is_waiting)]
+        if len(rest) == len(waiting):
+            break
+        waiting = rest
+    for number in reversed(waiting):
+        _fill(labels, objects, number, is_waiting)
+        is_waiting[number] = False
+
+
+def _fill(
+    labels: UInt8Array, objects: Objects, number: int, is_waiting: npt.NDArray[np.bool_]
+) -> bool:
+    """Give an object the most frequent class around it; returns whether there is any."""
+    left, top, right, bottom = objects.boxes_xyxy[number - 1]
+    part = (slice(max(0, top - 1), bottom + 1), slice(max(0, left - 1), right + 1))
+    numbers = objects.numbers[part]
+    is_object = (numbers == number).view(np.uint8)
+    is_neighbor = cv2.dilate(is_object, np.ones((3, 3), np.uint8)) > is_object
+    around = labels[part][is_neighbor & ~is_waiting[numbers]]
+    counts = np.bincount(around, minlength=IGNORE_INDEX + 1)[:IGNORE_INDEX]
+    if not counts.any():
+        return False
+    labels[part][is_object.view(bool)] = counts.argmax()
+    is_waiting[number] = False
+    return True

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from itertools import chain
 from pathlib import Path, PurePath
 from typing import Final
@@ -14,14 +14,10 @@ from dcnseg.config import OVERLAY_OPACITY
 from dcnseg.data.image_io import write_jpeg_strips, write_png
 from dcnseg.errors import ConfigError
 from dcnseg.files import atomic_path
-from dcnseg.inference.overlay import (
-    draw_legend,
-    draw_overlay_strips,
-    draw_regions,
-    present_classes,
-)
+from dcnseg.inference.overlay import draw_legend, draw_overlay_strips, present_classes
 from dcnseg.inference.prediction import Prediction
 from dcnseg.inference.region_files import write_region_results
+from dcnseg.inference.region_overlay import Mark, draw_marks
 
 OUTPUT_FOLDERS: Final = {
     "labels": "labels",
@@ -99,25 +95,22 @@ def write_prediction(
 def _write_overlay(
     path: Path, image: npt.NDArray[np.uint8], prediction: Prediction, opacity: float
 ) -> None:
-    """Write an overlay with a legend of the image's classes below it."""
+    """Write an overlay, with boxes of the regions, and a legend of the image's classes below it."""
     class_map, labels = prediction.class_map, prediction.labels
     present = present_classes(labels, class_map.num_classes)
     legend = draw_legend(class_map, present, image.shape[1])
     strips = draw_overlay_strips(image, labels, class_map, opacity=opacity)
-    if prediction.regions is not None:
-        strips = _with_regions(strips, prediction)
     size_hw = image.shape[0] + len(legend), image.shape[1]
-    write_jpeg_strips(path, size_hw, chain(strips, [legend]))
+    marked = _with_marks(strips, prediction.region_marks())
+    write_jpeg_strips(path, size_hw, chain(marked, [legend]))
 
 
-def _with_regions(
-    strips: Iterator[npt.NDArray[np.uint8]], prediction: Prediction
+def _with_marks(
+    strips: Iterable[npt.NDArray[np.uint8]], marks: Sequence[Mark]
 ) -> Iterator[npt.NDArray[np.uint8]]:
     top = 0
     for strip in strips:
-        draw_regions(
-            strip, top, prediction.regions or (), prediction.class_map, prediction.labels.shape
-        )
+        draw_marks(strip, marks, top)
         yield strip
         top += len(strip)
 

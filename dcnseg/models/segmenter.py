@@ -79,6 +79,10 @@ class Segmenter(nn.Module):
         features = self._encode(x)
         return self._coarse_logits(features), self.require_region_head().fuse(features)
 
+    def region_map(self, x: Tensor) -> Tensor:
+        """Compute only the map that the region head pools from, [B, C, h, w]."""
+        return self.require_region_head().fuse(self._encode(x))
+
     def _coarse_logits(self, features: Sequence[Tensor]) -> Tensor:
         logits: Tensor = self._head_layers()[0](self.decoder(features))
         return logits
@@ -111,7 +115,8 @@ class Segmenter(nn.Module):
         """Return the region head; raises a ConfigError if the network has none."""
         if self.region_head is None:
             raise ConfigError(
-                "This network has no region head. Train one with --region-head deformable-rfcn."
+                "This network has no region head, which scores regions (--save regions, "
+                "--min-region-score). Train one with --region-head deformable-rfcn."
             )
         return self.region_head
 
