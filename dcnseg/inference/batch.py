@@ -18,13 +18,13 @@ from dcnseg.config import OVERLAY_OPACITY
 from dcnseg.data.image_io import ImageHeader, read_header
 from dcnseg.device import explain_out_of_memory, free_memory
 from dcnseg.errors import ConfigError, DataError
-from dcnseg.files import has_unmarked_files, mark_output_folder
+from dcnseg.files import has_unmarked_files, is_output_folder, mark_output_folder
 from dcnseg.inference.image_stats import compare_with_training
 from dcnseg.inference.inputs import InputImage
 from dcnseg.inference.prediction import Prediction
 from dcnseg.inference.predictor import Predictor
 from dcnseg.inference.read_ahead import read_ahead
-from dcnseg.inference.region_files import merge_region_results
+from dcnseg.inference.region_files import MERGED_REGIONS, merge_region_results
 from dcnseg.inference.results import FileResult, count_shares, failed_result
 from dcnseg.inference.writers import OUTPUT_FOLDERS, get_output_paths, write_prediction
 
@@ -68,7 +68,9 @@ def predict_files(
     `on_result` is called with each result in order, after its files are written.
 
     Raises:
-        ConfigError: An output subfolder has files that dcnseg did not write.
+        ConfigError: An output subfolder has files that dcnseg did not write, or regions are wanted
+            of a network without region head.
+        DataError: The regions of a skipped image cannot be read.
         OSError: Outputs cannot be written, for example because the disk is full.
     """
     if "regions" in kinds:
@@ -105,8 +107,8 @@ def predict_files(
         for future in writing:
             finish(future.result())
     if "regions" in kinds and any("regions" in result.outputs for result in results):
-        in_order = sorted(results, key=lambda result: image_ids[result.image])
-        merge_region_results(out, in_order, predictor.class_map)
+        by_id = {image_ids[result.image]: result for result in results}
+        merge_region_results(out, by_id, predictor.class_map)
     return results
 
 
@@ -119,6 +121,12 @@ def _find_folders_to_mark(out: Path, kinds: Sequence[str]) -> tuple[Path, ...]:
     if not has_unmarked_files(out):
         return (out,)
     folders = tuple(out / OUTPUT_FOLDERS[kind] for kind in kinds)
+    merged, regions = out / MERGED_REGIONS, out / OUTPUT_FOLDERS["regions"]
+    if "regions" in kinds and merged.exists() and not is_output_folder(regions):
+        raise ConfigError(
+            f"--out is {out}, but {merged} exists and was not written by dcnseg. Use another "
+            "--out, or rename the file."
+        )
     for folder in folders:
         if has_unmarked_files(folder):
             raise ConfigError(

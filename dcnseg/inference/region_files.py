@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Sequence
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import Any, Final
 
@@ -13,7 +13,8 @@ from pycocotools import mask as coco_mask
 
 from dcnseg import __version__
 from dcnseg.data.class_map import ClassMap
-from dcnseg.files import atomic_path, read_json
+from dcnseg.errors import DataError
+from dcnseg.files import atomic_path, explain_unreadable, read_json
 from dcnseg.inference.prediction import Prediction
 from dcnseg.inference.results import FileResult
 
@@ -33,13 +34,12 @@ def to_coco_results(prediction: Prediction, image_id: int) -> list[dict[str, Any
         prediction: A prediction with regions.
         image_id: The id of the image.
     """
-    assert prediction.regions is not None
-    assert prediction.region_numbers is not None
+    regions, numbers = prediction.require_regions()
     ids = prediction.class_map.ids
     results = []
-    for number, region in enumerate(prediction.regions, 1):
+    for number, region in enumerate(regions, 1):
         left, top, right, bottom = region.box_xyxy
-        is_region = prediction.region_numbers[top:bottom, left:right] == number
+        is_region = numbers[top:bottom, left:right] == number
         voted = region.voted_index
         results.append(
             {
@@ -49,7 +49,7 @@ def to_coco_results(prediction: Prediction, image_id: int) -> list[dict[str, Any
                 "bbox": _to_xywh(region.box_xyxy),
                 "refined_bbox": _to_xywh(region.refined_box_xyxy),
                 "area": region.area,
-                "segmentation": encode_mask(is_region, (top, left), prediction.labels.shape),
+                "segmentation": encode_mask(is_region, (top, left), numbers.shape),
                 "confidence": round(region.confidence, DIGITS),
                 "voted_category_id": None if voted is None else ids[voted],
                 "voted_score": round(region.voted_score, DIGITS),
@@ -73,10 +73,12 @@ def encode_mask(
     change = np.diff(columns.astype(np.int8), axis=1)
     (column, start), (_, end) = (np.nonzero(change == sign) for sign in (1, -1))
     first = (corner[1] + column) * height + corner[0]
-    edges = np.stack([first + start, first + end], axis=1).ravel()
-    lengths = np.diff(edges, prepend=0, append=height * width)
-    counts = {"counts": lengths.tolist(), "size": [height, width]}
-    encoded: RunLengths = coco_mask.frPyObjects(counts, height, width)
+    # A position that is the end of a run and the start of the next is within one run: the first
+    # column goes down to the last row, the second starts in the first row.
+    edges, counts = np.unique(np.concatenate([first + start, first + end]), return_counts=True)
+    edges = edges[(counts == 1) & (edges < height * width)]
+    lengths = np.diff(edges, prepend=0, append=height * width).tolist()
+    encoded = coco_mask.frPyObjects({"counts": lengths, "size": [height, width]}, height, width)
     return {"size": [height, width], "counts": encoded["counts"].decode("ascii")}
 
 
@@ -85,28 +87,40 @@ def write_region_results(path: Path, prediction: Prediction, image_id: int) -> N
     _write_json(path, to_coco_results(prediction, image_id))
 
 
-def merge_region_results(out: Path, results: Sequence[FileResult], class_map: ClassMap) -> Path:
+def merge_region_results(out: Path, results: Mapping[int, FileResult], class_map: ClassMap) -> Path:
     """Write the regions of all images that have a results file as one COCO data set.
 
+    Results files of earlier calls, which may have had other images, get the ids of this one.
+
+    Args:
+        out: The output folder.
+        results: The results by the ids of their images.
+        class_map: The classes.
+
     Returns:
-        The file, OUT/regions.json. Its ids count from 1, in the order of the images.
+        The file, OUT/regions.json. The ids of regions count from 1, in the order of the images.
 
     Raises:
-        ConfigError: A results file of an earlier call is damaged.
+        DataError: A results file of an earlier call is damaged, or the size of an image without
+            regions is needed and cannot be read.
     """
     images: list[dict[str, Any]] = []
     annotations: list[dict[str, Any]] = []
-    for result in results:
+    for image_id, result in sorted(results.items()):
         if "regions" not in result.outputs:
             continue
-        entries = read_json(result.outputs["regions"])
+        path = result.outputs["regions"]
+        entries = _read_results(path)
         height, width = _find_size(result, entries)
-        image_id = len(images) + 1
         name = str(result.image)
         images.append({"id": image_id, "file_name": name, "height": height, "width": width})
-        for entry in entries:
-            number = len(annotations) + 1
-            annotations.append({**entry, "id": number, "image_id": image_id, "iscrowd": 0})
+        current = [{**entry, "image_id": image_id} for entry in entries]
+        if current != entries:
+            _write_json(path, current)
+        annotations += [
+            {**entry, "id": number, "iscrowd": 0}
+            for number, entry in enumerate(current, len(annotations) + 1)
+        ]
     path = out / MERGED_REGIONS
     categories = [{"id": entry.id, "name": entry.name} for entry in class_map.classes]
     _write_json(
@@ -121,11 +135,32 @@ def merge_region_results(out: Path, results: Sequence[FileResult], class_map: Cl
     return path
 
 
-def _find_size(result: FileResult, entries: Sequence[Any]) -> Sequence[int]:
+def _read_results(path: Path) -> list[dict[str, Any]]:
+    try:
+        with explain_unreadable(path, "a file of regions"):
+            entries = read_json(path)
+            if not isinstance(entries, list) or not all(map(_is_result, entries)):
+                raise ValueError("it has another form than COCO results with run lengths")
+    except DataError as error:
+        raise DataError(f"{error} Delete it, and predict its image again.") from error
+    return entries
+
+
+def _is_result(entry: Any) -> bool:
+    """Whether this has the fields of `to_coco_results` that regions.json relies on."""
+    if not isinstance(entry, dict) or not {"category_id", "bbox", "area"} <= entry.keys():
+        return False
+    segmentation = entry.get("segmentation")
+    size = segmentation.get("size") if isinstance(segmentation, dict) else None
+    return isinstance(size, list) and len(size) == 2
+
+
+def _find_size(result: FileResult, entries: Sequence[dict[str, Any]]) -> Sequence[int]:
     """The height and width of an image, which may have been skipped."""
     if result.is_predicted:
         return result.size_hw
-    return entries[0]["segmentation"]["size"] if entries else result.image.read().shape[:2]
+    size: Sequence[int] = entries[0]["segmentation"]["size"] if entries else ()
+    return size or result.image.read().shape[:2]
 
 
 def _to_xywh(box_xyxy: Sequence[float]) -> list[float]:
