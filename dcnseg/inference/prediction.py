@@ -102,15 +102,14 @@ class Prediction:
         """Remove the regions with a lower score: they get the most frequent class around them."""
         if not min_score:
             return self
-        if self.regions is None or self.region_numbers is None:
-            raise ConfigError("This prediction has no regions; predict with `regions=True`.")
-        is_low = np.array([region.score < min_score for region in self.regions], bool)
-        labels, objects = self.labels.copy(), to_objects(self.regions, self.region_numbers)
+        regions, numbers = self.require_regions()
+        is_low = np.array([region.score < min_score for region in regions], bool)
+        labels, objects = self.labels.copy(), to_objects(regions, numbers)
         remove_regions(labels, objects, is_low)
         return replace(
             self,
             labels=labels,
-            regions=tuple(region for region, low in zip(self.regions, is_low, strict=True) if not low),
+            regions=tuple(region for region in regions if region.score >= min_score),
             region_numbers=objects.without(is_low).numbers,
         )
 

@@ -215,7 +215,7 @@ class Predictor:
         return prediction.without_low_regions(self.config.min_region_score)
 
     def _with_regions(self, prediction: Prediction, maps: RegionMaps) -> Prediction:
-        labels, confidence, head = prediction.labels, prediction.confidence, self.region_head()
+        labels, confidence = prediction.labels, prediction.confidence
         assert confidence is not None
         objects = find_objects(labels, self.class_map.object_indices, self.region_min_area)
         found = score_regions(objects, confidence, self._apply_region_head, maps, self._input_size)

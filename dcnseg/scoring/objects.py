@@ -54,6 +54,15 @@ class Objects:
     def __len__(self) -> int:
         return len(self.areas)
 
+    def without(self, is_removed: npt.NDArray[np.bool_]) -> Objects:
+        """Remove objects, and number the others anew; `is_removed` is [N]."""
+        kept = ~is_removed
+        table = np.zeros(len(self) + 1, np.int32)
+        table[1:][kept] = 1 + np.arange(kept.sum())
+        return Objects(
+            table[self.numbers], self.class_indices[kept], self.areas[kept], self.boxes_xyxy[kept]
+        )
+
 
 def find_objects(
     labels: LabelIndices, classes: Collection[int], min_area: int = MIN_AREA
