@@ -42,11 +42,11 @@ def make_image(height: int, width: int, seed: int = 0) -> np.ndarray:
 
 
 @torch.no_grad()
-def build_model() -> Segmenter:
+def build_model(class_map: ClassMap = CLASSES) -> Segmenter:
     """Build the network; every class is predicted about as often as the others."""
     torch.manual_seed(1)
-    model = build_segmenter(MODEL, CLASSES.num_classes).eval()
-    predictor = Predictor(model, CLASSES, Preprocessing(), device=torch.device("cpu"))
+    model = build_segmenter(MODEL, class_map.num_classes).eval()
+    predictor = Predictor(model, class_map, Preprocessing(), device=torch.device("cpu"))
     logits = model.coarse_logits(predictor.prepare(make_image(160, 240, seed=9)))
     layer = model.segmentation_head[0]  # type: ignore[index]
     scale = 1 / logits.std(dim=(0, 2, 3))
@@ -75,13 +75,13 @@ def build_region_predictor(
     )
 
 
-def save_region_weights(path: Path) -> Path:
+def save_region_weights(path: Path, class_map: ClassMap = CLASSES) -> Path:
     """Write the network's weights file."""
     save_weights(
         path,
-        build_model().state_dict(),
+        build_model(class_map).state_dict(),
         model=MODEL,
-        class_map=CLASSES,
+        class_map=class_map,
         preprocessing=Preprocessing(),
         scores={},
     )

@@ -78,6 +78,8 @@ def test_python_page() -> None:
     assert np.array_equal(first.label_map, prediction.label_map)
     assert second.label_map.shape == (120, 160)
     assert second.confidence is None
+    with_regions = names["with_regions"]
+    assert with_regions.region_numbers.max() == len(with_regions.regions)
 
 
 def test_training_page() -> None:

@@ -53,8 +53,8 @@ def predict(
         str,
         typer.Option(
             help="Outputs to write: labels (PNG of class ids), overlay (JPEG), confidence (PNG: "
-            "probability of the predicted class times 255), probabilities (npz), regions (COCO "
-            "results; needs a network with a region head).",
+            "probability of the predicted class times 255), probabilities (npz), regions (JSON: "
+            "COCO results; needs a network with a region head).",
             rich_help_panel="Output",
         ),
     ] = "labels,overlay",
@@ -95,9 +95,10 @@ def predict(
     """Predict the class of every pixel, for images of any size.
 
     Writes OUT/labels/NAME.png (a palette PNG with the class ids, at the image's size) and
-    OUT/overlays/NAME.jpg. An image that cannot be read is reported and skipped; the exit code is
-    then 3. Warns about images that differ from the training images, and about predictions of a
-    single class.
+    OUT/overlays/NAME.jpg. With --save regions, OUT/regions.json has the regions of all images as a
+    COCO data set, and overlays show them. An image that cannot be read is reported and skipped; the
+    exit code is then 3. Warns about images that differ from the training images, and about
+    predictions of a single class.
     """
     config = PredictConfig(
         window,

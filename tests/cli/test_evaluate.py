@@ -7,10 +7,12 @@ from pathlib import Path
 import pytest
 
 from dcnseg.config import PredictConfig
+from dcnseg.data.synthetic import SCENE_CLASSES
 from dcnseg.engine.evaluation import evaluate_run
 from dcnseg.errors import ConfigError
 from tests.cli.test_predict import OVERFLOWING
 from tests.conftest import Invoke, rewrite_weights
+from tests.region_network import save_region_weights
 
 
 def test_table(invoke: Invoke, run: Path, scenes: Path) -> None:
@@ -45,6 +47,7 @@ def test_augmentation_changes_the_prediction(invoke: Invoke, run: Path, scenes: 
         ("{tmp} {scenes}", 1, "has no best.safetensors"),
         ("{run} {scenes} --split=dev", 2, "--split is 'dev'"),
         ("{run} {scenes} --scales=0", 2, "--scales is 0; expected"),
+        ("{run} {scenes} --min-region-score=0.1", 2, "This network has no region head"),
         ("{run} {tmp}/none", 3, "none: does not exist."),
         ("{scenes} {run}", 2, "Try: dcnseg evaluate {run} {scenes}"),
         ("{scenes} {run}/best.safetensors", 2, "is not a run, but {run}/best.safetensors is. "),
@@ -73,3 +76,14 @@ def test_output_that_is_not_finite_names_the_image(
 def test_scores_are_those_of_all_pixels(run: Path, scenes: Path) -> None:
     with pytest.raises(ConfigError, match=r"`min_confidence` is 0\.5; scores need a prediction"):
         evaluate_run(run, scenes, "val", device="cpu", config=PredictConfig(min_confidence=0.5))
+
+
+def test_a_minimum_score_of_regions_changes_the_prediction(
+    invoke: Invoke, scenes: Path, tmp_path: Path
+) -> None:
+    weights = save_region_weights(tmp_path / "regions.safetensors", SCENE_CLASSES)
+    plain, filtered = (
+        json.loads(invoke("evaluate", weights, scenes, "--json", "--device=cpu", *extra).stdout)
+        for extra in ((), ("--min-region-score=1",))
+    )
+    assert plain["mean_iou"] != filtered["mean_iou"]

@@ -15,6 +15,7 @@ from typer.testing import Result
 
 from dcnseg.inference.predictor import Predictor
 from tests.conftest import Invoke, rewrite_weights
+from tests.region_network import save_region_weights
 
 Predict = Callable[..., Result]
 # Tensors of the head: only the second class, and finite numbers whose products overflow.
@@ -71,6 +72,9 @@ def test_a_list_on_stdin_as_json(predict: Predict, images: list[Path]) -> None:
         ("{image} --save=", 2, "--save is empty"),
         ("{image} --amp=x", 2, "--amp is 'x'"),
         ("{image} --min-confidence=2", 2, "--min-confidence is 2.0; expected"),
+        ("{image} --min-region-score=2", 2, "--min-region-score is 2.0; expected"),
+        ("{image} --min-region-score=0.1", 2, "This network has no region head, which scores"),
+        ("{missing} --save=labels,regions", 2, "no region head, which scores regions (--save reg"),
         ("{image} --overwrite --skip-existing", 2, "--skip-existing cannot be combined"),
         (
             "{image} --out={image.parent}",
@@ -83,10 +87,12 @@ def test_errors(
     predict: Predict, images: list[Path], tmp_path: Path, arguments: str, code: int, text: str
 ) -> None:
     (tmp_path / "empty").mkdir()
-    words = arguments.format(empty=tmp_path / "empty", image=images[0]).split()
+    places = {"empty": tmp_path / "empty", "missing": tmp_path / "no.png", "image": images[0]}
+    words = arguments.format(**places).split()
     result = predict(*words, stdin="")
     assert result.exit_code == code
     assert text in result.stderr
+    assert not (tmp_path / "out").exists()
 
 
 def test_skip_existing_goes_on_where_it_stopped(predict: Predict, scenes: Path, out: Path) -> None:
@@ -274,3 +280,40 @@ def test_an_unexpected_error_shows_its_traceback_on_request(
     assert f"{images[0]}: {text}" in result.stderr
     monkeypatch.setenv("DCNSEG_DEBUG", "1")
     assert "Traceback" in predict(images[0]).stderr
+
+
+def test_regions(predict: Predict, images: list[Path], tmp_path: Path, out: Path) -> None:
+    weights = save_region_weights(tmp_path / "regions.safetensors")
+    arguments = (*images, "--save=labels,overlay,regions", "--json")
+    result = predict(*arguments, weights=weights)
+    assert result.exit_code == 0, result.stderr
+    for image, line in zip(images, map(json.loads, result.stdout.splitlines()), strict=True):
+        assert line["outputs"] == {
+            "labels": str(out / "labels" / f"{image.stem}.png"),
+            "overlay": str(out / "overlays" / f"{image.stem}.jpg"),
+            "regions": str(out / "regions" / f"{image.stem}.json"),
+        }
+        assert all(Path(path).is_file() for path in line["outputs"].values())
+    written = json.loads((out / "regions.json").read_text())
+    assert [image["file_name"] for image in written["images"]] == [str(path) for path in images]
+    scores = [region["score"] for region in written["annotations"]]
+    least = sorted(scores)[len(scores) // 2]
+    result = predict(*arguments, "--overwrite", f"--min-region-score={least}", weights=weights)
+    assert result.exit_code == 0, result.stderr
+    kept = json.loads((out / "regions.json").read_text())["annotations"]
+    assert {region["score"] for region in kept} <= {score for score in scores if score >= least}
+    assert 0 < len(kept) < len(scores)
+    (out / "regions" / f"{images[0].stem}.json").write_text("[")
+    result = predict(*arguments, "--skip-existing", weights=weights)
+    assert result.exit_code == 3
+    assert f"{images[0].stem}.json: is not a file of regions (" in result.stderr
+
+
+def test_help_has_the_options_of_regions(invoke: Invoke) -> None:
+    text = " ".join(invoke("predict", "--help").stdout.replace("│", " ").split())
+    assert "regions (JSON: COCO results; needs a network with a region head)" in text
+    assert "OUT/regions.json has the regions of all images as a COCO data set" in text
+    help_text = "Give regions with a score below this value (0 to 1) the most frequent class around"
+    for command in ("predict", "evaluate"):
+        text = " ".join(invoke(command, "--help").stdout.replace("│", " ").split())
+        assert help_text in text
