@@ -9,6 +9,7 @@ from collections.abc import Collection, Iterable, Mapping
 from dataclasses import dataclass
 from typing import Final
 
+import cc3d
 import cv2
 import numpy as np
 import numpy.typing as npt
@@ -74,26 +75,22 @@ def find_objects(
         classes: Training indices of the classes with objects, from `ClassMap.object_indices`.
         min_area: Objects with fewer pixels are ignored.
     """
-    numbers = np.zeros(labels.shape, np.int32)
-    rows: list[npt.NDArray[np.int64]] = [np.empty((0, 6), np.int64)]
-    count = 0
-    for index in np.unique(labels):
-        if index in classes:
-            # Not cv2.compare, which fails for a label map of one pixel.
-            is_class = np.ascontiguousarray(labels == index).view(np.uint8)
-            _, found, stats, _ = cv2.connectedComponentsWithStats(is_class, connectivity=8)
-            kept = np.flatnonzero(stats[1:, cv2.CC_STAT_AREA] >= min_area) + 1
-            # The order of cv2 depends on its number of threads.
-            kept = kept[np.lexsort((stats[kept, cv2.CC_STAT_LEFT], stats[kept, cv2.CC_STAT_TOP]))]
-            table = np.zeros(len(stats), np.int32)
-            table[kept] = 1 + count + np.arange(len(kept))
-            numbers += table[found]
-            count += len(kept)
-            left, top, width, height, area = stats[kept].astype(np.int64).T
-            class_index = np.full_like(area, index)
-            rows.append(np.stack([class_index, area, left, top, left + width, top + height], 1))
-    table = np.concatenate(rows)
-    return Objects(numbers, table[:, 0], table[:, 1], table[:, 2:])
+    codes = np.zeros(256, np.uint8)  # 0: no object
+    codes[list(classes)] = 1 + np.array(list(classes), np.uint8)
+    coded = codes[labels]
+    found, count = cc3d.connected_components(coded, connectivity=8, return_N=True)
+    statistics = cc3d.statistics(found, no_slice_conversion=True)
+    areas = statistics["voxel_counts"].astype(np.int64)
+    top, bottom, left, right = statistics["bounding_boxes"].astype(np.int64).T
+    class_indices = np.zeros(count + 1, np.int64)
+    class_indices[found] = coded
+    class_indices -= 1
+    kept = 1 + np.flatnonzero(areas[1:] >= min_area)
+    kept = kept[np.lexsort((left[kept], top[kept], class_indices[kept]))]
+    table = np.zeros(count + 1, np.int32)
+    table[kept] = 1 + np.arange(len(kept))
+    boxes = np.stack([left, top, right + 1, bottom + 1], axis=1)[kept]
+    return Objects(table[found], class_indices[kept], areas[kept], boxes)
 
 
 def score_objects(
