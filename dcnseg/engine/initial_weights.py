@@ -14,10 +14,12 @@ from dcnseg.config import ModelConfig, Preprocessing, TrainConfig
 from dcnseg.data.class_map import ClassMap
 from dcnseg.engine.listener import TrainingListener
 from dcnseg.errors import ConfigError
+from dcnseg.models.region_head import CLASS_LAYERS
 from dcnseg.models.segmenter import Segmenter
 from dcnseg.ops.deform_conv.module import OFFSET_BRANCH
 
 HEAD = "segmentation_head."
+REGION_HEAD = "region_head."
 MUST_MATCH = ("architecture", "encoder", "decoder_channels")  # they determine tensor shapes
 MAY_DIFFER = ("output_stride", "atrous_rates", "late_dilation")  # with a warning
 MAX_NAMES = 8  # in a message
@@ -30,12 +32,14 @@ class InitialWeights:
     info: WeightsInfo
     tensors: Mapping[str, Tensor]
     head_rows: Mapping[int, int] = field(default_factory=dict)  # new class -> class in the weights
+    has_same_classes: bool = False  # in the same order
 
     def for_classes(self, class_map: ClassMap) -> InitialWeights:
         """Match the classes by name; returns a copy."""
-        before = {name: index for index, name in enumerate(self.info.class_map.names)}
+        names = self.info.class_map.names
+        before = {name: index for index, name in enumerate(names)}
         rows = {i: before[name] for i, name in enumerate(class_map.names) if name in before}
-        return replace(self, head_rows=rows)
+        return replace(self, head_rows=rows, has_same_classes=class_map.names == names)
 
     def load_into(self, model: Segmenter) -> Preprocessing:
         """Load all tensors and head rows that fit; the others keep their initial values."""
@@ -53,13 +57,17 @@ class InitialWeights:
         """Report which weights are loaded, and which settings differ."""
         own = model.state_dict()
         fitting = self._fitting(own)
-        encoder = sum(name.startswith("encoder.") for name in fitting)
+        encoder, decoder = (
+            sum(name.startswith(part) for name in fitting) for part in ("encoder.", "decoder.")
+        )
         listener.noted(
             f"Initial weights from {self.info.path}: loaded {encoder} encoder tensors and "
-            f"{len(fitting) - encoder} decoder tensors."
+            f"{decoder} decoder tensors."
         )
         listener.noted(self._describe_head(len(own[f"{HEAD}0.bias"])))
         listener.noted(self._describe_offsets(own))
+        if text := self._describe_region_head(own):
+            listener.noted(text)
         for name in MAY_DIFFER:
             before, now = getattr(self.info.model, name), getattr(config.model, name)
             if before != now:
@@ -75,7 +83,11 @@ class InitialWeights:
 
     def _fitting(self, own: Mapping[str, Tensor]) -> list[str]:
         shapes = {name: tensor.shape for name, tensor in self.tensors.items()}
-        return [n for n, t in own.items() if not n.startswith(HEAD) and shapes.get(n) == t.shape]
+        names = [n for n, t in own.items() if not n.startswith(HEAD) and shapes.get(n) == t.shape]
+        unfit = set(_region_layers({*own} - {*names}))  # layers are loaded as a whole
+        if not self.has_same_classes:  # layers of other classes may fit by chance
+            unfit.update(CLASS_LAYERS)
+        return [name for name in names if _region_layer(name) not in unfit]
 
     def _describe_head(self, num_classes: int) -> str:
         names = self.info.class_map.names
@@ -105,6 +117,25 @@ class InitialWeights:
             unused and f"not used in layers that are no longer deformable ({_listed(unused)})",
         )
 
+    def _describe_region_head(self, own: Mapping[str, Tensor]) -> str:
+        """Describe the region head; "" if neither network has one."""
+        layers, given = _region_layers(own), _region_layers(self.tensors)
+        loaded = _region_layers(self._fitting(own))
+        new = [name for name in layers if name not in loaded]
+        unused = [name for name in given if name not in layers]
+        if not layers:
+            return "Region head: not used; the model has none." if given else ""
+        if not given:
+            return "Region head: randomly initialized."
+        if not new and not unused:
+            return "Region head: loaded."
+        return _sentence(
+            "Region head",
+            loaded and f"loaded in {_listed(loaded)}",
+            new and f"newly initialized in {_listed(new)}",
+            unused and f"not used: {_listed(unused)}",
+        )
+
 
 def read_initial_weights(source: Path, model: ModelConfig) -> InitialWeights:
     """Read the best weights of a run folder, or a weights file.
@@ -128,6 +159,15 @@ def read_initial_weights(source: Path, model: ModelConfig) -> InitialWeights:
 def _offset_layers(names: Iterable[str]) -> list[str]:
     found = (name.partition(OFFSET_BRANCH)[0] for name in names if OFFSET_BRANCH in name)
     return list(dict.fromkeys(found))
+
+
+def _region_layer(name: str) -> str:
+    """Return the layer of the region head that a tensor belongs to; "" for other tensors."""
+    return name.removeprefix(REGION_HEAD).rpartition(".")[0] if name.startswith(REGION_HEAD) else ""
+
+
+def _region_layers(names: Iterable[str]) -> list[str]:
+    return list(dict.fromkeys(filter(None, map(_region_layer, names))))
 
 
 def _option(name: str, value: object) -> str:

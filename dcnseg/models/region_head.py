@@ -23,6 +23,11 @@ MAP_CHANNELS: Final = 128
 HIDDEN_CHANNELS: Final = 256  # of the fully connected layers
 NUM_DELTAS: Final = 4
 OFFSET_GAMMA: Final = 0.1
+# The layers that depend on the classes.
+CLASS_LAYERS: Final = (
+    *("votes.score_maps", "votes.score_pool.offset_branch"),
+    "votes.layers.4",  # of FullyConnected
+)
 # The scale of box refinements as trained, as in Fast R-CNN: otherwise their loss is tiny.
 DELTA_SCALE: Final = (0.1, 0.1, 0.2, 0.2)
 # The largest refinement is 62.5 times the side of the box, which keeps exp() finite.

@@ -9,8 +9,8 @@ from typing import Any
 import pytest
 import torch
 
-from dcnseg.checkpoint import BEST_WEIGHTS, load_segmenter
-from dcnseg.config import DataConfig, ModelConfig, TrainConfig, to_dict
+from dcnseg.checkpoint import BEST_WEIGHTS, load_segmenter, save_weights
+from dcnseg.config import DataConfig, ModelConfig, Preprocessing, TrainConfig, to_dict
 from dcnseg.data.class_map import ClassMap
 from dcnseg.engine.initial_weights import read_initial_weights
 from dcnseg.engine.metrics import read_metrics
@@ -126,6 +126,137 @@ def test_weights_without_offsets_compute_the_same_at_first(run: Path, tmp_path: 
         torch.testing.assert_close(model.eval()(x), plain(x), atol=1e-4, rtol=1e-4)
     _, listener = load(path, config, info.class_map)
     assert listener.notes[2] == "Offsets: none; the model has no deformable layers."
+
+
+REGIONS = ModelConfig(
+    encoder="resnet18", encoder_depth=3, architecture="plain", region_head="deformable-rfcn"
+)
+
+
+def class_map(*names: str) -> ClassMap:
+    return ClassMap.from_dict({"classes": [{"id": i, "name": n} for i, n in enumerate(names)]})
+
+
+def load_region_head(
+    tmp_path: Path,
+    *,
+    names: tuple[str, ...] = ("a", "b", "c"),
+    before: dict[str, Any] | None = None,
+    **changes: Any,
+) -> tuple[dict[str, bool], list[str], dict[str, Any]]:
+    """Load a trained network with a region head and the classes a, b, c into another network.
+
+    `before` are changes of the settings of the trained network, `changes` of those of the other.
+
+    Returns:
+        Whether each layer of the new region head has the trained weights, the notes after those of
+        the offsets, and the new tensors.
+    """
+    config, trained_config = replace(REGIONS, **changes), replace(REGIONS, **(before or {}))
+    trained = build_segmenter(trained_config, 3)
+    with torch.no_grad():
+        for parameter in trained.parameters():
+            parameter.normal_()
+    path = tmp_path / "trained.safetensors"
+    save_weights(
+        path,
+        trained.state_dict(),
+        model=trained_config,
+        class_map=class_map("a", "b", "c"),
+        preprocessing=Preprocessing(),
+        scores={},
+    )
+    model, listener = load(path, config, class_map(*names))
+    assert listener.notes[0].endswith(" encoder tensors and 0 decoder tensors.")
+    old, new = trained.state_dict(), model.state_dict()
+    loaded: dict[str, bool] = {}
+    for name in new:
+        if name.startswith("region_head."):
+            is_same = name in old and torch.equal(old[name], new[name])
+            layer = name.removeprefix("region_head.").rpartition(".")[0]
+            assert loaded.setdefault(layer, is_same) is is_same
+    return loaded, listener.notes[3:], new
+
+
+CLASS_INDEPENDENT = {"reduce", "votes.box_maps", "votes.box_pool.offset_branch"}
+NEW_CLASS_LAYERS = "newly initialized in votes.score_maps, votes.score_pool.offset_branch"
+
+
+def test_the_same_region_head_is_loaded(tmp_path: Path) -> None:
+    loaded, notes, _ = load_region_head(tmp_path)
+    assert all(loaded.values())
+    assert loaded.keys() > CLASS_INDEPENDENT
+    assert notes == ["Region head: loaded."]
+
+
+def test_a_new_region_head_is_initialized(tmp_path: Path) -> None:
+    loaded, notes, new = load_region_head(tmp_path, before={"region_head": "none"})
+    assert not any(loaded.values())
+    assert notes == ["Region head: randomly initialized."]
+    assert new["region_head.reduce.weight"].all()
+
+
+def test_a_region_head_that_is_not_needed_is_ignored(tmp_path: Path) -> None:
+    loaded, notes, _ = load_region_head(tmp_path, region_head="none")
+    assert loaded == {}
+    assert notes == ["Region head: not used; the model has none."]
+
+
+def test_networks_without_region_heads_have_no_note(tmp_path: Path) -> None:
+    without = {"region_head": "none"}
+    _, notes, _ = load_region_head(tmp_path, before=without, region_head="none")
+    assert notes == []
+
+
+@pytest.mark.parametrize("names", [("a", "b"), ("a", "b", "d"), ("b", "a", "c")])
+def test_a_region_head_for_other_classes_is_loaded_in_part(
+    tmp_path: Path, names: tuple[str, ...]
+) -> None:
+    loaded, notes, _ = load_region_head(tmp_path, names=names)
+    assert {layer for layer, is_loaded in loaded.items() if is_loaded} == CLASS_INDEPENDENT
+    assert notes == [
+        "Region head: loaded in reduce, votes.box_maps, votes.box_pool.offset_branch; "
+        f"{NEW_CLASS_LAYERS}."
+    ]
+
+
+def test_a_region_head_that_fits_by_chance_is_not_loaded(tmp_path: Path) -> None:
+    """3 + 1 outputs with 3x3 bins have as many maps as 8 + 1 outputs with 2x2 bins."""
+    loaded, notes, new = load_region_head(tmp_path, names=tuple("abcdefgh"), region_bins=2)
+    assert new["region_head.votes.score_maps.bias"].shape == (36,)
+    assert {layer for layer, is_loaded in loaded.items() if is_loaded} == {"reduce"}
+    assert "loaded in reduce; newly initialized in votes.score_maps, votes.box_maps" in notes[0]
+
+
+def test_other_kinds_of_region_heads_are_loaded_where_they_fit(tmp_path: Path) -> None:
+    plain = {"region_head": "rfcn"}
+    loaded, notes, new = load_region_head(tmp_path, before=plain)
+    new_layers = {"votes.score_pool.offset_branch", "votes.box_pool.offset_branch"}
+    assert {layer for layer, is_loaded in loaded.items() if not is_loaded} == new_layers
+    assert notes == [
+        "Region head: loaded in reduce, votes.score_maps, votes.box_maps; newly initialized in "
+        "votes.score_pool.offset_branch, votes.box_pool.offset_branch."
+    ]
+    assert not new["region_head.votes.score_pool.offset_branch.weight"].any()
+    loaded, notes, _ = load_region_head(tmp_path, region_head="rfcn")
+    assert all(loaded.values())
+    assert "; not used: votes.score_pool.offset_branch, votes.box_pool" in notes[0]
+    loaded, notes, _ = load_region_head(tmp_path, region_head="deformable-fc")
+    assert {layer for layer, is_loaded in loaded.items() if is_loaded} == {"reduce"}
+    assert notes[0].startswith("Region head: loaded in reduce; newly initialized in votes.pool.")
+
+
+def test_fully_connected_layers_are_loaded_as_a_whole(tmp_path: Path) -> None:
+    """Other bins and classes change the weights of a layer, but maybe not its bias."""
+    fc = {"region_head": "deformable-fc"}
+    loaded, _, _ = load_region_head(tmp_path, before=fc, **fc)
+    assert all(loaded.values())
+    loaded, _, _ = load_region_head(tmp_path, names=("a", "b", "x"), before=fc, **fc)
+    assert [layer for layer, is_loaded in loaded.items() if not is_loaded] == ["votes.layers.4"]
+    loaded, notes, _ = load_region_head(tmp_path, before=fc, **fc, region_bins=2)
+    new = ("votes.pool.offset_branch.0", "votes.pool.offset_branch.4", "votes.layers.0")
+    assert tuple(layer for layer, is_loaded in loaded.items() if not is_loaded) == new
+    assert notes[0].endswith(f"; newly initialized in {', '.join(new)}.")
 
 
 def test_settings_that_differ_give_warnings(run: Path) -> None:

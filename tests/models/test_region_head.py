@@ -16,7 +16,7 @@ from torch import Tensor
 
 from dcnseg.config import REGION_HEADS
 from dcnseg.models import region_head
-from dcnseg.models.region_head import RegionHead, decode_boxes, encode_boxes
+from dcnseg.models.region_head import CLASS_LAYERS, RegionHead, decode_boxes, encode_boxes
 from dcnseg.ops import OFFSET_BRANCHES
 from dcnseg.ops.roi.checks import Corners
 from tests.ops.roi_cases import bins_along, extent
@@ -337,6 +337,14 @@ def test_only_the_last_layers_of_offsets_start_at_zero(pooling: str) -> None:
     )
     # The optimizer gives them their own learning rate.
     assert all(any(branch in f".{name}" for branch in OFFSET_BRANCHES) for name in zero)
+
+
+@pytest.mark.parametrize("pooling", POOLINGS)
+def test_the_layers_that_depend_on_the_classes_are_listed(pooling: str) -> None:
+    few, many = (build(pooling, num_classes=count).state_dict() for count in (3, 4))
+    layers = {name.rpartition(".")[0] for name in few if few[name].shape != many[name].shape}
+    assert layers == {name.rpartition(".")[0] for name in few} & {*CLASS_LAYERS}
+    assert layers
 
 
 @pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
