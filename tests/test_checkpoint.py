@@ -2,6 +2,7 @@ from __future__ import annotations
 
 import json
 import os
+from dataclasses import replace
 from pathlib import Path
 from typing import Any
 
@@ -72,6 +73,83 @@ def test_load_segmenter_restores_the_network_and_its_metadata(weights: Path) -> 
     x = torch.randn(1, 3, 32, 32)
     with torch.no_grad():
         assert torch.equal(model(x), expected(x))
+
+
+def header_of(path: Path) -> dict[str, Any]:
+    with safe_open(path, framework="pt") as file:
+        header: dict[str, Any] = json.loads(file.metadata()[METADATA_KEY])
+    return header
+
+
+def save_with(path: Path, model: ModelConfig) -> None:
+    save_weights(
+        path,
+        build_segmenter(model, 2).state_dict(),
+        model=model,
+        class_map=CLASSES,
+        preprocessing=PREPROCESSING,
+        scores={},
+    )
+
+
+def test_a_file_without_a_region_head_does_not_mention_one(tmp_path: Path) -> None:
+    """So that earlier versions, which know no region heads, read it."""
+    path = tmp_path / BEST_WEIGHTS
+    save_with(path, MODEL)
+    assert list(header_of(path)["model"]) == [
+        *("architecture", "encoder", "encoder_depth", "output_stride", "deform_layers"),
+        *("late_dilation", "modulated", "offset_groups", "decoder_channels", "atrous_rates"),
+    ]
+    model, info = load_segmenter(path)
+    assert info.model == MODEL
+    assert not [name for name in model.state_dict() if "region" in name]
+
+
+@pytest.mark.parametrize("region_head", ["rfcn", "deformable-rfcn", "deformable-fc"])
+def test_a_region_head_is_saved_and_loaded(tmp_path: Path, region_head: str) -> None:
+    path = tmp_path / BEST_WEIGHTS
+    config = replace(MODEL, region_head=region_head, region_bins=2, region_min_area=9)
+    torch.manual_seed(0)
+    save_with(path, config)
+    torch.manual_seed(0)
+    expected = build_segmenter(config, 2).eval()
+    model, info = load_segmenter(path)
+    assert info.model == config
+    settings = header_of(path)["model"]
+    assert [settings[f"region_{name}"] for name in ("head", "bins", "min_area")] == [
+        region_head,
+        2,
+        9,
+    ]
+    assert model.require_region_head().min_area == 9
+    boxes = [torch.tensor([[3.0, 2, 30, 28]])]
+    x = torch.randn(1, 3, 32, 32)
+    with torch.no_grad():
+        outputs = [net(x, lambda _logits: boxes)[1] for net in (model, expected)]
+    assert torch.equal(outputs[0].logits, outputs[1].logits)
+    assert torch.equal(outputs[0].deltas, outputs[1].deltas)
+
+
+@pytest.mark.parametrize(
+    ("changes", "text"),
+    [
+        ({"region_head": "rfcn"}, r"4 unexpected \(region_head\.votes\.box_pool\.offset_branch"),
+        ({"region_head": "none"}, r"12 unexpected \(region_head\."),
+        (
+            {"region_bins": 3},
+            r"with a wrong shape \(region_head\.votes\.score_maps\.weight is \[12,",
+        ),
+        ({"region_head": "fc"}, r"its metadata is damaged: --region-head is 'fc'; expected one of"),
+    ],
+)
+def test_a_region_head_that_differs_from_the_metadata(
+    tmp_path: Path, changes: dict[str, Any], text: str
+) -> None:
+    path, config = tmp_path / "a", replace(MODEL, region_head="deformable-rfcn", region_bins=2)
+    save_with(path, config)
+    wrong = rewrite_weights(path, tmp_path / "b", {"model": to_dict(config) | changes})
+    with pytest.raises(CheckpointError, match=text):
+        load_segmenter(wrong)
 
 
 def test_weights_file_has_the_default_permissions(weights: Path) -> None:

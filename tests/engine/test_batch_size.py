@@ -1,5 +1,6 @@
 from __future__ import annotations
 
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -70,3 +71,15 @@ def test_the_number_of_images_limits_the_batch_size(
 ) -> None:
     monkeypatch.setattr(batch_size, "free_memory", lambda: 1e18)
     assert find_batch_size(small_config(scenes), num_classes=3, num_images=5) == 5
+
+
+def test_a_region_head_needs_more_memory(scenes: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Its regions are part of the tried batches."""
+    monkeypatch.setattr(batch_size, "free_memory", lambda: 3e8)
+    config = small_config(scenes)
+    model = replace(config.model, region_head="deformable-fc", region_bins=14)
+    sizes = [
+        find_batch_size(each, num_classes=3, num_images=99)
+        for each in (config, replace(config, model=model))
+    ]
+    assert sizes[0] > sizes[1] >= 2

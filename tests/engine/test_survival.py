@@ -16,8 +16,14 @@ import pytest
 import torch
 
 from dcnseg import checkpoint, files
-from dcnseg.checkpoint import BEST_WEIGHTS, RESUME_STATE, load_resume_state, save_resume_state
-from dcnseg.config import to_dict
+from dcnseg.checkpoint import (
+    BEST_WEIGHTS,
+    RESUME_STATE,
+    load_resume_state,
+    load_segmenter,
+    save_resume_state,
+)
+from dcnseg.config import ModelConfig, to_dict
 from dcnseg.engine import metrics, run_folder
 from dcnseg.engine.metrics import read_metrics
 from dcnseg.engine.run_folder import CONFIG, METRICS
@@ -124,6 +130,32 @@ def test_a_run_stopped_anywhere_equals_an_uninterrupted_one(scenes: Path, tmp_pa
     assert load_resume_state(stopped / RESUME_STATE)["so_far"] is None
     resume(stopped)
     assert_same_run(stopped, straight)
+
+
+@pytest.mark.parametrize("region_ohem", [False, True])
+def test_a_stopped_run_with_a_region_head_equals_an_uninterrupted_one(
+    scenes: Path, tmp_path: Path, region_ohem: bool
+) -> None:
+    """Regions are drawn with random numbers, also in the epoch that is interrupted."""
+    model = ModelConfig(
+        encoder="resnet18",
+        encoder_depth=3,
+        architecture="plain",
+        region_head="deformable-rfcn",
+        region_min_area=16,
+    )
+    config = small_config(scenes, model=model, batch_size=2, ema=0.9, region_ohem=region_ohem)
+    straight, stopped = tmp_path / "straight", tmp_path / "stopped"
+    train(config, straight)
+    with pytest.raises(TrainingStoppedError):
+        train(config, stopped, listener=Recorder(stop_at=2))  # after the second step
+    assert load_resume_state(stopped / RESUME_STATE)["so_far"]["step"] == 2
+    resume(stopped)
+    assert_same_run(stopped, straight)
+    best, info = load_segmenter(stopped / BEST_WEIGHTS)
+    assert info.model == model
+    # The offsets of the regions start at zero and have been learned.
+    assert best.get_parameter("region_head.votes.score_pool.offset_branch.weight").any()
 
 
 @pytest.mark.slow
