@@ -7,7 +7,7 @@ rectangles, 64 in an image.
 from __future__ import annotations
 
 import argparse
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from pathlib import Path
 from unittest.mock import patch
@@ -60,8 +60,8 @@ def make_step(model: ModelConfig, batch: int, size_hw: tuple[int, int]) -> Call:
 
 def make_prediction(model: ModelConfig, size_hw: tuple[int, int]) -> Call:
     """Return a prediction of an image of noise, with 64 regions if there is a region head."""
-    network = build_segmenter(model, 11).to(memory_format=torch.channels_last)  # type: ignore[call-overload]
-    predictor = Predictor(network, CLASSES, Preprocessing(), device=CPU)
+    predictor = Predictor(build_segmenter(model, 11), CLASSES, Preprocessing(), device=CPU)
+    predictor.model.to(memory_format=torch.channels_last)
     image = np.random.default_rng(0).integers(0, 256, (*size_hw, 3), dtype=np.uint8)
     labels = make_labels(*size_hw)
 
@@ -81,10 +81,11 @@ def measure(model: ModelConfig, batch: int, size_hw: tuple[int, int], rounds: in
     """Return a table of both calls for each region head."""
     models = {name: replace(model, region_head=name) for name in REGION_HEADS}
     rows = []
-    for title, make in (
-        (f"training step, {batch} images", lambda each: make_step(each, batch, size_hw)),
-        ("prediction", lambda each: make_prediction(each, size_hw)),
-    ):
+    makers: dict[str, Callable[[ModelConfig], Call]] = {
+        f"training step, {batch} images": lambda each: make_step(each, batch, size_hw),
+        "prediction": lambda each: make_prediction(each, size_hw),
+    }
+    for title, make in makers.items():
         timings: dict[str, Timing] = alternate(
             {name: make(each) for name, each in models.items()}, rounds
         )

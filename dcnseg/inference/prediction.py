@@ -70,7 +70,8 @@ class Prediction:
             IndexError: There is no such region.
         """
         regions, numbers = self.require_regions()
-        return numbers == 1 + range(len(regions))[index]
+        mask: npt.NDArray[np.bool_] = numbers == 1 + range(len(regions))[index]
+        return mask
 
     def region_name(self, index: int) -> str:
         """Return the name of a region's class; argument and errors as for `region_mask`."""

@@ -69,20 +69,16 @@ class RegionHead(nn.Module):
         super().__init__()
         self.pooling, self.num_classes, self.bins = pooling, num_classes, bins
         self.min_area = min_area
-        self.reduce = nn.Conv2d(encoder_channels[-1], MAP_CHANNELS, 1)
+        self.reduce = _build_1x1(encoder_channels[-1], MAP_CHANNELS)
         # Stride 16 is too coarse for small objects; the map of stride 8 adds detail.
         has_detail = output_stride > STRIDE
-        self.detail = nn.Conv2d(encoder_channels[3], MAP_CHANNELS, 1) if has_detail else None
+        self.detail = _build_1x1(encoder_channels[3], MAP_CHANNELS) if has_detail else None
         self.votes: PositionSensitiveVotes | FullyConnected
         if pooling == "deformable-fc":
             self.votes = FullyConnected(num_classes + 1 + NUM_DELTAS, bins)
         else:
             is_deformable = pooling == "deformable-rfcn"
             self.votes = PositionSensitiveVotes(num_classes, bins, is_deformable=is_deformable)
-        for layer in (self.reduce, self.detail):
-            if layer is not None:
-                nn.init.kaiming_uniform_(layer.weight, nonlinearity="relu")
-                nn.init.zeros_(layer.bias)
 
     def fuse(self, features: Sequence[Tensor]) -> Tensor:
         """Compute the map that regions are pooled from.
@@ -124,11 +120,8 @@ class PositionSensitiveVotes(nn.Module):
 
     def __init__(self, num_classes: int, bins: int, *, is_deformable: bool) -> None:
         super().__init__()
-        self.score_maps = nn.Conv2d(MAP_CHANNELS, (num_classes + 1) * bins**2, 1)
-        self.box_maps = nn.Conv2d(MAP_CHANNELS, NUM_DELTAS * bins**2, 1)
-        for layer in (self.score_maps, self.box_maps):
-            nn.init.normal_(layer.weight, std=0.01)
-            nn.init.zeros_(layer.bias)
+        self.score_maps = _build_1x1(MAP_CHANNELS, (num_classes + 1) * bins**2, std=0.01)
+        self.box_maps = _build_1x1(MAP_CHANNELS, NUM_DELTAS * bins**2, std=0.01)
         self.score_pool = _build_pool(bins, num_classes + 1, is_deformable=is_deformable)
         self.box_pool = _build_pool(bins, 1, is_deformable=is_deformable)
 
@@ -167,6 +160,18 @@ class FullyConnected(nn.Module):
         """Return the outputs of each region, [R, outputs]."""
         outputs: Tensor = self.layers(self.pool(fused, boxes).flatten(1))
         return outputs
+
+
+def _build_1x1(in_channels: int, out_channels: int, std: float | None = None) -> nn.Conv2d:
+    """A 1x1 convolution with zero biases and normal weights, or those for a ReLU after it."""
+    layer = nn.Conv2d(in_channels, out_channels, 1)
+    assert layer.bias is not None
+    nn.init.zeros_(layer.bias)
+    if std is None:
+        nn.init.kaiming_uniform_(layer.weight, nonlinearity="relu")
+    else:
+        nn.init.normal_(layer.weight, std=std)
+    return layer
 
 
 def _build_pool(

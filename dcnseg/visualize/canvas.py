@@ -82,15 +82,16 @@ class Panel:
         size = max(round((right - left) * scale), 1), max(round((bottom - top) * scale), 1)
         scale_xy = size[0] / (right - left), size[1] / (bottom - top)
         inside = image[max(top, 0) : bottom, max(left, 0) : right]
-        padding = [max(n, 0) for n in (-top, bottom - height, -left, right - width)]
-        padded = cv2.copyMakeBorder(inside, *padding, cv2.BORDER_REPLICATE)
+        rows = max(-top, 0), max(bottom - height, 0)
+        columns = max(-left, 0), max(right - width, 0)
+        padded = cv2.copyMakeBorder(inside, *rows, *columns, cv2.BORDER_REPLICATE)
         way = cv2.INTER_AREA if scale < 1 else cv2.INTER_CUBIC
         panel = cls(
             np.asarray(cv2.resize(padded, size, interpolation=way), np.uint8),
             scale_xy,
             corner_xy=(left, top),
         )
-        if any(padding):
+        if any((*rows, *columns)):
             corners = np.array([[0, 0], [width, height]]) - 0.5
             edges = np.round(panel.place(corners) + 0.5).astype(int)
             (x, y), (x_end, y_end) = edges.tolist()

@@ -122,7 +122,7 @@ def _select_region_classes(
         if not has_region_offsets(head):
             note(f"The region head of {run} ({head.pooling}) has no offsets; no region is drawn.")
     else:
-        indices = predictor.class_map.object_indices
+        indices = list(predictor.class_map.object_indices)
     return indices if has_region_offsets(head) else None
 
 

@@ -248,7 +248,7 @@ def test_other_kinds_of_region_heads_are_loaded_where_they_fit(tmp_path: Path) -
 
 def test_fully_connected_layers_are_loaded_as_a_whole(tmp_path: Path) -> None:
     """Other bins and classes change the weights of a layer, but maybe not its bias."""
-    fc = {"region_head": "deformable-fc"}
+    fc: dict[str, Any] = {"region_head": "deformable-fc"}
     loaded, _, _ = load_region_head(tmp_path, before=fc, **fc)
     assert all(loaded.values())
     loaded, _, _ = load_region_head(tmp_path, names=("a", "b", "x"), before=fc, **fc)

@@ -356,7 +356,7 @@ def loop_loss(output: RegionOutput, targets: RegionTargets, *, has_ohem: bool) -
     if has_ohem:
         losses = sorted(losses)[len(losses) - len(losses) // 2 :]
         count = min(count, len(losses))
-    return sum(losses) / max(count, 1)
+    return float(sum(losses) / max(count, 1))
 
 
 def random_output(classes: Sequence[int], scale: float = 2.0) -> tuple[RegionOutput, RegionTargets]:
@@ -452,7 +452,8 @@ def test_a_weight_of_zero_leaves_the_gradient_of_the_encoder(weight: float) -> N
     assert len(same) > 20
     if weight == 0:
         assert all(same)
-        assert not any(p.grad.any() for p in model.require_region_head().parameters())
+        gradients = [p.grad for p in model.require_region_head().parameters()]
+        assert not any(gradient is not None and gradient.any() for gradient in gradients)
     else:  # the segmentation head alone has the same gradient
         assert sum(same) == 2
 

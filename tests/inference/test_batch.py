@@ -5,6 +5,7 @@ from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pytest
@@ -102,7 +103,7 @@ def test_full_disk_stops_the_call_and_an_impossible_name_does_not(
     files = [small(tmp_path / name) for name in ("a.png", "b.png")]
 
     def write(
-        prediction: Prediction, image: np.ndarray, paths: dict[str, Path], **options: float
+        prediction: Prediction, image: np.ndarray, paths: dict[str, Path], **options: Any
     ) -> None:
         if paths["labels"].stem == "a":
             raise OSError(number, "no")
@@ -148,7 +149,7 @@ def test_large_images_are_processed_alone(
         return read(image)
 
     def note_write(
-        prediction: Prediction, image: np.ndarray, paths: dict[str, Path], **options: float
+        prediction: Prediction, image: np.ndarray, paths: dict[str, Path], **options: Any
     ) -> None:
         events.append(("write", paths["labels"].stem))
 

@@ -30,7 +30,7 @@ Box = tuple[int, int, int, int]
 def make_prediction(labels: np.ndarray) -> Prediction:
     objects = find_objects(labels, (1, 2), min_area=1)
     regions = tuple(
-        Region(index, area, tuple(box), tuple(box), 0.9, 0.25, index, 0.25)  # type: ignore[arg-type]
+        Region(index, area, tuple(box), tuple(box), 0.9, 0.25, index, 0.25)
         for index, area, box in zip(
             objects.class_indices.tolist(),
             objects.areas.tolist(),
@@ -83,7 +83,8 @@ def test_text_has_the_name_and_two_digits_of_the_score() -> None:
         classes = ClassMap((ClassInfo(0, name, (1, 2, 3)),))
         (mark,) = lay_out_regions([region], np.zeros((200, 300), np.int32), classes)
         assert mark.label is not None
-        return mark.label.tolist()
+        pixels: list[list[list[int]]] = mark.label.tolist()
+        return pixels
 
     assert draw_label(0.254, "car") == draw_label(0.25, "car")
     assert draw_label(0.26, "car") != draw_label(0.25, "car")

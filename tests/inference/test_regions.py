@@ -197,7 +197,7 @@ def test_regions_are_pooled_in_batches(monkeypatch: pytest.MonkeyPatch) -> None:
 def test_no_object_has_no_index() -> None:
     predictor = build_region_predictor()
     bins = MODEL.region_bins**2
-    get_votes(predictor.model).score_maps.bias[CLASSES.num_classes * bins :] = 50
+    get_votes(predictor.model).get_parameter("score_maps.bias")[CLASSES.num_classes * bins :] = 50
     for region in predict(predictor)[1]:
         assert region.voted_index is None
         assert region.voted_score == pytest.approx(1)
@@ -207,7 +207,7 @@ def test_no_object_has_no_index() -> None:
 @torch.no_grad()
 def test_refined_boxes_are_clipped_to_the_image() -> None:
     predictor = build_region_predictor(PredictConfig(window=64))
-    get_votes(predictor.model).box_maps.bias.view(4, -1)[2:] = 50
+    get_votes(predictor.model).get_parameter("box_maps.bias").view(4, -1)[2:] = 50
     for region in predict(predictor)[1]:
         assert region.refined_box_xyxy == (0, 0, 160, 96)
 

@@ -199,7 +199,7 @@ def loop_fully_connected(weights: Weights, planes: Array, box: Sequence[float], 
         pooled[:, i, j] = region.pool(planes, i, j)
     offsets = connect(weights, "votes.pool.offset_branch", pooled.ravel()).reshape(2, bins, bins)
     for i, j in np.ndindex(bins, bins):
-        pooled[:, i, j] = region.pool(planes, i, j, offsets[:, i, j])
+        pooled[:, i, j] = region.pool(planes, i, j, offsets[:, i, j].tolist())
     return connect(weights, "votes.layers", pooled.ravel())
 
 
