@@ -143,7 +143,8 @@ def label_maps(draw: st.DrawFn, size_hw: tuple[int, int], values: Sequence[int])
 def scenes(draw: st.DrawFn) -> tuple[Labels, Labels]:
     """Labels and predictions of two images, [2, H, W]; some predictions are right."""
     size_hw = draw(st.tuples(st.integers(5, 40), st.integers(5, 40)))
-    labels, predicted = [], []
+    labels: list[Labels] = []
+    predicted: list[Labels] = []
     for _ in range(2):
         labels.append(draw(label_maps(size_hw, (0, 0, 1, 2, 255))))
         right = np.where(labels[-1] == 255, np.uint8(0), labels[-1])
@@ -356,7 +357,7 @@ def loop_loss(output: RegionOutput, targets: RegionTargets, *, has_ohem: bool) -
     if has_ohem:
         losses = sorted(losses)[len(losses) - len(losses) // 2 :]
         count = min(count, len(losses))
-    return float(sum(losses) / max(count, 1))
+    return sum(losses) / max(count, 1)
 
 
 def random_output(classes: Sequence[int], scale: float = 2.0) -> tuple[RegionOutput, RegionTargets]:
@@ -453,7 +454,7 @@ def test_a_weight_of_zero_leaves_the_gradient_of_the_encoder(weight: float) -> N
     if weight == 0:
         assert all(same)
         gradients = [p.grad for p in model.require_region_head().parameters()]
-        assert not any(gradient is not None and gradient.any() for gradient in gradients)
+        assert not any(gradient.any() for gradient in gradients if gradient is not None)
     else:  # the segmentation head alone has the same gradient
         assert sum(same) == 2
 
