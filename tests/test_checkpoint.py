@@ -133,8 +133,8 @@ def test_a_region_head_is_saved_and_loaded(tmp_path: Path, region_head: str) -> 
 @pytest.mark.parametrize(
     ("changes", "text"),
     [
-        ({"region_head": "rfcn"}, r"4 unexpected \(region_head\.votes\.box_pool\.offset_branch"),
-        ({"region_head": "none"}, r"12 unexpected \(region_head\."),
+        ({"region_head": "rfcn"}, r"2 unexpected \(region_head\.votes\.pool\.offset_branch"),
+        ({"region_head": "none"}, r"10 unexpected \(region_head\."),
         (
             {"region_bins": 3},
             r"with a wrong shape \(region_head\.votes\.score_maps\.weight is \[12,",

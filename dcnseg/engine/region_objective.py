@@ -60,8 +60,8 @@ class RegionObjective:
         num_classes: K.
         min_area: Objects with fewer pixels are ignored.
         weight: Factor of the loss.
-        has_ohem: Whether to learn only from the half of the regions with the largest loss (online
-            hard example mining, Dai et al. 2016, section 2.3).
+        has_ohem: Whether to learn only from the half of a batch's regions with the largest loss
+            (online hard example mining, Dai et al. 2016, section 2.3, there per image).
     """
 
     classes: Collection[int]

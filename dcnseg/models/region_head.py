@@ -25,7 +25,7 @@ NUM_DELTAS: Final = 4
 OFFSET_GAMMA: Final = 0.1
 # The layers that depend on the classes.
 CLASS_LAYERS: Final = (
-    *("votes.score_maps", "votes.score_pool.offset_branch"),
+    *("votes.score_maps", "votes.pool.offset_branch"),
     "votes.layers.4",  # of FullyConnected
 )
 # The scale of box refinements as trained, as in Fast R-CNN: otherwise their loss is tiny.
@@ -93,7 +93,8 @@ class RegionHead(nn.Module):
         if self.detail is not None:
             detail: Tensor = self.detail(features[3])
             size = detail.shape[-2:]
-            fused = detail + F.interpolate(fused, size=size, mode="bilinear", align_corners=False)
+            # Aligned at the corners, as in the decoder: strides keep the first pixel.
+            fused = detail + F.interpolate(fused, size=size, mode="bilinear", align_corners=True)
         return F.relu(fused)
 
     def forward(self, fused: Tensor, boxes: Sequence[Tensor]) -> RegionOutput:
@@ -115,26 +116,28 @@ class RegionHead(nn.Module):
 class PositionSensitiveVotes(nn.Module):
     """Position-sensitive maps of the classes and of the box, averaged over the bins of a region.
 
-    With offsets, each class has its own, and the box has one more.
+    With offsets, each of the K + 1 + 4 outputs has its own.
     """
 
     def __init__(self, num_classes: int, bins: int, *, is_deformable: bool) -> None:
         super().__init__()
+        outputs = num_classes + 1 + NUM_DELTAS
         self.score_maps = _build_1x1(MAP_CHANNELS, (num_classes + 1) * bins**2, std=0.01)
         self.box_maps = _build_1x1(MAP_CHANNELS, NUM_DELTAS * bins**2, std=0.01)
-        self.score_pool = _build_pool(bins, num_classes + 1, is_deformable=is_deformable)
-        self.box_pool = _build_pool(bins, 1, is_deformable=is_deformable)
+        self.pool: DeformPSRoIPool | PSRoIPool = PSRoIPool(bins, 1 / STRIDE)
+        if is_deformable:
+            self.pool = DeformPSRoIPool(
+                bins, 1 / STRIDE, MAP_CHANNELS, classes=outputs, gamma=OFFSET_GAMMA
+            )
 
     def forward(self, fused: Tensor, boxes: Sequence[Tensor]) -> Tensor:
         """Return the mean over the bins of each region, [R, K + 1 + 4]."""
-        pooled = [
-            pool(maps, boxes, fused) if isinstance(pool, DeformPSRoIPool) else pool(maps, boxes)
-            for pool, maps in (
-                (self.score_pool, self.score_maps(fused)),  # [B, (K+1)*k*k, h, w]
-                (self.box_pool, self.box_maps(fused)),  # [B, 4*k*k, h, w]
-            )
-        ]
-        return torch.cat(pooled, dim=1).mean(dim=(2, 3))
+        maps = torch.cat([self.score_maps(fused), self.box_maps(fused)], dim=1)
+        if isinstance(self.pool, DeformPSRoIPool):
+            pooled: Tensor = self.pool(maps, end_inclusive(boxes), fused)
+        else:
+            pooled = self.pool(maps, boxes)  # [R, K + 1 + 4, k, k]
+        return pooled.mean(dim=(2, 3))
 
 
 class FullyConnected(nn.Module):
@@ -158,7 +161,7 @@ class FullyConnected(nn.Module):
 
     def forward(self, fused: Tensor, boxes: Sequence[Tensor]) -> Tensor:
         """Return the outputs of each region, [R, outputs]."""
-        outputs: Tensor = self.layers(self.pool(fused, boxes).flatten(1))
+        outputs: Tensor = self.layers(self.pool(fused, end_inclusive(boxes)).flatten(1))
         return outputs
 
 
@@ -174,14 +177,12 @@ def _build_1x1(in_channels: int, out_channels: int, std: float | None = None) ->
     return layer
 
 
-def _build_pool(
-    bins: int, offset_classes: int, *, is_deformable: bool
-) -> DeformPSRoIPool | PSRoIPool:
-    if not is_deformable:
-        return PSRoIPool(bins, 1 / STRIDE)
-    return DeformPSRoIPool(
-        bins, 1 / STRIDE, MAP_CHANNELS, classes=offset_classes, gamma=OFFSET_GAMMA
-    )
+def end_inclusive(boxes: Sequence[Tensor]) -> list[Tensor]:
+    """Move the ends of boxes by one pixel of the map, for deformable pooling.
+
+    There, the end of a box is part of it. Without offsets it then equals plain pooling.
+    """
+    return [each - each.new_tensor([0, 0, STRIDE, STRIDE]) for each in boxes]
 
 
 def encode_boxes(boxes: Tensor, targets: Tensor) -> Tensor:

@@ -19,7 +19,7 @@ from torch import Tensor
 from dcnseg.errors import ConfigError
 from dcnseg.inference.predictor import Predictor
 from dcnseg.inference.regions import Region
-from dcnseg.models.region_head import FullyConnected, RegionHead
+from dcnseg.models.region_head import RegionHead, end_inclusive
 from dcnseg.ops.roi.deformable_modules import DeformPSRoIPool, DeformRoIPool
 from dcnseg.ops.roi.geometry import locate_regions, make_samples, make_shift
 from dcnseg.visualize.geometry import MapGeometry, trace_map_geometry
@@ -136,8 +136,7 @@ def compute_region_bins(
 
 def _get_pool(head: RegionHead) -> DeformRoIPool | DeformPSRoIPool | None:
     """The pooling whose offsets move the bins of the classes; None without offsets."""
-    votes = head.votes
-    pool = votes.pool if isinstance(votes, FullyConnected) else votes.score_pool
+    pool = head.votes.pool
     return pool if isinstance(pool, DeformRoIPool | DeformPSRoIPool) else None
 
 
@@ -156,12 +155,13 @@ def _locate_bins(
         Bins (left, top, right, bottom), [R, k, k, 4], and shifts (x, y), [R, k, k, 2], float64 on
         the CPU. The center of pixel i of the map is at i.
     """
-    regions = locate_regions([boxes], fused)
+    inclusive = end_inclusive([boxes])
+    regions = locate_regions(inclusive, fused)
     size_hw = fused.shape[2], fused.shape[3]
     bins_hw = pool.output_size
     samples, size = make_samples(pool.mode, regions, bins_hw, pool.spatial_scale, size_hw, 0)
-    shift = make_shift(pool.predict_offset(fused, [boxes]), size, pool.gamma)
-    by_class = shift.unflatten(1, (-1, 2)).double().cpu()  # [R, K + 1 or 1, 2, k, k]
+    shift = make_shift(pool.predict_offset(fused, inclusive), size, pool.gamma)
+    by_class = shift.unflatten(1, (-1, 2)).double().cpu()  # [R, K + 1 + 4 or 1, 2, k, k]
     own = by_class[torch.arange(len(classes)), classes.clamp(max=by_class.shape[1] - 1)]
     kh, kw = bins_hw
     parts = samples[:, 1:].double().cpu().split([kh, kh, kh, kw, kw, kw], 1)

@@ -178,8 +178,8 @@ def load_region_head(
     return loaded, listener.notes[3:], new
 
 
-CLASS_INDEPENDENT = {"reduce", "votes.box_maps", "votes.box_pool.offset_branch"}
-NEW_CLASS_LAYERS = "newly initialized in votes.score_maps, votes.score_pool.offset_branch"
+CLASS_INDEPENDENT = {"reduce", "votes.box_maps"}
+NEW_CLASS_LAYERS = "newly initialized in votes.score_maps, votes.pool.offset_branch"
 
 
 def test_the_same_region_head_is_loaded(tmp_path: Path) -> None:
@@ -214,10 +214,7 @@ def test_a_region_head_for_other_classes_is_loaded_in_part(
 ) -> None:
     loaded, notes, _ = load_region_head(tmp_path, names=names)
     assert {layer for layer, is_loaded in loaded.items() if is_loaded} == CLASS_INDEPENDENT
-    assert notes == [
-        "Region head: loaded in reduce, votes.box_maps, votes.box_pool.offset_branch; "
-        f"{NEW_CLASS_LAYERS}."
-    ]
+    assert notes == [f"Region head: loaded in reduce, votes.box_maps; {NEW_CLASS_LAYERS}."]
 
 
 def test_a_region_head_that_fits_by_chance_is_not_loaded(tmp_path: Path) -> None:
@@ -231,16 +228,16 @@ def test_a_region_head_that_fits_by_chance_is_not_loaded(tmp_path: Path) -> None
 def test_other_kinds_of_region_heads_are_loaded_where_they_fit(tmp_path: Path) -> None:
     plain = {"region_head": "rfcn"}
     loaded, notes, new = load_region_head(tmp_path, before=plain)
-    new_layers = {"votes.score_pool.offset_branch", "votes.box_pool.offset_branch"}
-    assert {layer for layer, is_loaded in loaded.items() if not is_loaded} == new_layers
+    new_layers = [layer for layer, is_loaded in loaded.items() if not is_loaded]
+    assert new_layers == ["votes.pool.offset_branch"]
     assert notes == [
         "Region head: loaded in reduce, votes.score_maps, votes.box_maps; newly initialized in "
-        "votes.score_pool.offset_branch, votes.box_pool.offset_branch."
+        "votes.pool.offset_branch."
     ]
-    assert not new["region_head.votes.score_pool.offset_branch.weight"].any()
+    assert not new["region_head.votes.pool.offset_branch.weight"].any()
     loaded, notes, _ = load_region_head(tmp_path, region_head="rfcn")
     assert all(loaded.values())
-    assert "; not used: votes.score_pool.offset_branch, votes.box_pool" in notes[0]
+    assert "; not used: votes.pool.offset_branch" in notes[0]
     loaded, notes, _ = load_region_head(tmp_path, region_head="deformable-fc")
     assert {layer for layer, is_loaded in loaded.items() if is_loaded} == {"reduce"}
     assert notes[0].startswith("Region head: loaded in reduce; newly initialized in votes.pool.")

@@ -155,7 +155,7 @@ def test_a_stopped_run_with_a_region_head_equals_an_uninterrupted_one(
     best, info = load_segmenter(stopped / BEST_WEIGHTS)
     assert info.model == model
     # The offsets of the regions start at zero and have been learned.
-    assert best.get_parameter("region_head.votes.score_pool.offset_branch.weight").any()
+    assert best.get_parameter("region_head.votes.pool.offset_branch.weight").any()
 
 
 @pytest.mark.slow

@@ -117,8 +117,7 @@ class Region:
     def vote(self, maps: Array, offsets: Array | None = None) -> Array:
         """R-FCN, eq. 1 and the vote by averaging: a score for each of the C outputs, [C].
 
-        Output c has k*k of the maps, one for each bin. Output c is displaced by the offsets of
-        class c, or by those of the only class; `offsets` is [classes, k, k, 2].
+        Output c has k*k of the maps, one for each bin; `offsets` is [C, k, k, 2].
         """
         k = self.bins
         outputs = len(maps) // k**2
@@ -128,11 +127,7 @@ class Region:
                 for j in range(k):
                     channel = c * k**2 + i * k + j
                     plane = maps[channel : channel + 1]
-                    move = (
-                        (0.0, 0.0)
-                        if offsets is None
-                        else offsets[c if len(offsets) > 1 else 0][i, j]
-                    )
+                    move = (0.0, 0.0) if offsets is None else offsets[c, i, j]
                     scores[c] += self.pool(plane, i, j, move)[0] / k**2
         return scores
 
@@ -178,22 +173,25 @@ def connect(weights: Weights, name: str, values: Array) -> Array:
 
 def loop_votes(weights: Weights, planes: Array, box: Sequence[float], bins: int) -> Array:
     """The scores of the classes and of the box of R-FCN for one region, [K + 1 + 4]."""
-    is_deformable = "votes.score_pool.offset_branch.weight" in weights
-    region = Region(box, bins, None if is_deformable else "torchvision")
-    scores = []
-    for name in ("score", "box"):
-        maps, offsets = convolve(weights, f"votes.{name}_maps", planes), None
-        if is_deformable:
-            branch = convolve(weights, f"votes.{name}_pool.offset_branch", planes)
-            offsets = region.offsets(branch)
-            assert len(offsets) == (len(maps) // bins**2 if name == "score" else 1)
-        scores.append(region.vote(maps, offsets))
-    return np.concatenate(scores)
+    is_deformable = "votes.pool.offset_branch.weight" in weights
+    maps = np.concatenate(
+        [convolve(weights, f"votes.{name}_maps", planes) for name in ("score", "box")]
+    )
+    if not is_deformable:
+        return Region(box, bins, "torchvision").vote(maps)
+    region = Region(without_end(box), bins, None)
+    offsets = region.offsets(convolve(weights, "votes.pool.offset_branch", planes))
+    return region.vote(maps, offsets)
+
+
+def without_end(box: Sequence[float]) -> list[float]:
+    """The last pixel of the map belongs to the boxes of deformable pooling."""
+    return [box[0], box[1], box[2] - 8, box[3] - 8]
 
 
 def loop_fully_connected(weights: Weights, planes: Array, box: Sequence[float], bins: int) -> Array:
     """The outputs for one region with deformable RoI pooling and fully connected layers."""
-    region = Region(box, bins, None)
+    region = Region(without_end(box), bins, None)
     pooled = np.zeros((len(planes), bins, bins))
     for i, j in np.ndindex(bins, bins):
         pooled[:, i, j] = region.pool(planes, i, j)
@@ -208,9 +206,9 @@ def loop_fuse(weights: Weights, coarse: Array, detail: Array) -> Array:
     small, large = convolve(weights, "reduce", coarse), convolve(weights, "detail", detail)
     height, width = small.shape[1:]
     for y, x in np.ndindex(*large.shape[1:]):
-        # The centers of pixels are half a pixel from their edges; the border is replicated.
-        at_y = min(max((y + 0.5) / 2 - 0.5, 0), height - 1)
-        at_x = min(max((x + 0.5) / 2 - 0.5, 0), width - 1)
+        # The first and the last pixels lie on each other.
+        at_y = y * (height - 1) / (large.shape[1] - 1)
+        at_x = x * (width - 1) / (large.shape[2] - 1)
         large[:, y, x] += bilinear(small, at_y, at_x)
     return np.maximum(large, 0)
 
@@ -293,27 +291,23 @@ def test_every_parameter_has_a_gradient(pooling: str) -> None:
     assert [n for n, p in head.named_parameters() if p.grad is None or not p.grad.any()] == []
 
 
-def test_zero_offsets_equal_rfcn_on_boxes_that_end_one_map_pixel_later() -> None:
-    """Deformable pooling includes the last pixel, as Fast R-CNN; ps_roi_pool, as torchvision, not.
-
-    For boxes from 0: negative halves of pixels are rounded to the other side.
-    """
+def test_zero_offsets_equal_rfcn() -> None:
+    """For boxes from 0: negative halves of pixels are rounded to the other side."""
     torch.manual_seed(0)
     deformable = build("deformable-rfcn").double()
     plain = build("rfcn").double()
     missing, unexpected = plain.load_state_dict(deformable.state_dict(), strict=False)
     assert not missing
     assert unexpected == [
-        *("votes.score_pool.offset_branch.weight", "votes.score_pool.offset_branch.bias"),
-        *("votes.box_pool.offset_branch.weight", "votes.box_pool.offset_branch.bias"),
+        "votes.pool.offset_branch.weight",
+        "votes.pool.offset_branch.bias",
     ]
     corners = 70 * torch.rand(2, 20, 2, 2, dtype=torch.float64)
     boxes = list(torch.cat([corners.amin(2), corners.amax(2)], dim=2))
-    later = [each + torch.tensor([0.0, 0.0, 8.0, 8.0]) for each in boxes]
     with torch.no_grad():
-        output, expected = deformable(fused := random_map(), boxes), plain(fused, later)
-        torch.testing.assert_close(output, expected, rtol=0, atol=1e-12)
-        assert (plain(fused, boxes).logits - output.logits).abs().max() > 1e-3
+        output, expected = deformable(fused := random_map(), boxes), plain(fused, boxes)
+    torch.testing.assert_close(output, expected, rtol=0, atol=1e-12)
+    assert output.logits.std() > 1e-3
 
 
 @pytest.mark.parametrize("pooling", POOLINGS)
@@ -329,8 +323,7 @@ def test_only_the_last_layers_of_offsets_start_at_zero(pooling: str) -> None:
         == {
             "rfcn": set(),
             "deformable-rfcn": {
-                "votes.score_pool.offset_branch.weight",
-                "votes.box_pool.offset_branch.weight",
+                "votes.pool.offset_branch.weight",
             },
             "deformable-fc": {"votes.pool.offset_branch.4.weight"},
         }[pooling]

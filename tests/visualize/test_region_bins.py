@@ -13,7 +13,12 @@ from dcnseg.data.synthetic import SCENE_CLASSES, generate_scene
 from dcnseg.errors import ConfigError
 from dcnseg.inference.predictor import Predictor
 from dcnseg.inference.regions import Region
-from dcnseg.models.region_head import OFFSET_GAMMA, FullyConnected, PositionSensitiveVotes
+from dcnseg.models.region_head import (
+    OFFSET_GAMMA,
+    FullyConnected,
+    PositionSensitiveVotes,
+    end_inclusive,
+)
 from dcnseg.models.segmenter import build_segmenter
 from dcnseg.ops.roi.deformable_modules import DeformPSRoIPool
 from dcnseg.ops.roi.deformable_pooling import deform_roi_pool
@@ -22,13 +27,13 @@ from dcnseg.visualize.region_bins import choose_regions, compute_region_bins, ha
 
 OFFSET_XY = (0.5, -0.25)  # in sides of the box, before OFFSET_GAMMA
 
-# A box, and its bins by hand. In pixels of the map of stride 8, x is 2 to 7 and y is 1 to 5, both
-# inclusive: 6 columns and 5 rows. The center of pixel i is the center of image pixel 8 * i.
+# A box, and its bins by hand. In pixels of the map of stride 8, x is 2 to 6 and y is 1 to 4, both
+# inclusive: 5 columns and 4 rows. The center of pixel i is the center of image pixel 8 * i.
 BOX = (16, 8, 56, 40)
-COLUMNS = [(12.5, 28.5), (28.5, 44.5), (44.5, 60.5)]
-ROWS = [(4.5, 20.5), (12.5, 36.5), (28.5, 44.5)]
+COLUMNS = [(12.5, 28.5), (20.5, 44.5), (36.5, 52.5)]
+ROWS = [(4.5, 20.5), (12.5, 28.5), (20.5, 36.5)]
 PLAIN = np.array([[[x, y, x_end, y_end] for x, x_end in COLUMNS] for y, y_end in ROWS])
-MOVE_XY = np.array([0.1 * 0.5 * 6 * 8, 0.1 * -0.25 * 5 * 8])
+MOVE_XY = np.array([0.1 * 0.5 * 5 * 8, 0.1 * -0.25 * 4 * 8])
 
 
 def make_predictor(region_head: str, input_scale: float = 1.0) -> Predictor:
@@ -56,8 +61,8 @@ def make_image(height: int = 64, width: int = 96) -> npt.NDArray[np.uint8]:
 def position_sensitive_branch(predictor: Predictor) -> nn.Conv2d:
     votes = predictor.region_head().votes
     assert isinstance(votes, PositionSensitiveVotes)
-    assert isinstance(votes.score_pool, DeformPSRoIPool)
-    return votes.score_pool.offset_branch
+    assert isinstance(votes.pool, DeformPSRoIPool)
+    return votes.pool.offset_branch
 
 
 def set_offset(predictor: Predictor, class_index: int) -> None:
@@ -93,7 +98,7 @@ def test_each_region_has_the_offsets_of_its_class() -> None:
     other, own = compute_region_bins(predictor, make_image(), regions)
     assert [other.region, own.region] == regions
     np.testing.assert_allclose(own.moved - own.plain, np.tile(MOVE_XY, (3, 3, 2)), atol=1e-5)
-    expected = np.tile([0.1 * 9 * 6 * 8, 0.1 * 9 * 5 * 8], (3, 3, 2))
+    expected = np.tile([0.1 * 9 * 5 * 8, 0.1 * 9 * 4 * 8], (3, 3, 2))
     np.testing.assert_allclose(other.moved - other.plain, expected, atol=1e-4)
 
 
@@ -125,11 +130,12 @@ def test_bins_are_where_the_operator_samples() -> None:
 
     with torch.no_grad():
         fused = predictor.model.coarse_logits_and_region_map(predictor.prepare(image))[1]
-        boxes = [torch.tensor([region.box_xyxy for region in regions]).float()]
+        given = torch.tensor([region.box_xyxy for region in regions]).float()
+        boxes = end_inclusive([given])
         votes = predictor.region_head().votes
         assert isinstance(votes, PositionSensitiveVotes)
-        assert isinstance(votes.score_pool, DeformPSRoIPool)
-        by_class = votes.score_pool.predict_offset(fused, boxes)
+        assert isinstance(votes.pool, DeformPSRoIPool)
+        by_class = votes.pool.predict_offset(fused, boxes)
     offset = torch.stack([by_class[i, 2 * c : 2 * c + 2] for i, c in enumerate((1, 3))])
     assert offset.std() > 0.1
     rows, columns = torch.meshgrid(*map(torch.arange, fused.shape[2:]), indexing="ij")
@@ -145,14 +151,10 @@ def test_bins_are_where_the_operator_samples() -> None:
         np.testing.assert_allclose(centers, find_centers(shift), atol=1e-3)
 
 
-def test_bins_are_clipped_to_the_map() -> None:
+def test_the_bins_of_a_box_of_one_pixel_are_equal() -> None:
     predictor = make_predictor("deformable-rfcn")
     (bins,) = compute_region_bins(predictor, make_image(), [make_region((88, 56, 96, 64))])
-    assert bins.plain[0].tolist() == [
-        [84.5, 52.5, 92.5, 60.5],
-        [84.5, 52.5, 92.5, 60.5],
-        [92.5, 52.5, 92.5, 60.5],  # only the column after the last one
-    ]
+    assert bins.plain.reshape(-1, 4).tolist() == [[84.5, 52.5, 92.5, 60.5]] * 9
     np.testing.assert_array_equal(bins.moved, bins.plain)  # an untrained head has no offsets
 
 
