@@ -16,6 +16,10 @@ REGION_ROWS: Final = {
     "the same, ranked by pixel confidence": "ap50_by_confidence",
     "region recall, IoU 0.5": "recall",
     "region accuracy": "accuracy",
+    "region precision, IoU 0.5": "precision",
+    "filtered by score, 95 % of the recall": "filtered_precision",
+    "filtered by confidence, 95 % of the recall": "filtered_precision_by_confidence",
+    "--min-region-score for 95 % of the recall": "filter_score",
 }
 
 

@@ -17,12 +17,18 @@ from dcnseg.files import atomic_path, mark_output_folder
 from dcnseg.inference.predictor import Predictor
 from dcnseg.scoring.counts import class_f1, class_iou, class_precision, class_recall
 from dcnseg.scoring.scores import Scores
-from dcnseg.visualize.charts import draw_class_scores, draw_confusion, save_chart
+from dcnseg.visualize.charts import (
+    draw_class_scores,
+    draw_confusion,
+    draw_region_filters,
+    save_chart,
+)
 
 IMAGES: Final = "images.csv"
 CLASS_CHART: Final = "class_scores.png"
 COUNT_CHART: Final = "confusion_counts.png"
 WORST: Final = "worst.jpg"
+REGION_CHART: Final = "region_filters.png"
 
 
 def write_evaluation(
@@ -54,7 +60,12 @@ def write_evaluation(
     save_chart(counts, out / COUNT_CHART)
     write_preview(out / PREVIEW, predictor, samples, scores)
     write_worst(out / WORST, predictor, samples, scores)
-    names = (SCORES, IMAGES, CLASS_CHART, CONFUSION_CHART, COUNT_CHART, PREVIEW, WORST)
+    names = [SCORES, IMAGES, CLASS_CHART, CONFUSION_CHART, COUNT_CHART, PREVIEW, WORST]
+    if scores.regions is not None:
+        regions = scores.regions
+        curves = {"region score": regions.by_score, "pixel confidence": regions.by_confidence}
+        save_chart(draw_region_filters(curves), out / REGION_CHART)
+        names.append(REGION_CHART)
     return [out / name for name in names]
 
 

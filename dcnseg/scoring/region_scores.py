@@ -44,6 +44,33 @@ class ImageRegions:
 
 
 @dataclass(frozen=True)
+class FilterCurve:
+    """What a filter keeps that removes regions with a value below a threshold, at an IoU of 0.5.
+
+    Attributes:
+        thresholds: The values of the N regions of all classes, the highest first, [N].
+        precision: Fraction of the kept regions that are correct, [N].
+        recall: Fraction of the objects that are found, [N].
+    """
+
+    thresholds: npt.NDArray[np.float64]
+    precision: npt.NDArray[np.float64]
+    recall: npt.NDArray[np.float64]
+
+    def at_recall(self, fraction: float) -> tuple[float, float]:
+        """The threshold that keeps a fraction of the recall of all regions, and its precision.
+
+        Of the thresholds that keep it, the one with the highest precision; NaN without any object
+        that is found.
+        """
+        if not self.recall.size or not self.recall[-1]:
+            return float("nan"), float("nan")
+        enough = np.flatnonzero(self.recall >= fraction * self.recall[-1])
+        best = enough[self.precision[enough].argmax()]
+        return float(self.thresholds[best]), float(self.precision[best])
+
+
+@dataclass(frozen=True)
 class RegionScores:
     """Scores of the regions of a split; NaN where they are undefined.
 
@@ -55,6 +82,8 @@ class RegionScores:
         accuracy: Fraction of the regions whose vote is right: the class of the object with an IoU
             of at least 0.5, or "no object".
         class_ap50: `ap50` of each class, [K].
+        by_score: The effect of a filter by the score of the region head.
+        by_confidence: That of a filter by the mean pixel confidence.
     """
 
     ap: float
@@ -63,6 +92,13 @@ class RegionScores:
     recall: float
     accuracy: float
     class_ap50: npt.NDArray[np.float64]
+    by_score: FilterCurve
+    by_confidence: FilterCurve
+
+    @property
+    def precision(self) -> float:
+        """Fraction of all regions that are correct; NaN without regions."""
+        return float(self.by_score.precision[-1]) if self.by_score.precision.size else float("nan")
 
 
 def score_regions(images: Sequence[ImageRegions], num_classes: int) -> RegionScores:
@@ -81,13 +117,15 @@ def score_regions(images: Sequence[ImageRegions], num_classes: int) -> RegionSco
         _mean(by_score["recall"][0]),
         float(np.mean(right)) if right else float("nan"),
         np.array([_mean(by_score["precision"][0, :, k]) for k in range(num_classes)]),
+        by_score["curve"],
+        by_confidence["curve"],
     )
 
 
 def _evaluate(
     images: Sequence[ImageRegions], scores: Sequence[Sequence[float]], num_classes: int
-) -> dict[str, npt.NDArray[np.float64]]:
-    """Precision [IoU, recall, K, 1, 1] and recall [IoU, K, 1, 1]; -1 without objects."""
+) -> dict[str, Any]:
+    """Precision [IoU, recall, K, 1, 1] and recall [IoU, K, 1, 1], -1 without objects; the curve."""
     objects = [(image.object_classes, image.object_masks, None) for image in images]
     regions = [
         (image.classes, image.masks, of_image)
@@ -101,7 +139,22 @@ def _evaluate(
         evaluation.params.areaRng, evaluation.params.areaRngLbl = [[0, np.inf]], ["all"]
         evaluation.evaluate()
         evaluation.accumulate()
-    return {name: evaluation.eval[name] for name in ("precision", "recall")}
+    num_objects = sum(len(image.object_classes) for image in images)
+    curve = _to_curve([each for each in evaluation.evalImgs if each is not None], num_objects)
+    return {
+        "precision": evaluation.eval["precision"],
+        "recall": evaluation.eval["recall"],
+        "curve": curve,
+    }
+
+
+def _to_curve(matched: Sequence[dict[str, Any]], num_objects: int) -> FilterCurve:
+    """The curve over all classes, from COCO's matches of each image and class."""
+    values = np.concatenate([[], *(each["dtScores"] for each in matched)])
+    is_hit = np.concatenate([[], *(each["dtMatches"][0] > 0 for each in matched)])
+    order = np.argsort(-values, kind="stable")
+    hits = is_hit[order].cumsum()
+    return FilterCurve(values[order], hits / (1 + np.arange(len(hits))), hits / max(num_objects, 1))
 
 
 def _to_coco(images: Sequence[tuple[Any, Any, Any]], num_classes: int) -> COCO:

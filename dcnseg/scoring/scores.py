@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 from functools import cached_property
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import numpy.typing as npt
@@ -21,6 +21,8 @@ from dcnseg.scoring.counts import (
 )
 from dcnseg.scoring.objects import ObjectScore, mean_iou_by_size
 from dcnseg.scoring.region_scores import RegionScores
+
+KEPT_RECALL: Final = 0.95  # of the regions' recall, by the filter that is recommended
 
 
 @dataclass(frozen=True)
@@ -134,15 +136,27 @@ class Scores:
         if self.unfiltered_mean_iou is not None:
             scores["unfiltered_mean_iou"] = _number(self.unfiltered_mean_iou)
         if self.regions is not None:
-            scores["regions"] = {
-                "ap": _number(self.regions.ap),
-                "ap50": _number(self.regions.ap50),
-                "ap50_by_confidence": _number(self.regions.ap50_by_confidence),
-                "recall": _number(self.regions.recall),
-                "accuracy": _number(self.regions.accuracy),
-                "class_ap50": self._by_class(self.regions.class_ap50),
-            }
+            scores["regions"] = self._describe_regions(self.regions)
         return scores
+
+    def _describe_regions(self, regions: RegionScores) -> dict[str, Any]:
+        threshold, precision = regions.by_score.at_recall(KEPT_RECALL)
+        confidence, precision_by_confidence = regions.by_confidence.at_recall(KEPT_RECALL)
+        numbers = {
+            "ap": regions.ap,
+            "ap50": regions.ap50,
+            "ap50_by_confidence": regions.ap50_by_confidence,
+            "recall": regions.recall,
+            "accuracy": regions.accuracy,
+            "precision": regions.precision,
+            "filter_score": threshold,
+            "filtered_precision": precision,
+            "filter_confidence": confidence,
+            "filtered_precision_by_confidence": precision_by_confidence,
+        }
+        return {name: _number(value) for name, value in numbers.items()} | {
+            "class_ap50": self._by_class(regions.class_ap50)
+        }
 
     def to_detailed_dict(self) -> dict[str, Any]:
         """As `to_dict`, with precision, recall, F1, boundary IoU, and IoU by object size."""

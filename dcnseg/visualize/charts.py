@@ -22,6 +22,7 @@ from matplotlib.ticker import MaxNLocator
 from dcnseg.data.class_map import ClassMap
 from dcnseg.files import atomic_path
 from dcnseg.scoring.bootstrap import Interval
+from dcnseg.scoring.region_scores import FilterCurve
 
 Rgb01 = tuple[float, float, float]
 
@@ -140,6 +141,20 @@ def draw_class_scores(
     axes.set_xlim(0, 1)
     axes.set_title("Scores per class", loc="left")
     axes.legend(loc="lower center", bbox_to_anchor=(0.5, 1.02), ncols=len(scores))
+    return figure
+
+
+@matplotlib.rc_context(STYLE)
+def draw_region_filters(curves: Mapping[str, FilterCurve]) -> Figure:
+    """Draw precision over recall of the regions that filters keep, by the name of each filter."""
+    figure, (axes,) = _make_figure((5.6, 4.4), 1, 1)
+    for (name, curve), color in zip(curves.items(), PALETTE, strict=False):
+        axes.plot(curve.recall, curve.precision, color=color, label=name)
+    if all_regions := [(c.recall[-1], c.precision[-1]) for c in curves.values() if c.recall.size]:
+        axes.plot(*all_regions[0], "o", color=INK, label="all regions")
+    axes.set(xlim=(0, 1.02), ylim=(0, 1.02), xlabel="recall", ylabel="precision")
+    axes.set_title("Regions kept by a filter, IoU 0.5", loc="left")
+    axes.legend(loc="lower left")
     return figure
 
 

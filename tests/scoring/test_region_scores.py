@@ -138,9 +138,24 @@ def test_accuracy_counts_the_votes_that_are_right() -> None:
         assert score_regions([replace(base, votes=votes)], 3).accuracy == pytest.approx(expected)
 
 
+def test_the_effect_of_filters() -> None:
+    """The regions in the order of their score: right, wrong, right."""
+    hits = [(1, OBJECTS[0][1], 0.9), (1, (3, 3, 24, 24), 0.6), (2, OBJECTS[1][1], 0.5)]
+    scores = score_regions([image([*OBJECTS, (0, (0, 20, 4, 24))], hits)], 3)
+    curve = scores.by_score
+    assert curve.thresholds.tolist() == [0.9, 0.6, 0.5]
+    assert curve.precision.tolist() == pytest.approx([1, 1 / 2, 2 / 3])
+    assert curve.recall.tolist() == pytest.approx([1 / 3, 1 / 3, 2 / 3])
+    assert scores.precision == pytest.approx(2 / 3)
+    assert curve.at_recall(0.5) == (0.9, 1)
+    assert curve.at_recall(0.95) == (0.5, pytest.approx(2 / 3))
+    assert scores.by_confidence.thresholds.tolist() == pytest.approx([0.5, 0.4, 0.1])
+
+
 def test_nothing_has_no_scores() -> None:
     scores = score_regions([image([], [])], 2)
     assert np.isnan([scores.ap, scores.ap50, scores.recall, scores.accuracy]).all()
+    assert np.isnan([scores.precision, *scores.by_score.at_recall(0.95)]).all()
 
 
 def test_more_regions_than_coco_counts() -> None:
