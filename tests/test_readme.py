@@ -69,7 +69,7 @@ def extra_options(command: list[str]) -> tuple[str, ...]:
 @pytest.fixture
 def folder(scenes: Path, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> Path:
     """The data and the run that the pages speak of."""
-    for name in ("photos", "camvid", "crackforest"):
+    for name in ("photos", "camvid", "crackforest", "scenes"):
         shutil.copytree(scenes, tmp_path / name)
     shutil.copytree(run, tmp_path / "runs" / "photos")
     pairs = []
