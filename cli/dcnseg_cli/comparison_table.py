@@ -11,16 +11,13 @@ from dcnseg.engine.compared_runs import Comparison
 from dcnseg.report.comparison_report import summarize_variant
 from dcnseg_cli.terminal_text import escape_line
 
-SHOWN = (
-    *("mIoU", "lowest", "highest", "boundary IoU"),
-    *("small", "medium", "large", "ms per image"),
-)
+SHOWN = ("mIoU", "lowest", "highest", "small", "medium", "large", "ms per image")
 
 
 def comparison_table(comparison: Comparison) -> Table:
     """Build a table with a row for each variant."""
     table = Table(title=f"{comparison.split}: {comparison.num_images} images")
-    table.add_column("variant")
+    table.add_column("variant", no_wrap=True)
     for column in SHOWN:
         table.add_column(column, justify="right")
     for variant in comparison.variants:

@@ -36,7 +36,7 @@ class Region:
         box_xyxy: Its left, top, right and bottom in pixels, the last two exclusive.
         refined_box_xyxy: The box as the region head refines it, clipped to the image.
         confidence: Mean probability of the class over its pixels, 0 to 1.
-        score: Probability of the class by the region head, 0 to 1.
+        score: Probability of the class by the region head, times `confidence`, 0 to 1.
         voted_index: Training index of the region head's most probable class; None for "no object".
         voted_score: The probability of that, 0 to 1.
     """
@@ -142,14 +142,17 @@ def _make_regions(
         left, top, right, bottom = boxes[row]
         refined_left, refined_top, refined_right, refined_bottom = refined[row]
         area = int(objects.areas[row])
+        confidence = float(sums[row]) / area
         regions.append(
             Region(
                 class_index=class_index,
                 area=area,
                 box_xyxy=(left, top, right, bottom),
                 refined_box_xyxy=(refined_left, refined_top, refined_right, refined_bottom),
-                confidence=float(sums[row]) / area,
-                score=float(probabilities[row, class_index]),
+                confidence=confidence,
+                # Either alone is fooled more often: the head by small regions, the pixels by what
+                # looks like an object.
+                score=float(probabilities[row, class_index]) * confidence,
                 voted_index=None if votes[row] == no_object else votes[row],
                 voted_score=voted_scores[row],
             )

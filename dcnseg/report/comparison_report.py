@@ -27,12 +27,15 @@ REPORT: Final = "report.html"
 ZEROED: Final = "mIoU, offsets zeroed"
 SHUFFLED: Final = "mIoU, offsets shuffled"
 CORRELATION: Final = "dilation and object size"
-COLUMNS: Final = (
+SCORE_COLUMNS: Final = (
     *("variant", "runs", "val mIoU", "mIoU", "lowest", "highest", "boundary IoU"),
     *SIZES,
+)
+COST_COLUMNS: Final = (
     *("parameters", "ms per image", "minutes of training"),
     *(ZEROED, SHUFFLED, CORRELATION),
 )
+COLUMNS: Final = (*SCORE_COLUMNS, *COST_COLUMNS)
 
 
 def write_comparison(comparison: Comparison, out: Path) -> None:
@@ -59,13 +62,23 @@ def write_comparison(comparison: Comparison, out: Path) -> None:
             "comparison": comparison,
             "has_fixed": any(not variant.is_deformable for variant in comparison.variants),
             "resamples": RESAMPLES,
-            "columns": [name for name in COLUMNS if not all(_is_nan(row[name]) for row in rows)],
+            "tables": {
+                "Scores": _known_columns(SCORE_COLUMNS, rows),
+                "Cost, and what the offsets contribute": [
+                    "variant",
+                    *_known_columns(COST_COLUMNS, rows),
+                ],
+            },
             "rows": [{name: _format(value) for name, value in row.items()} for row in rows],
             "best": max(rows, key=lambda row: row["mIoU"])["variant"],
             "chart": embed_chart(figure, "Comparison"),
             "settings": flatten_settings(comparison.config).items(),
         },
     )
+
+
+def _known_columns(names: Sequence[str], rows: Sequence[dict[str, Any]]) -> list[str]:
+    return [name for name in names if not all(_is_nan(row[name]) for row in rows)]
 
 
 def summarize_variant(variant: VariantResult) -> dict[str, Any]:

@@ -29,7 +29,7 @@ class ImageRegions:
         object_masks: The objects as COCO's run lengths.
         classes: Training index of each region's class.
         masks: The regions as COCO's run lengths.
-        scores: The probability of the region's class by the region head.
+        scores: The score of each region.
         confidences: The mean probability of the class over the region's pixels.
         votes: Training index of the region head's most probable class; None for "no object".
     """
@@ -82,7 +82,7 @@ class RegionScores:
         accuracy: Fraction of the regions whose vote is right: the class of the object with an IoU
             of at least 0.5, or "no object".
         class_ap50: `ap50` of each class, [K].
-        by_score: The effect of a filter by the score of the region head.
+        by_score: The effect of a filter by the region score.
         by_confidence: That of a filter by the mean pixel confidence.
     """
 

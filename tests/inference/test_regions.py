@@ -157,7 +157,8 @@ def test_scores_are_those_of_the_region_head_in_one_window(
     _, regions, _ = predict(predictor, image)
     for region in regions:
         probabilities, refined = score_by_hand(predictor, image, region)
-        assert region.score == pytest.approx(float(probabilities[region.class_index]), abs=1e-5)
+        expected = float(probabilities[region.class_index]) * region.confidence
+        assert region.score == pytest.approx(expected, abs=1e-5)
         assert region.refined_box_xyxy == pytest.approx(refined.tolist(), abs=1e-3)
         assert region.voted_score == pytest.approx(float(probabilities.max()), abs=1e-5)
         best = int(probabilities.argmax())
