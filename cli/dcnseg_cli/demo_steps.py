@@ -20,7 +20,7 @@ from dcnseg_cli.evaluate import print_scores
 from dcnseg_cli.reporting import message
 from dcnseg_cli.training_display import training_display
 
-TRAIN_SCENES = 160
+TRAIN_SCENES = 320
 VAL_SCENES = 24
 DRAWN_SCENES = 3
 
@@ -34,9 +34,8 @@ def demo_config(scenes: Path, *, seed: int, device: str) -> TrainConfig:
         data=DataConfig(
             root=scenes,
             crop_size=SCENE_SIZE,
-            scale_range=(0.9, 1.1),
+            scale_range=(1, 1),
             vertical_flip=True,
-            rotate=90,
             workers=0,
             cache=True,
         ),
@@ -44,13 +43,13 @@ def demo_config(scenes: Path, *, seed: int, device: str) -> TrainConfig:
             encoder="resnet18", encoder_depth=3, architecture="plain", late_dilation=2
         ),
         encoder_weights="none",
-        epochs=20,
+        epochs=10,
         batch_size=8,
         optimizer="adamw",
         lr=2e-3,
         offset_lr_scale=1.0,
         weight_decay=1e-3,
-        eval_every=4,
+        eval_every=5,
         seed=seed,
         device=device,
     )
