@@ -148,7 +148,7 @@ def test_the_effect_of_filters() -> None:
     assert curve.recall.tolist() == pytest.approx([1 / 3, 1 / 3, 2 / 3])
     assert scores.precision == pytest.approx(2 / 3)
     assert curve.at_recall(0.5) == (0.9, 1)
-    assert curve.at_recall(0.95) == (0.5, pytest.approx(2 / 3))
+    assert list(curve.at_recall(0.95)) == pytest.approx([0.5, 2 / 3])
     assert scores.by_confidence.thresholds.tolist() == pytest.approx([0.5, 0.4, 0.1])
 
 
