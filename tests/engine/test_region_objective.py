@@ -357,7 +357,7 @@ def loop_loss(output: RegionOutput, targets: RegionTargets, *, has_ohem: bool) -
     if has_ohem:
         losses = sorted(losses)[len(losses) - len(losses) // 2 :]
         count = min(count, len(losses))
-    return float(sum(losses)) / max(count, 1)
+    return float(sum(losses) / max(count, 1))
 
 
 def random_output(classes: Sequence[int], scale: float = 2.0) -> tuple[RegionOutput, RegionTargets]:
