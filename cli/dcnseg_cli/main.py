@@ -20,6 +20,7 @@ from dcnseg_cli import (
     train,
     visualize_offsets,
 )
+from dcnseg_cli.allocator import keep_freed_memory
 from dcnseg_cli.reporting import (
     USAGE,
     echo,
@@ -85,6 +86,7 @@ def main() -> None:
     show_warnings_as_messages()
     escape_unencodable_text()
     raise_on_signals()
+    keep_freed_memory()
     sys.exit(_run())
 
 
