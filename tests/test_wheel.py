@@ -106,6 +106,8 @@ def test_file_name_and_content(wheel: Path) -> None:
     assert wheel.name.startswith(f"dcnseg-{__version__}-py3-none-")
     names = ZipFile(wheel).namelist()
     assert "dcnseg/_native/libdcnseg_cpu.so" in names
+    assets = {"base.html", "explorer.html", "explorer.css", "main.js"}
+    assert assets <= {name.split("/")[-1] for name in names}
     assert {name.split("/")[0] for name in names} == {
         "dcnseg",
         "dcnseg_cli",

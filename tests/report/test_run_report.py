@@ -3,7 +3,6 @@ from __future__ import annotations
 import json
 import re
 import shutil
-from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -27,7 +26,6 @@ from dcnseg.report.run_report import write_run_report
 from tests.engine.runs import Recorder
 
 CHARTS = (CURVES_CHART, CONFUSION_CHART, LABELS_CHART)
-BROWSER = "chromium"
 
 
 @pytest.fixture(scope="module")
@@ -70,19 +68,6 @@ def test_names_are_escaped_and_missing_files_are_left_out(run: Path, tmp_path: P
     assert "dcnseg train &#39;a b&#39; &#39;&lt;img src=x&gt;&#39;" in text
     assert "<img" not in text
     assert "No figures: " in text
-
-
-@pytest.fixture(scope="module")
-def browser() -> Iterator[Any]:
-    path = shutil.which(BROWSER)
-    if path is None:
-        pytest.skip(f"{BROWSER} is not installed")
-    sync_api = pytest.importorskip("playwright.sync_api", reason="playwright is not installed")
-    options = ["--no-sandbox", "--disable-gpu", "--disable-background-networking"]
-    with sync_api.sync_playwright() as playwright:
-        launched = playwright.chromium.launch(executable_path=path, args=options)
-        yield launched
-        launched.close()
 
 
 @pytest.mark.parametrize(

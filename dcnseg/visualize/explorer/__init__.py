@@ -1,0 +1,1 @@
+"""A page to explore the offsets of an image."""
