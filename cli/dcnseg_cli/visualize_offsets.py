@@ -26,6 +26,8 @@ Examples:
   dcnseg visualize-offsets runs/photos holiday --out offsets --point 320,200 --point 40,410
 
   dcnseg visualize-offsets runs/photos holiday --out offsets --regions car,bicycle
+
+  dcnseg visualize-offsets runs/photos holiday --out explorer --html
 """
 
 
@@ -50,6 +52,14 @@ def visualize_offsets(
             rich_help_panel="Drawing",
         ),
     ] = "",
+    html: Annotated[
+        bool,
+        typer.Option(
+            "--html",
+            help="Write a page to explore for each image instead of figures; points are pinned.",
+            rich_help_panel="Drawing",
+        ),
+    ] = False,
     overwrite: OverwriteOption = False,
     device: DeviceOption = "auto",
 ) -> None:
@@ -59,18 +69,28 @@ def visualize_offsets(
     the sampling positions of the last layer and of the last three layers in cascade, next to the
     regular grid. If the region head has offsets, draws the bins of the regions with the highest
     scores. A JSON file holds the same values.
+
+    With --html, writes a page for each image, which opens in a browser without a network: move the
+    pointer over the image to see the sampling positions from there.
     """
     points = [_parse_point(text) for text in point or []]
     classes = [name.strip() for name in regions.split(",")] if regions else []
+    if html and classes:
+        raise typer.BadParameter("The pages of --html show no regions.", param_hint="--regions")
     check_out_folder(out, overwrite=overwrite)
     from dcnseg.inference.inputs import find_inputs
+    from dcnseg.visualize.explorer.run import explore_files
     from dcnseg.visualize.run import visualize_files
 
     inputs = find_inputs(images, sys.stdin, outputs=[out], on_note=message)
+    if html:
+        results = explore_files(run, inputs, out, points, device=device)
+    else:
+        results = visualize_files(
+            run, inputs, out, points, region_classes=classes, device=device, on_note=message
+        )
     failed = 0
-    for result in visualize_files(
-        run, inputs, out, points, region_classes=classes, device=device, on_note=message
-    ):
+    for result in results:
         if result.error is not None:
             failed += 1
             message(f"Error: {result.error}")

@@ -19,6 +19,7 @@ from dcnseg.inference.inputs import InputImage
 from dcnseg.models.segmenter import build_segmenter
 from dcnseg.visualize import offsets
 from dcnseg.visualize import run as visualize_run
+from dcnseg.visualize.explorer.run import explore_files
 from tests.conftest import Invoke, rewrite_weights
 
 Visualize = Callable[..., Result]
@@ -213,4 +214,55 @@ def test_wrong_regions_stop_before_any_image_is_drawn(
     result = draw_regions(invoke, tmp_path, images[0], region_head, "--regions", classes)
     assert result.exit_code == 2
     assert text in result.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_html_pages_and_their_gallery(
+    visualize: Visualize, images: list[Path], tmp_path: Path
+) -> None:
+    for name in ("a/one.jpg", "two.jpg"):
+        (tmp_path / "given" / name).parent.mkdir(parents=True, exist_ok=True)
+        shutil.copy(images[0], tmp_path / "given" / name)
+    (tmp_path / "given" / "broken.png").write_bytes(b"\x89PNG")
+    result = visualize(tmp_path / "given", "--html", "--point=10,20")
+    assert result.exit_code == 3
+    assert "Visualized 2 of 3 images" in result.stderr
+    written = [Path(line) for line in result.stdout.splitlines()]
+    out = tmp_path / "out"
+    assert written == [out / "a" / "one.html", out / "two.html", out / "index.html"]
+    assert is_output_folder(out)
+    assert '<a href="../index.html">' in written[0].read_text()
+    assert '<a href="index.html">' in written[1].read_text()
+    assert '"pins": [[10.0, 20.0]]' in written[1].read_text()
+    assert '<a href="a/one.html">' in written[2].read_text()
+
+
+def test_html_page_of_a_single_image(
+    visualize: Visualize, images: list[Path], tmp_path: Path
+) -> None:
+    image = shutil.copy(images[0], tmp_path / "index.jpg")
+    assert visualize(image, "--html").exit_code == 0
+    assert [path.name for path in (tmp_path / "out").glob("[!.]*")] == ["index.html"]
+    result = visualize(image, images[0], "--html", "--overwrite")
+    assert result.exit_code == 0, result.stderr
+    assert "gallery.html" in result.stdout
+
+
+def test_html_stops_before_any_page(
+    invoke: Invoke, visualize: Visualize, run: Path, images: list[Path], tmp_path: Path
+) -> None:
+    result = visualize(images[0], "--html", "--regions=coral")
+    assert result.exit_code == 2
+    assert "The pages of --html show no regions" in result.stderr
+    result = visualize(images[0], "--html", "--point=500,1")
+    assert result.exit_code == 2
+    assert "The point 500,1 is outside the image" in result.stderr
+    model = {"encoder": "resnet18", "decoder_channels": 16, "deform_layers": 0}
+    path = tmp_path / "plain.safetensors"
+    weights = rewrite_weights(run, path, {"model": model}, without="conv_offset")
+    result = invoke("visualize-offsets", weights, images[0], "--html", "--out", tmp_path / "out")
+    assert result.exit_code == 2
+    assert "is a plain network without deformable layers" in result.stderr
+    with pytest.raises(ConfigError, match=r"which contains files and is not marked"):
+        list(explore_files(run, [], tmp_path, device="cpu"))
     assert not (tmp_path / "out").exists()
