@@ -219,6 +219,7 @@ def make_predictor(input_scale: float) -> Predictor:
     )
     model = build_segmenter(config, SCENE_CLASSES.num_classes).eval()
     for layer in model.deformable_layers().values():
+        assert layer.conv_offset.bias is not None
         torch.nn.init.normal_(layer.conv_offset.weight, std=0.02)
         torch.nn.init.normal_(layer.conv_offset.bias, std=0.7)
     preprocessing = Preprocessing(input_scale=input_scale)
@@ -569,7 +570,7 @@ def test_the_documented_snippet_runs(
     exec(compile(snippet, DOCS, "exec"), {})
     text = (tmp_path / "scene.html").read_text()
     assert "<h1>Scene</h1>" in text
-    assert "On the true object" in text
+    assert "On true object" in text
 
 
 def test_a_plain_network_has_no_page(tmp_path: Path) -> None:

@@ -34,7 +34,7 @@ from dcnseg.visualize.offsets import LayerOffsets, capture_offsets, limit_size
 
 MAX_IMAGE_SIDE: Final = 1600  # pixels of the embedded image
 THUMBNAIL_SIDE: Final = 360
-JPEG_QUALITY: Final = 88
+JPEG_QUALITY: Final = 92
 # In this order: a module imports only from those before it.
 MODULES: Final = ("data", "sampling", "measures", "colors", "state", "view", "readout", "main")
 

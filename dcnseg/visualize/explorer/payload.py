@@ -158,12 +158,15 @@ def _make_layer_entry(layer: LayerOffsets, blob: Blob) -> dict[str, Any]:
 def _make_labels_entry(labels: UInt8Array | None, blob: Blob) -> dict[str, Any] | None:
     if labels is None:
         return None
-    step = max(1.0, max(labels.shape) / MAX_LABELS_SIDE)
-    rows, columns = (
-        ((np.arange(max(1, int(size / step))) + 0.5) * size / max(1, int(size / step))).astype(
-            np.int64
-        )
-        for size in labels.shape
-    )
-    small = labels if step == 1 else labels[np.ix_(rows, columns)]
+    small = _shrink_labels(labels)
     return {"height": small.shape[0], "width": small.shape[1], "labels": blob.add(small)}
+
+
+def _shrink_labels(labels: UInt8Array) -> UInt8Array:
+    """Take the nearest pixels, so that no side is above `MAX_LABELS_SIDE`."""
+    factor = max(1.0, max(labels.shape) / MAX_LABELS_SIDE)
+    places = []
+    for size in labels.shape:
+        count = max(1, int(size / factor))
+        places.append(((np.arange(count) + 0.5) * size / count).astype(np.int64))
+    return labels[np.ix_(*places)]

@@ -70,7 +70,8 @@ def explore_files(
     entries: list[GalleryEntry] = []
     for i, image in enumerate(images):
         page = out / image.name.parent / f"{image.name.name}.html"
-        outputs, problem = [], None
+        outputs: list[Path] = []
+        problem: str | None = None
         try:
             entries.append(_write_page(page, predictor, image, pins, gallery))
             outputs.append(page)

@@ -72,7 +72,7 @@ export function showNumbers(model, numbers, beyond) {
   const rows = {
     dilation: [formatPx(numbers.dilation), formatPx(numbers.plainDilation)],
     length: [formatPx(numbers.offsetLength), formatPx(0)],
-    offset: [`${formatNumber(numbers.offset[0], 1)}, ${formatNumber(numbers.offset[1], 1)} px`, ""],
+    offset: [`${formatNumber(numbers.offset[0], 1)}, ${formatNumber(numbers.offset[1], 1)}`, ""],
     modulation: [formatNumber(numbers.modulation, 2), "1.00"],
     outside: numbers.outside.map(formatShare),
     predicted: (numbers.onPredicted ?? []).map(formatShare),
@@ -83,9 +83,7 @@ export function showNumbers(model, numbers, beyond) {
     cells.forEach((cell, i) => (cell.textContent = values[i] ?? ""));
   }
   byId("count").textContent = `${numbers.points} sampling points`;
-  const exceptions = describeExceptions(numbers, beyond);
-  byId("exceptions").hidden = exceptions === "";
-  byId("exceptions").textContent = exceptions;
+  byId("exceptions").textContent = describeExceptions(numbers, beyond);
 }
 
 /**
