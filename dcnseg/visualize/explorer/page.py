@@ -36,7 +36,10 @@ MAX_IMAGE_SIDE: Final = 1600  # pixels of the embedded image
 THUMBNAIL_SIDE: Final = 360
 JPEG_QUALITY: Final = 92
 # In this order: a module imports only from those before it.
-MODULES: Final = ("data", "sampling", "measures", "colors", "state", "view", "readout", "main")
+MODULES: Final = (
+    *("data", "sampling", "measures", "colors", "heat", "state", "base", "view"),
+    *("readout", "explorer", "controls", "main"),
+)
 
 _ASSETS: Final = Path(__file__).parent / "assets"
 _ENVIRONMENT: Final = jinja2.Environment(

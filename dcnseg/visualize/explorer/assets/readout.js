@@ -2,8 +2,8 @@
 /** Writes the numbers of a point, the pins and the legend into the page. */
 
 import { LEVEL_COLORS, PIN_COLORS, css } from "./colors.js";
+import { drawColorBar, heatScale } from "./heat.js";
 import { IGNORED } from "./measures.js";
-import { drawColorBar, heatScale } from "./view.js";
 
 /** @typedef {import("./data.js").Layer} Layer */
 /** @typedef {import("./data.js").Model} Model */
@@ -259,4 +259,23 @@ export function showLegend(model, maps, state) {
     modulation: "Mean modulation of the sampling points, 0 to 2.",
   };
   byId("legend-caption").textContent = captions[/** @type {"dilation"} */ (state.heat)];
+}
+
+/**
+ * Set the controls to the state.
+ *
+ * @param {State} state
+ */
+export function showControls(state) {
+  /** @type {HTMLInputElement} */ (byId("cascade")).checked = state.cascade;
+  /** @type {HTMLInputElement} */ (byId("opacity")).value = String(state.opacity);
+  for (const name of /** @type {const} */ (["heat", "overlay"])) {
+    document.querySelectorAll(`input[name="${name}"]`).forEach((input) => {
+      /** @type {HTMLInputElement} */ (input).checked =
+        /** @type {HTMLInputElement} */ (input).value === state[name];
+    });
+  }
+  document.querySelectorAll("#class-list button").forEach((button, i) => {
+    button.setAttribute("aria-pressed", String(i === state.shownClass));
+  });
 }

@@ -1,22 +1,13 @@
 // @ts-check
-/** Draws the image with its maps, and the sampling points over it. */
+/** The stage: the way between the window and the image, and the sampling points. */
 
-import {
-  AROUND_ONE,
-  DIVERGING,
-  LEVEL_COLORS,
-  PIN_COLORS,
-  SEQUENTIAL,
-  colorOf,
-  css,
-} from "./colors.js";
+import { BasePainter } from "./base.js";
+import { LEVEL_COLORS, PIN_COLORS } from "./colors.js";
+import { contextOf } from "./heat.js";
 import { adjacentTaps, quantile } from "./measures.js";
 import { cascadeOf, traceCascade } from "./sampling.js";
 
-/** @typedef {import("./colors.js").HeatScale} HeatScale */
-/** @typedef {import("./colors.js").Rgb} Rgb */
 /** @typedef {import("./data.js").Layer} Layer */
-/** @typedef {import("./data.js").LabelMap} LabelMap */
 /** @typedef {import("./data.js").Model} Model */
 /** @typedef {import("./measures.js").Maps} Maps */
 /** @typedef {import("./sampling.js").Level} Level */
@@ -34,7 +25,6 @@ import { cascadeOf, traceCascade } from "./sampling.js";
  * @property {Trace[]} pins
  */
 
-const RANGES = [0.25, 1]; // limits for the effective dilation, as shares of the plain one
 const MARGINS = [0.03, 0.12]; // limits, as shares of the longer side
 const LEVEL_RADII = [6, 3.9, 2.6]; // in CSS pixels
 const LARGEST_RADIUS = 1.42; // of a point with modulation 2 and of one with modulation 1
@@ -42,35 +32,6 @@ const WEIGHT_STEPS = 4; // drawn steps of the modulation for each 1
 const LOCATION_COLOR = "#28e646";
 const PLAIN_COLOR = "#dfe3ea";
 const INK = "rgb(10 12 16 / 0.75)";
-
-/**
- * The scale of a heat map, the same for all layers except for the unit.
- *
- * @param {Model} model
- * @param {Maps} maps
- * @param {string} heat
- * @param {Layer} layer
- * @returns {HeatScale}
- */
-export function heatScale(model, maps, heat, layer) {
-  const values = (/** @type {Layer} */ each) =>
-    /** @type {Record<string, Float64Array>} */ (maps.heat.get(each))[heat];
-  if (heat === "modulation") {
-    return { stops: AROUND_ONE, low: 0, high: 2 };
-  }
-  if (heat === "length") {
-    const high = Math.max(...model.layers.map((each) => quantile(values(each), 0.99)));
-    return { stops: SEQUENTIAL, low: 0, high: high || 1 };
-  }
-  const changes = model.layers.map((each) => {
-    const plain = each.plainDilation ?? NaN;
-    return quantile(values(each).map((value) => Math.abs(value / plain - 1)), 0.95);
-  });
-  const wanted = Math.ceil(Math.max(...changes) * 20) / 20;
-  const range = Math.min(Math.max(wanted, RANGES[0]), RANGES[1]);
-  const plain = layer.plainDilation ?? 1;
-  return { stops: DIVERGING, low: plain * (1 - range), high: plain * (1 + range) };
-}
 
 /**
  * The width of the margin around the image in image pixels: most points outside fit into it.
@@ -105,9 +66,8 @@ export class View {
    */
   constructor(model, maps, stage, photo) {
     this.model = model;
-    this.maps = maps;
     this.stage = stage;
-    this.photo = photo;
+    this.painter = new BasePainter(model, maps, photo);
     this.margin = chooseMargin(model);
     this.scale = 1; // CSS pixels for each image pixel
     this.ratio = 1; // device pixels for each CSS pixel
@@ -115,8 +75,6 @@ export class View {
     this.points = /** @type {HTMLCanvasElement} */ (stage.querySelector("#points"));
     /** @type {Map<string, HTMLCanvasElement>} */
     this.dots = new Map();
-    /** @type {Map<string, HTMLCanvasElement>} */
-    this.paintings = new Map();
     /** @type {Frame | null} */
     this.frame = null;
   }
@@ -173,126 +131,11 @@ export class View {
    */
   drawBase(state) {
     const context = contextOf(this.base);
-    const { width, height } = this.model.image;
     context.setTransform(1, 0, 0, 1, 0, 0);
     context.clearRect(0, 0, this.base.width, this.base.height);
-    const unit = this.scale * this.ratio; // from here on, lengths are in image pixels
+    const unit = this.scale * this.ratio;
     context.setTransform(unit, 0, 0, unit, this.margin * unit, this.margin * unit);
-    context.save();
-    context.beginPath();
-    context.rect(0, 0, width, height);
-    context.clip();
-    context.imageSmoothingQuality = "high";
-    context.drawImage(this.photo, 0, 0, width, height);
-    if (state.heat !== "none") {
-      this.drawHeat(context, state);
-    }
-    this.drawLabels(context, state);
-    context.restore();
-    context.lineWidth = 1 / this.scale;
-    context.strokeStyle = INK;
-    context.strokeRect(0, 0, width, height);
-  }
-
-  /**
-   * @param {CanvasRenderingContext2D} context
-   * @param {State} state
-   */
-  drawHeat(context, state) {
-    const layer = this.model.layers[state.layer];
-    const { width, height } = this.model.image;
-    context.globalCompositeOperation = "saturation"; // the image becomes gray
-    context.fillStyle = "#000";
-    context.fillRect(0, 0, width, height);
-    context.globalCompositeOperation = "source-over";
-    context.globalAlpha = state.opacity / 100;
-    const [strideY, strideX] = layer.outputStride;
-    const left = layer.outputOrigin[1] + 0.5 - 1.5 * strideX;
-    const top = layer.outputOrigin[0] + 0.5 - 1.5 * strideY;
-    const heat = this.heatCanvas(state.heat, layer);
-    context.drawImage(heat, left, top, heat.width * strideX, heat.height * strideY);
-    context.globalAlpha = 1;
-  }
-
-  /**
-   * @param {CanvasRenderingContext2D} context
-   * @param {State} state
-   */
-  drawLabels(context, state) {
-    const { width, height } = this.model.image;
-    const { prediction, truth } = this.model;
-    const map = state.overlay === "truth" ? truth : prediction;
-    if (state.overlay !== "none" && map) {
-      const colors = this.model.classes.map((entry) => (entry.isObject ? entry.color : null));
-      const tint = (/** @type {number} */ i) => toRgba(colors[map.labels[i]] ?? null, 255);
-      const edge = (/** @type {number} */ i) => (isEdge(map, i) ? tint(i) : 0);
-      context.globalAlpha = state.opacity / 100;
-      const fill = this.labelCanvas(`${state.overlay} fill`, map, tint);
-      context.drawImage(fill, 0, 0, width, height);
-      context.globalAlpha = 1;
-      const lines = this.labelCanvas(`${state.overlay} lines`, map, edge);
-      context.drawImage(lines, 0, 0, width, height);
-    }
-    const shown = map ?? truth;
-    if (state.shownClass !== null && shown) {
-      const name = `${shown === truth ? "truth" : "prediction"} class ${state.shownClass}`;
-      const veil = (/** @type {number} */ i) =>
-        shown.labels[i] === state.shownClass ? 0 : toRgba([12, 14, 18], 190);
-      context.drawImage(this.labelCanvas(name, shown, veil), 0, 0, width, height);
-    }
-  }
-
-  /**
-   * A canvas with a pixel for each output location, and those at the edges once more around it.
-   *
-   * @param {string} heat
-   * @param {Layer} layer
-   */
-  heatCanvas(heat, layer) {
-    const scale = heatScale(this.model, this.maps, heat, layer);
-    const values = /** @type {Record<string, Float64Array>} */ (this.maps.heat.get(layer))[heat];
-    const [rows, columns] = layer.size;
-    const clamp = (/** @type {number} */ i, /** @type {number} */ size) =>
-      Math.min(Math.max(i - 1, 0), size - 1);
-    return this.paint(`${heat} ${layer.name}`, columns + 2, rows + 2, (column, row) => {
-      const value = values[clamp(row, rows) * columns + clamp(column, columns)];
-      return toRgba(colorOf(scale, value), 255);
-    });
-  }
-
-  /**
-   * @param {string} name
-   * @param {LabelMap} map
-   * @param {(index: number) => number} color
-   */
-  labelCanvas(name, map, color) {
-    const { width, height } = map;
-    return this.paint(name, width, height, (column, row) => color(row * width + column));
-  }
-
-  /**
-   * A canvas whose pixels are computed once.
-   *
-   * @param {string} name
-   * @param {number} width
-   * @param {number} height
-   * @param {(column: number, row: number) => number} color RGBA as a little-endian number.
-   */
-  paint(name, width, height, color) {
-    let canvas = this.paintings.get(name);
-    if (canvas === undefined) {
-      canvas = document.createElement("canvas");
-      canvas.width = width;
-      canvas.height = height;
-      const pixels = new ImageData(width, height);
-      const words = new Uint32Array(pixels.data.buffer);
-      for (let i = 0; i < words.length; i++) {
-        words[i] = color(i % width, Math.floor(i / width));
-      }
-      contextOf(canvas).putImageData(pixels, 0, 0);
-      this.paintings.set(name, canvas);
-    }
-    return canvas;
+    this.painter.draw(context, state, 1 / this.scale);
   }
 
   /**
@@ -487,51 +330,4 @@ function withoutRepetitions({ xy }) {
   }
   const weights = new Float64Array(found.size).fill(1);
   return { xy: Float64Array.from([...found.values()].flat()), weights };
-}
-
-/**
- * Draw the color bar of a heat map.
- *
- * @param {HTMLCanvasElement} canvas
- * @param {HeatScale} scale
- */
-export function drawColorBar(canvas, scale) {
-  const context = contextOf(canvas);
-  for (let x = 0; x < canvas.width; x++) {
-    const value = scale.low + ((scale.high - scale.low) * x) / (canvas.width - 1);
-    context.fillStyle = css(colorOf(scale, value));
-    context.fillRect(x, 0, 1, canvas.height);
-  }
-}
-
-/**
- * Whether a neighbor of a pixel has another label.
- *
- * @param {LabelMap} map
- * @param {number} i
- */
-function isEdge({ width, height, labels }, i) {
-  const column = i % width;
-  const row = (i - column) / width;
-  return (
-    (column > 0 && labels[i - 1] !== labels[i]) ||
-    (column < width - 1 && labels[i + 1] !== labels[i]) ||
-    (row > 0 && labels[i - width] !== labels[i]) ||
-    (row < height - 1 && labels[i + width] !== labels[i])
-  );
-}
-
-/**
- * @param {Rgb | null} color
- * @param {number} alpha 0 to 255.
- */
-function toRgba(color, alpha) {
-  return color === null
-    ? 0
-    : ((alpha << 24) | (color[2] << 16) | (color[1] << 8) | Math.round(color[0])) >>> 0;
-}
-
-/** @param {HTMLCanvasElement} canvas */
-function contextOf(canvas) {
-  return /** @type {CanvasRenderingContext2D} */ (canvas.getContext("2d"));
 }
