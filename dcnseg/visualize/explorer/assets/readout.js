@@ -83,24 +83,9 @@ export function showNumbers(model, numbers, beyond) {
     cells.forEach((cell, i) => (cell.textContent = values[i] ?? ""));
   }
   byId("count").textContent = `${numbers.points} sampling points`;
-  byId("exceptions").textContent = describeExceptions(numbers, beyond);
-}
-
-/**
- * What is not drawn.
- *
- * @param {Numbers} numbers
- * @param {number} beyond
- */
-function describeExceptions(numbers, beyond) {
-  const parts = [];
-  if (beyond > 0) {
-    parts.push(`${beyond} points are beyond the margin.`);
-  }
-  if (numbers.notFinite > 0) {
-    parts.push(`${numbers.notFinite} points are not finite.`);
-  }
-  return parts.join(" ");
+  byId("beyond").textContent = beyond > 0 ? `${beyond} beyond the margin` : "";
+  const { notFinite } = numbers;
+  byId("not-finite").textContent = notFinite > 0 ? `${notFinite} not finite` : "";
 }
 
 /**
