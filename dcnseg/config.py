@@ -87,6 +87,7 @@ UNCOMPARED_SETTINGS: Final = (
 ATROUS_RATES_BY_STRIDE = {16: (6, 12, 18), 8: (12, 24, 36)}
 
 OVERLAY_OPACITY: Final = 0.5
+GRADIENT_PIXELS: Final = 8  # of each class, whose effective receptive field is measured
 
 IMAGENET_MEAN = (0.485, 0.456, 0.406)
 IMAGENET_STD = (0.229, 0.224, 0.225)

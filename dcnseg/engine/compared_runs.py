@@ -15,16 +15,16 @@ from typing import Final
 import numpy as np
 
 from dcnseg.config import TrainConfig
-from dcnseg.data.dataset import load_pair
 from dcnseg.data.image_io import read_image
 from dcnseg.data.sample import Sample
 from dcnseg.engine.evaluation import check_classes, evaluate, splits_of_run
 from dcnseg.engine.metrics import read_metrics
 from dcnseg.inference.predictor import Predictor
 from dcnseg.models.offset_ablation import ABLATIONS, replace_offsets
-from dcnseg.scoring.bootstrap import Interval, compare_mean_iou, rank_correlation
+from dcnseg.scoring.bootstrap import Interval, compare_mean_iou
 from dcnseg.scoring.scores import Scores
-from dcnseg.visualize.offset_measures import ObjectDilation, measure_object_dilations
+from dcnseg.visualize.measures.measuring import measure_offsets
+from dcnseg.visualize.measures.results import OffsetMeasures
 
 TIMED_IMAGES: Final = 5
 TIMED_ROUNDS: Final = 5
@@ -46,12 +46,11 @@ class OffsetEvidence:
 
     Attributes:
         mean_iou: Mean IoU with the offsets replaced, by the names in ABLATIONS.
-        rank_correlation: Of the effective dilation with the area of the object, over all objects,
-            by layer; NaN where one of them is constant.
+        measures: What the offsets do on the compared images, without receptive fields.
     """
 
     mean_iou: Mapping[str, float]
-    rank_correlation: Mapping[str, float]
+    measures: OffsetMeasures
 
 
 @dataclass(frozen=True)
@@ -247,7 +246,7 @@ def _evaluate(run: TrainedRun, samples: Sequence[Sample], config: TrainConfig) -
         for mode in ABLATIONS:
             with replace_offsets(predictor.model, mode):
                 replaced[mode] = evaluate(predictor, samples).mean_iou
-        offsets = OffsetEvidence(replaced, _correlate_dilation(predictor, samples))
+        offsets = OffsetEvidence(replaced, measure_offsets(predictor, samples, pixels_per_class=0))
     return RunResult(
         run,
         max(known, default=float("nan")),
@@ -256,19 +255,6 @@ def _evaluate(run: TrainedRun, samples: Sequence[Sample], config: TrainConfig) -
         sum(epoch.get("seconds", 0.0) for epoch in epochs),
         offsets,
     )
-
-
-def _correlate_dilation(predictor: Predictor, samples: Sequence[Sample]) -> dict[str, float]:
-    found: list[ObjectDilation] = []
-    for sample in samples:
-        found += measure_object_dilations(predictor, *load_pair(sample, predictor.class_map))
-    return {
-        layer: rank_correlation(
-            np.array([entry.area for entry in found if entry.layer == layer], np.float64),
-            np.array([entry.dilation_px for entry in found if entry.layer == layer]),
-        )
-        for layer in dict.fromkeys(entry.layer for entry in found)
-    }
 
 
 def _time_variants(

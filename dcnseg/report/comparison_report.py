@@ -15,6 +15,7 @@ from dcnseg import __version__
 from dcnseg.config import flatten_settings
 from dcnseg.engine.compared_runs import Comparison, Difference, RunResult, VariantResult
 from dcnseg.files import atomic_path
+from dcnseg.report.measures_report import SUMMARY_COLUMNS, summarize_layers
 from dcnseg.report.page import embed_chart, write_page
 from dcnseg.scoring.bootstrap import RESAMPLES
 from dcnseg.scoring.objects import SIZES
@@ -69,6 +70,9 @@ def write_comparison(comparison: Comparison, out: Path) -> None:
                     *_known_columns(COST_COLUMNS, rows),
                 ],
             },
+            "offset_rows": _list_offset_rows(comparison),
+            "offset_columns": SUMMARY_COLUMNS,
+            "offset_problems": _list_offset_problems(comparison),
             "rows": [{name: _format(value) for name, value in row.items()} for row in rows],
             "best": max(rows, key=lambda row: row["mIoU"])["variant"],
             "chart": embed_chart(figure, "Comparison"),
@@ -90,8 +94,9 @@ def summarize_variant(variant: VariantResult) -> dict[str, Any]:
         for name, mode in ((ZEROED, "zeroed"), (SHUFFLED, "shuffled"))
     }
     # The mean over the runs of the layer where it is strongest.
-    layers = offsets[0].rank_correlation if offsets else ()
-    means = [mean(o.rank_correlation.get(layer, math.nan) for o in offsets) for layer in layers]
+    layers = offsets[0].measures.rank_correlation if offsets else ()
+    correlations = [o.measures.rank_correlation for o in offsets]
+    means = [mean(found.get(layer, math.nan) for found in correlations) for layer in layers]
     known = [value for value in means if not math.isnan(value)]
     return {
         "variant": variant.name,
@@ -108,6 +113,32 @@ def summarize_variant(variant: VariantResult) -> dict[str, Any]:
         **replaced,
         CORRELATION: max(known, key=abs, default=math.nan),
     }
+
+
+def _list_offset_rows(comparison: Comparison) -> list[dict[str, str]]:
+    """The main measures of the layers of each variant with offsets, averaged over its runs."""
+    rows = []
+    for variant in comparison.variants:
+        found = [run.offsets.measures for run in variant.runs if run.offsets]
+        for row in summarize_layers(found) if found else ():
+            cells = {name: _format(row[name]) for name in ("layer", *SUMMARY_COLUMNS)}
+            rows.append({"variant": variant.name, **cells})
+    return rows
+
+
+def _list_offset_problems(comparison: Comparison) -> list[str]:
+    """A sentence for each layer of a run whose offsets are dead or run away."""
+    return [
+        f"{run.run.folder}: {layer} {problem}."
+        for variant in comparison.variants
+        for run in variant.runs
+        if run.offsets
+        for layers, problem in (
+            (run.offsets.measures.dead_layers, "is dead: its offsets never moved"),
+            (run.offsets.measures.runaway_layers, "samples mostly outside the image"),
+        )
+        for layer in layers
+    ]
 
 
 def _mean_by_size(variant: VariantResult) -> dict[str, float]:
@@ -156,11 +187,13 @@ def _run_entry(run: RunResult) -> dict[str, Any]:
     del scores["confusion"]  # large, and in the scores.json of `dcnseg evaluate`
     entry = {"run": str(run.run.folder), "seed": run.run.seed, **scores}
     if run.offsets:
+        measures = run.offsets.measures
         for key, values in (
             ("offsets_replaced", run.offsets.mean_iou),
-            ("dilation_rank_correlation", run.offsets.rank_correlation),
+            ("dilation_rank_correlation", measures.rank_correlation),
         ):
             entry[key] = {name: _null(value) for name, value in values.items()}
+        entry["offset_measures"] = measures.to_dict()
     return entry
 
 

@@ -200,6 +200,46 @@ def draw_comparison(
 
 
 @matplotlib.rc_context(STYLE)
+def draw_offset_measures(
+    dilation: Mapping[str, Mapping[str, tuple[float, float]]],
+    on_object: Mapping[str, Mapping[str, float]],
+) -> Figure:
+    """Draw the effective dilation by object size, and the share of sampling points on objects.
+
+    Args:
+        dilation: Mean and deviation relative to the plain grid by size, by layer.
+        on_object: Share of the "own", "plain" and "shuffled" points, by layer.
+    """
+    figure, (sizes, points) = _make_figure((11.0, max(3.6, 1.4 + 0.5 * len(on_object))), 1, 2)
+    for i, (layer, by_size) in enumerate(dilation.items()):
+        values = np.array(list(by_size.values()))
+        places = np.arange(len(by_size)) + 0.08 * (i - (len(dilation) - 1) / 2)
+        sizes.errorbar(
+            *(places, values[:, 0], values[:, 1]),
+            fmt="o",
+            capsize=3,
+            color=PALETTE[i % len(PALETTE)],
+            label=layer.removeprefix("encoder."),
+        )
+        sizes.set_xticks(range(len(by_size)), list(by_size))
+    sizes.axhline(1, color=GRID, linewidth=1)
+    sizes.set_title("Effective dilation / that of the plain grid", loc="left")
+    sizes.legend(loc="best", fontsize=7.5)
+    for i, shares in enumerate(on_object.values()):
+        for kind, marker, color in (
+            ("plain", "|", GRID),
+            ("shuffled", "x", PALETTE[1]),
+            ("own", "o", PALETTE[0]),
+        ):
+            label = kind if i == 0 else None
+            points.plot(shares[kind], i, marker, color=color, markersize=9, label=label)
+    _name_rows(points, [layer.removeprefix("encoder.") for layer in on_object])
+    points.set_title("Share of points on the object of their center", loc="left")
+    points.legend(loc="lower center", bbox_to_anchor=(0.5, -0.25), ncols=3)
+    return figure
+
+
+@matplotlib.rc_context(STYLE)
 def save_chart(figure: Figure, path: Path) -> None:
     """Write a figure as PNG or SVG, by the suffix of the path; the file appears whole."""
     with atomic_path(path, is_durable=False) as temporary:

@@ -211,7 +211,7 @@ def trace_cascade(
 
     Source: Dai et al. 2017, "Deformable Convolutional Networks", Figure 6.
     """
-    row, column = _find_nearest_location(layers[-1], torch.tensor([[point_xy[1], point_xy[0]]]))
+    row, column = find_nearest_location(layers[-1], torch.tensor([[point_xy[1], point_xy[0]]]))
     output = layers[-1].output_geometry
     location_yx = [
         origin + stride * int(index)
@@ -222,7 +222,7 @@ def trace_cascade(
     positions = torch.tensor([location_yx], dtype=torch.float64)  # [N, 2 (y, x)]
     weights = torch.ones(1)
     for layer in reversed(layers):
-        rows, columns = _find_nearest_location(layer, positions)
+        rows, columns = find_nearest_location(layer, positions)
         steps = layer.displacement_px(is_plain=is_plain)[..., rows, columns]  # [G, T, 2, N]
         positions = (positions[:, None] + steps.permute(3, 0, 1, 2).flatten(1, 2)).flatten(0, 1)
         factors = torch.ones(*steps.shape[:2], len(rows))
@@ -275,7 +275,7 @@ def _mean_adjacent_distance(
     return torch.cat(distances).mean(0)
 
 
-def _find_nearest_location(layer: LayerOffsets, positions: Tensor) -> tuple[Tensor, Tensor]:
+def find_nearest_location(layer: LayerOffsets, positions: Tensor) -> tuple[Tensor, Tensor]:
     """Find the row and column of the output location nearest to each (y, x), [N, 2]."""
     output = layer.output_geometry
     indices = []

@@ -68,7 +68,7 @@ def test_an_interrupted_comparison_goes_on(scenes: Path, tmp_path: Path) -> None
     assert plain.offsets is None
     assert deformable.offsets is not None
     assert set(deformable.offsets.mean_iou) == {"zeroed", "shuffled"}
-    assert set(deformable.offsets.rank_correlation) == {
+    assert set(deformable.offsets.measures.rank_correlation) == {
         f"encoder.layer4.{layer}" for layer in ("0.conv2", "1.conv1", "1.conv2")
     }
     assert deformable.num_parameters > plain.num_parameters

@@ -1,0 +1,1 @@
+"""Measures of the offsets over a data set; the entry point is `measuring.measure_offsets`."""
