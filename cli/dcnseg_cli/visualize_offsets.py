@@ -3,17 +3,21 @@
 from __future__ import annotations
 
 import sys
+from pathlib import Path
 from typing import Annotated
 
 import typer
 
+from dcnseg.config import GRADIENT_PIXELS
 from dcnseg_cli.options import (
+    SPLITS,
     DeviceOption,
     ImagesArgument,
     OutOption,
     OverwriteOption,
     RunArgument,
     check_out_folder,
+    choice_option,
     parse_numbers,
 )
 from dcnseg_cli.reporting import DATA, echo, message, report_errors
@@ -28,7 +32,11 @@ Examples:
   dcnseg visualize-offsets runs/photos holiday --out offsets --regions car,bicycle
 
   dcnseg visualize-offsets runs/photos holiday --out explorer --html
+
+  dcnseg visualize-offsets runs/photos photos --table --split test --out measures
 """
+
+MEASURES_PANEL = "Measures"
 
 
 @report_errors
@@ -60,6 +68,25 @@ def visualize_offsets(
             rich_help_panel="Drawing",
         ),
     ] = False,
+    table: Annotated[
+        bool,
+        typer.Option(
+            "--table",
+            help="Measure the offsets over one data folder instead of drawing them. Without masks, "
+            "the predicted label maps tell the objects.",
+            rich_help_panel=MEASURES_PANEL,
+        ),
+    ] = False,
+    split: Annotated[str, choice_option("Split to measure.", SPLITS, panel=MEASURES_PANEL)] = "val",
+    gradient_pixels: Annotated[
+        int,
+        typer.Option(
+            min=0,
+            help="Number of random pixels of each class whose effective receptive field is "
+            "measured; 0 for none.",
+            rich_help_panel=MEASURES_PANEL,
+        ),
+    ] = GRADIENT_PIXELS,
     overwrite: OverwriteOption = False,
     device: DeviceOption = "auto",
 ) -> None:
@@ -72,7 +99,20 @@ def visualize_offsets(
 
     With --html, writes a page for each image, which opens in a browser without a network: move the
     pointer over the image to see the sampling positions from there.
+
+    With --table, writes the measures of the offsets over a data folder instead: effective dilation,
+    share of the sampling points on the object of their center, effective receptive field.
     """
+    if table:
+        if point or regions or html:
+            raise typer.BadParameter(
+                "it draws nothing; remove --point, --regions and --html.", param_hint="--table"
+            )
+        if len(images) != 1:
+            raise typer.BadParameter("pass one data folder.", param_hint="--table")
+        check_out_folder(out, overwrite=overwrite)
+        _measure(run, Path(images[0]), split, out, gradient_pixels, device)
+        return
     points = [_parse_point(text) for text in point or []]
     classes = [name.strip() for name in regions.split(",")] if regions else []
     if html and classes:
@@ -99,6 +139,38 @@ def visualize_offsets(
     message(f"Visualized {len(inputs) - failed} of {len(inputs)} images in {out}.")
     if failed:
         raise typer.Exit(DATA)
+
+
+def _measure(
+    run: Path, data: Path, split: str, out: Path, gradient_pixels: int, device: str
+) -> None:
+    from dcnseg.engine.evaluation import check_classes, find_measured_images
+    from dcnseg.files import mark_output_folder
+    from dcnseg.inference.predictor import Predictor
+    from dcnseg.report.measures_report import write_measures
+    from dcnseg.visualize.measures.measuring import measure_offsets
+    from dcnseg.visualize.measures.results import PREDICTIONS
+    from dcnseg_cli.console import open_console
+    from dcnseg_cli.measures_table import describe_problems, measures_tables
+    from dcnseg_cli.progress_bar import progress_bar
+
+    images = find_measured_images(run, data, split, out=out)
+    predictor = Predictor.from_checkpoint(run, device=device)
+    check_classes(data, predictor.class_map)
+    with progress_bar("Measuring") as on_progress:
+        measures = measure_offsets(
+            predictor, images, pixels_per_class=gradient_pixels, on_progress=on_progress
+        )
+    if measures.labels == PREDICTIONS:
+        message(f"{data} has no masks: the predicted label maps of all images tell the objects.")
+    mark_output_folder(out)
+    for path in write_measures(out, measures):
+        message(str(path))
+    console = open_console()
+    for found in measures_tables(measures):
+        console.print(found)
+    for problem in describe_problems(measures):
+        echo(problem)
 
 
 def _parse_point(text: str) -> tuple[float, float]:

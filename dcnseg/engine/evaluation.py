@@ -13,12 +13,13 @@ from dcnseg.checkpoint import BEST_WEIGHTS
 from dcnseg.config import PairSource, PredictConfig
 from dcnseg.data.class_map import ClassMap, find_class_list
 from dcnseg.data.dataset import load_pair
-from dcnseg.data.pairing.folders import find_splits
+from dcnseg.data.pairing.folders import find_pairs, find_splits
 from dcnseg.data.pairing.splits import SPLIT_NAMES, Splits
 from dcnseg.data.sample import Sample
 from dcnseg.engine.region_evaluation import collect_regions
 from dcnseg.engine.run_folder import is_run, read_run
 from dcnseg.errors import ConfigError, DataError, NotFiniteError
+from dcnseg.inference.inputs import InputImage, find_inputs
 from dcnseg.inference.predictor import Predictor
 from dcnseg.inference.read_ahead import read_ahead
 from dcnseg.scoring.boundary import count_boundaries
@@ -164,6 +165,39 @@ def find_evaluated_samples(
             f"--split is {split}, but {root} does not contain this split; it contains {there}."
         )
     return tuple(samples)
+
+
+def find_measured_images(
+    run: Path, root: Path, split: str, *, out: Path
+) -> tuple[Sample, ...] | list[InputImage]:
+    """Find the images of a split as `find_evaluated_samples` does; without masks, all images.
+
+    Args:
+        run: Run folder or weights file.
+        root: Data folder, or a folder of images without masks.
+        split: "train", "val", "test" or "all".
+        out: A folder whose files are no input.
+
+    Raises:
+        ConfigError: see `find_evaluated_samples`.
+        DataError: there are no images, or only some of them have masks.
+    """
+    try:
+        return find_evaluated_samples(run, root, split)
+    except DataError:
+        if not _has_only_images(root):
+            raise
+    return find_inputs([str(root)], outputs=[out])
+
+
+def _has_only_images(root: Path) -> bool:
+    """Whether a folder has images and not a single mask."""
+    try:
+        pairing = find_pairs(root)
+    except DataError:
+        return False
+    has_masks = pairing.splits.all_samples() or pairing.masks_without_image
+    return bool(pairing.images_without_mask) and not has_masks
 
 
 def _check_order(run: Path, root: Path) -> None:
