@@ -15,6 +15,7 @@ from dcnseg.engine.run_folder import CONFUSION_CHART, PREVIEW, SCORES
 from dcnseg.engine.run_images import write_preview, write_worst
 from dcnseg.files import atomic_path, mark_output_folder
 from dcnseg.inference.predictor import Predictor
+from dcnseg.report.measures_report import write_measures
 from dcnseg.scoring.counts import class_f1, class_iou, class_precision, class_recall
 from dcnseg.scoring.scores import Scores
 from dcnseg.visualize.charts import (
@@ -23,6 +24,7 @@ from dcnseg.visualize.charts import (
     draw_region_filters,
     save_chart,
 )
+from dcnseg.visualize.measures.measuring import measure_offsets
 
 IMAGES: Final = "images.csv"
 CLASS_CHART: Final = "class_scores.png"
@@ -35,6 +37,8 @@ def write_evaluation(
     out: Path, predictor: Predictor, samples: Sequence[Sample], scores: Scores, split: str
 ) -> list[Path]:
     """Write scores, charts and images of an evaluation, and return their paths.
+
+    The offsets of a network with deformable layers are measured in another pass over the images.
 
     Args:
         out: The output folder.
@@ -66,7 +70,10 @@ def write_evaluation(
         curves = {"region score": regions.by_score, "pixel confidence": regions.by_confidence}
         save_chart(draw_region_filters(curves), out / REGION_CHART)
         names.append(REGION_CHART)
-    return [out / name for name in names]
+    paths = [out / name for name in names]
+    if predictor.model.deformable_layers():
+        paths += write_measures(out, measure_offsets(predictor, samples, pixels_per_class=0))
+    return paths
 
 
 def _write_images(path: Path, scores: Scores) -> None:

@@ -19,6 +19,10 @@ def test_scores_of_classes_and_images(predictor: Predictor, scenes: Path, tmp_pa
     scores = evaluate(predictor, samples, has_details=True)
     paths = write_evaluation(tmp_path, predictor, samples, scores, "val")
     assert all(path.is_file() for path in paths)
+    assert {"measures.json", "measures.csv"} <= {path.name for path in paths}
+    measures = json.loads((tmp_path / "measures.json").read_text())
+    assert measures["images"] == 3
+    assert measures["fields"] == {}
     content = json.loads((tmp_path / "scores.json").read_text())
     assert content["split"] == "val"
     assert np.array(content["confusion"]).sum() == content["labelled_pixels"] == 3 * 64 * 96
