@@ -33,8 +33,7 @@ CHART: Final = "offset_measures.png"
 CASCADE: Final = "cascade"
 NETWORK: Final = "network"
 GROUP_COLUMNS: Final = (
-    *("layer", "by", "group", "locations"),
-    *("dilation_px", "deviation_px", "relative_dilation", "relative_deviation"),
+    *("locations", "dilation_px", "deviation_px", "relative_dilation", "relative_deviation"),
     *("on_object", "plain_on_object", "shuffled_on_object", "modulated_on_object"),
 )
 LAYER_COLUMNS: Final = (
@@ -46,7 +45,7 @@ FIELD_COLUMNS: Final = (
     *("field_pixels", "radius_50_px", "radius_90_px"),
     *("zeroed_radius_50_px", "zeroed_radius_90_px"),
 )
-COLUMNS: Final = (*GROUP_COLUMNS, *LAYER_COLUMNS, *FIELD_COLUMNS)
+COLUMNS: Final = ("layer", "by", "group", *GROUP_COLUMNS, *LAYER_COLUMNS, *FIELD_COLUMNS)
 
 # The columns of `summarize_layers` after the layer's name.
 PLAIN_DILATION: Final = "plain dilation, px"
@@ -131,28 +130,30 @@ def _on_object_shares(group: GroupMeasures) -> dict[str, float]:
 
 def _list_rows(measures: OffsetMeasures) -> Iterator[dict[str, Any]]:
     """The rows of measures.csv; values of a whole layer are in its row of all locations."""
-    layers = {layer.name: layer for layer in measures.layers}
+    whole = {layer.name: _layer_cells(layer) for layer in measures.layers}
+    if measures.cascade:
+        outside = measures.cascade.outside_share, measures.cascade.plain_outside_share
+        whole[CASCADE] = dict(zip(("outside_share", "plain_outside_share"), outside, strict=True))
     for name, groups in _list_groups(measures):
         for by, of_kind in groups.items():
             for group, values in of_kind.items():
-                dilation, shares = values.dilation, values.on_object
-                cells = (
-                    *(name, by, group, values.locations),
-                    *(dilation.px, dilation.deviation_px),
-                    *(dilation.relative, dilation.relative_deviation),
-                    *(shares.own, shares.plain, shares.shuffled, shares.modulated),
-                )
-                row = dict(zip(GROUP_COLUMNS, cells, strict=True))
-                if by == ALL and group == EVERYWHERE:
-                    row |= (
-                        _layer_cells(layers[name]) if name in layers else _cascade_cells(measures)
-                    )
-                yield row
+                row: dict[str, Any] = {"layer": name, "by": by, "group": group}
+                row |= _group_cells(values)
+                yield row | (whole[name] if (by, group) == (ALL, EVERYWHERE) else {})
     for name, field in measures.fields.items():
-        cells = (field.pixels, field.half_px, field.most_px)
-        zeroed = (field.zeroed_half_px, field.zeroed_most_px)
-        row = {"layer": NETWORK, "by": CLASS, "group": name}
-        yield row | dict(zip(FIELD_COLUMNS, (*cells, *zeroed), strict=True))
+        radii = field.half_px, field.most_px, field.zeroed_half_px, field.zeroed_most_px
+        cells = dict(zip(FIELD_COLUMNS, (field.pixels, *radii), strict=True))
+        yield {"layer": NETWORK, "by": CLASS, "group": name, **cells}
+
+
+def _group_cells(group: GroupMeasures) -> dict[str, float]:
+    dilation, shares = group.dilation, group.on_object
+    cells = (
+        *(group.locations, dilation.px, dilation.deviation_px),
+        *(dilation.relative, dilation.relative_deviation),
+        *(shares.own, shares.plain, shares.shuffled, shares.modulated),
+    )
+    return dict(zip(GROUP_COLUMNS, cells, strict=True))
 
 
 def _layer_cells(layer: LayerMeasures) -> dict[str, float]:
@@ -166,12 +167,6 @@ def _layer_cells(layer: LayerMeasures) -> dict[str, float]:
         *(*modulation, layer.not_finite_share),
     )
     return dict(zip(LAYER_COLUMNS, cells, strict=True))
-
-
-def _cascade_cells(measures: OffsetMeasures) -> dict[str, float]:
-    assert measures.cascade
-    outside = measures.cascade.outside_share, measures.cascade.plain_outside_share
-    return dict(zip(("outside_share", "plain_outside_share"), outside, strict=True))
 
 
 def _mean(values: Sequence[float]) -> float:

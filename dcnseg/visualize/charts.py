@@ -222,18 +222,21 @@ def draw_offset_measures(
             label=layer.removeprefix("encoder."),
         )
         sizes.set_xticks(range(len(by_size)), list(by_size))
-    sizes.axhline(1, color=GRID, linewidth=1)
+    sizes.axhline(1, color=INK, linewidth=1, label="plain")
+    low, high = sizes.get_ylim()
+    sizes.set_ylim(min(low, 0.75), max(high, 1.25))  # small differences must look small
     sizes.set_title("Effective dilation / that of the plain grid", loc="left")
     sizes.legend(loc="best", fontsize=7.5)
     for i, shares in enumerate(on_object.values()):
         for kind, marker, color in (
-            ("plain", "|", GRID),
+            ("plain", "|", INK),
             ("shuffled", "x", PALETTE[1]),
             ("own", "o", PALETTE[0]),
         ):
             label = kind if i == 0 else None
             points.plot(shares[kind], i, marker, color=color, markersize=9, label=label)
     _name_rows(points, [layer.removeprefix("encoder.") for layer in on_object])
+    points.set_xlim(0, 1)
     points.set_title("Share of points on the object of their center", loc="left")
     points.legend(loc="lower center", bbox_to_anchor=(0.5, -0.25), ncols=3)
     return figure

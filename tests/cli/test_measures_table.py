@@ -35,7 +35,7 @@ def test_tables_and_problems() -> None:
     )
     assert list(describe_problems(measures)) == [
         "dead is dead: its offsets never moved (root mean square 0.000, below 0.05 px of its map).",
-        "runaway runs away: 100% of its samples are outside the image (8% of the plain grid).",
+        "runaway runs away: 100% of its samples are outside the image (7% of the plain grid).",
         "broken has offsets that are not finite at 0.3% of its locations, which are left out.",
     ]
     console = Console(width=160, record=True)

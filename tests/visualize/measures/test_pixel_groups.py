@@ -19,7 +19,7 @@ LABELS, NUMBERS = make_labels()
 
 def same_object(groups: PixelGroups) -> dict[int, int]:
     """The number that `groups` gives to each object; each has one."""
-    found = {}
+    found: dict[int, int] = {}
     for number in np.unique(NUMBERS):
         (found[int(number)],) = np.unique(groups.numbers[number == NUMBERS]).tolist()
     return found
