@@ -53,6 +53,7 @@ def write_comparison(comparison: Comparison, out: Path) -> None:
         {f"{d.variant} over {d.reference}": d.interval for d in comparison.differences},
     )
     save_chart(figure, out / CHART)
+    offsets = _list_offset_rows(comparison)
     write_page(
         out / REPORT,
         "comparison.html",
@@ -70,8 +71,8 @@ def write_comparison(comparison: Comparison, out: Path) -> None:
                     *_known_columns(COST_COLUMNS, rows),
                 ],
             },
-            "offset_rows": _list_offset_rows(comparison),
-            "offset_columns": SUMMARY_COLUMNS,
+            "offset_rows": offsets,
+            "offset_columns": [name for name in SUMMARY_COLUMNS if any(r[name] for r in offsets)],
             "offset_problems": _list_offset_problems(comparison),
             "rows": [{name: _format(value) for name, value in row.items()} for row in rows],
             "best": max(rows, key=lambda row: row["mIoU"])["variant"],

@@ -48,13 +48,13 @@ FIELD_COLUMNS: Final = (
 COLUMNS: Final = ("layer", "by", "group", *GROUP_COLUMNS, *LAYER_COLUMNS, *FIELD_COLUMNS)
 
 # The columns of `summarize_layers` after the layer's name.
-PLAIN_DILATION: Final = "plain dilation, px"
-ON_OBJECT: Final = ("points on object", "plain grid", "shuffled offsets")
+PLAIN_DILATION: Final = "plain, px"
+ON_OBJECT: Final = ("on object", "on object, plain", "shuffled")
 SUMMARY_COLUMNS: Final = (
     PLAIN_DILATION,
     *SIZE_NAMES,
     *ON_OBJECT,
-    *("outside image", "constant", "position", "content"),
+    *("outside", "constant", "position", "content"),
 )
 
 
@@ -108,11 +108,11 @@ def _summarize_run(measures: OffsetMeasures) -> dict[str, dict[str, float]]:
         row = dict(zip(ON_OBJECT, shares.values(), strict=True))
         if name in layers:
             layer = layers[name]
-            row |= {PLAIN_DILATION: layer.plain_dilation_px, "outside image": layer.outside_share}
+            row |= {PLAIN_DILATION: layer.plain_dilation_px, "outside": layer.outside_share}
             row |= layer.shares._asdict()
             row |= {size: group.dilation.px for size, group in groups[SIZE].items()}
         elif measures.cascade:
-            row["outside image"] = measures.cascade.outside_share
+            row["outside"] = measures.cascade.outside_share
         found[name] = nothing | row
     return found
 

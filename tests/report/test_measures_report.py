@@ -68,12 +68,12 @@ def test_rows_are_averaged_over_runs() -> None:
     first, second = make_measures(2), make_measures(3)
     layer, _, cascade = summarize_layers([first, second])
     assert (layer["layer"], cascade["layer"]) == ("a", "cascade")
-    assert layer["plain dilation, px"] == 4
+    assert layer["plain, px"] == 4
     assert layer["small"] == pytest.approx(10)
     assert np.isnan(layer["large"])
     own = [m.layers[0].groups["all"]["objects"].on_object.own for m in (first, second)]
-    assert layer["points on object"] == pytest.approx(np.mean(own))
+    assert layer["on object"] == pytest.approx(np.mean(own))
     assert np.isnan(cascade["small"])
-    assert cascade["outside image"] > layer["outside image"]
+    assert cascade["outside"] > layer["outside"]
     single = replace(make_measures(2, names="a"), layers=first.layers[:1])
     assert [row["layer"] for row in summarize_layers([first, single])] == ["a"]
