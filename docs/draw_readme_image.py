@@ -1,8 +1,8 @@
-"""Draw docs/images/scene.jpg from a folder that `dcnseg demo` wrote.
+"""Draw docs/images/scene.jpg: the summary of a generated scene.
 
-    python docs/draw_readme_image.py demo 12 45,60
+    python docs/draw_readme_image.py demo/run demo/scenes/val/images/scene_0012.jpg
 
-The arguments are the demo's folder, the number of a validation scene, and a pixel (x, y) of it.
+The arguments are a run folder and an image.
 """
 
 from __future__ import annotations
@@ -11,39 +11,22 @@ import sys
 from pathlib import Path
 
 from dcnseg.data.image_io import read_image, write_jpeg
-from dcnseg.inference.overlay import draw_overlay
 from dcnseg.inference.predictor import Predictor
-from dcnseg.visualize.canvas import Panel, compose
-from dcnseg.visualize.offsets import capture_offsets, trace_cascade
+from dcnseg.visualize.charts import chart_to_rgb
+from dcnseg.visualize.points import choose_points
+from dcnseg.visualize.run import view_image
+from dcnseg.visualize.summary import draw_summary
 
 IMAGE = Path(__file__).parent / "images" / "scene.jpg"
-GREEN, RED, WHITE = (40, 220, 90), (230, 30, 30), (255, 255, 255)
 
 
-def draw(demo: Path, scene: int, point_xy: tuple[float, float]) -> None:
-    """Put the scene, its segmentation and the samples of one point side by side."""
-    image = read_image(demo / "scenes" / "val" / "images" / f"scene_{scene:04}.jpg")
-    predictor = Predictor.from_checkpoint(demo / "run", device="cpu")
-    overlay = draw_overlay(image, predictor.predict(image).labels, predictor.class_map)
-    height, width = image.shape[:2]
-    layers = capture_offsets(predictor.model, predictor.prepare(image), (height, width))
-    panels = [
-        ("Image", Panel.from_image(image).canvas),
-        ("Segmentation", Panel.from_image(overlay).canvas),
-    ]
-    for title, is_plain in (("Plain sampling", True), ("Deformable sampling", False)):
-        panel = Panel.from_image(image)
-        for depth, radius in ((2, 2.5), (1, 6.0)):
-            samples = trace_cascade(layers[-depth:], point_xy, is_plain=is_plain)
-            panel.dots(samples.positions_xy.numpy(), radius, RED, WHITE)
-        panel.square(samples.location_xy, 9.0, GREEN)
-        panels.append((title, panel.canvas))
-    title = "dcnseg on a generated scene"
-    notes = ["Large dots: the 9 samples of the last deformable layer at the green square."]
-    notes.append("Small dots: the 81 samples of the last two layers.")
-    write_jpeg(IMAGE, compose(panels, 2, title, notes))
+def draw(run: Path, scene: Path) -> None:
+    """Draw the summary of an image with automatically chosen points."""
+    image = read_image(scene)
+    view, _ = view_image(Predictor.from_checkpoint(run, device="cpu"), image, "dcnseg")
+    points = choose_points(view.labels, view.class_map)
+    write_jpeg(IMAGE, chart_to_rgb(draw_summary(image, [view], points, "A generated scene")))
 
 
 if __name__ == "__main__":
-    x, y = sys.argv[3].split(",")
-    draw(Path(sys.argv[1]), int(sys.argv[2]), (float(x), float(y)))
+    draw(Path(sys.argv[1]), Path(sys.argv[2]))

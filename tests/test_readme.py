@@ -94,7 +94,7 @@ def test_commands(page: Path, folder: Path, invoke: Invoke) -> None:
         assert result.exit_code == 0, (command, result.stderr)
     if page == README:
         assert len(list((folder / "predictions" / "labels").rglob("*.png"))) == 2
-        assert list((folder / "offsets").glob("*.json"))
+        assert list((folder / "offsets").rglob("*.json"))
 
 
 def test_class_list() -> None:

@@ -41,7 +41,7 @@ def demo(
         ("scenes with their masks", "scenes/train"),
         ("scores of every class and image, and errors", "evaluation"),
         ("predictions", "predictions/overlays"),
-        ("offset figures", "offsets"),
+        ("offset figures, a summary of each scene", "offsets"),
     ):
         echo(f"  {what + ':':<46}{folder / path}")
     echo("Next, with a folder of your own images and masks:")

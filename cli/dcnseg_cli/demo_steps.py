@@ -83,9 +83,7 @@ def run_demo(folder: Path, *, seed: int, device: str) -> float:
     predict_files(predictor, images, folder / "predictions", ("labels", "overlay"))
     message("5/5  Visualize the offsets")
     drawn = images[:DRAWN_SCENES]
-    height, width = SCENE_SIZE
-    center = (float(width // 2), float(height // 2))
-    for result in visualize_files(run, drawn, folder / "offsets", [center], device=device):
+    for result in visualize_files(run, drawn, folder / "offsets", device=device):
         if result.error is not None:
             raise DataError(result.error)
     return scores.mean_iou

@@ -22,12 +22,15 @@ from dcnseg_cli.options import (
 )
 from dcnseg_cli.reporting import DATA, echo, message, report_errors
 
+FORMATS = ("png", "svg", "both")
 EPILOG = """
 Examples:
 
   dcnseg visualize-offsets runs/photos holiday/beach.jpg --out offsets
 
   dcnseg visualize-offsets runs/photos holiday --out offsets --point 320,200 --point 40,410
+
+  dcnseg visualize-offsets runs/photos holiday --out offsets --compare runs/plain --format svg
 
   dcnseg visualize-offsets runs/photos holiday --out offsets --regions car,bicycle
 
@@ -48,7 +51,8 @@ def visualize_offsets(
         list[str] | None,
         typer.Option(
             metavar="X,Y",
-            help="Pixel whose sampling positions are drawn; repeatable. Default: a small grid.",
+            help="Pixel whose sampling points are drawn; repeatable. Default: the middle of the "
+            "background, of a small and of a large object of the prediction.",
             rich_help_panel="Drawing",
         ),
     ] = None,
@@ -60,6 +64,29 @@ def visualize_offsets(
             rich_help_panel="Drawing",
         ),
     ] = "",
+    compare: Annotated[
+        Path | None,
+        typer.Option(
+            metavar="RUN2",
+            help="Run or weights file to draw side by side, with the same points and scales.",
+            rich_help_panel="Drawing",
+        ),
+    ] = None,
+    figure_format: Annotated[
+        str, choice_option("File format of the figures.", FORMATS, "--format", panel="Drawing")
+    ] = "png",
+    animate: Annotated[
+        bool,
+        typer.Option(
+            "--animate",
+            help="Also write an animated WebP of a point that moves over the image.",
+            rich_help_panel="Drawing",
+        ),
+    ] = False,
+    frames: Annotated[
+        int,
+        typer.Option(help="Number of frames of --animate, 1 to 600.", rich_help_panel="Drawing"),
+    ] = 48,
     html: Annotated[
         bool,
         typer.Option(
@@ -92,10 +119,11 @@ def visualize_offsets(
 ) -> None:
     """Visualize the learned offsets of a run.
 
-    Draws the effective dilation and the offset field of each deformable layer and, for each point,
-    the sampling positions of the last layer and of the last three layers in cascade, next to the
-    regular grid. If the region head has offsets, draws the bins of the regions with the highest
-    scores. A JSON file holds the same values.
+    For each image, writes a summary NAME.png, and a folder NAME: the effective dilation and the
+    flow of the offsets of each deformable layer and, for each point, the sampling points of the
+    last layer and of the last three layers in cascade, next to the plain grid. If the region head
+    has offsets, draws the bins of the regions with the highest scores. NAME/offsets.json holds the
+    same values.
 
     With --html, writes a page for each image, which opens in a browser without a network: move the
     pointer over the image to see the sampling positions from there.
@@ -104,19 +132,26 @@ def visualize_offsets(
     share of the sampling points on the object of their center, effective receptive field.
     """
     if table:
-        if point or regions or html:
+        if point or regions or compare or animate or html:
             raise typer.BadParameter(
-                "it draws nothing; remove --point, --regions and --html.", param_hint="--table"
+                "it draws nothing; remove --point, --regions, --compare, --animate and --html.",
+                param_hint="--table",
             )
         if len(images) != 1:
             raise typer.BadParameter("pass one data folder.", param_hint="--table")
         check_out_folder(out, overwrite=overwrite)
         _measure(run, Path(images[0]), split, out, gradient_pixels, device)
         return
+    if animate and frames < 1:
+        raise typer.BadParameter(f"--frames is {frames}; expected 1 to 600.")
     points = [_parse_point(text) for text in point or []]
     classes = [name.strip() for name in regions.split(",")] if regions else []
-    if html and classes:
-        raise typer.BadParameter("The pages of --html show no regions.", param_hint="--regions")
+    if html and (classes or compare or animate):
+        raise typer.BadParameter(
+            "its pages show no regions, second network or animation; remove --regions, --compare "
+            "and --animate.",
+            param_hint="--html",
+        )
     check_out_folder(out, overwrite=overwrite)
     from dcnseg.inference.inputs import find_inputs
     from dcnseg.visualize.explorer.run import explore_files
@@ -127,7 +162,16 @@ def visualize_offsets(
         results = explore_files(run, inputs, out, points, device=device)
     else:
         results = visualize_files(
-            run, inputs, out, points, region_classes=classes, device=device, on_note=message
+            run,
+            inputs,
+            out,
+            points,
+            compare=compare,
+            region_classes=classes,
+            figure_format=figure_format,
+            frames=frames if animate else 0,
+            device=device,
+            on_note=message,
         )
     failed = 0
     for result in results:

@@ -35,12 +35,13 @@ from dcnseg.errors import DcnsegError
 from dcnseg.inference.predictor import Predictor
 from dcnseg.report.page import embed_chart, embed_image, embed_image_file, write_page
 from dcnseg.visualize.charts import (
+    chart_to_rgb,
     draw_class_balance,
     draw_confusion,
     draw_training_curves,
     save_chart,
 )
-from dcnseg.visualize.drawing import draw_effective_dilation, draw_offset_field
+from dcnseg.visualize.drawing import draw_effective_dilation, draw_offset_flow
 from dcnseg.visualize.offsets import capture_offsets, limit_size
 
 LABELS = {
@@ -213,10 +214,13 @@ def _offset_figures(run: Path, record: RunRecord) -> dict[str, Any]:
         layer = capture_offsets(predictor.model, network_input, image.shape[:2])[-1]
     except (DcnsegError, MemoryError) as error:  # the report does without the data or the weights
         return {"offset_figures": [], "offset_problem": f"No figures: {error}"}
-    dilation = embed_image(draw_effective_dilation(image, layer), "Effective dilation")
-    offsets = embed_image(draw_offset_field(image, layer), "Offsets")
-    captions = f"Effective dilation of {layer.name}", f"Offsets of {layer.name}"
-    figures = list(zip((dilation, offsets), captions, strict=True))
+    dilation = chart_to_rgb(draw_effective_dilation(image, [layer]))
+    offsets = chart_to_rgb(draw_offset_flow(image, [layer]))
+    captions = f"Effective dilation of {layer.title}", f"Offsets of {layer.title}"
+    figures = [
+        (embed_image(figure, caption), caption)
+        for figure, caption in zip((dilation, offsets), captions, strict=True)
+    ]
     return {"offset_figures": figures, "offset_problem": ""}
 
 

@@ -1,303 +1,358 @@
-"""Figures of the effective dilation, the offset field and the sampling points, as RGB arrays."""
+"""Figures of the effective dilation and of the offset flow; panels of them for other figures."""
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from dataclasses import dataclass
+from typing import Final
 
-import cv2
+import matplotlib
 import numpy as np
 import numpy.typing as npt
+from matplotlib.axes import Axes
+from matplotlib.colors import Normalize, hsv_to_rgb, to_rgb
+from matplotlib.figure import Figure
+from matplotlib.image import AxesImage
+from matplotlib.patches import Rectangle
+from matplotlib.quiver import Quiver
 from torch import Tensor
 
-from dcnseg.lettering import INK, WHITE, Color
-from dcnseg.ops.offset_stats import TapGrid
-from dcnseg.visualize.canvas import (
-    Floats,
-    Margins,
-    Panel,
-    Rgb,
-    color_bar,
-    colorize,
-    compose,
-    concatenate,
-    dim,
-    engrave,
-)
-from dcnseg.visualize.geometry import MapGeometry
+from dcnseg.visualize.charts import INK, PALETTE
 from dcnseg.visualize.offsets import (
     LayerOffsets,
-    SamplingPoints,
     compute_effective_dilation,
     compute_sampling_positions,
 )
+from dcnseg.visualize.panels import (
+    FAINT_INK,
+    MISSING,
+    MOVED,
+    NOTE_SIZE,
+    PANEL_STYLE,
+    PLAIN,
+    TICK_SIZE,
+    Floats,
+    Rgb,
+    Sheet,
+    capitalize,
+    dim,
+    draw_dots,
+    draw_lines,
+    find_window,
+    make_sheet,
+    nice_above,
+    show_image,
+    show_map,
+)
 
-RED: Color = (235, 40, 40)
-GREEN: Color = (40, 230, 70)
-YELLOW: Color = (255, 214, 64)
-PALE: Color = (200, 205, 215)
-DILATION_COLORS = cv2.COLORMAP_VIRIDIS
-LENGTH_COLORS = cv2.COLORMAP_INFERNO
-MAX_MARGIN_SHARE = 0.75
-"""Maximum margin on each side, as a share of the image's longer side."""
+DILATION_COLORS: Final = matplotlib.colormaps["RdBu_r"].with_extremes(bad=MISSING)
+DILATION_LIMITS: Final = (25, 50, 75, 100, 150, 200, 300, 500, 1000)  # percent
+GRIDS: Final = PALETTE[5]
+ARROWS_PER_SIDE: Final = 13
+ARROW_FACTORS: Final = (0.1, 0.2, 0.5, 1.0, 2.0, 3.0, 5.0, 10.0, 20.0, 50.0, 100.0)
+GRIDS_PER_SIDE: Final = 6
+BAR_WIDTH: Final = 1.45  # space for a color bar
+WHEEL_WIDTH: Final = 1.6  # space for a color wheel
+PADDING_NOTE: Final = (
+    "Outside the dashed line, the kernel reaches beyond the feature map, so padding with zeros "
+    "shapes the offsets."
+)
 
 
-def draw_effective_dilation(image: Rgb, layer: LayerOffsets) -> Rgb:
-    """Draw the image, and the effective dilation as a heat map over it."""
-    dilation = compute_effective_dilation(layer).numpy()
-    plain = layer.plain_dilation_px
-    heat = _draw_heat_map(
-        image, dilation, layer.output_geometry, DILATION_COLORS, (plain, f"plain {plain:.4g}")
-    )
+@dataclass(frozen=True)
+class FlowScale:
+    """How offsets are drawn: the length of the full color in image pixels, and of the arrows."""
+
+    limit_px: float
+    arrow_factor: float
+
+
+@matplotlib.rc_context(PANEL_STYLE)
+def draw_effective_dilation(image: Rgb, layers: Sequence[LayerOffsets]) -> Figure:
+    """Draw the image, and the effective dilation of each layer as a heat map over it."""
+    window = find_window(image)
+    limit = find_dilation_limit(layers)
+    captions = ["Input image", *(capitalize(describe_dilation(layer)) for layer in layers)]
     notes = [
-        "Effective dilation: mean distance between adjacent sampling points, in image pixels.",
-        f"This image: {_format_range(dilation)}. "
-        f"Plain grid: {plain:.4g} px ({_describe_grid(layer)}).",
+        "Effective dilation: mean distance between adjacent sampling points. White: as in the "
+        "plain grid. All layers have the same scale.",
+        PADDING_NOTE,
     ]
-    panels = [("Input image", Panel.from_image(image).canvas), ("Effective dilation", heat)]
-    return compose(panels, _count_columns(image, 2), f"{layer.name}: effective dilation", notes)
+    columns = 2 if len(captions) <= 4 else 3
+    keys = [0.0] * (min(columns, len(captions)) - 1) + [BAR_WIDTH]
+    windows = [window] * len(captions)
+    sheet = make_sheet("Effective dilation", notes, captions, windows, columns, keys)
+    show_image(sheet.axes[0], image, window)
+    for axes, layer in zip(sheet.axes[1:], layers, strict=True):
+        drawn = show_dilation(axes, image, layer, limit)
+    add_dilation_bar(sheet, len(keys) - 1, drawn, layers, limit)
+    return sheet.figure
 
 
-def draw_offset_field(image: Rgb, layer: LayerOffsets) -> Rgb:
-    """Draw the image, sampling grids, mean offsets as arrows, and offset lengths as a heat map."""
-    offset = layer.offset.double().numpy()  # [G, T, 2, Ho, Wo]
-    stride_px = np.array(layer.input_geometry.stride_px)[:, None, None]
-    displacement = offset.mean((0, 1)) * stride_px  # [2, Ho, Wo]
-    length = np.linalg.norm(offset * stride_px, axis=2).mean((0, 1))
-    arrows, factor = _draw_arrows(image, displacement, layer.output_geometry)
-    scale_text = "to scale" if factor == 1 else f"arrow length x{factor:g}"
-    panels = [
-        ("Input image", Panel.from_image(image).canvas),
-        ("Sampling grids (yellow) and plain grids (gray)", _draw_meshes(image, layer)),
-        (f"Mean offset ({scale_text})", arrows),
-        (
-            "Mean offset length",
-            _draw_heat_map(image, length, layer.output_geometry, LENGTH_COLORS, None),
-        ),
-    ]
-    stats = layer.statistics
+@matplotlib.rc_context(PANEL_STYLE)
+def draw_offset_flow(image: Rgb, layers: Sequence[LayerOffsets]) -> Figure:
+    """Draw sampling grids and the mean offsets, in colors and as arrows, of each layer."""
+    spacing = max(image.shape[:2]) / GRIDS_PER_SIDE
+    grids = [_choose_grids(layer, spacing) for layer in layers]
+    scale = find_flow_scale(layers, image)
+    window = find_window(image, *(taps.reshape(-1, 2) for taps, _ in grids))
+    captions = []
+    for layer in layers:
+        stats = layer.statistics
+        captions += [
+            f"{capitalize(layer.title)}, sampling grids: {100 * stats.outside_share:.3g} % of the "
+            f"points outside the feature map (plain {100 * stats.grid_outside_share:.3g} %)",
+            f"{capitalize(layer.title)}, mean offset. {_describe_offsets(layer)}",
+        ]
+    windows = [window, find_window(image)] * len(layers)
     notes = [
-        f"Offset length in image pixels: {_format_range(length)}.",
-        f"Offset length in feature map pixels: mean {stats.mean_px:.3g}, 95th percentile "
-        f"{stats.p95_px:.3g} ({_describe_grid(layer)}).",
-        f"Share of sampling points outside the feature map: {stats.outside_share:.3f} "
-        f"(plain grid: {stats.grid_outside_share:.3f}).",
+        "Left: sampling grids (orange) of some output locations, and their plain grids (gray). "
+        "Right: the mean offset of the taps at each output location, as color and as arrows. "
+        "All layers have the same scale.",
     ]
-    return compose(panels, _count_columns(image, 2), f"{layer.name}: offsets", notes)
+    sheet = make_sheet("Offset flow", notes, captions, windows, 2, [0.0, WHEEL_WIDTH])
+    for i, layer in enumerate(layers):
+        panel, flow = sheet.axes[2 * i : 2 * i + 2]
+        show_image(panel, dim(image), window)
+        deformed, plain = grids[i]
+        draw_lines(panel, make_meshes(plain, layer), PLAIN, 0.8)
+        draw_lines(panel, make_meshes(deformed, layer), GRIDS, 1.2)
+        draw_dots(panel, deformed.reshape(-1, 2), 4.5, MOVED)
+        arrows = show_flow(flow, image, layer, scale)
+        if i == 0:
+            add_flow_key(sheet, 1, arrows, scale)
+    return sheet.figure
 
 
-def draw_sampling_points(
-    image: Rgb,
-    grid: TapGrid,
-    last_layer: tuple[SamplingPoints, SamplingPoints],
-    cascade: tuple[SamplingPoints, SamplingPoints],
-    layer_names: Sequence[str],
-) -> Rgb:
-    """Draw the sampling points of one output location: last layer (top) and cascade (bottom).
+def find_dilation_limit(layers: Sequence[LayerOffsets]) -> float:
+    """Return the end of the color bar in percent of the plain dilation, the same for all layers.
 
-    The output location is a green square, the sampling points are red. Points outside the image are
-    drawn in a margin of at most `MAX_MARGIN_SHARE`; points beyond it are counted in the caption.
-
-    Args:
-        image: The image, uint8 RGB [H, W, 3].
-        grid: Grid of the last layer.
-        last_layer: Sampling points of the last layer: plain grid, deformable.
-        cascade: Sampling points of the cascade of layers: plain grid, deformable.
-        layer_names: Names of the cascade's layers, in forward order.
+    It is at least 25 %, and includes 95 % of the output locations without padding in each layer.
     """
-    points = (*last_layer, *cascade)
-    margins = _compute_margins(image, np.concatenate([p.positions_xy.numpy() for p in points]))
-    panels = []
-    for samples, kind in zip(last_layer, ("plain grid", "deformable"), strict=True):
-        panel = Panel.from_image(image, margins)
-        positions = samples.positions_xy.numpy()
-        for mesh in np.split(positions, len(positions) // grid.num_taps):
-            _draw_mesh(panel, mesh, grid, WHITE, 1)
-        panels.append(_draw_samples(panel, samples, 6.0, f"Last layer, {kind}"))
-    for samples, kind in zip(cascade, ("plain grid", "deformable"), strict=True):
-        panel = Panel.from_image(image, margins)
-        text = f"Cascade of the last {len(layer_names)} layers, {kind}"
-        radius = 3.0 * min(1.0, (1000 / len(samples.positions_xy)) ** 0.25)
-        panels.append(_draw_samples(panel, samples, radius, text))
-    (x, y), (location_x, location_y) = last_layer[0].point_xy, last_layer[0].location_xy
-    title = f"Sampling points for ({x:g}, {y:g})"
-    notes = [
-        f"Green: nearest output location, ({location_x:g}, {location_y:g}). Red: sampling points. "
-        "Hatched: outside the image.",
-        "Layers: " + ", ".join(layer_names) + ".",
-    ]
-    if any((p.weights != 1).any() for p in points):
-        notes[0] += " Dot area: modulation."
-    return compose(panels, _count_columns(image, 2), title, notes)
+    largest = 0.0
+    for layer in layers:
+        deviation = np.abs(_find_deviation(layer))
+        inner = _find_inner(layer)
+        values = deviation if inner is None else deviation[inner]
+        finite = values[np.isfinite(values)]
+        largest = max(largest, float(np.percentile(finite, 95)) if len(finite) else 0.0)
+    return next((limit for limit in DILATION_LIMITS if limit >= largest), DILATION_LIMITS[-1])
 
 
-def _draw_samples(
-    panel: Panel, samples: SamplingPoints, radius: float, caption: str
-) -> tuple[str, Rgb]:
-    """Draw sampling points with areas proportional to the modulation; add counts to the caption."""
-    positions = samples.positions_xy.numpy()
-    weights = samples.weights.double().numpy()
-    # The area is proportional to the weight (1 without modulation), with a visible minimum.
-    radii = radius * np.sqrt(np.clip(np.nan_to_num(weights), 0.08, 2.0))
-    num_distinct = len(np.unique(np.round(positions, 3), axis=0))
-    # Outlines make few dots stand out, but many of them would cover the image.
-    panel.dots(positions, radii, RED, WHITE if num_distinct <= 100 else None)
-    panel.square(samples.location_xy, 9.0, GREEN)
-    text = f"{caption}: {len(positions)} points"
-    if num_distinct < len(positions):
-        text += f" at {num_distinct} positions"
-    is_finite = np.isfinite(positions).all(1)
-    num_beyond = int((is_finite & ~panel.is_within(positions)).sum())
-    if num_beyond:
-        text += f", {num_beyond} beyond the margin"
-    if not is_finite.all():
-        text += f", {int((~is_finite).sum())} not finite"
-    return text, panel.canvas
+def show_dilation(axes: Axes, image: Rgb, layer: LayerOffsets, limit: float) -> AxesImage:
+    """Show the effective dilation of a layer in percent above the plain grid's."""
+    deviation = _find_deviation(layer)
+    values = np.where(np.isfinite(deviation), np.clip(deviation, -2 * limit, 2 * limit), np.nan)
+    norm = Normalize(-limit, limit)
+    drawn = show_map(axes, image, values, layer.output_geometry, DILATION_COLORS, norm)
+    inner = _find_inner(layer)
+    if inner is not None:
+        edges = []
+        geometry = layer.output_geometry
+        for axis, part in enumerate(inner):
+            stride, origin = geometry.stride_px[axis], geometry.origin_px[axis]
+            edges += [origin + (part.start - 0.5) * stride, origin + (part.stop - 0.5) * stride]
+        top, bottom, left, right = edges
+        frame = Rectangle(
+            (left, top), right - left, bottom - top, fill=False, linestyle=(0, (4, 3))
+        )
+        frame.set(edgecolor=INK, linewidth=1.0)
+        axes.add_patch(frame)
+    return drawn
 
 
-def _compute_margins(image: Rgb, positions_xy: Floats) -> Margins:
-    """Return the margins for points outside the image: left, top, right, bottom, in pixels."""
-    height, width = image.shape[:2]
-    largest = MAX_MARGIN_SHARE * max(height, width)
-    smallest = 0.03 * max(height, width)
-    finite = positions_xy[np.isfinite(positions_xy).all(1)]
-    x, y = finite.T if len(finite) else np.zeros((2, 1))
-    excess = (-x.min(), -y.min(), x.max() - width + 1, y.max() - height + 1)
-    left, top, right, bottom = (round(min(max(e, 0.0) + smallest, largest)) for e in excess)
-    return left, top, right, bottom
+def describe_dilation(layer: LayerOffsets) -> str:
+    """Return the caption of a layer's effective dilation."""
+    values = compute_effective_dilation(layer).numpy()
+    height, width = values.shape
+    return (
+        f"{layer.title}: {_format_range(values)}; plain {layer.plain_dilation_px:.4g} px "
+        f"(dilation {layer.grid.dilation[0]}, stride {layer.input_geometry.stride_px[0]:.4g} px). "
+        f"{height}x{width} locations"
+    )
 
 
-def _draw_meshes(image: Rgb, layer: LayerOffsets) -> Rgb:
-    """Draw the sampling grids of evenly spaced locations that hardly overlap."""
-    panel = Panel.from_image(dim(image))
-    deformed = _flatten_positions(compute_sampling_positions(layer))  # [G*T, 2 (x, y), Ho, Wo]
-    plain = _flatten_positions(compute_sampling_positions(layer, is_plain=True))
-    both = np.concatenate([deformed, plain])
-    spans = np.ptp(np.where(np.isfinite(both), both, plain.mean(0)), axis=0)  # [2, Ho, Wo]
-    sides = np.array(image.shape[1::-1])
-    spacing = np.minimum(1.15 * np.median(spans, axis=(1, 2)), sides)
+def add_dilation_bar(
+    sheet: Sheet, panel: int, drawn: AxesImage, layers: Sequence[LayerOffsets], limit: float
+) -> None:
+    """Add a color bar beside a panel, in percent and image pixels, with the plain grid marked."""
+    axes = sheet.add_key(panel, 0.16, 2.2, down=0.3)
+    deviations = np.concatenate([_find_deviation(layer).ravel() for layer in layers])
+    is_below, is_above = bool((deviations < -limit).any()), bool((deviations > limit).any())
+    extend = "both" if is_below and is_above else "min" if is_below else "max"
+    extend = extend if is_below or is_above else "neither"
+    bar = sheet.figure.colorbar(drawn, cax=axes, extend=extend)
+    plains = sorted({round(layer.plain_dilation_px, 3) for layer in layers})
+    ticks = [percent for percent in np.linspace(-limit, limit, 11) if percent >= -100]
+    labels = []
+    for percent in ticks:
+        pixels = " / ".join(f"{plain * (1 + percent / 100):.3g}" for plain in plains[:3])
+        change = "plain" if abs(percent) < 1e-6 else f"{percent:+.0f} %"
+        labels.append(f"{change}, {pixels} px" if len(plains) <= 3 else change)
+    bar.set_ticks(ticks, labels=labels)
+    axes.set_ylim(max(-limit, -100.0), limit)
+    axes.tick_params(labelsize=TICK_SIZE, length=3)
+    axes.set_title("Dilation", loc="left", size=NOTE_SIZE, pad=8)
+
+
+def find_flow_scale(layers: Sequence[LayerOffsets], image: Rgb) -> FlowScale:
+    """Return the scale for the mean offsets of layers: 99 % are below the full color."""
+    lengths = [np.linalg.norm(_find_mean_offset(layer), axis=0).ravel() for layer in layers]
+    finite = np.concatenate([np.zeros(1), *lengths])
+    finite = finite[np.isfinite(finite)]
+    typical, largest = (float(v) for v in np.percentile(finite, (90, 99)))
+    room = max(image.shape[:2]) / ARROWS_PER_SIDE
+    fitting = [factor for factor in ARROW_FACTORS if factor * typical <= room]
+    factor = 1.0 if typical < 1e-6 else fitting[-1] if fitting else ARROW_FACTORS[0]
+    return FlowScale(nice_above(max(largest, 0.1)), factor)
+
+
+def show_flow(axes: Axes, image: Rgb, layer: LayerOffsets, scale: FlowScale) -> Quiver:
+    """Show the mean offset at each output location as color, and at some as an arrow."""
+    mean = _find_mean_offset(layer)  # [2 (dy, dx), Ho, Wo]
     geometry = layer.output_geometry
-    height_out, width_out = deformed.shape[-2:]
-    columns = _spread_indices(width_out, geometry.stride_px[1], spacing[0])
-    rows = _spread_indices(height_out, geometry.stride_px[0], spacing[1])
-    for row in rows:
-        for column in columns:
-            for positions, color, width in ((plain, PALE, 1), (deformed, YELLOW, 2)):
-                taps = positions[:, :, row, column]
-                for mesh in np.split(taps, layer.offset.shape[0]):
-                    _draw_mesh(panel, mesh, layer.grid, color, width)
-            location = plain[:, :, row, column].mean(0)
-            panel.square((float(location[0]), float(location[1])), 4.0, GREEN)
-    chosen = deformed[:, :, rows][..., columns]  # [G*T, 2, rows, columns]
-    panel.dots(np.moveaxis(chosen, 1, -1).reshape(-1, 2), 3.5, RED)
-    return panel.canvas
-
-
-def _draw_mesh(panel: Panel, taps_xy: Floats, grid: TapGrid, color: Color, width: int) -> None:
-    """Draw lines between adjacent taps of one location."""
-    mesh = taps_xy.reshape(*grid.kernel_size, 2)
-    for starts, ends in ((mesh[1:], mesh[:-1]), (mesh[:, 1:], mesh[:, :-1])):
-        for ink, extra in ((INK, 2), (color, 0)):
-            panel.segments(starts.reshape(-1, 2), ends.reshape(-1, 2), ink, width + extra)
-
-
-def _draw_arrows(image: Rgb, displacement: Floats, geometry: MapGeometry) -> tuple[Rgb, float]:
-    """Draw displacements [2 (dy, dx), Ho, Wo] as arrows; return the panel and the arrow scale."""
-    panel = Panel.from_image(dim(image))
-    spacing = 34 / panel.scale_xy[0]
-    height_out, width_out = displacement.shape[-2:]
-    rows = _spread_indices(height_out, geometry.stride_px[0], spacing)
-    columns = _spread_indices(width_out, geometry.stride_px[1], spacing)
-    chosen = displacement[:, rows][:, :, columns].reshape(2, -1).T[:, ::-1]  # (dx, dy)
-    y, x = np.meshgrid(rows, columns, indexing="ij")
-    starts = np.stack([x, y], -1).reshape(-1, 2) * np.array(geometry.stride_px[::-1])
-    starts = starts + np.array(geometry.origin_px[::-1])
-    lengths = np.linalg.norm(chosen, axis=1)
-    finite = lengths[np.isfinite(lengths)]
-    typical = float(np.percentile(finite, 90)) if len(finite) else 0.0
-    room = max(spacing, *geometry.stride_px)
-    factors = (0.1, 0.2, 0.5, 1.0, 2.0, 5.0, 10.0, 20.0, 50.0, 100.0)
-    fitting = [f for f in factors if f * typical <= room] if typical > 1e-6 else [1.0]
-    factor = fitting[-1] if fitting else factors[0]
-    panel.dots(starts, 1.5, YELLOW)
-    panel.arrows(starts, starts + factor * chosen, YELLOW)
-    return panel.canvas, factor
-
-
-def _draw_heat_map(
-    image: Rgb,
-    values: Floats,
-    geometry: MapGeometry,
-    color_map: int,
-    mark: tuple[float, str] | None,
-) -> Rgb:
-    """Draw values [Ho, Wo] as a heat map with a color bar, interpolated between locations."""
-    panel = Panel.from_image(image)
-    low, high = _choose_range(values, 0.0 if mark is None else mark[0])
-    heat = colorize(_interpolate(values, geometry, panel), low, high, color_map)
-    bar = color_bar(heat.shape[0], low, high, color_map, "px", mark)
-    return concatenate(engrave(heat, panel.canvas), bar)
-
-
-def _interpolate(values: Floats, geometry: MapGeometry, panel: Panel) -> Floats:
-    """Interpolate values [Ho, Wo] to the pixels of the panel, with nearest extrapolation."""
-    axes = []
-    for axis, size in enumerate(panel.canvas.shape[:2]):
-        in_image = (np.arange(size) + 0.5) / panel.scale_xy[1 - axis] - 0.5
-        axes.append((in_image - geometry.origin_px[axis]) / geometry.stride_px[axis])
-    y, x = np.meshgrid(*axes, indexing="ij")
-    return np.asarray(
-        cv2.remap(
-            values.astype(np.float32),
-            x.astype(np.float32),
-            y.astype(np.float32),
-            cv2.INTER_LINEAR,
-            borderMode=cv2.BORDER_REPLICATE,
-        ),
-        np.float64,
+    show_map(axes, image, _color_flow(mean, scale.limit_px), geometry)
+    spacing = max(image.shape[:2]) / ARROWS_PER_SIDE
+    rows, columns = (
+        _spread(size, size * stride / spacing)
+        for size, stride in zip(mean.shape[1:], geometry.stride_px, strict=True)
+    )
+    y, x = (
+        origin + stride * indices
+        for origin, stride, indices in zip(
+            geometry.origin_px, geometry.stride_px, (rows, columns), strict=True
+        )
+    )
+    dy, dx = np.ma.masked_outside(mean[:, rows][:, :, columns], -1e5, 1e5)
+    return axes.quiver(
+        *np.meshgrid(x, y),
+        np.ma.masked_invalid(dx),
+        np.ma.masked_invalid(dy),
+        angles="xy",
+        scale_units="xy",
+        scale=1 / scale.arrow_factor,
+        width=0.006,
+        color=INK,
+        edgecolor="white",
+        linewidth=0.5,
+        zorder=4,
     )
 
 
-def _choose_range(values: Floats, anchor: float) -> tuple[float, float]:
-    """Return the ends of the color bar: the 1st and 99th percentiles, extended to `anchor`.
+def add_flow_key(sheet: Sheet, panel: int, arrows: Quiver, scale: FlowScale) -> None:
+    """Add a color wheel and the length of an arrow beside a panel."""
+    axes = sheet.add_key(panel, 1.1, 1.1, right=0.2, down=0.25)
+    axis = np.linspace(-1.02, 1.02, 161)
+    dx, dy = np.meshgrid(axis, axis)
+    is_outside = np.hypot(dx, dy)[..., None] > 1
+    colors = np.where(is_outside, 1.0, _color_flow(np.stack([dy, dx]), 1.0))
+    axes.imshow(colors, extent=(-1.02, 1.02, 1.02, -1.02), interpolation="bilinear")
+    angles = np.linspace(0, 2 * np.pi, 100)
+    axes.plot(np.cos(angles), np.sin(angles), color=FAINT_INK, linewidth=0.8)
+    axes.plot([0, 1], [0, 0], color=INK, linewidth=0.8)
+    axes.text(0.5, -0.08, f"{scale.limit_px:g} px", ha="center", size=TICK_SIZE)
+    axes.set_axis_off()
+    axes.set_title("Mean offset", loc="left", size=NOTE_SIZE, pad=4)
+    length = scale.limit_px
+    while length * scale.arrow_factor * 13 > max(sheet.axes[panel].get_xlim()) * 5:
+        length /= 2
+    text = f"{length:g} px" + (
+        "" if scale.arrow_factor == 1 else f", drawn x{scale.arrow_factor:g}"
+    )
+    width, height = sheet.figure.get_size_inches()
+    x, y = sheet.corners[panel]
+    place = (x + 0.75) / width, 1 - (y + 1.6) / height
+    sheet.axes[panel].quiverkey(
+        arrows,
+        *place,
+        length,
+        text,
+        coordinates="figure",
+        labelpos="S",
+        fontproperties={"size": TICK_SIZE},
+    )
 
-    An anchor that would take more than 2/3 of the bar is not included. Nearly equal values get a
-    minimum range.
+
+def _find_deviation(layer: LayerOffsets) -> Floats:
+    """The effective dilation in percent above the plain grid's, [Ho, Wo]."""
+    dilation = np.asarray(compute_effective_dilation(layer).numpy(), np.float64)
+    return 100 * (dilation / layer.plain_dilation_px - 1)
+
+
+def _find_mean_offset(layer: LayerOffsets) -> Floats:
+    """The mean offset (dy, dx) of all taps and groups in image pixels, [2, Ho, Wo]."""
+    stride_px = np.array(layer.input_geometry.stride_px)[:, None, None]
+    return np.asarray(layer.offset.double().mean((0, 1)).numpy() * stride_px)
+
+
+def _find_inner(layer: LayerOffsets) -> tuple[slice, slice] | None:
+    """The rows and columns of the output locations whose plain grid is within the input map."""
+    grid, parts = layer.grid, []
+    for axis in range(2):
+        padding, stride = grid.padding[axis], grid.stride[axis]
+        reach = grid.dilation[axis] * (grid.kernel_size[axis] - 1)
+        first = -(-padding // stride)
+        end = (layer.input_hw[axis] - 1 - reach + padding) // stride + 1
+        parts.append(slice(first, end))
+    return (parts[0], parts[1]) if all(part.start < part.stop for part in parts) else None
+
+
+def _color_flow(offsets: Floats, limit: float) -> Floats:
+    """Color offsets [2 (dy, dx), H, W]: direction is hue, length is saturation."""
+    dy, dx = np.nan_to_num(offsets, posinf=0, neginf=0)
+    hue = (np.arctan2(dy, dx) / (2 * np.pi)) % 1.0
+    saturation = np.clip(np.hypot(dy, dx) / limit, 0, 1)
+    colors = np.asarray(hsv_to_rgb(np.stack([hue, saturation, np.ones_like(hue)], -1)))
+    colors[~np.isfinite(offsets).all(0)] = to_rgb(MISSING)
+    return colors
+
+
+def _choose_grids(layer: LayerOffsets, spacing: float) -> tuple[Floats, Floats]:
+    """Sampling grids of at least 2x2 locations that hardly overlap, deformed and plain.
+
+    They are at least `spacing` image pixels apart if there is room. Each is [N, G, T, 2 (x, y)].
     """
-    finite = values[np.isfinite(values)]
-    if not len(finite):
-        finite = np.full(1, anchor)
-    low, high = (float(v) for v in np.percentile(finite, (1, 99)))
-    least = max(0.05 * high, 0.1)
-    if high - low < least:
-        low = max((low + high - least) / 2, 0.0)
-        high = low + least
-    reach = 2 * (high - low)
-    if low - reach <= anchor <= high + reach:
-        low, high = min(low, anchor), max(high, anchor)
-    return low, high
+    deformed = _flip(compute_sampling_positions(layer))
+    plain = _flip(compute_sampling_positions(layer, is_plain=True))
+    both = np.concatenate([deformed, plain])
+    spans = np.ptp(np.where(np.isfinite(both), both, plain.mean((0, 1))), axis=(0, 1))
+    median = np.median(spans, axis=(1, 2))[::-1]  # [2 (y, x)]
+    rows, columns = (
+        _spread(size, size * stride / max(1.15 * span, spacing))
+        for size, stride, span in zip(
+            layer.offset.shape[-2:], layer.output_geometry.stride_px, median, strict=True
+        )
+    )
+
+    def choose(positions: Floats) -> Floats:
+        chosen = positions[..., rows, :][..., columns]  # [G, T, 2, rows, columns]
+        return np.moveaxis(chosen, (3, 4), (0, 1)).reshape(-1, *positions.shape[:3])
+
+    return choose(deformed), choose(plain)
 
 
-def _spread_indices(size: int, stride_px: float, spacing_px: float) -> npt.NDArray[np.int64]:
-    """Return centered indices of a map's axis that are at least `spacing_px` apart."""
-    step = max(int(np.ceil(spacing_px / stride_px - 1e-9)), 1)
-    count = max(size // step, 1)
-    first = (size - 1 - (count - 1) * step) // 2
-    return np.arange(count) * step + max(first, 0)
+def make_meshes(taps_xy: Floats, layer: LayerOffsets) -> Floats:
+    """Segments [N, 2, 2] between adjacent taps; `taps_xy` is [..., T, 2]."""
+    mesh = taps_xy.reshape(-1, *layer.grid.kernel_size, 2)
+    pairs = (mesh[:, 1:], mesh[:, :-1]), (mesh[:, :, 1:], mesh[:, :, :-1])
+    return np.concatenate([np.stack(pair, -2).reshape(-1, 2, 2) for pair in pairs])
 
 
-def _flatten_positions(positions: Tensor) -> Floats:
-    """Reshape [G, T, 2 (y, x), H, W] to [G*T, 2 (x, y), H, W]."""
-    return np.asarray(positions.flatten(0, 1).flip(1).numpy(), np.float64)
+def _spread(size: int, count: float) -> npt.NDArray[np.int64]:
+    """Evenly spread indices of an axis: about `count`, but at least two where there are two."""
+    number = int(np.clip(count + 1e-9, min(2, size), size))
+    return ((np.arange(number) + 0.5) * size / number).astype(np.int64)
 
 
-def _count_columns(image: Rgb, columns: int) -> int:
-    """Return the number of columns; panels of tall images are in one row."""
-    return 4 if image.shape[0] > 1.5 * image.shape[1] else columns
+def _flip(positions: Tensor) -> Floats:
+    """Convert [..., 2 (y, x), H, W] to (x, y)."""
+    return np.asarray(positions.flip(-3).numpy(), np.float64)
 
 
-def _describe_grid(layer: LayerOffsets) -> str:
-    dilation, stride = layer.grid.dilation, layer.input_geometry.stride_px
-    return f"dilation {dilation[0]}, feature map stride {stride[0]:.4g} px"
+def _describe_offsets(layer: LayerOffsets) -> str:
+    stride_px = np.array(layer.input_geometry.stride_px)[:, None, None]
+    lengths = np.linalg.norm(layer.offset.double().numpy() * stride_px, axis=2)
+    return f"Length of the single offsets: {_format_range(lengths)}"
 
 
 def _format_range(values: Floats) -> str:
@@ -306,4 +361,4 @@ def _format_range(values: Floats) -> str:
         return "no finite values"
     missing = "" if len(finite) == values.size else f" ({values.size - len(finite)} not finite)"
     mean, low, high = finite.mean(), finite.min(), finite.max()
-    return f"mean {mean:.4g} px, range {low:.4g} to {high:.4g} px{missing}"
+    return f"mean {mean:.3g} px, {low:.3g} to {high:.3g} px{missing}"

@@ -6,10 +6,11 @@ the center of the upper left pixel.
 
 from __future__ import annotations
 
+import re
 from collections.abc import Sequence
 from dataclasses import dataclass
 from functools import partial
-from typing import Any
+from typing import Any, Final
 
 import torch
 import torch.nn.functional as F
@@ -21,6 +22,7 @@ from dcnseg.ops.offset_stats import OffsetStatistics, TapGrid, offset_statistics
 from dcnseg.visualize.geometry import MapGeometry, trace_map_geometry
 
 MAX_NETWORK_PIXELS = 2048 * 2048
+CASCADE_DEPTH: Final = 3  # layers, as in the paper's Figure 6: 9^3 = 729 sampling points
 
 
 @dataclass(frozen=True)
@@ -45,6 +47,15 @@ class LayerOffsets:
     input_hw: tuple[int, int]
     input_geometry: MapGeometry
     statistics: OffsetStatistics
+
+    @property
+    def title(self) -> str:
+        """The name for readers: "layer 4.1 conv2" for "encoder.layer4.1.conv2"."""
+        first, *parts = self.name.removeprefix("encoder.").split(".")
+        title = re.sub(r"^(\D+)(\d+)$", r"\1 \2", first)
+        for part in parts:
+            title += ("." if part.isdigit() and title[-1].isdigit() else " ") + part
+        return title
 
     @property
     def output_geometry(self) -> MapGeometry:

@@ -9,92 +9,95 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
 
-from torch import Tensor, nn
+from matplotlib.figure import Figure
+from torch import Tensor
 
 from dcnseg.data.class_map import ClassMap
-from dcnseg.data.image_io import write_png
 from dcnseg.errors import ConfigError
 from dcnseg.files import atomic_path
-from dcnseg.ops.deform_conv.module import DeformConv2d
-from dcnseg.visualize.canvas import Rgb
-from dcnseg.visualize.drawing import (
-    draw_effective_dilation,
-    draw_offset_field,
-    draw_sampling_points,
-)
+from dcnseg.visualize.charts import save_chart
+from dcnseg.visualize.drawing import draw_effective_dilation, draw_offset_flow
 from dcnseg.visualize.offsets import (
+    CASCADE_DEPTH,
     LayerOffsets,
     SamplingPoints,
-    capture_offsets,
     compute_effective_dilation,
-    trace_cascade,
 )
+from dcnseg.visualize.panels import Rgb
+from dcnseg.visualize.point_drawing import draw_points, draw_sampling_points, write_animation
+from dcnseg.visualize.points import NamedPoint, TracedPoint, check_points, trace_point
 from dcnseg.visualize.region_bins import RegionBins
 from dcnseg.visualize.region_drawing import draw_region_bins
-
-CASCADE_DEPTH = 3  # as in the paper's Figure 6: 9^3 = 729 samples
-Point = tuple[float, float]
+from dcnseg.visualize.summary import NetworkView, draw_summary
 
 
 def visualize_image(
-    model: nn.Module,
-    network_input: Tensor,
     image: Rgb,
-    points: Sequence[Point],
+    views: Sequence[NetworkView],
+    points: Sequence[NamedPoint],
     out_dir: Path,
     stem: str,
     *,
-    cascade_depth: int = CASCADE_DEPTH,
-    regions: tuple[Sequence[RegionBins], ClassMap] | None = None,
+    regions: Sequence[RegionBins] | None = None,
+    suffixes: Sequence[str] = (".png",),
+    frames: int = 0,
 ) -> list[Path]:
-    """Write figures of the offsets of `model` for one image.
+    """Write figures of the offsets of a network for one image.
 
-    Writes `<stem>_<layer>_dilation.png` and `<stem>_<layer>_offsets.png` for each deformable layer,
-    `<stem>_point_<x>_<y>.png` for each point, `<stem>_regions.png` for the regions, and
-    `<stem>.json` with the same numbers. Files are written atomically and replace existing ones.
+    Writes the summary `<stem>.png` and the folder `<stem>` with `dilation.png`, `flow.png`,
+    `points.png`, `point_<x>_<y>.png` for each point, `regions.png` for the regions,
+    `animation.webp`, and the same numbers in `offsets.json`. Files are written atomically and
+    replace existing ones.
 
     Args:
-        model: A network with deformable layers, in evaluation mode, on the input's device.
-        network_input: The normalized, possibly resized image, [1, 3, h, w].
         image: The image, uint8 RGB [H, W, 3].
-        points: Points (x, y) in pixels of `image`; (0, 0) is the center of its upper left pixel.
+        views: The network, and those to compare it with in the summary and in `points.png`.
+        points: Points in pixels of `image`; (0, 0) is the center of its upper left pixel.
         out_dir: Output folder, created if needed.
         stem: Start of the file names, possibly with folders: "street/0001".
-        cascade_depth: Maximum number of deformable layers to trace a point through.
-        regions: The bins of regions and the classes, if the region head of `model` has offsets;
-            without regions there is no figure of them.
+        regions: The bins of regions, if the region head of the network has offsets; without
+            regions there is no figure of them, and the network may have no deformable layer.
+        suffixes: Of the figures: ".png", ".svg" or both.
+        frames: Number of frames of the animation; 0 for none.
 
     Returns:
         The written paths, in order.
 
     Raises:
-        ConfigError: A point is outside the image, `cascade_depth` is below 1, or the model has
-            no deformable layer; with `regions` and no point it needs none.
+        ConfigError: A point is outside the image, or there is a point or no `regions`, and the
+            network has no deformable layer.
     """
     height, width = image.shape[:2]
-    check_points(points, (height, width))
-    if cascade_depth < 1:
-        raise ConfigError(f"`cascade_depth` is {cascade_depth}; expected at least 1.")
-    layers: list[LayerOffsets] = []
-    if points or regions is None or any(isinstance(m, DeformConv2d) for m in model.modules()):
-        layers = capture_offsets(model, network_input, (height, width))
-    target = out_dir / stem
-    paths = []
+    check_points([point.xy for point in points], (height, width))
+    layers = views[0].layers
+    if not layers and (points or regions is None):
+        raise ConfigError(f"{views[0].name} has no deformable layer, so it has no offsets.")
+    folder = out_dir / stem
+    paths: list[Path] = []
 
-    def write(suffix: str, panel: Rgb) -> None:
-        paths.append(target.with_name(f"{target.name}_{suffix}.png"))
-        write_png(paths[-1], panel)
+    def write(path: Path, figure: Figure) -> None:
+        for suffix in suffixes:
+            paths.append(path.with_name(path.name + suffix))
+            save_chart(figure, paths[-1])
 
-    for layer in layers:
-        write(f"{layer.name}_dilation", draw_effective_dilation(image, layer))
-        write(f"{layer.name}_offsets", draw_offset_field(image, layer))
     entries = []
+    if layers:
+        write(folder, draw_summary(image, views, points, folder.name))
+        write(folder / "dilation", draw_effective_dilation(image, layers))
+        write(folder / "flow", draw_offset_flow(image, layers))
+    if points:
+        networks = [(view.name, view.layers) for view in views if view.layers]
+        write(folder / "points", draw_points(image, networks, points))
     for point in points:
-        panel, entry = _draw_point(image, layers[-cascade_depth:], point)
-        write(f"point_{point[0]:g}_{point[1]:g}", panel)
-        entries.append(entry)
-    if regions is not None and regions[0]:
-        write("regions", draw_region_bins(image, *regions))
+        traced = trace_point(layers, point.xy)
+        name = f"point_{point.xy[0]:g}_{point.xy[1]:g}"
+        write(folder / name, draw_sampling_points(image, layers, point, traced))
+        entries.append(_make_point_entry(layers, traced))
+    if regions:
+        write(folder / "regions", draw_region_bins(image, regions, views[0].class_map))
+    if frames and layers:
+        paths.append(folder / "animation.webp")
+        write_animation(image, layers, frames, paths[-1])
 
     numbers: dict[str, Any] = {
         "image": {"height": height, "width": width},
@@ -102,37 +105,12 @@ def visualize_image(
         "points": entries,
     }
     if regions is not None:
-        bins, class_map = regions
-        numbers["regions"] = [_make_region_entry(entry, class_map) for entry in bins]
-    paths.append(target.with_name(f"{target.name}.json"))
+        class_map = views[0].class_map
+        numbers["regions"] = [_make_region_entry(entry, class_map) for entry in regions]
+    paths.append(folder / "offsets.json")
     with atomic_path(paths[-1], is_durable=False) as temporary:
         temporary.write_text(to_json(numbers), encoding="utf-8")
     return paths
-
-
-def make_default_points(image_hw: tuple[int, int], columns: int = 3, rows: int = 3) -> list[Point]:
-    """Return an evenly spaced grid of points (x, y), in image pixels, row by row."""
-    height, width = image_hw
-    return [
-        (
-            float((2 * column + 1) * width // (2 * columns)),
-            float((2 * row + 1) * height // (2 * rows)),
-        )
-        for row in range(rows)
-        for column in range(columns)
-    ]
-
-
-def check_points(points: Sequence[Point], image_hw: tuple[int, int]) -> None:
-    """Raise a ConfigError that names the first point outside the image."""
-    height, width = image_hw
-    for x, y in points:
-        # written to refuse NaN as well
-        if not (0 <= x <= width - 1 and 0 <= y <= height - 1):
-            raise ConfigError(
-                f"The point {x:g},{y:g} is outside the image of {width}x{height} pixels; expected "
-                f"x in 0..{width - 1} and y in 0..{height - 1}."
-            )
 
 
 def to_json(numbers: Any) -> str:
@@ -142,25 +120,14 @@ def to_json(numbers: Any) -> str:
     return re.sub(innermost, lambda match: f"[{' '.join(match[1].split())}]", text) + "\n"
 
 
-def _draw_point(
-    image: Rgb, layers: Sequence[LayerOffsets], point: Point
-) -> tuple[Rgb, dict[str, Any]]:
-    """Return the figure and the JSON entry of a point; `layers` are those of the cascade."""
-    last_plain = trace_cascade(layers[-1:], point, is_plain=True)
-    last = trace_cascade(layers[-1:], point)
-    plain = trace_cascade(layers, point, is_plain=True)
-    cascade = trace_cascade(layers, point)
-    names = [layer.name for layer in layers]
-    panel = draw_sampling_points(
-        image, layers[-1].grid, (last_plain, last), (plain, cascade), names
-    )
-    entry = {
-        "point_xy": point,
-        "location_xy": last.location_xy,
-        "last_layer": {"layer": names[-1], **_make_samples_entry(last, last_plain)},
-        "cascade": {"layers": names, **_make_samples_entry(cascade, plain)},
+def _make_point_entry(layers: Sequence[LayerOffsets], traced: TracedPoint) -> dict[str, Any]:
+    names = [layer.name for layer in layers[-CASCADE_DEPTH:]]
+    return {
+        "point_xy": traced.last.point_xy,
+        "location_xy": traced.last.location_xy,
+        "last_layer": {"layer": names[-1], **_make_samples_entry(traced.last, traced.last_plain)},
+        "cascade": {"layers": names, **_make_samples_entry(traced.cascade, traced.plain)},
     }
-    return panel, entry
 
 
 def _make_samples_entry(deformable: SamplingPoints, plain: SamplingPoints) -> dict[str, Any]:

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from typing import Final
 
 import numpy as np
 import numpy.typing as npt
@@ -15,15 +16,20 @@ from dcnseg.errors import ConfigError, DataError, DcnsegError, short_repr
 from dcnseg.files import has_unmarked_files, mark_output_folder
 from dcnseg.inference.inputs import InputImage
 from dcnseg.inference.predictor import Predictor
+from dcnseg.inference.regions import Region
 from dcnseg.inference.results import describe_error
-from dcnseg.visualize.offsets import limit_size
+from dcnseg.visualize.offsets import capture_offsets, limit_size
+from dcnseg.visualize.points import NamedPoint, check_points, choose_points
 from dcnseg.visualize.region_bins import (
-    RegionBins,
     choose_regions,
     compute_region_bins,
     has_region_offsets,
 )
-from dcnseg.visualize.report import check_points, make_default_points, visualize_image
+from dcnseg.visualize.report import visualize_image
+from dcnseg.visualize.summary import NetworkView
+
+SUFFIXES: Final = {"png": (".png",), "svg": (".svg",), "both": (".png", ".svg")}
+MAX_FRAMES: Final = 600
 
 
 @dataclass(frozen=True)
@@ -41,7 +47,10 @@ def visualize_files(
     out: Path,
     points: Sequence[tuple[float, float]] = (),
     *,
+    compare: Path | None = None,
     region_classes: Sequence[str] = (),
+    figure_format: str = "png",
+    frames: int = 0,
     device: str = "auto",
     on_note: Callable[[str], None] | None = None,
 ) -> Iterator[OffsetReport]:
@@ -51,9 +60,12 @@ def visualize_files(
         run: Run folder or weights file.
         images: Images and the names of their outputs.
         out: Output folder.
-        points: Points (x, y) in image pixels; if empty, a 3x3 grid.
+        points: Points (x, y) in image pixels; if empty, those of `choose_points`.
+        compare: Run folder or weights file of a network to draw beside, with the same points.
         region_classes: Names of the classes whose regions are drawn if the network has a region
             head with offsets; if empty, all.
+        figure_format: "png", "svg" or "both".
+        frames: Number of frames of an animation of a moving point, at most 600; 0 for none.
         device: As `Predictor.from_checkpoint`.
         on_note: Called with a message if `region_classes` are given and there is nothing to draw.
 
@@ -62,11 +74,19 @@ def visualize_files(
 
     Raises:
         ConfigError: The network has no offsets, or no deformable layer for `points`; a point is
-            outside an image; `region_classes` are given and the network has no region head, or has
-            no such class; or `out` has files that dcnseg did not write.
+            outside an image; the format or the number of frames is unknown; `region_classes` are
+            given and the network has no region head, or has no such class; or `out` has files that
+            dcnseg did not write.
         CheckpointError: The weights cannot be loaded.
     """
+    if figure_format not in SUFFIXES:
+        raise ConfigError(
+            f"--format is {short_repr(figure_format)}; expected {', '.join(SUFFIXES)}."
+        )
+    if not 0 <= frames <= MAX_FRAMES:
+        raise ConfigError(f"--frames is {frames}; expected 1 to {MAX_FRAMES}.")
     predictor = Predictor.from_checkpoint(run, device=device)
+    other = None if compare is None else Predictor.from_checkpoint(compare, device=device)
     note = on_note or (lambda _: None)
     classes = _select_region_classes(predictor, run, region_classes, note)
     has_layers = bool(predictor.model.deformable_layers())
@@ -85,19 +105,28 @@ def visualize_files(
         try:
             pixels = image.read()
             mark_output_folder(out)
-            height, width = pixels.shape[:2]
-            default = make_default_points((height, width)) if has_layers else []
-            bins = None if classes is None else _find_region_bins(predictor, pixels, classes)
+            view, regions = view_image(predictor, pixels, _name_run(run), classes is not None)
+            views = [view]
+            if other is not None and compare is not None:
+                views.append(view_image(other, pixels, _name_run(compare))[0])
+            chosen = [NamedPoint(xy) for xy in dict.fromkeys(points)]
+            if not chosen and view.layers:
+                chosen = choose_points(view.labels, view.class_map)
+            bins = None
+            if classes is not None:
+                drawn = choose_regions(regions, classes)
+                bins = compute_region_bins(predictor, pixels, drawn)
             if bins is not None and not bins and region_classes:
                 note(f"{image.path}: no region of {', '.join(region_classes)} is predicted.")
             paths = visualize_image(
-                predictor.model,
-                limit_size(predictor.prepare(pixels)),
                 pixels,
-                list(dict.fromkeys(points or default)),
+                views,
+                chosen,
                 out / image.name.parent,
                 image.name.name,
-                regions=None if bins is None else (bins, predictor.class_map),
+                regions=bins,
+                suffixes=SUFFIXES[figure_format],
+                frames=frames,
             )
         except (DcnsegError, MemoryError) as error:
             yield OffsetReport(image, (), describe_error(image, error))
@@ -137,12 +166,22 @@ def _find_classes(class_map: ClassMap, names: Sequence[str]) -> list[int]:
     return [known[name] for name in names]
 
 
-def _find_region_bins(
-    predictor: Predictor, image: npt.NDArray[np.uint8], classes: Sequence[int]
-) -> list[RegionBins]:
-    """Predict the regions of an image, and compute the bins of those to draw."""
-    regions = predictor.predict(image, regions=True).regions
-    return compute_region_bins(predictor, image, choose_regions(regions or (), classes))
+def view_image(
+    predictor: Predictor, image: npt.NDArray[np.uint8], name: str, has_regions: bool = False
+) -> tuple[NetworkView, Sequence[Region]]:
+    """Predict an image, and capture the offsets; the regions are empty unless requested."""
+    prediction = predictor.predict(image, regions=has_regions)
+    layers = []
+    if predictor.model.deformable_layers():
+        network_input = limit_size(predictor.prepare(image))
+        layers = capture_offsets(predictor.model, network_input, image.shape[:2])
+    view = NetworkView(name, layers, prediction.labels, predictor.class_map)
+    return view, prediction.regions or ()
+
+
+def _name_run(path: Path) -> str:
+    """The name of a run folder or weights file in titles."""
+    return path.resolve().stem if path.is_file() else path.resolve().name
 
 
 def _check_points_in_images(

@@ -92,7 +92,8 @@ def test_images_without_masks_use_the_prediction(
 @pytest.mark.parametrize(
     ("arguments", "code", "text"),
     [
-        ("{run} {scenes} --point=1,1", 2, "it draws nothing; remove --point, --regions and --html"),
+        ("{run} {scenes} --point=1,1", 2, "it draws nothing; remove --point, --regions, --compare"),
+        ("{run} {scenes} --animate", 2, "it draws nothing"),
         ("{run} {scenes} {scenes}", 2, "pass one data folder"),
         ("{run} {tmp}/none", 3, "none: does not exist."),
         ("{run} {tmp}", 3, "has no images"),

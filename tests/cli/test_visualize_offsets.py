@@ -37,8 +37,14 @@ def test_images_and_numbers(visualize: Visualize, images: list[Path], tmp_path: 
     assert result.exit_code == 0, result.stderr
     written = [Path(line) for line in result.stdout.splitlines()]
     assert all(path.is_file() for path in written)
-    assert len([path for path in written if path.suffix == ".png"]) == 3 * 2 + 2
-    numbers = json.loads((tmp_path / "out" / f"{images[0].stem}.json").read_text())
+    stem = images[0].stem
+    assert [str(path.relative_to(tmp_path / "out")) for path in written] == [
+        f"{stem}.png",
+        *(f"{stem}/{name}.png" for name in ("dilation", "flow", "points", "point_10_20")),
+        f"{stem}/point_90_60.png",
+        f"{stem}/offsets.json",
+    ]
+    numbers = json.loads((tmp_path / "out" / stem / "offsets.json").read_text())
     assert len(numbers["layers"]) == 3
     assert len(numbers["points"]) == 2
 
@@ -79,6 +85,51 @@ def test_a_plain_network_has_nothing_to_show(
     assert "is a plain network without deformable layers" in result.stderr
 
 
+def test_a_network_beside_in_both_formats_and_an_animation(
+    visualize: Visualize, images: list[Path], invoke: Invoke, run: Path, tmp_path: Path
+) -> None:
+    plain = tmp_path / "plain.safetensors"
+    model = {"encoder": "resnet18", "decoder_channels": 16, "deform_layers": 0}
+    rewrite_weights(run, plain, {"model": model}, without="conv_offset")
+    options = ("--point=9,9", "--compare", plain, "--format=both", "--animate", "--frames=2")
+    result = visualize(images[0], *options)
+    assert result.exit_code == 0, result.stderr
+    folder = tmp_path / "out" / images[0].stem
+    assert len(result.stdout.splitlines()) == 2 * 5 + 2
+    assert f"what {run.name} and plain see" in folder.with_suffix(".svg").read_text()
+    with Image.open(folder / "animation.webp") as animation:
+        assert animation.n_frames == 2  # type: ignore[attr-defined]
+
+
+@pytest.mark.parametrize(
+    ("options", "text"),
+    [
+        (("--format=pdf",), "--format is 'pdf'; expected png, svg, both"),
+        (("--animate", "--frames=601"), "--frames is 601; expected 1 to 600"),
+        (("--animate", "--frames=0"), "--frames is 0; expected 1 to 600"),
+    ],
+)
+def test_wrong_options(
+    visualize: Visualize, images: list[Path], tmp_path: Path, options: tuple[str, ...], text: str
+) -> None:
+    result = visualize(images[0], *options)
+    assert result.exit_code == 2
+    assert text in result.stderr
+    assert not (tmp_path / "out").exists()
+
+
+def test_points_of_the_prediction_are_the_default(
+    invoke: Invoke, images: list[Path], tmp_path: Path
+) -> None:
+    weights = save_network(tmp_path / "head.safetensors", "none")
+    result = invoke("visualize-offsets", weights, images[0], "--out", tmp_path / "out")
+    assert result.exit_code == 0, result.stderr
+    (path,) = (tmp_path / "out").rglob("point_*.png")  # one object of 96x64 pixels
+    x, y = map(int, path.stem.split("_")[1:])
+    assert min(x, 95 - x) >= 30
+    assert y in (31, 32)
+
+
 @pytest.mark.parametrize("size", [(480, 31), (31, 480), (1, 1)])
 def test_images_of_any_shape_are_drawn(
     visualize: Visualize, tmp_path: Path, size: tuple[int, int]
@@ -86,7 +137,7 @@ def test_images_of_any_shape_are_drawn(
     Image.new("RGB", size, (90, 120, 30)).save(tmp_path / "image.png")
     result = visualize(tmp_path / "image.png", "--point=0,0", "--point=0,0")
     assert result.exit_code == 0, result.stderr
-    assert len(result.stdout.splitlines()) == 3 * 2 + 1 + 1  # the same point is drawn once
+    assert len(result.stdout.splitlines()) == 4 + 1 + 1  # the same point is drawn once
 
 
 def test_a_huge_image_is_shown_to_the_network_smaller(
@@ -95,7 +146,7 @@ def test_a_huge_image_is_shown_to_the_network_smaller(
     monkeypatch.setattr(offsets, "MAX_NETWORK_PIXELS", 32 * 48)
     result = visualize(images[0], "--point=90,60")
     assert result.exit_code == 0, result.stderr
-    numbers = json.loads((tmp_path / "out" / f"{images[0].stem}.json").read_text())
+    numbers = json.loads((tmp_path / "out" / images[0].stem / "offsets.json").read_text())
     assert numbers["layers"][-1]["input_stride_px_yx"] == [32, 32]  # 16, at half the size
 
 
@@ -158,8 +209,8 @@ def test_regions_are_drawn(
     result = draw_regions(invoke, tmp_path, images[0], "deformable-rfcn", "--point=9,9", *options)
     assert result.exit_code == 0, result.stderr
     stem = tmp_path / "out" / images[0].stem
-    assert f"{stem}_regions.png" in result.stdout.splitlines()
-    (region,) = json.loads(stem.with_suffix(".json").read_text())["regions"]
+    assert str(stem / "regions.png") in result.stdout.splitlines()
+    (region,) = json.loads((stem / "offsets.json").read_text())["regions"]
     assert region["class"] == "jade"
     assert region["box_xyxy"] == [0, 0, 96, 64]
     assert region["bins_xyxy"] == region["plain_bins_xyxy"]  # not trained
@@ -171,7 +222,7 @@ def test_a_class_without_regions_is_a_note(
     result = draw_regions(invoke, tmp_path, images[0], "deformable-rfcn", "--regions=amber,coral")
     assert result.exit_code == 0, result.stderr
     assert f"{images[0]}: no region of amber, coral is predicted." in result.stderr
-    assert "_regions.png" not in result.stdout
+    assert "regions.png" not in result.stdout
 
 
 @pytest.mark.parametrize("options", [(), ("--regions=jade",)])
@@ -181,8 +232,10 @@ def test_a_head_without_offsets_has_no_bins_to_draw(
     result = draw_regions(invoke, tmp_path, images[0], "rfcn", *options)
     assert result.exit_code == 0, result.stderr
     assert ("(rfcn) has no offsets; no region is drawn" in result.stderr) == bool(options)
-    assert "_regions.png" not in result.stdout
-    assert "regions" not in json.loads((tmp_path / f"out/{images[0].stem}.json").read_text())
+    assert "regions.png" not in result.stdout
+    assert "regions" not in json.loads(
+        (tmp_path / f"out/{images[0].stem}/offsets.json").read_text()
+    )
 
 
 def test_a_network_with_offsets_in_the_region_head_only(
@@ -191,8 +244,8 @@ def test_a_network_with_offsets_in_the_region_head_only(
     result = draw_regions(invoke, tmp_path, images[0], "deformable-fc", layers=0)
     assert result.exit_code == 0, result.stderr
     assert [Path(line).name for line in result.stdout.splitlines()] == [
-        f"{images[0].stem}_regions.png",
-        f"{images[0].stem}.json",
+        "regions.png",
+        "offsets.json",
     ]
     result = draw_regions(invoke, tmp_path, images[0], "deformable-fc", "--point=1,1", layers=0)
     assert result.exit_code == 2
@@ -251,9 +304,10 @@ def test_html_page_of_a_single_image(
 def test_html_stops_before_any_page(
     invoke: Invoke, visualize: Visualize, run: Path, images: list[Path], tmp_path: Path
 ) -> None:
-    result = visualize(images[0], "--html", "--regions=coral")
-    assert result.exit_code == 2
-    assert "The pages of --html show no regions" in result.stderr
+    for option in ("--regions=coral", "--animate", f"--compare={run}"):
+        result = visualize(images[0], "--html", option)
+        assert result.exit_code == 2
+        assert "its pages show no regions, second network or animation" in result.stderr
     result = visualize(images[0], "--html", "--point=500,1")
     assert result.exit_code == 2
     assert "The point 500,1 is outside the image" in result.stderr

@@ -34,7 +34,6 @@ from dcnseg.visualize.explorer.page import (
     write_gallery,
 )
 from dcnseg.visualize.explorer.payload import (
-    CASCADE_DEPTH,
     MASK_NOT_FINITE,
     MASK_STEPS,
     MAX_ERROR_PX,
@@ -45,6 +44,7 @@ from dcnseg.visualize.explorer.payload import (
 )
 from dcnseg.visualize.geometry import MapGeometry
 from dcnseg.visualize.offsets import (
+    CASCADE_DEPTH,
     LayerOffsets,
     capture_offsets,
     compute_effective_dilation,

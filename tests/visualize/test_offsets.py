@@ -240,3 +240,18 @@ def test_unsupported_models_and_inputs_are_errors() -> None:
         capture_offsets(Network(make_layer()), x.repeat(2, 1, 1, 1), (16, 16))
     with pytest.raises(ConfigError, match="1x1"):
         compute_effective_dilation(capture_one(DeformConv2d(2, 2, 1, bias=False)))
+
+
+@pytest.mark.parametrize(
+    ("name", "title"),
+    [
+        ("encoder.layer4.1.conv2", "layer 4.1 conv2"),
+        ("layers.0", "layers 0"),
+        ("encoder.features.12", "features 12"),
+        ("encoder.blocks.5.0.conv_dw", "blocks 5.0 conv_dw"),
+        ("conv", "conv"),
+    ],
+)
+def test_titles_of_layers(name: str, title: str) -> None:
+    layer = capture_one(make_layer())
+    assert LayerOffsets(**{**vars(layer), "name": name}).title == title

@@ -1,19 +1,19 @@
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
-import numpy.typing as npt
 import pytest
+from matplotlib.axes import Axes
+from matplotlib.collections import LineCollection
+from matplotlib.colors import to_hex
+from matplotlib.patches import Rectangle
 
 from dcnseg.data.synthetic import SCENE_CLASSES
-from dcnseg.inference.overlay import overlay_colors
 from dcnseg.inference.regions import Region
-from dcnseg.visualize import region_drawing
-from dcnseg.visualize.canvas import Rgb
-from dcnseg.visualize.drawing import RED
+from dcnseg.visualize.charts import chart_to_rgb
+from dcnseg.visualize.panels import MOVED, Floats, Rgb, find_class_color
 from dcnseg.visualize.region_bins import RegionBins
 from dcnseg.visualize.region_drawing import PANEL_SIDE, draw_region_bins
+from tests.visualize.test_drawing import captions_of
 
 BOX = (100, 100, 190, 190)
 
@@ -32,77 +32,69 @@ def make_image(height: int = 300, width: int = 400) -> Rgb:
     return np.full((height, width, 3), 90, np.uint8)
 
 
-def draw(
-    monkeypatch: pytest.MonkeyPatch, *bins: RegionBins, image: Rgb | None = None
-) -> list[tuple[str, Rgb]]:
-    """Draw a figure, and return its captions and panels."""
-    found: list[tuple[str, Rgb]] = []
-
-    def compose(panels: Sequence[tuple[str, Rgb]], *_: object) -> Rgb:
-        found.extend(panels)
-        return make_image()
-
-    monkeypatch.setattr(region_drawing, "compose", compose)
-    draw_region_bins(make_image() if image is None else image, bins, SCENE_CLASSES)
+def boxes_of(axes: Axes) -> list[list[float]]:
+    """Left, top, right and bottom of the rectangles of a panel, from the corner of the image."""
+    found = []
+    for patch in axes.patches:
+        if isinstance(patch, Rectangle) and patch.get_width() > 0:
+            (x, y), width, height = patch.get_xy(), patch.get_width(), patch.get_height()
+            found.append([x + 0.5, y + 0.5, x + width + 0.5, y + height + 0.5])
     return found
 
 
-def extent_of(panel: Rgb, color: npt.ArrayLike) -> tuple[float, float, float, float]:
-    """The left, top, right and bottom of the pixels of a color, the last two exclusive."""
-    rows, columns = np.nonzero((panel == np.asarray(color)).all(-1))
-    return columns.min(), rows.min(), columns.max() + 1, rows.max() + 1
+def edges_of(axes: Axes, color: str) -> Floats:
+    """The segments of a color in a panel, from the corner of the image."""
+    found = [
+        np.array(lines.get_segments()).reshape(-1, 2, 2)
+        for lines in axes.collections
+        if isinstance(lines, LineCollection) and to_hex(np.asarray(lines.get_color())[0]) == color
+    ]
+    return np.concatenate(found) + 0.5
 
 
-def test_moved_bins_and_the_box_are_to_scale(monkeypatch: pytest.MonkeyPatch) -> None:
-    (_, whole), (caption, panel) = draw(monkeypatch, make_bins())
-    assert caption == "1. jade score 0.97, 90x90 px, mean offset 30 px"
-    # Box and bins reach from (100, 100) to (220, 190): a window of ceil(1.08 * 120) + 2 pixels.
-    side = 132
-    scale = PANEL_SIDE / side
-    corner_xy = np.array([160 - side / 2, 145 - side / 2])
-    color = overlay_colors(SCENE_CLASSES)[2]
-
-    def to_panel(*box: float) -> list[float]:
-        return list(((np.array(box).reshape(2, 2) - corner_xy) * scale).ravel())
-
-    left, top, _, bottom = extent_of(panel, color)  # bins cover the right edge
-    expected = to_panel(*BOX)
-    assert [left, top, bottom] == pytest.approx([*expected[:2], expected[3]], abs=3)
-    # The upper edge of the first row, without the lines between the centers.
-    (_, first, _, last) = to_panel(0, 95, 0, 105)
-    left, _, right, _ = extent_of(panel[round(first) : round(last)], RED)
-    assert [left, right] == pytest.approx(to_panel(130, 0, 220, 0)[::2], abs=3)
-    _, top, right, bottom = extent_of(panel, RED)
-    assert [top, right, bottom] == pytest.approx(to_panel(0, 100, 220, 190)[1:], abs=3)
-    assert whole.shape == (360, 480, 3)
-    left, _, right, bottom = extent_of(whole, color)  # the number is above the box
-    expected = [v * PANEL_SIDE / 400 for v in BOX]
-    assert [left, right, bottom] == pytest.approx([expected[0], *expected[2:]], abs=2)
+def test_moved_bins_and_the_box_are_to_scale() -> None:
+    bins = make_bins()
+    figure = draw_region_bins(make_image(), [bins], SCENE_CLASSES)
+    whole, axes = figure.axes[:2]
+    assert captions_of(figure)[1] == "1. jade score 0.97, 90x90 px, mean offset 30 px"
+    color = find_class_color(SCENE_CLASSES, 2)
+    for panel in (whole, axes):
+        box = edges_of(panel, color)
+        assert [*box.min((0, 1)), *box.max((0, 1))] == list(BOX)
+    moved = edges_of(axes, MOVED)
+    assert len(moved) == 9 * 4 + 9  # and the ways of the centers
+    assert [*moved.min((0, 1)), *moved.max((0, 1))] == [115, 100, 220, 190]
+    assert [*moved[:36].min((0, 1)), *moved[:36].max((0, 1))] == [130, 100, 220, 190]
+    drawn = boxes_of(axes)
+    for row in (*bins.plain.reshape(-1, 4), *bins.moved.reshape(-1, 4)):
+        assert any(row == pytest.approx(box) for box in drawn)
+    # Box and bins reach from (100, 100) to (220, 190): 120 pixels and 4 % on each side.
+    (left, right), (bottom, top) = axes.get_xlim(), axes.get_ylim()
+    assert right - left == bottom - top == pytest.approx(1.08 * 120 + 2)
+    assert ((left + right) / 2, (top + bottom) / 2) == (159.5, 144.5)
 
 
 @pytest.mark.parametrize("k", [3, 6])
-def test_plain_bins_are_dashed(monkeypatch: pytest.MonkeyPatch, k: int) -> None:
-    _, (_, panel) = draw(monkeypatch, make_bins(k, (0.0, 30.0)))
-    # The edge at x = 130 between y = 102 and 128, above the moved bins.
-    scale, corner_xy = PANEL_SIDE / 132, np.array([145 - 66, 160 - 66])
-    (x, top), (_, bottom) = np.rint((np.array([[130, 102], [130, 128]]) - corner_xy) * scale)
-    edge = panel[int(top) : int(bottom), int(x) - 1 : int(x) + 2].max(axis=(1, 2))
-    is_dash = edge > 140  # the image is 90
-    assert 0.4 < is_dash.mean() < 0.8
-    assert np.count_nonzero(np.diff(is_dash)) >= 8
+def test_plain_bins_are_dashed(k: int) -> None:
+    figure = draw_region_bins(make_image(), [make_bins(k, (0.0, 30.0))], SCENE_CLASSES)
+    styles = [patch.get_linestyle() for patch in figure.axes[1].patches]
+    assert len([style for style in styles if style not in ("-", "solid")]) == k * k
+    lines = [each for each in figure.axes[1].collections if isinstance(each, LineCollection)]
+    assert len(lines) == (3 if k == 3 else 2)  # no ways of the centers of many bins
 
 
-def test_far_missing_and_empty_bins(monkeypatch: pytest.MonkeyPatch) -> None:
+def test_far_missing_and_empty_bins() -> None:
     bins = make_bins()
     bins.moved[0, 0] = np.nan
     bins.moved[0, 1] += 1e6
     bins.moved[0, 2] += 500
     bins.plain[2, 2, 2] = bins.plain[2, 2, 0]  # no pixels
-    _, (caption, panel) = draw(monkeypatch, bins)
-    assert caption.endswith(", 1 not finite, 2 beyond the margin")
-    assert panel.shape == (PANEL_SIDE, PANEL_SIDE, 3)
+    figure = draw_region_bins(make_image(), [bins], SCENE_CLASSES)
+    assert captions_of(figure)[1].endswith(", 1 not finite, 2 beyond the margin")
+    chart_to_rgb(figure)
     bins.moved[:] = np.nan
-    assert draw(monkeypatch, bins)[1][0].endswith("90x90 px, 9 not finite")
+    figure = draw_region_bins(make_image(), [bins], SCENE_CLASSES)
+    assert captions_of(figure)[1].endswith("90x90 px, 9 not finite")
 
 
 @pytest.mark.parametrize("size", [(480, 31), (31, 480), (1, 1)])
@@ -112,5 +104,6 @@ def test_images_of_any_shape_are_drawn(size: tuple[int, int]) -> None:
     plain = np.array([[[-3.5, -3.5, 4.5, 4.5]]])
     for num_regions in range(1, 7):
         bins = [RegionBins(region, plain, plain - 9)] * num_regions
-        page = draw_region_bins(make_image(height, width), bins, SCENE_CLASSES)
-        assert page.shape[1] >= PANEL_SIDE
+        figure = draw_region_bins(make_image(height, width), bins, SCENE_CLASSES)
+        assert figure.get_figwidth() >= PANEL_SIDE
+    chart_to_rgb(figure)

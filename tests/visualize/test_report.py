@@ -15,8 +15,11 @@ from dcnseg.data.synthetic import SCENE_CLASSES
 from dcnseg.errors import ConfigError
 from dcnseg.inference.regions import Region
 from dcnseg.ops.deform_conv.module import DeformConv2d
+from dcnseg.visualize.offsets import capture_offsets
+from dcnseg.visualize.points import NamedPoint
 from dcnseg.visualize.region_bins import RegionBins
-from dcnseg.visualize.report import check_points, make_default_points, to_json, visualize_image
+from dcnseg.visualize.report import to_json, visualize_image
+from dcnseg.visualize.summary import NetworkView
 
 
 class Network(nn.Module):
@@ -34,28 +37,51 @@ class Network(nn.Module):
         return self.layers(self.stem(x))  # type: ignore[no-any-return]
 
 
-def visualize(tmp_path: Path, num_layers: int = 4, **options: Any) -> list[Path]:
+def make_view(num_layers: int) -> NetworkView:
     torch.manual_seed(0)
+    layers = []
+    if num_layers:
+        layers = capture_offsets(Network(num_layers), torch.rand(1, 3, 48, 64), (48, 64))
+    return NetworkView("run", layers, np.zeros((48, 64), np.uint8), SCENE_CLASSES)
+
+
+def visualize(tmp_path: Path, num_layers: int = 4, **options: Any) -> list[Path]:
     image = np.full((48, 64, 3), 80, np.uint8)
-    settings: dict[str, Any] = {"points": [(32.0, 24.0), (0.0, 47.0)], "stem": "street/a.b"}
-    settings |= {"image": image, "out_dir": tmp_path / "out"} | options
-    return visualize_image(Network(num_layers), torch.rand(1, 3, 48, 64), **settings)
+    settings: dict[str, Any] = {
+        "image": image,
+        "views": [make_view(num_layers)],
+        "points": [NamedPoint((32.0, 24.0)), NamedPoint((0.0, 47.0))],
+        "out_dir": tmp_path / "out",
+        "stem": "street/a.b",
+    }
+    return visualize_image(**(settings | options))
 
 
-def test_files_are_named_after_layers_and_points(tmp_path: Path) -> None:
-    paths = visualize(tmp_path, num_layers=2)
+def test_a_summary_and_a_folder_of_figures(tmp_path: Path) -> None:
+    paths = visualize(tmp_path, num_layers=2, frames=2)
     assert [str(path.relative_to(tmp_path / "out")) for path in paths] == [
-        "street/a.b_layers.0_dilation.png",
-        "street/a.b_layers.0_offsets.png",
-        "street/a.b_layers.1_dilation.png",
-        "street/a.b_layers.1_offsets.png",
-        "street/a.b_point_32_24.png",
-        "street/a.b_point_0_47.png",
-        "street/a.b.json",
+        "street/a.b.png",
+        "street/a.b/dilation.png",
+        "street/a.b/flow.png",
+        "street/a.b/points.png",
+        "street/a.b/point_32_24.png",
+        "street/a.b/point_0_47.png",
+        "street/a.b/animation.webp",
+        "street/a.b/offsets.json",
     ]
-    assert sorted((tmp_path / "out/street").iterdir()) == sorted(paths)
+    written = [path for path in (tmp_path / "out").rglob("*") if path.is_file()]
+    assert sorted(written) == sorted(paths)
     for path in paths[:-1]:
         assert read_image(path).shape[1] >= 640
+
+
+def test_formats(tmp_path: Path) -> None:
+    paths = visualize(tmp_path, 1, points=[], suffixes=(".png", ".svg"))
+    assert [path.name for path in paths] == [
+        *("a.b.png", "a.b.svg", "dilation.png", "dilation.svg", "flow.png", "flow.svg"),
+        "offsets.json",
+    ]
+    assert ">a.b: what run sees</text>" in paths[1].read_text()
 
 
 def test_json_has_the_numbers_of_the_figures(tmp_path: Path) -> None:
@@ -87,28 +113,12 @@ def test_json_has_the_numbers_of_the_figures(tmp_path: Path) -> None:
     assert max(y for _, y in numbers["points"][1]["last_layer"]["positions_xy"]) == 50
 
 
-POINTS_OUTSIDE = [(64.0, 10.0), (-0.5, 0), (0, -1), (64, 0), (0, 48), (math.nan, 0)]
-
-
 def test_invalid_settings_write_nothing(tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"64,10 .* 64x48 .* 0\.\.63 and y in 0\.\.47"):
-        visualize(tmp_path, points=[(5.0, 5.0), POINTS_OUTSIDE[0]])
-    for point in POINTS_OUTSIDE:
-        with pytest.raises(ConfigError, match="outside the image of 64x48"):
-            check_points([point], (48, 64))
-    with pytest.raises(ConfigError, match=r"cascade_depth.* is 0"):
-        visualize(tmp_path, cascade_depth=0)
-    with pytest.raises(ConfigError, match="no deformable layer"):
+        visualize(tmp_path, points=[NamedPoint((5.0, 5.0)), NamedPoint((64.0, 10.0))])
+    with pytest.raises(ConfigError, match="run has no deformable layer"):
         visualize(tmp_path, num_layers=0)
     assert not (tmp_path / "out").exists()
-
-
-def test_make_default_points() -> None:
-    points = [(16, 12), (48, 12), (16, 36), (48, 36)]
-    assert make_default_points((48, 64), columns=2, rows=2) == points
-    assert len(make_default_points((360, 480))) == 9
-    for size_hw in ((1, 1), (2, 7), (360, 480)):
-        check_points(make_default_points(size_hw), size_hw)
 
 
 def test_json_is_strict_and_compact() -> None:
@@ -127,8 +137,8 @@ def make_region_bins() -> RegionBins:
 
 
 def test_regions_are_in_a_figure_and_in_the_json(tmp_path: Path) -> None:
-    paths = visualize(tmp_path, regions=([make_region_bins()], SCENE_CLASSES))
-    assert paths[-2].name == "a.b_regions.png"
+    paths = visualize(tmp_path, regions=[make_region_bins()])
+    assert paths[-2].name == "regions.png"
     assert read_image(paths[-2]).shape[1] >= 640
     numbers = json.loads(paths[-1].read_text())
     assert numbers["regions"] == [
@@ -153,15 +163,15 @@ def test_regions_are_in_a_figure_and_in_the_json(tmp_path: Path) -> None:
 
 def test_without_regions_there_is_no_figure_of_them(tmp_path: Path) -> None:
     assert "regions" not in json.loads(visualize(tmp_path)[-1].read_text())
-    paths = visualize(tmp_path, regions=([], SCENE_CLASSES))
+    paths = visualize(tmp_path, regions=[])
     assert not [path for path in paths if "regions" in path.name]
     assert json.loads(paths[-1].read_text())["regions"] == []
 
 
 def test_a_network_may_have_only_offsets_of_regions(tmp_path: Path) -> None:
-    regions = [make_region_bins()], SCENE_CLASSES
+    regions = [make_region_bins()]
     paths = visualize(tmp_path, num_layers=0, points=[], regions=regions)
-    assert [path.name for path in paths] == ["a.b_regions.png", "a.b.json"]
+    assert [path.name for path in paths] == ["regions.png", "offsets.json"]
     numbers = json.loads(paths[-1].read_text())
     assert numbers["layers"] == numbers["points"] == []
     with pytest.raises(ConfigError, match="no deformable layer"):

@@ -24,13 +24,13 @@ from dcnseg.errors import NotFiniteError, ShapeError
 from dcnseg.files import atomic_path
 from dcnseg.inference.predictor import Predictor
 from dcnseg.visualize.explorer.payload import (
-    CASCADE_DEPTH,
     UInt8Array,
     compute_error_px,
     make_payload,
     select_layers,
 )
-from dcnseg.visualize.offsets import LayerOffsets, capture_offsets, limit_size
+from dcnseg.visualize.offsets import CASCADE_DEPTH, LayerOffsets, capture_offsets, limit_size
+from dcnseg.visualize.points import Point
 
 MAX_IMAGE_SIDE: Final = 1600  # pixels of the embedded image
 THUMBNAIL_SIDE: Final = 360
@@ -49,7 +49,6 @@ _ENVIRONMENT: Final = jinja2.Environment(
     trim_blocks=True,
     lstrip_blocks=True,
 )
-Point = tuple[float, float]
 
 
 @dataclass(frozen=True)

@@ -19,9 +19,8 @@ import numpy.typing as npt
 
 from dcnseg.data.class_map import ClassMap
 from dcnseg.inference.overlay import overlay_colors
-from dcnseg.visualize.offsets import LayerOffsets, compute_tap_steps
+from dcnseg.visualize.offsets import CASCADE_DEPTH, LayerOffsets, compute_tap_steps
 
-CASCADE_DEPTH: Final = 3  # layers, as in the paper's Figure 6: 9^3 = 729 points
 MAX_POINTS: Final = 50_000  # of one cascade; with many offset groups, it has fewer layers
 MAX_ERROR_PX: Final = 1 / 16  # of a sampling point of a cascade, in image pixels
 MAX_LAYER_BYTES: Final = 12 << 20  # of all layers, before base64

@@ -14,12 +14,11 @@ from dcnseg.inference.predictor import Predictor
 from dcnseg.inference.results import describe_error
 from dcnseg.visualize.explorer.page import (
     GalleryEntry,
-    Point,
     make_thumbnail,
     write_explorer,
     write_gallery,
 )
-from dcnseg.visualize.report import check_points
+from dcnseg.visualize.points import Point, check_points
 from dcnseg.visualize.run import OffsetReport
 
 INDEX = "index.html"

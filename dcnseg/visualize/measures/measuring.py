@@ -66,12 +66,12 @@ from dcnseg.visualize.measures.sums import (
     OffsetSpread,
 )
 from dcnseg.visualize.offsets import (
+    CASCADE_DEPTH,
     LayerOffsets,
     capture_offsets,
     compute_effective_dilation,
     limit_size,
 )
-from dcnseg.visualize.report import CASCADE_DEPTH
 
 MAX_PATHS: Final = 81  # of the 729 paths of three layers; all locations together have enough
 
