@@ -13,9 +13,9 @@ from pathlib import Path
 from dcnseg.data.image_io import read_image, write_jpeg
 from dcnseg.inference.predictor import Predictor
 from dcnseg.visualize.charts import chart_to_rgb
+from dcnseg.visualize.figures.summary import draw_summary
 from dcnseg.visualize.points import choose_points
 from dcnseg.visualize.run import view_image
-from dcnseg.visualize.summary import draw_summary
 
 IMAGE = Path(__file__).parent / "images" / "scene.jpg"
 

@@ -28,14 +28,17 @@ ROWS = (
     ("dcnseg_cli",),
 )
 ROW_OF = {name: i for i, row in enumerate(ROWS) for name in row}
-# Within dcnseg.data; every module that is not listed is a leaf in the lowest row.
-DATA_ROWS = (
-    (),
-    ("dcnseg.data.polygons",),
-    ("dcnseg.data.dataset", "dcnseg.data.pairing"),
-    ("dcnseg.data.check",),
-)
-DATA_ROW_OF = {name: i for i, row in enumerate(DATA_ROWS) for name in row}
+# Within a package; every module that is not listed is a leaf in the lowest row.
+ROWS_WITHIN = {
+    "dcnseg.data": ((), ("polygons",), ("dataset", "pairing"), ("check",)),
+    "dcnseg.visualize": ((), ("figures", "measures"), ("report",), ("run",), ("explorer",)),
+}
+ROW_WITHIN = {
+    f"{package}.{name}": i
+    for package, rows in ROWS_WITHIN.items()
+    for i, row in enumerate(rows)
+    for name in row
+}
 NO_TORCH = ROWS[0]
 
 FILES = sorted([*(ROOT / "dcnseg").rglob("*.py"), *(ROOT / "cli" / "dcnseg_cli").rglob("*.py")])
@@ -78,12 +81,20 @@ def test_imports_point_down(path: Path) -> None:
             assert ROW_OF[other] < ROW_OF[unit] or is_beside, f"{path} imports {other}"
 
 
-@pytest.mark.parametrize("path", [path for path in FILES if "data" in path.parts], ids=module_of)
-def test_imports_within_data_point_down(path: Path) -> None:
+@pytest.mark.parametrize(
+    "path", [path for path in FILES if unit_of(module_of(path)) in ROWS_WITHIN], ids=module_of
+)
+def test_imports_within_a_package_point_down(path: Path) -> None:
     own, *others = (".".join(m.split(".")[:3]) for m in (module_of(path), *imports_of(path)))
-    for other in {other for other in others if other.startswith("dcnseg.data.")} - {own}:
-        row, other_row = DATA_ROW_OF.get(own, 0), DATA_ROW_OF.get(other, 0)
+    package = unit_of(own)
+    for other in {other for other in others if other.startswith(f"{package}.")} - {own}:
+        row, other_row = ROW_WITHIN.get(own, 0), ROW_WITHIN.get(other, 0)
         assert other_row < row or row == other_row == 0, f"{path} imports {other}"
+
+
+def test_packages_with_rows_exist() -> None:
+    modules = {".".join(module_of(path).split(".")[:3]) for path in FILES}
+    assert set(ROW_WITHIN) <= modules
 
 
 @pytest.mark.parametrize("unit", NO_TORCH)

@@ -41,7 +41,7 @@ from dcnseg.visualize.charts import (
     draw_training_curves,
     save_chart,
 )
-from dcnseg.visualize.drawing import draw_effective_dilation, draw_offset_flow
+from dcnseg.visualize.figures.drawing import draw_effective_dilation, draw_offset_flow
 from dcnseg.visualize.offsets import capture_offsets, limit_size
 
 LABELS = {

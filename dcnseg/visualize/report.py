@@ -16,19 +16,23 @@ from dcnseg.data.class_map import ClassMap
 from dcnseg.errors import ConfigError
 from dcnseg.files import atomic_path
 from dcnseg.visualize.charts import save_chart
-from dcnseg.visualize.drawing import draw_effective_dilation, draw_offset_flow
+from dcnseg.visualize.figures.drawing import draw_effective_dilation, draw_offset_flow
+from dcnseg.visualize.figures.panels import Rgb
+from dcnseg.visualize.figures.point_drawing import (
+    draw_points,
+    draw_sampling_points,
+    write_animation,
+)
+from dcnseg.visualize.figures.region_drawing import draw_region_bins
+from dcnseg.visualize.figures.summary import NetworkView, draw_summary
 from dcnseg.visualize.offsets import (
     CASCADE_DEPTH,
     LayerOffsets,
     SamplingPoints,
     compute_effective_dilation,
 )
-from dcnseg.visualize.panels import Rgb
-from dcnseg.visualize.point_drawing import draw_points, draw_sampling_points, write_animation
 from dcnseg.visualize.points import NamedPoint, TracedPoint, check_points, trace_point
 from dcnseg.visualize.region_bins import RegionBins
-from dcnseg.visualize.region_drawing import draw_region_bins
-from dcnseg.visualize.summary import NetworkView, draw_summary
 
 
 def visualize_image(

@@ -18,6 +18,7 @@ from dcnseg.inference.inputs import InputImage
 from dcnseg.inference.predictor import Predictor
 from dcnseg.inference.regions import Region
 from dcnseg.inference.results import describe_error
+from dcnseg.visualize.figures.summary import NetworkView
 from dcnseg.visualize.offsets import capture_offsets, limit_size
 from dcnseg.visualize.points import NamedPoint, check_points, choose_points
 from dcnseg.visualize.region_bins import (
@@ -26,7 +27,6 @@ from dcnseg.visualize.region_bins import (
     has_region_offsets,
 )
 from dcnseg.visualize.report import visualize_image
-from dcnseg.visualize.summary import NetworkView
 
 SUFFIXES: Final = {"png": (".png",), "svg": (".svg",), "both": (".png", ".svg")}
 MAX_FRAMES: Final = 600

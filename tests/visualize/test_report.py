@@ -15,11 +15,11 @@ from dcnseg.data.synthetic import SCENE_CLASSES
 from dcnseg.errors import ConfigError
 from dcnseg.inference.regions import Region
 from dcnseg.ops.deform_conv.module import DeformConv2d
+from dcnseg.visualize.figures.summary import NetworkView
 from dcnseg.visualize.offsets import capture_offsets
 from dcnseg.visualize.points import NamedPoint
 from dcnseg.visualize.region_bins import RegionBins
 from dcnseg.visualize.report import to_json, visualize_image
-from dcnseg.visualize.summary import NetworkView
 
 
 class Network(nn.Module):

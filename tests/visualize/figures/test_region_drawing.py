@@ -10,10 +10,10 @@ from matplotlib.patches import Rectangle
 from dcnseg.data.synthetic import SCENE_CLASSES
 from dcnseg.inference.regions import Region
 from dcnseg.visualize.charts import chart_to_rgb
-from dcnseg.visualize.panels import MOVED, Floats, Rgb, find_class_color
+from dcnseg.visualize.figures.panels import MOVED, Floats, Rgb, find_class_color
+from dcnseg.visualize.figures.region_drawing import PANEL_SIDE, draw_region_bins
 from dcnseg.visualize.region_bins import RegionBins
-from dcnseg.visualize.region_drawing import PANEL_SIDE, draw_region_bins
-from tests.visualize.test_drawing import captions_of
+from tests.visualize.figures.test_drawing import captions_of
 
 BOX = (100, 100, 190, 190)
 

@@ -11,11 +11,21 @@ from matplotlib.figure import Figure
 from PIL import Image
 
 from dcnseg.visualize.charts import chart_to_rgb
+from dcnseg.visualize.figures.panels import Floats, Rgb, is_within
+from dcnseg.visualize.figures.point_drawing import (
+    draw_points,
+    draw_sampling_points,
+    write_animation,
+)
 from dcnseg.visualize.offsets import LayerOffsets, trace_cascade
-from dcnseg.visualize.panels import Floats, Rgb, is_within
-from dcnseg.visualize.point_drawing import draw_points, draw_sampling_points, write_animation
 from dcnseg.visualize.points import NamedPoint, trace_point
-from tests.visualize.test_drawing import captions_of, legend_of, make_image, make_layer, shift
+from tests.visualize.figures.test_drawing import (
+    captions_of,
+    legend_of,
+    make_image,
+    make_layer,
+    shift,
+)
 
 
 def draw(image: Rgb, layer: LayerOffsets, point: tuple[float, float], count: int = 2) -> Figure:
@@ -154,7 +164,7 @@ def test_the_moving_point_stays_in_the_image(
         traced.append(xy)
         return trace_cascade(layers, xy, **options)
 
-    monkeypatch.setattr("dcnseg.visualize.point_drawing.trace_cascade", trace)
+    monkeypatch.setattr("dcnseg.visualize.figures.point_drawing.trace_cascade", trace)
     write_animation(
         make_image(240, 320), [make_layer(shift(1, 0, 15, 20))], 12, tmp_path / "a.webp"
     )

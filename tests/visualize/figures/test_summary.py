@@ -8,11 +8,11 @@ from matplotlib.quiver import Quiver
 from dcnseg.data.class_map import ClassMap, with_colors
 from dcnseg.data.synthetic import SCENE_CLASSES
 from dcnseg.visualize.charts import chart_to_rgb
+from dcnseg.visualize.figures.panels import FAINT_INK
+from dcnseg.visualize.figures.summary import NetworkView, draw_summary
 from dcnseg.visualize.offsets import LayerOffsets
-from dcnseg.visualize.panels import FAINT_INK
 from dcnseg.visualize.points import NamedPoint
-from dcnseg.visualize.summary import NetworkView, draw_summary
-from tests.visualize.test_drawing import (
+from tests.visualize.figures.test_drawing import (
     captions_of,
     legend_of,
     make_image,
@@ -20,7 +20,7 @@ from tests.visualize.test_drawing import (
     shift,
     stretch,
 )
-from tests.visualize.test_point_drawing import dots_of
+from tests.visualize.figures.test_point_drawing import dots_of
 
 POINTS = [
     NamedPoint((100.0, 100.0), "background"),

@@ -16,7 +16,7 @@ from matplotlib.patches import Patch
 from dcnseg.data.class_map import ClassMap
 from dcnseg.inference.overlay import draw_overlay, present_classes
 from dcnseg.visualize.charts import INK, PALETTE, shorten
-from dcnseg.visualize.drawing import (
+from dcnseg.visualize.figures.drawing import (
     PADDING_NOTE,
     WHEEL_WIDTH,
     add_dilation_bar,
@@ -27,8 +27,7 @@ from dcnseg.visualize.drawing import (
     show_dilation,
     show_flow,
 )
-from dcnseg.visualize.offsets import CASCADE_DEPTH, LayerOffsets, trace_cascade
-from dcnseg.visualize.panels import (
+from dcnseg.visualize.figures.panels import (
     PANEL_STYLE,
     Rgb,
     capitalize,
@@ -39,7 +38,8 @@ from dcnseg.visualize.panels import (
     show_image,
     tag,
 )
-from dcnseg.visualize.point_drawing import draw_samples, mark_location, modulation_handles
+from dcnseg.visualize.figures.point_drawing import draw_samples, mark_location, modulation_handles
+from dcnseg.visualize.offsets import CASCADE_DEPTH, LayerOffsets, trace_cascade
 from dcnseg.visualize.points import NamedPoint
 
 MAX_POINTS: Final = 5  # drawn in one panel

@@ -15,7 +15,7 @@ from matplotlib.patches import Rectangle
 
 from dcnseg.data.class_map import ClassMap
 from dcnseg.visualize.charts import INK, shorten
-from dcnseg.visualize.panels import (
+from dcnseg.visualize.figures.panels import (
     MOVED,
     PANEL_STYLE,
     PLAIN,

@@ -11,17 +11,17 @@ from matplotlib.quiver import Quiver
 
 from dcnseg.ops.offset_stats import OffsetStatistics, TapGrid
 from dcnseg.visualize.charts import chart_to_rgb
-from dcnseg.visualize.drawing import (
+from dcnseg.visualize.figures.drawing import (
     DILATION_COLORS,
     draw_effective_dilation,
     draw_offset_flow,
     find_dilation_limit,
     find_flow_scale,
 )
+from dcnseg.visualize.figures.panels import MISSING, Floats, Rgb
 from dcnseg.visualize.geometry import MapGeometry
 from dcnseg.visualize.offsets import LayerOffsets
-from dcnseg.visualize.panels import MISSING, Floats, Rgb
-from tests.visualize.test_panels import place
+from tests.visualize.figures.test_panels import place
 
 GRID = TapGrid((3, 3), (1, 1), (2, 2), (2, 2))  # kernel, stride, padding, dilation
 

@@ -16,14 +16,8 @@ from PIL import Image
 
 from dcnseg.files import atomic_path
 from dcnseg.visualize.charts import DPI, INK, shorten
-from dcnseg.visualize.drawing import make_meshes
-from dcnseg.visualize.offsets import (
-    CASCADE_DEPTH,
-    LayerOffsets,
-    SamplingPoints,
-    trace_cascade,
-)
-from dcnseg.visualize.panels import (
+from dcnseg.visualize.figures.drawing import make_meshes
+from dcnseg.visualize.figures.panels import (
     MOVED,
     PANEL_STYLE,
     PLAIN,
@@ -38,6 +32,12 @@ from dcnseg.visualize.panels import (
     is_within,
     make_sheet,
     show_image,
+)
+from dcnseg.visualize.offsets import (
+    CASCADE_DEPTH,
+    LayerOffsets,
+    SamplingPoints,
+    trace_cascade,
 )
 from dcnseg.visualize.points import NamedPoint, Point, TracedPoint, trace_point
 

@@ -18,12 +18,7 @@ from matplotlib.quiver import Quiver
 from torch import Tensor
 
 from dcnseg.visualize.charts import INK, PALETTE
-from dcnseg.visualize.offsets import (
-    LayerOffsets,
-    compute_effective_dilation,
-    compute_sampling_positions,
-)
-from dcnseg.visualize.panels import (
+from dcnseg.visualize.figures.panels import (
     FAINT_INK,
     MISSING,
     MOVED,
@@ -43,6 +38,11 @@ from dcnseg.visualize.panels import (
     nice_above,
     show_image,
     show_map,
+)
+from dcnseg.visualize.offsets import (
+    LayerOffsets,
+    compute_effective_dilation,
+    compute_sampling_positions,
 )
 
 DILATION_COLORS: Final = matplotlib.colormaps["RdBu_r"].with_extremes(bad=MISSING)

@@ -13,8 +13,7 @@ from matplotlib.colors import Normalize
 from matplotlib.text import Text
 
 from dcnseg.visualize.charts import DPI, chart_to_rgb, save_chart
-from dcnseg.visualize.geometry import MapGeometry
-from dcnseg.visualize.panels import (
+from dcnseg.visualize.figures.panels import (
     Rgb,
     Sheet,
     dim,
@@ -28,6 +27,7 @@ from dcnseg.visualize.panels import (
     show_image,
     show_map,
 )
+from dcnseg.visualize.geometry import MapGeometry
 
 GRAYS = matplotlib.colormaps["gray"].with_extremes(bad="#ff00ff")
 

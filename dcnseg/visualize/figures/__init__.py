@@ -1,0 +1,1 @@
+"""Figures of the offsets for one image, drawn with Matplotlib."""
