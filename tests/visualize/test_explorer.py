@@ -43,6 +43,9 @@ from dcnseg.visualize.explorer.payload import (
     select_layers,
 )
 from dcnseg.visualize.geometry import MapGeometry
+from dcnseg.visualize.measures.measuring import OffsetSums
+from dcnseg.visualize.measures.pixel_groups import IGNORED, OUTSIDE
+from dcnseg.visualize.measures.results import ALL, OBJECTS, SIZE
 from dcnseg.visualize.offsets import (
     CASCADE_DEPTH,
     LayerOffsets,
@@ -106,6 +109,15 @@ def make_labels(size_hw: tuple[int, int] = SIZE_HW, seed: int = 0) -> UInt8Array
     coarse = np.random.default_rng(seed).choice([0, 0, 1, 2, 3, 255], (8, 9)).astype(np.uint8)
     rows, columns = (np.arange(n) * c // n for n, c in zip(size_hw, coarse.shape, strict=True))
     return coarse[np.ix_(rows, columns)]
+
+
+def number_objects(labels: UInt8Array) -> npt.NDArray[np.int64]:
+    """Objects of at least 16 pixels from 1, 0 for smaller ones, -1 where ignored."""
+    found = cc3d.connected_components(labels.astype(np.uint16) + 1, connectivity=8)
+    found = np.where(np.bincount(found.ravel())[found] >= 16, found, 0).astype(np.int64)
+    found[labels == 0] = 1 + found.max()  # the background as a whole
+    found[labels == 255] = -1
+    return found
 
 
 def make_content(layers: Sequence[LayerOffsets], **changes: Any) -> ExplorerContent:
@@ -249,7 +261,7 @@ def test_points_of_a_network_match_python(
 def test_heat_maps_and_numbers_match_python(open_page: Open, simple_page: Path) -> None:
     layers = [as_embedded(layer) for layer in make_layers(is_modulated=True)]
     labels = make_labels()
-    objects = cc3d.connected_components(labels.astype(np.uint16) + 1, connectivity=8)
+    objects = number_objects(labels)
     point = (50.0, 54.0)
     cascade = trace_cascade(layers, point)
     with open_page(simple_page) as page:
@@ -277,12 +289,52 @@ def test_heat_maps_and_numbers_match_python(open_page: Open, simple_page: Path) 
     for i, samples in enumerate((cascade, trace_cascade(layers, point, is_plain=True))):
         columns, rows = (samples.positions_xy + 0.5).floor().long().T.numpy()
         is_inside = (rows >= 0) & (rows < SIZE_HW[0]) & (columns >= 0) & (columns < SIZE_HW[1])
-        is_same = np.zeros(len(rows))
-        is_same[is_inside] = objects[rows[is_inside], columns[is_inside]] == objects[center]
-        weights = samples.weights.double().numpy()
+        found = np.full(len(rows), -2)
+        found[is_inside] = objects[rows[is_inside], columns[is_inside]]
+        weights = samples.weights.double().numpy() * (found != -1)
+        share = ((found == objects[center]) * weights).sum() / weights.sum()
         assert numbers["outside"][i] == pytest.approx(1 - is_inside.mean())
-        assert numbers["onTrue"][i] == pytest.approx((is_same * weights).sum() / weights.sum())
+        assert numbers["onTrue"][i] == pytest.approx(share)
         assert 0 < numbers["onTrue"][i] < 1
+        assert (found == -1).any()
+
+
+def test_shares_on_objects_are_those_of_the_measures(open_page: Open, tmp_path: Path) -> None:
+    layer = make_layer(2)
+    labels = np.where(make_labels() == 255, 0, make_labels()).astype(np.uint8)
+    labels[50:65, 16:31] = 0
+    labels[56:59, 22:25] = 3  # too small to be an object
+    write_explorer_page(tmp_path / "page.html", make_content([layer], labels=labels))
+    places = np.stack(np.meshgrid(np.arange(17), np.arange(13)), -1).reshape(-1, 2)
+    locations = 8 * places + (-1.5, 0.5)
+    with open_page(tmp_path / "page.html") as page:
+        shares = np.array(
+            page.evaluate(
+                "(points) => points.map(([x, y]) => dcnsegExplorer.numbersAt(x, y).onTrue)",
+                locations.tolist(),
+            )
+        )
+        start = get_state(page)["point"]
+    columns, rows = np.floor(locations + 0.5).astype(int).T
+    is_inside = (rows >= 0) & (rows < SIZE_HW[0]) & (columns >= 0) & (columns < SIZE_HW[1])
+    objects = number_objects(labels)
+    centers = np.where(is_inside, objects[rows % SIZE_HW[0], columns % SIZE_HW[1]], -2)
+    assert {-2, 0} < set(centers.tolist())
+    assert np.isnan(shares[:, 0]).tolist() == (centers <= 0).tolist()
+    sums = OffsetSums(SCENE_CLASSES)
+    sums.add([as_embedded(layer)], labels)
+    groups = sums.result().layers[0].groups
+    background = objects[labels == 0][0]
+    for is_chosen, group in (
+        ((centers > 0) & (centers != background), groups[ALL][OBJECTS]),
+        (centers == background, groups[SIZE]["background"]),
+    ):
+        assert is_chosen.sum() == group.locations > 20
+        assert shares[is_chosen].mean(0) == pytest.approx(
+            [group.on_object.own, group.on_object.plain]
+        )
+    areas = np.bincount(objects[labels > 0])
+    assert areas[objects[int(start["y"]), int(start["x"])]] == areas.max()
 
 
 def test_pointer_moves_and_pins(open_page: Open, simple_page: Path) -> None:
@@ -535,11 +587,11 @@ def test_only_the_last_layers_of_huge_maps_are_embedded(
 
 def test_large_label_maps_are_scaled_down(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(payload, "MAX_LABELS_SIDE", 3)
-    labels = np.arange(24, dtype=np.uint8).reshape(4, 6)
+    labels = np.arange(24, dtype=np.uint8).reshape(4, 6) % 4
     values, _ = payload.make_payload([make_layer(0)], SCENE_CLASSES, labels, None)
     entry = values["prediction"]
     assert (entry["height"], entry["width"]) == (2, 3)
-    assert entry["labels"]["bytes"] == 6
+    assert (entry["labels"]["bytes"], entry["objects"]["bytes"]) == (6, 2 * 6)
     assert values["truth"] is None
 
 
@@ -601,3 +653,5 @@ def test_modules_fit_into_one_scope() -> None:
     assert MASK_NOT_FINITE == 255
     assert f"const MASK_STEPS = {MASK_STEPS};" in script
     assert f"const NOT_FINITE = {NOT_FINITE};" in script
+    assert f"const IGNORED_OBJECT = {IGNORED};" in script
+    assert f"const OUTSIDE = {OUTSIDE};" in script

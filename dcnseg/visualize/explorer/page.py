@@ -30,7 +30,7 @@ from dcnseg.visualize.explorer.payload import (
     select_layers,
 )
 from dcnseg.visualize.offsets import CASCADE_DEPTH, LayerOffsets, capture_offsets, limit_size
-from dcnseg.visualize.points import Point
+from dcnseg.visualize.points import Point, choose_points
 
 MAX_IMAGE_SIDE: Final = 1600  # pixels of the embedded image
 THUMBNAIL_SIDE: Final = 360
@@ -142,6 +142,7 @@ def write_explorer_page(path: Path, content: ExplorerContent) -> None:
     layers = select_layers(content.layers)
     values, blob = make_payload(layers, content.class_map, content.prediction, content.labels)
     values["image"] = {"height": size_hw[0], "width": size_hw[1]}
+    values["point"] = _choose_point(content)
     values["pins"] = [list(pin) for pin in content.pins]
     _render(
         path,
@@ -198,6 +199,17 @@ def _render(path: Path, template: str, values: dict[str, Any]) -> None:
     text = _ENVIRONMENT.get_template(template).render(values, style=style, version=__version__)
     with atomic_path(path, is_durable=False) as temporary:
         temporary.write_text(text, encoding="utf-8", errors="backslashreplace")
+
+
+def _choose_point(content: ExplorerContent) -> Point:
+    """The innermost pixel of the largest object, or the middle of the image."""
+    labels = content.labels if content.labels is not None else content.prediction
+    if labels is not None:
+        largest = choose_points(labels, content.class_map)[-1]
+        if largest.name:
+            return largest.xy
+    height, width = content.image.shape[:2]
+    return (width - 1) / 2, (height - 1) / 2
 
 
 def _describe(content: ExplorerContent) -> str:

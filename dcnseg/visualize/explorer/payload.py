@@ -19,6 +19,7 @@ import numpy.typing as npt
 
 from dcnseg.data.class_map import ClassMap
 from dcnseg.inference.overlay import overlay_colors
+from dcnseg.visualize.measures.pixel_groups import PixelGroups
 from dcnseg.visualize.offsets import CASCADE_DEPTH, LayerOffsets, compute_tap_steps
 
 MAX_POINTS: Final = 50_000  # of one cascade; with many offset groups, it has fewer layers
@@ -76,8 +77,8 @@ def make_payload(
             {"name": name, "color": colors[i], "isObject": i in class_map.object_indices}
             for i, name in enumerate(class_map.names)
         ],
-        "prediction": _make_labels_entry(prediction, blob),
-        "truth": _make_labels_entry(labels, blob),
+        "prediction": _make_labels_entry(prediction, class_map, blob),
+        "truth": _make_labels_entry(labels, class_map, blob),
         "cascadeDepth": CASCADE_DEPTH,
         "maxPoints": MAX_POINTS,
     }
@@ -154,18 +155,28 @@ def _make_layer_entry(layer: LayerOffsets, blob: Blob) -> dict[str, Any]:
     }
 
 
-def _make_labels_entry(labels: UInt8Array | None, blob: Blob) -> dict[str, Any] | None:
+def _make_labels_entry(
+    labels: UInt8Array | None, class_map: ClassMap, blob: Blob
+) -> dict[str, Any] | None:
     if labels is None:
         return None
-    small = _shrink_labels(labels)
-    return {"height": small.shape[0], "width": small.shape[1], "labels": blob.add(small)}
+    numbers = PixelGroups.from_labels(labels, class_map).numbers
+    has_few = numbers.max() <= _MAX_INT16
+    places = _choose_pixels(labels.shape)
+    small = labels[places]
+    return {
+        "height": small.shape[0],
+        "width": small.shape[1],
+        "labels": blob.add(small),
+        "objects": blob.add(numbers[places].astype(np.int16 if has_few else np.int32)),
+    }
 
 
-def _shrink_labels(labels: UInt8Array) -> UInt8Array:
-    """Take the nearest pixels, so that no side is above `MAX_LABELS_SIDE`."""
-    factor = max(1.0, max(labels.shape) / MAX_LABELS_SIDE)
+def _choose_pixels(size_hw: tuple[int, ...]) -> tuple[npt.NDArray[np.int64], ...]:
+    """Return the indices of evenly spaced pixels, at most `MAX_LABELS_SIDE` on a side."""
+    factor = max(1.0, max(size_hw) / MAX_LABELS_SIDE)
     places = []
-    for size in labels.shape:
+    for size in size_hw:
         count = max(1, int(size / factor))
         places.append(((np.arange(count) + 0.5) * size / count).astype(np.int64))
-    return labels[np.ix_(*places)]
+    return np.ix_(*places)

@@ -26,6 +26,8 @@
  * @property {number} width
  * @property {number} height
  * @property {Uint8Array} labels
+ * @property {Int16Array | Int32Array} objects The number of the object or of the background at each
+ *   pixel; 0 for objects that are too small to count, -1 where ignored.
  */
 
 /**
@@ -44,6 +46,7 @@
  * @property {ClassEntry[]} classes
  * @property {LabelMap | null} prediction
  * @property {LabelMap | null} truth
+ * @property {[number, number]} point The point (x, y) at the start.
  * @property {[number, number][]} pins Points (x, y) that are pinned at the start.
  * @property {number} cascadeDepth Number of layers of a cascade.
  * @property {number} maxPoints Of a cascade.
@@ -130,7 +133,15 @@ function readMask(entry, buffer) {
  * @returns {LabelMap | null}
  */
 function readLabels(entry, buffer) {
-  return entry && { ...entry, labels: new Uint8Array(slice(entry.labels, buffer)) };
+  if (entry === null) {
+    return null;
+  }
+  const part = slice(entry.objects, buffer);
+  return {
+    ...entry,
+    labels: new Uint8Array(slice(entry.labels, buffer)),
+    objects: entry.objects.type === "int16" ? new Int16Array(part) : new Int32Array(part),
+  };
 }
 
 /**

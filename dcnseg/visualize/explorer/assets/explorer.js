@@ -34,7 +34,7 @@ export class Explorer {
     this.model = model;
     this.maps = maps;
     this.view = view;
-    this.state = fromHash(window.location.hash, model, initialState(model, maps));
+    this.state = fromHash(window.location.hash, model, initialState(model));
     this.isBaseStale = true;
     this.isScheduled = false;
     this.timers = { hash: 0, announcement: 0 };

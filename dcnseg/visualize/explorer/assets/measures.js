@@ -9,24 +9,9 @@ import { displacementOf, modulationOf, nearestPlace, offsetOf, placesOf } from "
 /** @typedef {import("./sampling.js").Level} Level */
 /** @typedef {import("./sampling.js").Trace} Trace */
 
-/**
- * A label map with its objects: the connected components (8 neighbors) of each class.
- *
- * @typedef {object} ObjectMap
- * @property {LabelMap} map
- * @property {Int32Array} numbers The component of each pixel, from 1; 0 where ignored.
- * @property {Component[]} components The component with the number i + 1.
- */
-
-/**
- * @typedef {object} Component
- * @property {number} label
- * @property {number} area In pixels of the map.
- * @property {number} x Sum of the columns of its pixels.
- * @property {number} y Sum of the rows of its pixels.
- */
-
-export const IGNORED = 255;
+export const IGNORED = 255; // class index
+const IGNORED_OBJECT = -1;
+const OUTSIDE = -2;
 
 /**
  * The mean distance between adjacent sampling points at each output location, in image pixels.
@@ -153,59 +138,6 @@ export function quantile(values, share) {
 }
 
 /**
- * Find the connected components of a label map.
- *
- * @param {LabelMap} map
- * @returns {ObjectMap}
- */
-export function findObjects(map) {
-  const numbers = new Int32Array(map.labels.length);
-  const stack = new Int32Array(map.labels.length);
-  /** @type {Component[]} */
-  const components = [];
-  for (let start = 0; start < numbers.length; start++) {
-    if (numbers[start] === 0 && map.labels[start] !== IGNORED) {
-      components.push(fillObject(map, numbers, stack, start, components.length + 1));
-    }
-  }
-  return { map, numbers, components };
-}
-
-/**
- * @param {LabelMap} map
- * @param {Int32Array} numbers
- * @param {Int32Array} stack Room for the places that are still to be visited.
- * @param {number} start
- * @param {number} number
- * @returns {Component}
- */
-function fillObject(map, numbers, stack, start, number) {
-  const label = map.labels[start];
-  const component = { label, area: 0, x: 0, y: 0 };
-  let size = 1;
-  stack[0] = start;
-  numbers[start] = number;
-  while (size > 0) {
-    const place = stack[--size];
-    const column = place % map.width;
-    const row = (place - column) / map.width;
-    component.area += 1;
-    component.x += column;
-    component.y += row;
-    for (let y = Math.max(row - 1, 0); y <= Math.min(row + 1, map.height - 1); y++) {
-      for (let x = Math.max(column - 1, 0); x <= Math.min(column + 1, map.width - 1); x++) {
-        const next = y * map.width + x;
-        if (numbers[next] === 0 && map.labels[next] === label) {
-          numbers[next] = number;
-          stack[size++] = next;
-        }
-      }
-    }
-  }
-  return component;
-}
-
-/**
  * The index of a map's pixel at a point of the image, or -1 outside.
  *
  * @param {LabelMap} map
@@ -251,38 +183,40 @@ export function outsideShare(level, image) {
 
 /**
  * The share of the points, weighted by their modulation, on the object of the output location.
+ * Points on ignored pixels do not count.
  *
  * @param {Trace} trace
- * @param {ObjectMap} objects
+ * @param {LabelMap} map
  * @param {Model["image"]} image
- * @returns {number} NaN if the location is ignored or outside the image.
+ * @returns {number} NaN if the location is on no object and no background.
  */
-export function onObjectShare(trace, objects, image) {
+export function onObjectShare(trace, map, image) {
   const { xy, weights } = trace.levels[trace.levels.length - 1];
-  const own = objectAt(objects, image, trace.location.x, trace.location.y);
+  const own = objectAt(map, image, trace.location.x, trace.location.y);
   let sum = 0;
   let all = 0;
   for (let i = 0; i < weights.length; i++) {
-    const weight = weights[i];
-    if (!Number.isNaN(weight + xy[2 * i] + xy[2 * i + 1])) {
-      all += weight;
-      sum += objectAt(objects, image, xy[2 * i], xy[2 * i + 1]) === own ? weight : 0;
+    const number = objectAt(map, image, xy[2 * i], xy[2 * i + 1]);
+    const isNumber = !Number.isNaN(weights[i] + xy[2 * i] + xy[2 * i + 1]);
+    if (isNumber && number !== IGNORED_OBJECT) {
+      all += weights[i];
+      sum += number === own ? weights[i] : 0;
     }
   }
-  return own === 0 ? NaN : sum / all;
+  return own > 0 ? sum / all : NaN;
 }
 
 /**
- * The number of the object at a point, 0 for none.
+ * The number of the object at a point.
  *
- * @param {ObjectMap} objects
+ * @param {LabelMap} map
  * @param {Model["image"]} image
  * @param {number} x
  * @param {number} y
  */
-function objectAt(objects, image, x, y) {
-  const pixel = pixelAt(objects.map, image, x, y);
-  return pixel < 0 ? 0 : objects.numbers[pixel];
+function objectAt(map, image, x, y) {
+  const pixel = pixelAt(map, image, x, y);
+  return pixel < 0 ? OUTSIDE : map.objects[pixel];
 }
 
 /**
@@ -309,8 +243,6 @@ function objectAt(objects, image, x, y) {
  *
  * @typedef {object} Maps
  * @property {Map<Layer, Record<string, Float64Array>>} heat Values of each layer by heat map.
- * @property {ObjectMap | null} prediction
- * @property {ObjectMap | null} truth
  */
 
 /**
@@ -326,11 +258,7 @@ export function computeMaps(model) {
       modulation: meanModulation(layer),
     });
   }
-  return {
-    heat,
-    prediction: model.prediction && findObjects(model.prediction),
-    truth: model.truth && findObjects(model.truth),
-  };
+  return { heat };
 }
 
 /**
@@ -347,8 +275,8 @@ export function describeTrace(model, maps, layer, trace, plain) {
   const heat = /** @type {Record<string, Float64Array>} */ (maps.heat.get(layer));
   const deepest = trace.levels[trace.levels.length - 1];
   const plainDeepest = plain.levels[plain.levels.length - 1];
-  const share = (/** @type {ObjectMap | null} */ objects) =>
-    objects && pairOf((from) => onObjectShare(from, objects, model.image), trace, plain);
+  const share = (/** @type {LabelMap | null} */ map) =>
+    map && pairOf((from) => onObjectShare(from, map, model.image), trace, plain);
   return {
     location: trace.location,
     predicted: labelAt(model.prediction, model.image, x, y),
@@ -361,8 +289,8 @@ export function describeTrace(model, maps, layer, trace, plain) {
     points: deepest.weights.length,
     notFinite: deepest.xy.filter((value, i) => i % 2 === 0 && Number.isNaN(value)).length,
     outside: [outsideShare(deepest, model.image), outsideShare(plainDeepest, model.image)],
-    onPredicted: share(maps.prediction),
-    onTrue: share(maps.truth),
+    onPredicted: share(model.prediction),
+    onTrue: share(model.truth),
   };
 }
 

@@ -5,7 +5,6 @@ import { cascadeOf, locationOf, nearestPlace } from "./sampling.js";
 
 /** @typedef {import("./data.js").Model} Model */
 /** @typedef {import("./data.js").Layer} Layer */
-/** @typedef {import("./measures.js").Maps} Maps */
 /** @typedef {{ x: number, y: number }} Point In image pixels. */
 
 /**
@@ -26,43 +25,20 @@ export const MAX_PINS = 12;
 
 /**
  * @param {Model} model
- * @param {Maps} maps
  * @returns {State}
  */
-export function initialState(model, maps) {
+export function initialState(model) {
   const layer = model.layers.length - 1;
-  const pins = model.pins.map(([x, y]) => ({ x, y }));
+  const [point, ...pins] = [model.point, ...model.pins].map(([x, y]) => ({ x, y }));
   return {
     layer,
     cascade: false,
-    point: pins[0] ?? findInterestingPoint(model, maps),
+    point: pins[0] ?? point,
     pins: pins.map((pin) => snap(model.layers[layer], pin)).slice(0, MAX_PINS),
     heat: "none",
     overlay: "none",
     opacity: 60,
     shownClass: null,
-  };
-}
-
-/**
- * The middle of the largest object, or of the image.
- *
- * @param {Model} model
- * @param {Maps} maps
- * @returns {Point}
- */
-function findInterestingPoint(model, maps) {
-  const objects = maps.truth ?? maps.prediction;
-  const found = (objects?.components ?? [])
-    .filter((component) => model.classes[component.label]?.isObject)
-    .sort((a, b) => b.area - a.area)[0];
-  const { width, height } = model.image;
-  if (!objects || !found) {
-    return { x: (width - 1) / 2, y: (height - 1) / 2 };
-  }
-  return {
-    x: ((found.x / found.area + 0.5) * width) / objects.map.width - 0.5,
-    y: ((found.y / found.area + 0.5) * height) / objects.map.height - 0.5,
   };
 }
 
