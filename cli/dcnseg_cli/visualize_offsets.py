@@ -126,7 +126,8 @@ def visualize_offsets(
     same values.
 
     With --html, writes a page for each image, which opens in a browser without a network: move the
-    pointer over the image to see the sampling positions from there.
+    pointer over the image to see the sampling positions from there. If an image belongs to the
+    data folder of the run or to a data folder in IMAGES, its page shows the ground truth, too.
 
     With --table, writes the measures of the offsets over a data folder instead: effective dilation,
     share of the sampling points on the object of their center, effective receptive field.
@@ -153,13 +154,17 @@ def visualize_offsets(
             param_hint="--html",
         )
     check_out_folder(out, overwrite=overwrite)
+    from dcnseg.engine.evaluation import find_masks
     from dcnseg.inference.inputs import find_inputs
     from dcnseg.visualize.explorer.run import explore_files
     from dcnseg.visualize.run import visualize_files
 
     inputs = find_inputs(images, sys.stdin, outputs=[out], on_note=message)
     if html:
-        results = explore_files(run, inputs, out, points, device=device)
+        masks = find_masks(run, inputs, images)
+        results = explore_files(
+            run, inputs, out, points, masks=masks, device=device, on_note=message
+        )
     else:
         results = visualize_files(
             run,

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -9,7 +10,7 @@ from pathlib import Path
 
 import numpy as np
 
-from dcnseg.checkpoint import BEST_WEIGHTS
+from dcnseg.checkpoint import BEST_WEIGHTS, find_weights, read_weights_info
 from dcnseg.config import PairSource, PredictConfig
 from dcnseg.data.class_map import ClassMap, find_class_list
 from dcnseg.data.dataset import load_pair
@@ -188,6 +189,45 @@ def find_measured_images(
         if not _has_only_images(root):
             raise
     return find_inputs([str(root)], outputs=[out])
+
+
+def find_masks(
+    run: Path, images: Sequence[InputImage], folders: Sequence[str]
+) -> dict[str, Sample]:
+    """Find the masks of images in data folders: that of the run, and the given ones.
+
+    Args:
+        run: Run folder or weights file.
+        images: The images.
+        folders: Paths, of which some may be data folders with the classes of the run.
+
+    Returns:
+        Image and mask by the resolved path of the image, for the images with a mask.
+
+    Raises:
+        CheckpointError: The run has no weights, or they cannot be read.
+    """
+    class_map = read_weights_info(find_weights(run)).class_map
+    folder = run if run.is_dir() else run.parent
+    roots = [(Path(name), PairSource()) for name in folders if os.path.isdir(name)]  # noqa: PTH112
+    if is_run(folder):
+        data = read_run(folder).config.data
+        roots.append((data.root, data.source))
+    paths = {os.path.realpath(image.path) for image in images}
+    found: dict[str, Sample] = {}
+    for root, source in roots:
+        if not any(Path(path).is_relative_to(os.path.realpath(root)) for path in paths):
+            continue
+        try:
+            samples = find_pairs(root, source).splits.all_samples()
+            check_classes(root, class_map)
+        except DataError:  # it is not a data folder, or has other classes
+            continue
+        for sample in samples:
+            path = os.path.realpath(sample.image)
+            if path in paths:
+                found.setdefault(path, sample)
+    return found
 
 
 def _has_only_images(root: Path) -> bool:

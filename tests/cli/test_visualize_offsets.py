@@ -301,6 +301,19 @@ def test_html_page_of_a_single_image(
     assert "gallery.html" in result.stdout
 
 
+def test_html_pages_of_a_data_folder_have_the_ground_truth(
+    visualize: Visualize, run: Path, scenes: Path, tmp_path: Path
+) -> None:
+    data = shutil.copytree(scenes / "test", tmp_path / "data")
+    first, second = sorted((data / "images").iterdir())
+    Image.new("L", (96, 64), 77).save(data / "masks" / f"{second.stem}.png")
+    result = visualize(data, "--html")
+    assert result.exit_code == 0, result.stderr
+    assert f"The page of {second} has no ground truth: {data}/masks/" in result.stderr
+    pages = [tmp_path / "out" / "images" / f"{image.stem}.html" for image in (first, second)]
+    assert ["Ground truth" in page.read_text() for page in pages] == [True, False]
+
+
 def test_html_stops_before_any_page(
     invoke: Invoke, visualize: Visualize, run: Path, images: list[Path], tmp_path: Path
 ) -> None:

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import json
+import os
 import shutil
 from dataclasses import replace
 from pathlib import Path
@@ -13,10 +14,11 @@ from dcnseg.config import PairSource
 from dcnseg.data.dataset import load_label_map
 from dcnseg.data.image_io import read_image
 from dcnseg.data.pairing.folders import find_splits
-from dcnseg.engine.evaluation import evaluate_run
+from dcnseg.engine.evaluation import evaluate_run, find_masks
 from dcnseg.engine.run_folder import read_run
 from dcnseg.engine.training import train
 from dcnseg.errors import ConfigError, DataError
+from dcnseg.inference.inputs import find_inputs
 from dcnseg.inference.predictor import Predictor
 from dcnseg.scoring.counts import count_confusion
 from dcnseg.scoring.scores import Scores
@@ -67,6 +69,30 @@ def test_missing_split_is_named(run: Path, data_copy: Path) -> None:
     shutil.rmtree(data_copy / "test")
     with pytest.raises(ConfigError, match="does not contain this split; it contains train, val"):
         evaluate_run(run, data_copy, "test")
+
+
+def test_masks_of_the_own_and_of_other_data_folders(
+    run: Path, scenes: Path, data_copy: Path, tmp_path: Path
+) -> None:
+    own = find_inputs([str(scenes / "test" / "images")])
+    found = find_masks(run, own, [])
+    assert [found[os.path.realpath(image.path)].mask for image in own] == [
+        scenes / "test" / "masks" / f"{image.path.stem}.png" for image in own
+    ]
+    elsewhere = shutil.copytree(data_copy, tmp_path / "elsewhere")
+    (link := tmp_path / "link").symlink_to(elsewhere)
+    images = find_inputs([str(link)])
+    weights = tmp_path / "w.safetensors"
+    shutil.copy(run / BEST_WEIGHTS, weights)
+    for network in (run, weights):
+        assert not find_masks(network, images, [])
+        assert not find_masks(network, images, [str(elsewhere / "test" / "images"), "-", "x" * 300])
+        found = find_masks(network, images, [str(link)])
+        assert found.keys() == {os.path.realpath(image.path) for image in images}
+    classes = json.loads((elsewhere / "classes.json").read_text())
+    classes["classes"][1]["name"] = "ruby"
+    (elsewhere / "classes.json").write_text(json.dumps(classes))
+    assert not find_masks(run, images, [str(link)])
 
 
 def test_other_classes_are_refused(run: Path, data_copy: Path) -> None:

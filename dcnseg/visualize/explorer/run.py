@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
+import os
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from contextlib import suppress
 from pathlib import Path
 
+from dcnseg.data.dataset import load_pair
 from dcnseg.data.image_io import read_size
+from dcnseg.data.sample import Sample
 from dcnseg.errors import ConfigError, DataError, DcnsegError
 from dcnseg.files import has_unmarked_files, mark_output_folder
 from dcnseg.inference.inputs import InputImage
@@ -18,6 +21,7 @@ from dcnseg.visualize.explorer.page import (
     write_explorer,
     write_gallery,
 )
+from dcnseg.visualize.explorer.payload import UInt8Array
 from dcnseg.visualize.points import Point, check_points
 from dcnseg.visualize.run import OffsetReport
 
@@ -30,7 +34,9 @@ def explore_files(
     out: Path,
     pins: Sequence[Point] = (),
     *,
+    masks: Mapping[str, Sample] | None = None,
     device: str = "auto",
+    on_note: Callable[[str], None] | None = None,
 ) -> Iterator[OffsetReport]:
     """Write an explorer page for each image; an unreadable image does not stop the others.
 
@@ -41,7 +47,10 @@ def explore_files(
         images: Images and the names of their pages.
         out: Output folder.
         pins: Points (x, y) in image pixels that are pinned at the start.
+        masks: The masks of some of the images, by the resolved path of the image.
         device: As `Predictor.from_checkpoint`.
+        on_note: Called with a message about a mask that cannot be read; its page has no ground
+            truth.
 
     Yields:
         The result of each image, after its page is written; the last one has the gallery, too.
@@ -72,7 +81,17 @@ def explore_files(
         outputs: list[Path] = []
         problem: str | None = None
         try:
-            entries.append(_write_page(page, predictor, image, pins, gallery))
+            pixels = image.read()
+            mark_output_folder(out)
+            labels = None
+            if sample := (masks or {}).get(os.path.realpath(image.path)):
+                labels = _read_labels(sample, predictor, on_note or (lambda _: None))
+            title = image.name.as_posix()
+            link = "../" * (len(image.name.parts) - 1) + gallery if gallery else ""
+            write_explorer(
+                page, predictor, pixels, labels=labels, title=title, pins=pins, gallery=link
+            )
+            entries.append(GalleryEntry(title, page, make_thumbnail(pixels)))
             outputs.append(page)
         except (DcnsegError, MemoryError) as error:
             problem = describe_error(image, error)
@@ -82,16 +101,14 @@ def explore_files(
         yield OffsetReport(image, tuple(outputs), problem)
 
 
-def _write_page(
-    page: Path, predictor: Predictor, image: InputImage, pins: Sequence[Point], gallery: str
-) -> GalleryEntry:
-    pixels = image.read()
-    out = page.parents[len(image.name.parts) - 1]
-    mark_output_folder(out)
-    title = image.name.as_posix()
-    link = "../" * (len(image.name.parts) - 1) + gallery if gallery else ""
-    write_explorer(page, predictor, pixels, title=title, pins=pins, gallery=link)
-    return GalleryEntry(title, page, make_thumbnail(pixels))
+def _read_labels(
+    sample: Sample, predictor: Predictor, note: Callable[[str], None]
+) -> UInt8Array | None:
+    try:
+        return load_pair(sample, predictor.class_map)[1]
+    except DataError as error:
+        note(f"The page of {sample.image} has no ground truth: {error}")
+        return None
 
 
 def _choose_gallery(images: Sequence[InputImage]) -> str:
