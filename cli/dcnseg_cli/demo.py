@@ -32,12 +32,20 @@ def demo(
     check_out_folder(folder, overwrite=overwrite)
     from dcnseg_cli.demo_steps import run_demo
 
-    mean_iou = run_demo(folder, seed=seed, device=device)
+    result = run_demo(folder, seed=seed, device=device)
     echo("")
-    echo(f"mIoU {mean_iou:.3f} on the validation scenes. Open first:")
-    echo(f"  {folder / 'run/report.html'}")
+    echo(f"mIoU {result.mean_iou:.3f} on the validation scenes.")
+    echo("Of the sampling points of locations on beads, through three deformable layers,")
+    for share, where in (
+        (result.on_bead, "on the same bead"),
+        (result.on_caps, "on its caps, which show the class"),
+    ):
+        echo(f"  {share.own:.1%} are {where}; {share.plain:.1%} with the plain grid.")
+    echo("Open this first, to see where the network looks:")
+    echo(f"  {folder / 'explorer/index.html'}")
     echo("Also written:")
     for what, path in (
+        ("report of the training", "run/report.html"),
         ("scenes with their masks", "scenes/train"),
         ("scores of every class and image, and errors", "evaluation"),
         ("predictions", "predictions/overlays"),

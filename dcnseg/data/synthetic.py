@@ -1,11 +1,11 @@
 """Generates scenes of striped beads, for the demo, `dcnseg compare` and the tests.
 
-The entry points are `generate_scene` and `write_scenes`. The rim of a bead has two caps in the
-color of its class, at the two ends that its stripes face. The rest of the rim has the color of a
-random class, and rings in the same colors lie around the beads. To classify a pixel inside a bead,
-a network must look across the stripes as far as the rim: in a direction that the stripes tell, and
-over a distance that differs from bead to bead by a factor of six. No fixed sampling grid suits all
-of them; a deformable convolution can learn to look there.
+The entry points are `generate_scene`, `generate_caps` and `write_scenes`. The rim of a bead has two
+caps in the color of its class, at the two ends that its stripes face. The rest of the rim has the
+color of a random class, and rings in the same colors lie around the beads. To classify a pixel
+inside a bead, a network must look across the stripes as far as the rim: in a direction that the
+stripes tell, and over a distance that differs from bead to bead by a factor of six. No fixed
+sampling grid suits all of them; a deformable convolution can learn to look there.
 """
 
 from __future__ import annotations
@@ -43,8 +43,11 @@ _MAX_ATTEMPTS: Final = 40  # to place a bead or a ring
 _GAP: Final = 1.08  # distance of two objects in units of the sum of their radii
 _CAP_HALF_ANGLE: Final = np.deg2rad(36)
 
+_SPLITS: Final = ("train", "val", "test")
+
 FloatArray = npt.NDArray[np.float32]
 UInt8Array = npt.NDArray[np.uint8]
+BoolArray = npt.NDArray[np.bool_]
 
 
 @dataclass(frozen=True)
@@ -59,6 +62,15 @@ class _Circle:
         """Whether the gap between the circles is wide enough."""
         distance = np.hypot(self.y - other.y, self.x - other.x)
         return bool(distance > _GAP * (self.radius + other.radius) + 2)
+
+
+@dataclass
+class _Canvas:
+    """What is painted: the image in 0..1 [H, W, 3], class ids [H, W], and the caps [H, W]."""
+
+    image: FloatArray
+    labels: UInt8Array
+    caps: BoolArray
 
 
 @dataclass(frozen=True)
@@ -79,20 +91,23 @@ def generate_scene(
     Lookalikes are beads with circles instead of stripes, which belong to the background; there are
     up to `lookalikes` of them. The same arguments give the same bits.
     """
-    rng = np.random.default_rng(seed)
-    image = _background(rng, size_hw)  # [H, W, 3] in 0..1
-    labels = np.zeros(size_hw, np.uint8)
-    circles: list[_Circle] = []
-    for circle in _place(rng, circles, size_hw, _RADIUS, int(rng.integers(3, _MAX_BEADS + 1))):
-        _paint_bead(rng, image, labels, circle)
-    for circle in _place(rng, circles, size_hw, _RADIUS, lookalikes):
-        _paint_bead(rng, image, labels, circle, is_lookalike=True)
-    for circle in _place(rng, circles, size_hw, _RING_RADIUS, _MAX_RINGS):
-        _paint_ring(rng, image, circle)
-    image = cv2.GaussianBlur(image, (3, 3), 0.5).astype(np.float32, copy=False)
-    image *= rng.uniform(0.85, 1.1)
-    image += rng.normal(0, 0.025, image.shape).astype(np.float32)
-    return (image.clip(0, 1) * 255 + 0.5).astype(np.uint8), labels
+    canvas = _draw(seed, size_hw, lookalikes)
+    return (canvas.image.clip(0, 1) * 255 + 0.5).astype(np.uint8), canvas.labels
+
+
+def generate_caps(
+    seed: int | tuple[int, ...], size_hw: tuple[int, int] = SCENE_SIZE, *, lookalikes: int = 0
+) -> BoolArray:
+    """Return the caps of the beads in the scene of the same arguments, bool [H, W].
+
+    They are the only places that show the class of a bead. Lookalikes have none.
+    """
+    return _draw(seed, size_hw, lookalikes).caps
+
+
+def get_scene_seed(seed: int, split: str, index: int) -> tuple[int, int, int]:
+    """Return the seed of a scene that `write_scenes` writes."""
+    return seed, _SPLITS.index(split), index
 
 
 def write_scenes(
@@ -106,17 +121,34 @@ def write_scenes(
     lookalikes: int = 0,
 ) -> None:
     """Write `root/{train,val,test}/{images,masks}` and `root/classes.json`; all scenes differ."""
-    for split_index, (split, count) in enumerate((("train", train), ("val", val), ("test", test))):
+    for split, count in zip(_SPLITS, (train, val, test), strict=True):
         for index in range(count):
-            image, labels = generate_scene(
-                (seed, split_index, index), size_hw, lookalikes=lookalikes
-            )
+            scene_seed = get_scene_seed(seed, split, index)
+            image, labels = generate_scene(scene_seed, size_hw, lookalikes=lookalikes)
             name = f"scene_{index:04d}"
             write_jpeg(root / split / "images" / f"{name}.jpg", image, quality=95)
             write_png(root / split / "masks" / f"{name}.png", labels, SCENE_CLASSES.palette())
     text = json.dumps(SCENE_CLASSES.to_dict(), indent=1)
     root.mkdir(parents=True, exist_ok=True)
     (root / "classes.json").write_text(text + "\n", encoding="utf-8")
+
+
+def _draw(seed: int | tuple[int, ...], size_hw: tuple[int, int], lookalikes: int) -> _Canvas:
+    rng = np.random.default_rng(seed)
+    image = _background(rng, size_hw)
+    canvas = _Canvas(image, np.zeros(size_hw, np.uint8), np.zeros(size_hw, np.bool_))
+    circles: list[_Circle] = []
+    for circle in _place(rng, circles, size_hw, _RADIUS, int(rng.integers(3, _MAX_BEADS + 1))):
+        _paint_bead(rng, canvas, circle)
+    for circle in _place(rng, circles, size_hw, _RADIUS, lookalikes):
+        _paint_bead(rng, canvas, circle, is_lookalike=True)
+    for circle in _place(rng, circles, size_hw, _RING_RADIUS, _MAX_RINGS):
+        _paint_ring(rng, image, circle)
+    image = cv2.GaussianBlur(image, (3, 3), 0.5).astype(np.float32, copy=False)
+    image *= rng.uniform(0.85, 1.1)
+    image += rng.normal(0, 0.025, image.shape).astype(np.float32)
+    canvas.image = image
+    return canvas
 
 
 def _background(rng: np.random.Generator, size_hw: tuple[int, int]) -> FloatArray:
@@ -161,16 +193,12 @@ def _place(
 
 
 def _paint_bead(
-    rng: np.random.Generator,
-    image: FloatArray,
-    labels: UInt8Array,
-    circle: _Circle,
-    *,
-    is_lookalike: bool = False,
+    rng: np.random.Generator, canvas: _Canvas, circle: _Circle, *, is_lookalike: bool = False
 ) -> None:
     """Paint a bead with its shadow, and label it with the class of its caps."""
     class_id, rest_id = rng.integers(1, SCENE_CLASSES.num_classes, 2).tolist()
-    bead = _outline(rng, circle, (labels.shape[0], labels.shape[1]))
+    height, width = canvas.labels.shape
+    bead = _outline(rng, circle, (height, width))
     pitch = max(rng.uniform(0.3, 0.4), 3 / circle.radius)  # three pixels can still be seen
     across = bead.inside if is_lookalike else bead.u
     stripes = _soft_step(2 * np.sin(2 * np.pi * (across / pitch + rng.random())))
@@ -186,11 +214,12 @@ def _paint_bead(
     # Darker toward the edge, for a rounded look.
     colors *= (0.78 + 0.3 * (bead.inside / 0.35).clip(0, 1))[..., None]
 
-    patch = image[bead.window]
+    patch = canvas.image[bead.window]
     patch *= (1 - 0.45 * _shadow(edge_px > 0, 0.1 * circle.radius))[..., None]
     patch += _soft_step(edge_px)[..., None] * (colors - patch)
     if not is_lookalike:
-        labels[bead.window][edge_px > 0] = class_id
+        canvas.labels[bead.window][edge_px > 0] = class_id
+        canvas.caps[bead.window] |= (edge_px > 0) & ((rim * cap)[..., 0] > 0.5)
 
 
 def _outline(rng: np.random.Generator, circle: _Circle, size_hw: tuple[int, int]) -> _Outline:

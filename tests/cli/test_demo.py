@@ -26,14 +26,22 @@ def test_demo_shows_everything(
     result = invoke("demo", tmp_path / "demo", "--device=cpu")
     assert result.exit_code == 0, result.stderr
     folder = tmp_path / "demo"
-    assert re.search(
-        rf"mIoU 0\.\d{{3}} on .*Open first:\n  {folder}/run/report.html\n", result.stdout
+    assert re.search(r"mIoU 0\.\d{3} on the validation scenes", result.stdout)
+    for where in ("on the same bead", "on its caps, which show the class"):
+        pattern = rf"  \d+\.\d% are {where}; \d+\.\d% with the plain grid\.\n"
+        assert re.search(pattern, result.stdout)
+    assert (
+        f"Open this first, to see where the network looks:\n  {folder}/explorer/" in result.stdout
     )
+    pages = [folder / "explorer" / f"scene_000{i}.html" for i in range(2)]
+    for page in pages:
+        assert page.name in (folder / "explorer" / "index.html").read_text()
+        assert "Ground truth" in page.read_text()
     also = result.stdout.partition("Also written:\n")[2].partition("Next")[0].splitlines()
-    assert len(also) == 4
+    assert len(also) == 5
     assert all(Path(line.split(":")[1].strip()).exists() for line in also)
     assert result.stdout.endswith("  dcnseg check FOLDER\n")
-    for name in ("run", "evaluation", "predictions", "offsets"):
+    for name in ("run", "evaluation", "predictions", "offsets", "explorer"):
         assert is_output_folder(tmp_path / "demo" / name)
 
 

@@ -6,9 +6,16 @@ import cv2
 import numpy as np
 
 from dcnseg.data.check.report import check_data
+from dcnseg.data.image_io import read_mask
 from dcnseg.data.pairing.folders import find_splits
 from dcnseg.data.pairing.splits import Pairing
-from dcnseg.data.synthetic import SCENE_CLASSES, generate_scene, write_scenes
+from dcnseg.data.synthetic import (
+    SCENE_CLASSES,
+    generate_caps,
+    generate_scene,
+    get_scene_seed,
+    write_scenes,
+)
 from dcnseg.scoring.objects import find_objects
 
 HUES = {1: 0.035, 2: 0.44, 3: 0.13}
@@ -69,6 +76,17 @@ def test_only_the_caps_tell_the_class() -> None:
         assert np.quantile(shares, 0.25) < 0.6 < 0.9 < np.quantile(shares, 0.85)
 
 
+def test_caps_have_the_color_of_the_class() -> None:
+    for seed in range(8):
+        image, labels = generate_scene(seed, lookalikes=2)
+        caps = generate_caps(seed, lookalikes=2)
+        assert labels[caps].all()
+        assert 0.09 < caps.sum() / (labels > 0).sum() < 0.14
+        hue = cv2.cvtColor(image, cv2.COLOR_RGB2HSV_FULL)[..., 0][caps] / 255
+        distance = np.abs(hue - np.vectorize(HUES.get)(labels[caps]))
+        assert (np.minimum(distance, 1 - distance) < 0.06).mean() > 0.97
+
+
 def test_written_scenes_are_an_ordinary_data_folder(tmp_path: Path) -> None:
     write_scenes(tmp_path / "scenes", train=3, val=2, test=1, size_hw=(48, 64), seed=1)
     splits = find_splits(tmp_path / "scenes")
@@ -78,6 +96,8 @@ def test_written_scenes_are_an_ordinary_data_folder(tmp_path: Path) -> None:
     assert report.is_clean
     assert report.sizes == {"64x48": 6}
     assert sum(entry.pixels for entry in report.classes) == 6 * 48 * 64
+    labels = generate_scene(get_scene_seed(1, "val", 1), (48, 64))[1]
+    np.testing.assert_array_equal(read_mask(splits.val[1].mask), labels)
     contents = {sample.image.read_bytes() for sample in splits.all_samples()}
     assert len(contents) == 6
 

@@ -245,13 +245,14 @@ def test_points_of_a_network_match_python(
     predictor = make_predictor(input_scale)
     image = generate_scene(1, SIZE_HW)[0]
     path = tmp_path / "page.html"
-    write_explorer(path, predictor, image, title="a", pins=[(40.0, 30.0)])
+    write_explorer(path, predictor, image, title="a", pins=[(40.0, 30.0)], is_cascade=True)
     layers = capture_offsets(predictor.model, predictor.prepare(image), SIZE_HW)
     assert max(layer.statistics.mean_px for layer in layers) > 0.3
     with open_page(path) as page:
         assert_points_match(page, layers, SIZE_HW)
         nearest = trace_cascade(layers[-1:], (40.0, 30.0)).location_xy
         assert [tuple(pin.values()) for pin in get_state(page)["pins"]] == [nearest]
+        assert get_state(page)["cascade"]
         predicted = page.evaluate("dcnsegExplorer.numbersAt(40, 30).predicted")
         x, y = (int(value + 0.5) for value in nearest)
         assert predicted == predictor.predict(image).labels[y, x]

@@ -63,6 +63,7 @@ class ExplorerContent:
         prediction: Predicted training indices, uint8 [H, W]; None if there are none.
         labels: True training indices, uint8 [H, W], 255 where ignored; None if unknown.
         pins: Points (x, y) in image pixels that are pinned at the start.
+        is_cascade: Whether points are traced in cascade at the start.
         gallery: The gallery's URL relative to the page, or "".
     """
 
@@ -73,6 +74,7 @@ class ExplorerContent:
     prediction: UInt8Array | None = None
     labels: UInt8Array | None = None
     pins: Sequence[Point] = ()
+    is_cascade: bool = False
     gallery: str = ""
 
 
@@ -93,6 +95,7 @@ def write_explorer(
     labels: UInt8Array | None = None,
     title: str,
     pins: Sequence[Point] = (),
+    is_cascade: bool = False,
     gallery: str = "",
 ) -> None:
     """Write a page to explore the offsets of all deformable layers for one image.
@@ -106,6 +109,7 @@ def write_explorer(
         labels: Training indices, uint8 [H, W], 255 where ignored; None if unknown.
         title: For example the name of the image.
         pins: Points (x, y) in image pixels that are pinned at the start.
+        is_cascade: Whether points are traced in cascade at the start.
         gallery: The URL of a gallery relative to the page, or "".
 
     Raises:
@@ -118,12 +122,18 @@ def write_explorer(
         prediction = predictor.predict(image).labels
     except NotFiniteError:  # the offsets may still tell why
         prediction = None
-    write_explorer_page(
-        path,
-        ExplorerContent(
-            title, image, layers, predictor.class_map, prediction, labels, pins, gallery
-        ),
+    content = ExplorerContent(
+        title,
+        image,
+        layers,
+        predictor.class_map,
+        prediction,
+        labels,
+        pins=pins,
+        is_cascade=is_cascade,
+        gallery=gallery,
     )
+    write_explorer_page(path, content)
 
 
 def write_explorer_page(path: Path, content: ExplorerContent) -> None:
@@ -144,6 +154,7 @@ def write_explorer_page(path: Path, content: ExplorerContent) -> None:
     values["image"] = {"height": size_hw[0], "width": size_hw[1]}
     values["point"] = _choose_point(content)
     values["pins"] = [list(pin) for pin in content.pins]
+    values["cascade"] = content.is_cascade
     _render(
         path,
         "explorer.html",

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Mapping, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 from typing import Final
 
 import numpy as np
@@ -23,6 +24,7 @@ from dcnseg.scoring.counts import Floats, LabelIndices
 from dcnseg.visualize.measures.pixel_groups import (
     DISTANCE_NAMES,
     IGNORED,
+    NO_OBJECT,
     NOT_FINITE,
     OUTSIDE,
     SIZE_NAMES,
@@ -128,14 +130,18 @@ class OffsetSums:
         self.num_images = 0
         self._layers: dict[str, _LayerSums] = {}
         self._cascade = _PointSums(class_map.num_classes)
+        self._marked = _PointSums(class_map.num_classes)
         self._cascade_names: tuple[str, ...] = ()
 
-    def add(self, layers: Sequence[LayerOffsets], labels: LabelIndices) -> None:
+    def add(
+        self, layers: Sequence[LayerOffsets], labels: LabelIndices, marked: Bools | None = None
+    ) -> None:
         """Add an image.
 
         Args:
             layers: The result of `capture_offsets`.
             labels: Training indices, uint8 [H, W]; 255 is ignored.
+            marked: Marked pixels for `cascade_shares`, [H, W].
         """
         groups = PixelGroups.from_labels(labels, self.class_map)
         height, width = labels.shape
@@ -147,11 +153,15 @@ class OffsetSums:
                 self._layers[layer.layer.name] = _LayerSums(layer.layer, groups.num_classes)
             self._layers[layer.layer.name].add(layer, groups)
         if len(placed) > 1:
-            self._add_cascade(placed[-CASCADE_DEPTH:], groups, rng)
+            self._add_cascade(placed[-CASCADE_DEPTH:], groups, rng, marked)
         self.num_images += 1
 
     def _add_cascade(
-        self, layers: Sequence[PlacedLayer], groups: PixelGroups, rng: np.random.Generator
+        self,
+        layers: Sequence[PlacedLayer],
+        groups: PixelGroups,
+        rng: np.random.Generator,
+        marked: Bools | None,
     ) -> None:
         self._cascade_names = tuple(layer.layer.name for layer in layers)
         paths = choose_paths(layers, MAX_PATHS, rng)
@@ -159,10 +169,25 @@ class OffsetSums:
         traced = {
             kind: trace_paths(layers, kind, paths, sites) for kind in layers[-1].displacements
         }
-        points = {kind: groups.numbers_at(positions) for kind, (positions, _) in traced.items()}
+        pixels = layers[-1].pixels(sites)
         has_weights = any(layer.weights is not None for layer in layers)
         weights = traced["own"][1] if has_weights else None
-        self._cascade.add(points, weights, layers[-1].pixels(sites), groups)
+        targets = [(self._cascade, groups)]
+        if marked is not None:
+            is_kept = marked | (groups.numbers == IGNORED)
+            numbers = np.where(is_kept, groups.numbers, np.int32(NO_OBJECT))
+            targets.append((self._marked, replace(groups, numbers=numbers)))
+        for sums, target in targets:
+            points = {kind: target.numbers_at(positions) for kind, (positions, _) in traced.items()}
+            sums.add(points, weights, pixels, groups)
+
+    def cascade_shares(self) -> tuple[OnObject, OnObject]:
+        """The cascade's points from objects: the shares on the object and on its marked pixels."""
+        own, marked = (
+            _group(self.class_map, None, sums.hits)[ALL][OBJECTS].on_object
+            for sums in (self._cascade, self._marked)
+        )
+        return own, marked
 
     def result(
         self, *, labels: str = MASKS, fields: Mapping[str, FieldRadius] | None = None

@@ -299,6 +299,29 @@ def test_cascade_matches_single_points() -> None:
     assert group.locations == ((NUMBERS[AT, AT] > 0) & (NUMBERS[AT, AT] < 4)).sum()
 
 
+def test_marked_pixels_of_the_cascade() -> None:
+    layers = [make_layer(draw_offset(1)), make_layer(draw_offset(2), name="b")]
+    marked = np.random.default_rng(0).random(LABELS.shape) < 0.4
+    sums = OffsetSums(CLASSES)
+    sums.add(layers, LABELS, marked)
+    on_object, on_marked = sums.cascade_shares()
+    cascade = sums.result().cascade
+    assert cascade is not None
+    assert on_object.own == cascade.groups["all"]["objects"].on_object.own
+    numbers = np.where(marked | (NUMBERS == -1), NUMBERS, 0)
+    for is_plain, share in ((False, on_marked.own), (True, on_marked.plain)):
+        hits = points = 0
+        for row, column in np.ndindex(*HW):
+            center = int(NUMBERS[row * STRIDE, column * STRIDE])
+            if 1 <= center <= 3:
+                point = float(column * STRIDE), float(row * STRIDE)
+                samples = trace_cascade(layers, point, is_plain=is_plain)
+                found = [lookup(numbers, y, x) for x, y in samples.positions_xy.tolist()]
+                hits += found.count(center)
+                points += len(found) - found.count(-1)
+        assert share == pytest.approx(hits / points)
+
+
 def test_modulation() -> None:
     mask = torch.ones(2, 9, *HW)
     mask[0, 0] = 0.05

@@ -47,6 +47,7 @@
  * @property {LabelMap | null} prediction
  * @property {LabelMap | null} truth
  * @property {[number, number]} point The point (x, y) at the start.
+ * @property {boolean} cascade Whether points are traced in cascade at the start.
  * @property {[number, number][]} pins Points (x, y) that are pinned at the start.
  * @property {number} cascadeDepth Number of layers of a cascade.
  * @property {number} maxPoints Of a cascade.

@@ -32,7 +32,7 @@ export function initialState(model) {
   const [point, ...pins] = [model.point, ...model.pins].map(([x, y]) => ({ x, y }));
   return {
     layer,
-    cascade: false,
+    cascade: model.cascade,
     point: pins[0] ?? point,
     pins: pins.map((pin) => snap(model.layers[layer], pin)).slice(0, MAX_PINS),
     heat: "none",
