@@ -71,7 +71,8 @@ def folder(scenes: Path, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     """The data and the run that the pages speak of."""
     for name in ("photos", "camvid", "crackforest", "scenes"):
         shutil.copytree(scenes, tmp_path / name)
-    shutil.copytree(run, tmp_path / "runs" / "photos")
+    for name in ("photos", "plain"):
+        shutil.copytree(run, tmp_path / "runs" / name)
     pairs = []
     for image in sorted(scenes.glob("*/images/*")):
         split, mask = image.parts[-3], image.parents[1] / "masks" / f"{image.stem}.png"

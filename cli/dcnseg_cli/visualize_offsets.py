@@ -126,7 +126,7 @@ def visualize_offsets(
     same values.
 
     With --html, writes a page for each image, which opens in a browser without a network: move the
-    pointer over the image to see the sampling positions from there. If an image belongs to the
+    pointer over the image to see the sampling points from there. If an image belongs to the
     data folder of the run or to a data folder in IMAGES, its page shows the ground truth, too.
 
     With --table, writes the measures of the offsets over a data folder instead: effective dilation,
