@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Final
@@ -10,9 +11,9 @@ from typing import Final
 import numpy as np
 import numpy.typing as npt
 
-from dcnseg.data.class_map import ClassMap
+from dcnseg.data.class_map import IGNORE_INDEX, ClassMap
 from dcnseg.data.image_io import read_size
-from dcnseg.errors import ConfigError, DataError, DcnsegError, short_repr
+from dcnseg.errors import ConfigError, DataError, DcnsegError, NotFiniteError, short_repr
 from dcnseg.files import has_unmarked_files, mark_output_folder
 from dcnseg.inference.inputs import InputImage
 from dcnseg.inference.predictor import Predictor
@@ -95,7 +96,7 @@ def visualize_files(
             f"{run} is a plain network without deformable layers. Train with, for example, "
             "--deform-layers 3."
         )
-    _check_points_in_images(points, images)
+    check_points_in_images(points, images)
     if has_unmarked_files(out):
         raise ConfigError(
             f"--out is {out}, which contains files and is not marked as dcnseg output. Use another "
@@ -170,13 +171,16 @@ def view_image(
     predictor: Predictor, image: npt.NDArray[np.uint8], name: str, has_regions: bool = False
 ) -> tuple[NetworkView, Sequence[Region]]:
     """Predict an image, and capture the offsets; the regions are empty unless requested."""
-    prediction = predictor.predict(image, regions=has_regions)
+    labels = np.full(image.shape[:2], IGNORE_INDEX, np.uint8)
+    regions: Sequence[Region] = ()
+    with suppress(NotFiniteError):  # the offsets may still tell why
+        prediction = predictor.predict(image, regions=has_regions)
+        labels, regions = prediction.labels, prediction.regions or ()
     layers = []
     if predictor.model.deformable_layers():
         network_input = limit_size(predictor.prepare(image))
         layers = capture_offsets(predictor.model, network_input, image.shape[:2])
-    view = NetworkView(name, layers, prediction.labels, predictor.class_map)
-    return view, prediction.regions or ()
+    return NetworkView(name, layers, labels, predictor.class_map), regions
 
 
 def _name_run(path: Path) -> str:
@@ -184,7 +188,7 @@ def _name_run(path: Path) -> str:
     return path.resolve().stem if path.is_file() else path.resolve().name
 
 
-def _check_points_in_images(
+def check_points_in_images(
     points: Sequence[tuple[float, float]], images: Sequence[InputImage]
 ) -> None:
     """Raise a ConfigError for a point outside any image, before the first file is written."""

@@ -13,9 +13,10 @@ from typer.testing import Result
 from dcnseg.checkpoint import save_weights
 from dcnseg.config import ModelConfig, Preprocessing
 from dcnseg.data.synthetic import SCENE_CLASSES
-from dcnseg.errors import ConfigError
+from dcnseg.errors import ConfigError, NotFiniteError
 from dcnseg.files import is_output_folder
 from dcnseg.inference.inputs import InputImage
+from dcnseg.inference.predictor import Predictor
 from dcnseg.models.segmenter import build_segmenter
 from dcnseg.visualize import offsets
 from dcnseg.visualize import run as visualize_run
@@ -128,6 +129,19 @@ def test_points_of_the_prediction_are_the_default(
     x, y = map(int, path.stem.split("_")[1:])
     assert min(x, 95 - x) >= 30
     assert y in (31, 32)
+
+
+def test_offsets_of_a_network_whose_output_is_not_finite(
+    visualize: Visualize, images: list[Path], tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    def fail(*_: object, **__: object) -> None:
+        raise NotFiniteError("NaN")
+
+    monkeypatch.setattr(Predictor, "predict", fail)
+    result = visualize(images[0], "--point=9,9", "--format=svg")
+    assert result.exit_code == 0, result.stderr
+    text = (tmp_path / "out" / f"{images[0].stem}.svg").read_text()
+    assert "No prediction: the output is not finite" in text
 
 
 @pytest.mark.parametrize("size", [(480, 31), (31, 480), (1, 1)])

@@ -4,11 +4,9 @@ from __future__ import annotations
 
 import os
 from collections.abc import Callable, Iterator, Mapping, Sequence
-from contextlib import suppress
 from pathlib import Path
 
 from dcnseg.data.dataset import load_pair
-from dcnseg.data.image_io import read_size
 from dcnseg.data.sample import Sample
 from dcnseg.errors import ConfigError, DataError, DcnsegError
 from dcnseg.files import has_unmarked_files, mark_output_folder
@@ -22,8 +20,8 @@ from dcnseg.visualize.explorer.page import (
     write_gallery,
 )
 from dcnseg.visualize.explorer.payload import UInt8Array
-from dcnseg.visualize.points import Point, check_points
-from dcnseg.visualize.run import OffsetReport
+from dcnseg.visualize.points import Point
+from dcnseg.visualize.run import OffsetReport, check_points_in_images
 
 INDEX = "index.html"
 
@@ -66,9 +64,7 @@ def explore_files(
             f"{run} is a plain network without deformable layers. Train with, for example, "
             "--deform-layers 3."
         )
-    for image in images if pins else ():
-        with suppress(DataError):  # reported with the image's result
-            check_points(pins, read_size(image.path))
+    check_points_in_images(pins, images)
     if has_unmarked_files(out):
         raise ConfigError(
             f"--out is {out}, which contains files and is not marked as dcnseg output. Use another "

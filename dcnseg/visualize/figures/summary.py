@@ -13,7 +13,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.patches import Patch
 
-from dcnseg.data.class_map import ClassMap
+from dcnseg.data.class_map import IGNORE_INDEX, ClassMap
 from dcnseg.inference.overlay import draw_overlay, present_classes
 from dcnseg.visualize.charts import INK, PALETTE, shorten
 from dcnseg.visualize.figures.drawing import (
@@ -55,7 +55,8 @@ class NetworkView:
     Attributes:
         name: Of the run.
         layers: Its deformable layers in forward order; may be empty.
-        labels: Predicted training indices, uint8 [H, W].
+        labels: Predicted training indices, uint8 [H, W]; 255 everywhere if the output of the
+            network is not finite.
         class_map: The classes.
     """
 
@@ -135,7 +136,9 @@ def _draw_cascades(axes: Axes, image: Rgb, view: NetworkView, points: Sequence[N
 
 def _make_captions(view: NetworkView, *, is_compared: bool) -> list[str]:
     depth = len(view.layers[-CASCADE_DEPTH:])
-    captions = ["prediction", *["no deformable layer"] * 3]
+    is_known = (view.labels != IGNORE_INDEX).any()
+    prediction = "prediction" if is_known else "no prediction: the output is not finite"
+    captions = [prediction, *["no deformable layer"] * 3]
     if view.layers:
         captions[1:] = [
             f"effective dilation of {describe_dilation(view.layers[-1])}",
