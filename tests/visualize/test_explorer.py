@@ -113,8 +113,8 @@ def make_labels(size_hw: tuple[int, int] = SIZE_HW, seed: int = 0) -> UInt8Array
 
 def number_objects(labels: UInt8Array) -> npt.NDArray[np.int64]:
     """Objects of at least 16 pixels from 1, 0 for smaller ones, -1 where ignored."""
-    found = cc3d.connected_components(labels.astype(np.uint16) + 1, connectivity=8)
-    found = np.where(np.bincount(found.ravel())[found] >= 16, found, 0).astype(np.int64)
+    parts = cc3d.connected_components(labels.astype(np.uint16) + 1, connectivity=8)
+    found = np.where(np.bincount(parts.ravel())[parts] >= 16, parts, 0).astype(np.int64)
     found[labels == 0] = 1 + found.max()  # the background as a whole
     found[labels == 255] = -1
     return found

@@ -77,7 +77,7 @@ from dcnseg.visualize.offsets import (
 
 MAX_PATHS: Final = 81  # of the 729 paths of three layers; all locations together have enough
 
-Images = Sequence[Sample] | Sequence[InputImage]
+Images = Sequence[Sample | InputImage]
 
 
 def measure_offsets(

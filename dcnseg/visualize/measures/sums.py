@@ -38,7 +38,8 @@ class Moments:
         """Compute the moments of values [N] by their cell [N]."""
         count = np.bincount(cells, minlength=num_cells).astype(np.float64)
         mean = np.bincount(cells, values, num_cells) / np.maximum(count, 1)
-        return cls(count, mean, np.bincount(cells, (values - mean[cells]) ** 2, num_cells))
+        squares = np.bincount(cells, (values - mean[cells]) ** 2, num_cells)
+        return cls(count, mean, squares.astype(np.float64))
 
     def merged(self, other: Moments) -> Moments:
         """The moments of both sets of values."""

@@ -5,7 +5,8 @@ import pytest
 import torch
 from matplotlib.quiver import Quiver
 
-from dcnseg.data.class_map import ClassMap, with_colors
+from dcnseg.data.class_info import with_colors
+from dcnseg.data.class_map import ClassMap
 from dcnseg.data.synthetic import SCENE_CLASSES
 from dcnseg.visualize.charts import chart_to_rgb
 from dcnseg.visualize.figures.panels import FAINT_INK

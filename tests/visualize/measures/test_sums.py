@@ -122,7 +122,7 @@ def test_position_needs_maps_of_one_size() -> None:
 def test_locations_that_are_not_measured_do_not_count() -> None:
     offset = np.ones((18, 2, 3))
     offset[0, 0, 1] = np.nan
-    is_measured = np.isfinite(offset).all(0)
+    is_measured = np.asarray(np.isfinite(offset).all(axis=0))
     spread = OffsetSpread()
     for _ in range(2):
         spread.add(offset, is_measured)
