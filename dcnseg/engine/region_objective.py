@@ -27,8 +27,8 @@ from dcnseg.scoring.objects import Objects, find_objects
 REGIONS_PER_IMAGE: Final = 64
 OHEM_FACTOR: Final = 2  # regions sampled for each region that is kept
 NEAR_SHARE: Final = 3 / 8  # of the regions; boxes near objects
-PREDICTED_SHARE: Final = 1 / 4  # at most
-MIN_IOU: Final = 0.5  # of a region with an object, for the region to have the object's class
+PREDICTED_SHARE: Final = 3 / 8  # at most
+MIN_IOU: Final = 0.5  # of a box, or of a predicted region, with the object whose class it has
 MAX_SHIFT: Final = 0.25  # of a box near an object, in sides of the object
 MAX_LOG_SCALE: Final = 0.35
 MIN_SIDE: Final = 8.0  # pixels, of a box elsewhere
@@ -139,34 +139,25 @@ class RegionObjective:
         ]
         parts.append(_random_boxes(count - sum(map(len, parts)), labels.shape))
         boxes = torch.cat(parts)
-        hints = torch.full((count,), NO_LOSS)
-        start = len(parts[0])
-        hints[start : start + len(chosen)] = torch.from_numpy(guesses.class_indices)[chosen]
-        classes, matches = self._match(boxes, hints, truth, objects)
+        iou = box_iou(boxes, truth)  # [R, N]
+        first = len(parts[0])
+        iou[first : first + len(chosen)] = _mask_iou(guesses, objects)[chosen]
+        classes, matches = self._match(iou, objects)
         classes[(classes == self.num_classes) & _is_unknown(boxes, labels)] = NO_LOSS
         deltas = torch.zeros(count, 4)
         is_object = matches >= 0
         deltas[is_object] = encode_boxes(boxes[is_object], truth[matches[is_object]])
         return boxes, classes, deltas
 
-    def _match(
-        self, boxes: Tensor, hints: Tensor, truth: Tensor, objects: Objects
-    ) -> tuple[Tensor, Tensor]:
-        """Find the class of each box, and the row of its object (-1: none).
-
-        Of the objects with an IoU of at least 0.5, one of the hinted class comes first.
-        """
-        classes = torch.full((len(boxes),), self.num_classes)
-        matches = torch.full((len(boxes),), -1)
+    def _match(self, iou: Tensor, objects: Objects) -> tuple[Tensor, Tensor]:
+        """Find the class of each region, given its IoU, [R, N], and its object's row (-1: none)."""
+        classes = torch.full((len(iou),), self.num_classes)
+        matches = torch.full((len(iou),), -1)
         if len(objects):
-            iou = box_iou(boxes, truth)  # [R, N]
-            of_object = torch.from_numpy(objects.class_indices)
-            is_match = iou >= MIN_IOU
-            rank = iou + (is_match & (hints[:, None] == of_object)).float()
-            best = rank.argmax(dim=1)
-            is_object = is_match.gather(1, best[:, None])[:, 0]
+            highest, best = iou.max(dim=1)
+            is_object = highest >= MIN_IOU
             matches[is_object] = best[is_object]
-            classes[is_object] = of_object[best[is_object]]
+            classes[is_object] = torch.from_numpy(objects.class_indices)[best[is_object]]
         return classes, matches
 
 
@@ -187,6 +178,19 @@ def build_region_objective(
 
 def _boxes(objects: Objects) -> Tensor:
     return torch.from_numpy(objects.boxes_xyxy).float()
+
+
+def _mask_iou(guesses: Objects, objects: Objects) -> Tensor:
+    """The IoU of predicted objects, on every fourth pixel, with those of the label map, [G, N].
+
+    A region of the wrong shape is no object, even if its box is right.
+    """
+    coarse = objects.numbers[::PREDICTED_STRIDE, ::PREDICTED_STRIDE]
+    shape = len(guesses) + 1, len(objects) + 1
+    pairs = guesses.numbers.astype(np.int64) * shape[1] + coarse
+    shared = np.bincount(pairs.ravel(), minlength=shape[0] * shape[1]).reshape(shape)[1:, 1:]
+    areas = np.bincount(coarse.ravel(), minlength=shape[1])[1:]
+    return torch.from_numpy(shared / (guesses.areas[:, None] + areas - shared)).float()
 
 
 def _jitter(boxes: Tensor) -> Tensor:
