@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import inspect
 import sys
 import warnings
-from typing import Annotated
+from collections.abc import Callable
+from typing import Annotated, Any
 
 import typer
 
@@ -33,11 +35,11 @@ from dcnseg_cli.reporting import (
     signal_exit_code,
 )
 
-EXIT_CODES = """
-Exit codes: 0 success; 1 failure; 2 usage error; 3 bad data, or some images failed; 129 terminal
-closed; 130 interrupted; 143 terminated. Results go to stdout, progress and messages to stderr. Set
-DCNSEG_DEBUG=1 to see the traceback of an unexpected error.
-"""
+EXIT_CODES = (
+    "Exit codes: 0 success; 1 failure; 2 usage error; 3 bad data, or some images failed; 129 "
+    "terminal closed; 130 interrupted; 143 terminated. Results go to stdout, progress and messages "
+    "to stderr. Set DCNSEG_DEBUG=1 to see the traceback of an unexpected error."
+)
 
 app = typer.Typer(
     name="dcnseg",
@@ -48,17 +50,24 @@ app = typer.Typer(
     pretty_exceptions_enable=False,
     context_settings={"help_option_names": ["-h", "--help"]},
 )
-app.command("check", epilog=check.EPILOG)(check.check)
-app.command("train", cls=train.TrainCommand, epilog=train.EPILOG)(train.train)
-app.command("evaluate", epilog=evaluate.EPILOG)(evaluate.evaluate)
-app.command("compare", cls=train.TrainCommand, epilog=compare.EPILOG)(compare.compare)
-app.command("report", epilog=report.EPILOG)(report.report)
-app.command("predict", epilog=predict.EPILOG)(predict.predict)
-app.command("visualize-offsets", epilog=visualize_offsets.EPILOG)(
-    visualize_offsets.visualize_offsets
-)
-app.command("demo", epilog=demo.EPILOG)(demo.demo)
-app.command("info", epilog=info.EPILOG)(info.info)
+
+
+def _add(name: str, command: Callable[..., None], epilog: str, **options: Any) -> None:
+    """Add a command whose help is its docstring, without the line breaks within paragraphs."""
+    paragraphs = inspect.cleandoc(command.__doc__ or "").split("\n\n")
+    text = "\n\n".join(paragraph.replace("\n", " ") for paragraph in paragraphs)
+    app.command(name, help=text, epilog=epilog, **options)(command)
+
+
+_add("check", check.check, check.EPILOG)
+_add("train", train.train, train.EPILOG, cls=train.TrainCommand)
+_add("evaluate", evaluate.evaluate, evaluate.EPILOG)
+_add("compare", compare.compare, compare.EPILOG, cls=train.TrainCommand)
+_add("report", report.report, report.EPILOG)
+_add("predict", predict.predict, predict.EPILOG)
+_add("visualize-offsets", visualize_offsets.visualize_offsets, visualize_offsets.EPILOG)
+_add("demo", demo.demo, demo.EPILOG)
+_add("info", info.info, info.EPILOG)
 
 
 def _print_version(value: bool) -> None:
