@@ -30,7 +30,7 @@ def score_table(scores: Mapping[str, Any], title: str) -> Table:
         scores: The result of `Scores.to_dict`.
         title: Title of the table.
     """
-    table = Table(title=title)
+    table = Table(title=title, min_width=len(title))  # a longer title would be wrapped
     table.add_column("class")
     table.add_column("IoU", justify="right")
     for name, iou in scores["class_iou"].items():
