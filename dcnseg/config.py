@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import json
 from collections.abc import Mapping
-from dataclasses import asdict, dataclass, field, fields, is_dataclass
+from dataclasses import asdict, dataclass, field, fields, is_dataclass, replace
 from pathlib import Path
 from typing import Any, Final, TypeVar
 
@@ -20,7 +20,10 @@ Config = TypeVar("Config")
 
 ARCHITECTURES = ("deeplabv3plus", "deeplabv3", "plain")
 REGION_HEADS = ("none", "rfcn", "deformable-rfcn", "deformable-fc")
-OPTIMIZERS = ("sgd", "adamw")
+# Learning rate of the offset branches relative to that of the network. Dai et al. 2017 train them
+# at the full rate with SGD. AdamW moves them by the full rate however small their gradient is.
+OFFSET_LR_SCALES: Mapping[str, float] = {"sgd": 1.0, "adamw": 0.1}
+OPTIMIZERS = tuple(OFFSET_LR_SCALES)
 LOGGERS = ("none", "tensorboard", "wandb", "mlflow")
 LOSSES = ("ce", "ce+dice", "focal", "lovasz")
 CLASS_WEIGHTS = ("none", "balanced", "sqrt")
@@ -329,7 +332,7 @@ class TrainConfig:
     accumulate: int = 1
     optimizer: str = "sgd"
     lr: float = 0.01
-    offset_lr_scale: float = 0.1
+    offset_lr_scale: float | None = None  # of lr; None: that of OFFSET_LR_SCALES
     weight_decay: float = 1e-4
     warmup_epochs: float = 1.0
     poly_power: float = 0.9
@@ -370,11 +373,19 @@ class TrainConfig:
         _check_range(self, 1, MAX_COUNT, "epochs", "accumulate", "eval_every", "nan_patience")
         _check_range(self, 1, MAX_COUNT, "checkpoint_epochs")
         _check_range(self, 0, MAX_COUNT, "warmup_epochs", "patience", "checkpoint_minutes")
-        _check_range(self, 0, MAX_FACTOR, "offset_lr_scale", "weight_decay", "poly_power")
+        _check_range(self, 0, MAX_FACTOR, "weight_decay", "poly_power")
+        if self.offset_lr_scale is not None:
+            _check_range(self, 0, MAX_FACTOR, "offset_lr_scale")
         _check_range(self, 0, MAX_FACTOR, "region_weight")
         _check(self, "lr", 0 < self.lr <= MAX_RATE, f"above 0 and at most {MAX_RATE}")
         _check(self, "seed", 0 <= self.seed < 2**32, "0 to 2**32 - 1")
         _check(self, "ema", 0 <= self.ema < 1, "from 0 (off) to below 1")
+
+    @property
+    def offset_lr(self) -> float:
+        """Peak learning rate of the offset branches."""
+        scale = self.offset_lr_scale
+        return self.lr * (OFFSET_LR_SCALES[self.optimizer] if scale is None else scale)
 
 
 def dotted_names() -> dict[str, str]:
@@ -403,6 +414,17 @@ def make_train_config(settings: Mapping[str, Any], preset: str = "default") -> T
         _require(name in dotted, f"{short_repr(name)} is not a setting of training.{hint}")
     given = {dotted[name]: value for name, value in settings.items()}
     return unflatten_settings({**PRESETS[preset], **given})
+
+
+def with_absolute_paths(config: TrainConfig) -> TrainConfig:
+    """Make the paths absolute, so that a run or comparison can be resumed from any folder."""
+    data, weights = config.data, config.encoder_weights
+    return replace(
+        config,
+        data=replace(data, root=data.root.resolve(), pairs=data.pairs and data.pairs.resolve()),
+        init=config.init and config.init.resolve(),
+        encoder_weights=str(Path(weights).resolve()) if Path(weights).is_file() else weights,
+    )
 
 
 def to_dict(config: Any) -> dict[str, Any]:

@@ -60,6 +60,12 @@ def test_dotted_names_round_trip() -> None:
         unflatten_settings(flat | {"data.nonsense": 1})
 
 
+def test_offset_branches_have_the_full_rate_with_sgd_only() -> None:
+    assert TRAIN(optimizer="sgd", lr=0.5).offset_lr == 0.5
+    assert TRAIN(optimizer="adamw", lr=0.5).offset_lr == pytest.approx(0.05)
+    assert TRAIN(optimizer="adamw", lr=0.5, offset_lr_scale=0).offset_lr == 0
+
+
 def test_rates_follow_the_output_stride() -> None:
     assert ModelConfig(output_stride=16).atrous_rates == (6, 12, 18)
     assert ModelConfig(output_stride=8).atrous_rates == (12, 24, 36)
@@ -102,6 +108,7 @@ def test_one_crop_size_is_a_square() -> None:
         (TRAIN, {"poly_power": float("nan")}, r"--poly-power is nan"),
         (TRAIN, {"seed": 10**30}, r"--seed is 10+; expected 0 to"),
         (TRAIN, {"epochs": 0}, r"--epochs is 0; expected at least 1"),
+        (TRAIN, {"offset_lr_scale": "x"}, r"--offset-lr-scale is 'x'; expected a number or none"),
         (TRAIN, {"offset_lr_scale": -1}, r"--offset-lr-scale is -1; expected at least 0"),
         (TRAIN, {"loss": "l2"}, r"--loss is 'l2'; expected one of ce, ce\+dice, focal, lovasz"),
         (TRAIN, {"device": "tpu"}, r"--device is 'tpu'"),

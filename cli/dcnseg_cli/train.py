@@ -21,6 +21,7 @@ from dcnseg.config import (
     CLASS_WEIGHTS,
     LOGGERS,
     LOSSES,
+    OFFSET_LR_SCALES,
     OPTIMIZERS,
     PRESETS,
     REGION_HEADS,
@@ -199,7 +200,9 @@ OPTIONS: Mapping[str | None, Mapping[str, Any]] = {
         "accumulate": _option("Batches per optimizer step (gradient accumulation), at least 1."),
         "optimizer": choice_option("Optimizer.", OPTIMIZERS),
         "offset_lr_scale": _option(
-            "Learning rate of the offset branches relative to --lr, at least 0."
+            "Learning rate of the offset branches relative to --lr, at least 0; default: "
+            + ", ".join(f"{scale:g} for {name}" for name, scale in OFFSET_LR_SCALES.items())
+            + "."
         ),
         "weight_decay": _option(
             "Weight decay, not applied to biases and normalization, at least 0."

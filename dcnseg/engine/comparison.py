@@ -27,6 +27,7 @@ from dcnseg.config import (
     from_dict,
     to_dict,
     unflatten_settings,
+    with_absolute_paths,
 )
 from dcnseg.data.pairing.splits import SPLIT_NAMES, Splits
 from dcnseg.engine.compared_runs import Comparison, TrainedRun, evaluate_runs
@@ -204,7 +205,7 @@ def compare(
     for old in (out / RUNS).glob(f"*/{RESUME_STATE}"):
         old.unlink()
     mark_output_folder(out)
-    config = _with_absolute_paths(config)
+    config = with_absolute_paths(config)
     if splits.is_val_drawn and is_trained_here:  # it depends on the seed of a run
         source = _write_pairs(out / PAIRS, splits)
         config = replace(config, data=replace(config.data, images="", masks="", pairs=source))
@@ -275,21 +276,6 @@ def _train_one(state: _State, name: str, seed: int, run: Path, listener: Trainin
     config = unflatten_settings(flatten_settings(state.config) | changes)
     sources = state.sources | dict.fromkeys(changes, f"variant {name}")
     train(config, run, sources=sources, overwrite=True, listener=listener)
-
-
-def _with_absolute_paths(config: TrainConfig) -> TrainConfig:
-    """Make paths absolute, so that the comparison can be resumed from any folder."""
-    data, weights = config.data, config.encoder_weights
-    if Path(weights).is_file():
-        weights = str(Path(weights).absolute())
-    return replace(
-        config,
-        data=replace(
-            data, root=data.root.absolute(), pairs=data.pairs.absolute() if data.pairs else None
-        ),
-        init=config.init.absolute() if config.init else None,
-        encoder_weights=weights,
-    )
 
 
 def _write_pairs(path: Path, splits: Splits) -> Path:

@@ -78,12 +78,18 @@ def balance_classes(pixel_counts: Tensor, mode: str) -> Tensor | None:
 
 
 def parameter_groups(
-    model: nn.Module, *, lr: float, offset_lr_scale: float, weight_decay: float
+    model: nn.Module, *, lr: float, offset_lr: float, weight_decay: float
 ) -> list[dict[str, object]]:
     """Split the parameters by learning rate (offset branches have their own) and weight decay.
 
     Biases and normalization parameters have no weight decay. Source of the separate learning rate
     for offsets: Dai et al. 2017, section 2.1.
+
+    Args:
+        model: The network.
+        lr: Peak learning rate.
+        offset_lr: Peak learning rate of the offset branches.
+        weight_decay: Weight decay of the other parameters.
     """
     groups: dict[tuple[bool, bool], list[nn.Parameter]] = {}
     for name, parameter in model.named_parameters():
@@ -93,7 +99,7 @@ def parameter_groups(
     return [
         {
             "params": parameters,
-            "lr": lr * (offset_lr_scale if is_offset else 1.0),
+            "lr": offset_lr if is_offset else lr,
             "weight_decay": weight_decay if is_decayed else 0.0,
         }
         for (is_offset, is_decayed), parameters in sorted(groups.items(), key=lambda kv: kv[0])
@@ -101,12 +107,10 @@ def parameter_groups(
 
 
 def build_optimizer(
-    model: nn.Module, name: str, *, lr: float, offset_lr_scale: float, weight_decay: float
+    model: nn.Module, name: str, *, lr: float, offset_lr: float, weight_decay: float
 ) -> torch.optim.Optimizer:
     """Build AdamW, or SGD with Nesterov momentum, over `parameter_groups`."""
-    groups = parameter_groups(
-        model, lr=lr, offset_lr_scale=offset_lr_scale, weight_decay=weight_decay
-    )
+    groups = parameter_groups(model, lr=lr, offset_lr=offset_lr, weight_decay=weight_decay)
     if name == "adamw":
         return torch.optim.AdamW(groups, lr=lr)
     return torch.optim.SGD(groups, lr=lr, momentum=SGD_MOMENTUM, nesterov=True)

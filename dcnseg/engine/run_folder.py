@@ -24,7 +24,7 @@ import re
 import sys
 from collections.abc import Iterator, Mapping, Sequence
 from contextlib import contextmanager
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
 from typing import Any
@@ -37,7 +37,7 @@ import torchvision
 
 from dcnseg import __version__
 from dcnseg.checkpoint import BEST_WEIGHTS, RESUME_STATE
-from dcnseg.config import TrainConfig, from_dict, to_dict
+from dcnseg.config import TrainConfig, from_dict, to_dict, with_absolute_paths
 from dcnseg.data.class_map import ClassMap
 from dcnseg.data.pairing.splits import SPLIT_NAMES, Splits
 from dcnseg.engine.training_data import FILES, write_fingerprints
@@ -99,7 +99,7 @@ def create_run(
             "numpy": np.__version__,
             "opencv": cv2.__version__,
         },
-        "settings": to_dict(_with_absolute_root(config)),
+        "settings": to_dict(with_absolute_paths(config)),
         "sources": dict(sources),
         "split": split_stems(splits),
     }
@@ -112,16 +112,9 @@ def create_run(
 def update_settings(run: Path, config: TrainConfig, changed: Sequence[str]) -> None:
     """Write the settings changed by a resume, for the next resume."""
     record = read_json(run / CONFIG, has_file_names=True)
-    record["settings"] = to_dict(_with_absolute_root(config))
+    record["settings"] = to_dict(with_absolute_paths(config))
     record["sources"] |= dict.fromkeys(changed, "command line, at resume")
     _write_json(run / CONFIG, record)
-
-
-def _with_absolute_root(config: TrainConfig) -> TrainConfig:
-    """Make paths absolute, so that the run can be resumed from any folder."""
-    data = config.data
-    pairs = data.pairs.resolve() if data.pairs else None
-    return replace(config, data=replace(data, root=data.root.resolve(), pairs=pairs))
 
 
 def is_run(folder: Path) -> bool:

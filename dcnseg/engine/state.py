@@ -79,7 +79,7 @@ def build_state(
         model,
         config.optimizer,
         lr=config.lr,
-        offset_lr_scale=config.offset_lr_scale,
+        offset_lr=config.offset_lr,
         weight_decay=config.weight_decay,
     )
     schedule = build_schedule(

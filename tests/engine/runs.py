@@ -73,7 +73,7 @@ def tiny_state(optimizer: str = "sgd") -> TrainingState:
     """A state whose network has two layers, after one step."""
     torch.manual_seed(0)
     model = cast(Segmenter, nn.Sequential(nn.Conv2d(3, 2, 1), nn.BatchNorm2d(2)))
-    built = build_optimizer(model, optimizer, lr=0.1, offset_lr_scale=0.1, weight_decay=0.1)
+    built = build_optimizer(model, optimizer, lr=0.1, offset_lr=0.01, weight_decay=0.1)
     state = TrainingState(
         model=model,
         average=build_average(model, 0.9),

@@ -26,7 +26,7 @@ SEGMENTER = build_segmenter(ModelConfig(encoder="resnet18", decoder_channels=16)
 # A layer may be the whole model; its branch has no dot before its name then.
 @pytest.mark.parametrize("model", [SEGMENTER, torch.nn.ModuleDict(PARTS), *PARTS.values()])
 def test_offset_branches_have_their_own_rate(model: torch.nn.Module) -> None:
-    groups = parameter_groups(model, lr=0.5, offset_lr_scale=0.1, weight_decay=1e-3)
+    groups = parameter_groups(model, lr=0.5, offset_lr=0.05, weight_decay=1e-3)
     options = {id(p): g for g in groups for p in g["params"]}  # type: ignore[attr-defined]
     assert len(options) == len(list(model.parameters()))
     for name, parameter in model.named_parameters():
@@ -39,7 +39,7 @@ def test_offset_branches_have_their_own_rate(model: torch.nn.Module) -> None:
 @pytest.mark.parametrize("name", ["sgd", "adamw"])
 def test_schedule_warms_up_and_falls_to_zero(name: str) -> None:
     layer = torch.nn.Linear(2, 2)
-    optimizer = build_optimizer(layer, name, lr=1.0, offset_lr_scale=0.1, weight_decay=0)
+    optimizer = build_optimizer(layer, name, lr=1.0, offset_lr=0.1, weight_decay=0)
     schedule = build_schedule(optimizer, total_steps=100, warmup_steps=9, power=0.9)
     rates = []
     for _ in range(100):
@@ -54,7 +54,7 @@ def test_schedule_warms_up_and_falls_to_zero(name: str) -> None:
 
 def test_warm_up_longer_than_training_still_moves() -> None:
     layer = torch.nn.Linear(2, 2)
-    optimizer = build_optimizer(layer, "sgd", lr=1.0, offset_lr_scale=1, weight_decay=0)
+    optimizer = build_optimizer(layer, "sgd", lr=1.0, offset_lr=1, weight_decay=0)
     build_schedule(optimizer, total_steps=1, warmup_steps=50, power=0.9)
     assert optimizer.param_groups[0]["lr"] == 1
 
