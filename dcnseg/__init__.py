@@ -10,12 +10,20 @@ from importlib import import_module
 from typing import TYPE_CHECKING, Any
 
 if TYPE_CHECKING:
-    from dcnseg.api import compare, evaluate, resume, train
+    from dcnseg.api import compare, evaluate, export_model, resume, train
     from dcnseg.config import DataConfig, ModelConfig, PredictConfig, TrainConfig
     from dcnseg.data.class_map import ClassInfo, ClassMap
     from dcnseg.data.image_io import read_image
     from dcnseg.engine.trainer import TrainResult
-    from dcnseg.errors import CheckpointError, ConfigError, DataError, DcnsegError, ShapeError
+    from dcnseg.errors import (
+        CheckpointError,
+        ConfigError,
+        DataError,
+        DcnsegError,
+        ExportError,
+        ShapeError,
+    )
+    from dcnseg.export.operators import onnx_translations
     from dcnseg.inference.prediction import Prediction
     from dcnseg.inference.predictor import Predictor
     from dcnseg.scoring.scores import Scores
@@ -23,14 +31,16 @@ if TYPE_CHECKING:
 __version__ = "0.1.0"
 
 _MODULES = {
-    "dcnseg.api": ("compare", "evaluate", "resume", "train"),
+    "dcnseg.api": ("compare", "evaluate", "export_model", "resume", "train"),
     "dcnseg.config": ("DataConfig", "ModelConfig", "PredictConfig", "TrainConfig"),
     "dcnseg.data.class_map": ("ClassInfo", "ClassMap"),
     "dcnseg.data.image_io": ("read_image",),
     "dcnseg.engine.trainer": ("TrainResult",),
     "dcnseg.errors": (
-        *("CheckpointError", "ConfigError", "DataError", "DcnsegError", "ShapeError"),
+        *("CheckpointError", "ConfigError", "DataError", "DcnsegError"),
+        *("ExportError", "ShapeError"),
     ),
+    "dcnseg.export.operators": ("onnx_translations",),
     "dcnseg.inference.prediction": ("Prediction",),
     "dcnseg.inference.predictor": ("Predictor",),
     "dcnseg.scoring.scores": ("Scores",),
@@ -45,6 +55,7 @@ __all__ = [
     "DataConfig",
     "DataError",
     "DcnsegError",
+    "ExportError",
     "ModelConfig",
     "PredictConfig",
     "Prediction",
@@ -55,6 +66,8 @@ __all__ = [
     "TrainResult",
     "compare",
     "evaluate",
+    "export_model",
+    "onnx_translations",
     "read_image",
     "resume",
     "train",

@@ -1,4 +1,4 @@
-"""The functions of the public API: `train`, `resume`, `evaluate` and `compare`."""
+"""The functions of the public API: `train`, `resume`, `evaluate`, `compare`, `export_model`."""
 
 from __future__ import annotations
 
@@ -6,20 +6,29 @@ from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any
 
-from dcnseg.config import PredictConfig, TrainConfig, dotted_names, make_train_config
+from dcnseg.config import (
+    ExportConfig,
+    PredictConfig,
+    TrainConfig,
+    dotted_names,
+    make_train_config,
+)
+from dcnseg.data.image_io import read_image
 from dcnseg.data.transforms import Augmentation
 from dcnseg.engine import comparison, training
 from dcnseg.engine.compared_runs import Comparison
-from dcnseg.engine.evaluation import evaluate_run
+from dcnseg.engine.evaluation import evaluate_run, find_own_images
 from dcnseg.engine.listener import TrainingListener
 from dcnseg.engine.trainer import TrainResult
 from dcnseg.errors import ConfigError
+from dcnseg.export.exporting import ExportResult, export_network
 from dcnseg.report.comparison_report import write_comparison
 from dcnseg.report.run_charts import keep_report
 from dcnseg.scoring.scores import Scores
 
 PathLike = str | Path
 AUTO_BATCH_SIZE = "auto"
+EXPORT_IMAGES = 3  # of the validation split, to compare an exported model on
 
 
 def train(
@@ -171,7 +180,7 @@ def evaluate(
     """Score a run on a split of a data folder, as `dcnseg evaluate` does.
 
     Args:
-        run: Run folder or weights file.
+        run: Run folder, weights file, or ONNX model of `export_model`.
         data: The data folder.
         split: "train", "val", "test" or "all".
         device: "auto", "cpu", "cuda", "cuda:1" or "mps".
@@ -184,3 +193,43 @@ def evaluate(
         DataError: The classes of the data are not those of the run, or a file is wrong.
     """
     return evaluate_run(Path(run), Path(data), split, device=device, amp=amp, config=config)
+
+
+def export_model(
+    run: PathLike,
+    out: PathLike,
+    *,
+    format: str = "onnx",
+    input: str = "uint8",
+    outputs: Sequence[str] = ("labels", "logits"),
+    images: Sequence[PathLike] | None = None,
+    overwrite: bool = False,
+) -> ExportResult:
+    """Write a run's network for other programs, as `dcnseg export` does.
+
+    The exported model is compared with the network on random images and on `images`.
+
+    Args:
+        run: Run folder or weights file.
+        out: The file to write: .onnx, .xml (with a .bin file beside it) or .pt2.
+        format: "onnx", "openvino" or "pt2".
+        input: "uint8": RGB images [B, H, W, 3]; "float": images after `Predictor.prepare`.
+        outputs: "labels", "probabilities" and "logits", in the order of the outputs.
+        images: Image files; None: the first validation images of the run, if they still exist.
+        overwrite: Whether to replace an existing file.
+
+    Returns:
+        The files, and the largest differences from the network.
+
+    Raises:
+        CheckpointError: The weights are missing or damaged.
+        ConfigError: A setting is invalid, `out` exists, or a package is not installed.
+        DataError: An image cannot be read.
+        ExportError: The network cannot be expressed in the format, or the exported model gives
+            other results; no file is written then.
+    """
+    config = ExportConfig(format, input, tuple(outputs))
+    if images is None:
+        images = find_own_images(Path(run), EXPORT_IMAGES)
+    arrays = [read_image(Path(image)) for image in images]
+    return export_network(Path(run), Path(out), config, arrays, overwrite=overwrite)

@@ -20,6 +20,7 @@ from torch import Tensor
 
 from dcnseg import __version__
 from dcnseg.config import (
+    EXPORT_SUFFIXES,
     MAX_COUNT,
     ModelConfig,
     Preprocessing,
@@ -109,19 +110,26 @@ def save_weights(
     training_data: TrainingDataStats | None = None,
 ) -> None:
     """Write a weights file atomically."""
-    header = {
-        "format": FORMAT_VERSION,
-        "dcnseg": __version__,
-        "model": _model_settings(model),
-        "classes": class_map.to_dict(),
-        "preprocessing": to_dict(preprocessing),
-        "scores": dict(scores),
-        "training_data": None if training_data is None else to_dict(training_data),
-    }
+    info = WeightsInfo(path, model, class_map, preprocessing, scores, __version__, training_data)
+    header = make_header(info)
     tensors = {name: value.detach().cpu().contiguous() for name, value in state.items()}
     with atomic_path(path) as temporary:
         # save_file would make it readable by the owner only.
         temporary.write_bytes(save(tensors, metadata={METADATA_KEY: json.dumps(header)}))
+
+
+def make_header(info: WeightsInfo) -> dict[str, Any]:
+    """Return the metadata of a weights file as JSON values; `parse_header` reads them."""
+    seen = info.training_data
+    return {
+        "format": FORMAT_VERSION,
+        "dcnseg": info.dcnseg_version,
+        "model": _model_settings(info.model),
+        "classes": info.class_map.to_dict(),
+        "preprocessing": to_dict(info.preprocessing),
+        "scores": dict(info.scores),
+        "training_data": None if seen is None else to_dict(seen),
+    }
 
 
 def _model_settings(model: ModelConfig) -> dict[str, Any]:
@@ -142,8 +150,13 @@ def read_weights_info(path: Path) -> WeightsInfo:
         raise CheckpointError(
             f"{path} was not written by dcnseg: its metadata has no {METADATA_KEY!r} entry."
         )
+    return parse_header(path, metadata[METADATA_KEY])
+
+
+def parse_header(path: Path, text: str) -> WeightsInfo:
+    """Parse the JSON text of a file's metadata; raises a CheckpointError if it is damaged."""
     try:
-        return _parse_info(path, parse_json(metadata[METADATA_KEY]))
+        return _parse_info(path, parse_json(text))
     except (ValueError, ConfigError) as error:
         raise CheckpointError(
             f"{path}: its metadata is damaged: {summarize_error(error)}"
@@ -151,7 +164,7 @@ def read_weights_info(path: Path) -> WeightsInfo:
 
 
 def _parse_info(path: Path, header: Any) -> WeightsInfo:
-    """Parse the metadata of a weights file; raises a ConfigError if a value is invalid."""
+    """Parse the metadata of a file; raises a ConfigError if a value is invalid."""
     require(isinstance(header, dict), f"expected a JSON object, found {short_repr(header)}.")
     version, writer = header.get("format"), header.get("dcnseg")
     require(type(version) is int, f"format is {short_repr(version)}; expected an integer.")
@@ -210,6 +223,11 @@ def load_segmenter(path: Path) -> tuple[Segmenter, WeightsInfo]:
 def _read_metadata(path: Path) -> Mapping[str, str]:
     if not path.is_file():
         raise CheckpointError(f"{path} does not exist; expected a weights file.")
+    if path.suffix == EXPORT_SUFFIXES["onnx"]:
+        raise CheckpointError(
+            f"{path} is an exported model, which only `dcnseg predict` and `dcnseg evaluate` run; "
+            "expected a run folder or weights file."
+        )
     try:
         with open_regular_file(path) as file:
             if is_torch_file(file):

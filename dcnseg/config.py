@@ -29,6 +29,9 @@ LOSSES = ("ce", "ce+dice", "focal", "lovasz")
 CLASS_WEIGHTS = ("none", "balanced", "sqrt")
 AMP_MODES = ("auto", "off", "bf16", "fp16")
 DEVICES = ("auto", "cpu", "cuda", "mps")
+EXPORT_SUFFIXES: Mapping[str, str] = {"onnx": ".onnx", "openvino": ".xml", "pt2": ".pt2"}
+EXPORT_INPUTS = ("uint8", "float")
+EXPORT_OUTPUTS = ("labels", "probabilities", "logits")
 MAX_ROTATION = 180  # degrees
 MIN_BLUR, MAX_BLUR = 0.1, 10  # pixels
 
@@ -317,6 +320,28 @@ class PredictConfig:
         _check(self, "overlap", 0 <= self.overlap <= 0.75, "between 0 and 0.75")
         is_valid = bool(self.scales) and all(MIN_SCALE <= scale <= 8 for scale in self.scales)
         _check(self, "scales", is_valid, f"factors from {MIN_SCALE} to 8")
+
+
+@dataclass(frozen=True)
+class ExportConfig:
+    """What an exported model takes and returns."""
+
+    format: str = "onnx"
+    input: str = "uint8"  # "float": normalized images at network resolution
+    outputs: tuple[str, ...] = ("labels", "logits")  # in this order
+
+    def __post_init__(self) -> None:
+        """Check types and ranges."""
+        check_fields(self)
+        _require_choice("--format", self.format, tuple(EXPORT_SUFFIXES))
+        _require_choice("--input", self.input, EXPORT_INPUTS)
+        for output in self.outputs:
+            _require_choice("--output", output, EXPORT_OUTPUTS)
+        _require(
+            0 < len(self.outputs) == len(set(self.outputs)),
+            f"--output is {','.join(self.outputs)!r}; expected one or more of "
+            f"{', '.join(EXPORT_OUTPUTS)}, each once.",
+        )
 
 
 @dataclass(frozen=True)

@@ -51,6 +51,10 @@ class NativeOpsError(DcnsegError):
     """The native operators were requested explicitly and do not support the call."""
 
 
+class ExportError(DcnsegError):
+    """A network cannot be exported, or the exported model gives other results."""
+
+
 class TrainingError(DcnsegError):
     """Training cannot continue, for instance because the loss is not finite."""
 

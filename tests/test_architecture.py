@@ -21,7 +21,7 @@ ROWS = (
     ("dcnseg.models", "dcnseg.data"),
     ("dcnseg.checkpoint", "dcnseg.scoring"),
     ("dcnseg.inference",),
-    ("dcnseg.visualize",),
+    ("dcnseg.visualize", "dcnseg.export"),
     ("dcnseg.engine",),
     ("dcnseg.report",),
     ("dcnseg.api",),

@@ -60,6 +60,7 @@ def extra_options(command: list[str]) -> tuple[str, ...]:
         "evaluate": ("--device=cpu", "--overwrite"),
         "compare": (*SMALL_OPTIONS, *two_runs),
         "check": (),
+        "export": (),
         "info": (),
         "report": (),
     }

@@ -16,10 +16,10 @@ from dcnseg_cli.options import (
     JsonOption,
     MasksPatternOption,
     MinRegionScoreOption,
+    ModelArgument,
     OverlapOption,
     OverwriteOption,
     PairsOption,
-    RunArgument,
     ScalesOption,
     SplitOption,
     WindowOption,
@@ -40,12 +40,14 @@ Examples:
   dcnseg evaluate runs/photos photos --split test --out evaluation
 
   dcnseg evaluate runs/photos photos --flip --scales 0.75,1,1.25 --json
+
+  dcnseg evaluate model.onnx photos
 """
 
 
 @report_errors
 def evaluate(
-    run: RunArgument,
+    run: ModelArgument,
     data: Annotated[Path, typer.Argument(metavar="DATA", help="Data folder, as for train.")],
     split: SplitOption = "val",
     out: Annotated[
@@ -86,7 +88,7 @@ def evaluate(
     from dcnseg_cli.progress_bar import progress_bar
 
     samples = find_evaluated_samples(run, data, split, source)
-    predictor = Predictor.from_checkpoint(run, device=device, amp=amp, config=config)
+    predictor = Predictor.load(run, device=device, amp=amp, config=config)
     check_classes(data, predictor.class_map)
     with progress_bar("Evaluating") as on_progress:
         scores = evaluate_samples(

@@ -16,6 +16,7 @@ from dcnseg_cli import (
     compare,
     demo,
     evaluate,
+    export,
     info,
     predict,
     report,
@@ -65,6 +66,7 @@ _add("evaluate", evaluate.evaluate, evaluate.EPILOG)
 _add("compare", compare.compare, compare.EPILOG, cls=train.TrainCommand)
 _add("report", report.report, report.EPILOG)
 _add("predict", predict.predict, predict.EPILOG)
+_add("export", export.export, export.EPILOG)
 _add("visualize-offsets", visualize_offsets.visualize_offsets, visualize_offsets.EPILOG)
 _add("demo", demo.demo, demo.EPILOG)
 _add("info", info.info, info.EPILOG)

@@ -60,6 +60,13 @@ RunArgument = Annotated[
     Path,
     typer.Argument(metavar="RUN", help="Run folder (its best weights are used) or weights file."),
 ]
+ModelArgument = Annotated[
+    Path,
+    typer.Argument(
+        metavar="RUN",
+        help="Run folder (its best weights are used), weights file, or ONNX model of `export`.",
+    ),
+]
 DeviceOption = Annotated[str, device_option("Machine")]
 AmpOption = Annotated[
     str,

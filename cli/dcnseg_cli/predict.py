@@ -18,10 +18,10 @@ from dcnseg_cli.options import (
     ImagesArgument,
     JsonOption,
     MinRegionScoreOption,
+    ModelArgument,
     OutOption,
     OverlapOption,
     OverwriteOption,
-    RunArgument,
     ScalesOption,
     WindowOption,
     check_out_folder,
@@ -40,13 +40,15 @@ Examples:
 
   dcnseg predict runs/photos holiday --out predictions --skip-existing
 
+  dcnseg predict model.onnx holiday --out predictions
+
   find . -name '*.png' | dcnseg predict runs/photos - --out predictions --save labels,probabilities
 """
 
 
 @report_errors
 def predict(
-    run: RunArgument,
+    run: ModelArgument,
     images: ImagesArgument,
     out: OutOption,
     save: Annotated[
@@ -124,7 +126,7 @@ def predict(
     check_output_kinds(kinds)
     outputs = [out / folder for folder in OUTPUT_FOLDERS.values()]
     inputs = find_inputs(images, sys.stdin, outputs=outputs, on_note=message)
-    predictor = Predictor.from_checkpoint(run, device=device, amp=amp, config=config)
+    predictor = Predictor.load(run, device=device, amp=amp, config=config)
     done = 0
     with progress_bar("Predicting") as on_progress:
 

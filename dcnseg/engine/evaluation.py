@@ -120,7 +120,7 @@ def evaluate_run(
     source: PairSource | None = None,
     on_progress: Callable[[int, int], None] | None = None,
 ) -> Scores:
-    """Evaluate a run folder or weights file on a split of a data folder.
+    """Evaluate a run folder, weights file or ONNX model on a split of a data folder.
 
     The arguments are those of `dcnseg.evaluate`, `evaluate` and `find_evaluated_samples`.
 
@@ -130,7 +130,7 @@ def evaluate_run(
         NotFiniteError: see `evaluate`.
     """
     samples = find_evaluated_samples(run, root, split, source)
-    predictor = Predictor.from_checkpoint(run, device=device, amp=amp, config=config)
+    predictor = Predictor.load(run, device=device, amp=amp, config=config)
     check_classes(root, predictor.class_map)
     return evaluate(predictor, samples, on_progress=on_progress)
 
@@ -228,6 +228,21 @@ def find_masks(
             if path in paths:
                 found.setdefault(path, sample)
     return found
+
+
+def find_own_images(run: Path, count: int) -> list[Path]:
+    """Find the first validation images of a run; none if its data is not there any more."""
+    folder = run if run.is_dir() else run.parent
+    if not is_run(folder):
+        return []
+    root = read_run(folder).config.data.root
+    if not root.is_dir():
+        return []
+    try:
+        samples = find_evaluated_samples(run, root, "val")
+    except DataError:  # the data has changed since
+        return []
+    return [sample.image for sample in samples[:count]]
 
 
 def _has_only_images(root: Path) -> bool:

@@ -1,4 +1,4 @@
-"""Prediction of single images; entry point `Predictor.from_checkpoint`."""
+"""Prediction of single images; entry points `Predictor.from_checkpoint` and `Predictor.load`."""
 
 from __future__ import annotations
 
@@ -22,6 +22,7 @@ from dcnseg.data.dataset import scaled_size_hw
 from dcnseg.data.image_io import AnyImage, as_rgb_array
 from dcnseg.device import select_amp_dtype, select_device
 from dcnseg.errors import ConfigError, NotFiniteError, ShapeError
+from dcnseg.inference.onnx_network import OnnxNetwork, is_onnx_file
 from dcnseg.inference.prediction import Prediction
 from dcnseg.inference.regions import RegionMaps, Window, score_regions
 from dcnseg.inference.sliding_window import predict_strips
@@ -88,6 +89,11 @@ class Predictor:
         return isinstance(self.model, Segmenter) and self.model.region_head is not None
 
     @property
+    def has_own_preprocessing(self) -> bool:
+        """Whether the network takes images as uint8, which it scales and normalizes itself."""
+        return bool(getattr(self.model, "has_preprocessing", False))
+
+    @property
     def region_min_area(self) -> int:
         """The area of the smallest region in pixels of the image."""
         return max(1, round(self.region_head().min_area / self.preprocessing.input_scale**2))
@@ -134,6 +140,60 @@ class Predictor:
             training_data=info.training_data,
         )
 
+    @classmethod
+    def from_onnx(
+        cls, path: Path | str, *, device: str = "auto", config: PredictConfig | None = None
+    ) -> Predictor:
+        """Load a model of `dcnseg export`, which ONNX Runtime runs.
+
+        The results are those of the run that was exported, without regions. If the model takes
+        uint8 images, they are rounded to 8 bits after scaling for `config.scales`.
+
+        Args:
+            path: ONNX model with the output `logits`.
+            device: "auto", "cpu" or "cuda:1"; "cuda" needs the package onnxruntime-gpu.
+            config: As for `from_checkpoint`.
+
+        Raises:
+            CheckpointError: The file is missing or damaged, or was not written by dcnseg.
+            ConfigError: ONNX Runtime is not installed or does not support the device, or a setting
+                is not supported.
+        """
+        network = OnnxNetwork(Path(path), device)
+        info = network.info
+        return cls(
+            network,  # type: ignore[arg-type]  # it has what prediction needs of a Segmenter
+            info.class_map,
+            info.preprocessing,
+            device=network.device,
+            config=config,
+            training_data=info.training_data,
+        )
+
+    @classmethod
+    def load(
+        cls,
+        path: Path | str,
+        *,
+        device: str = "auto",
+        amp: str = "off",
+        config: PredictConfig | None = None,
+    ) -> Predictor:
+        """Load a run folder or weights file (`from_checkpoint`), or an ONNX model (`from_onnx`).
+
+        The arguments and errors are those of the two functions.
+
+        Raises:
+            ConfigError: `amp` is not "off" for an ONNX model.
+        """
+        if not is_onnx_file(Path(path)):
+            return cls.from_checkpoint(path, device=device, amp=amp, config=config)
+        if amp != "off":
+            raise ConfigError(
+                f"--amp is {amp}, but exported models run in float32. Remove the option."
+            )
+        return cls.from_onnx(path, device=device, config=config)
+
     def prepare(self, image: npt.NDArray[np.uint8]) -> Tensor:
         """Resize an image by `input_scale` and normalize it.
 
@@ -141,13 +201,16 @@ class Predictor:
             image: RGB, uint8 [H, W, 3].
 
         Returns:
-            float32 [1, 3, h, w], h = max(1, round(H * input_scale)).
+            float32 [1, 3, h, w], h = max(1, round(H * input_scale)); for a network that prepares
+            its input itself, the image as uint8 [1, 3, H, W].
 
         Raises:
             ShapeError: the image is not uint8 [H, W, 3] with at least one pixel.
         """
         _check_image(image)
         x = torch.from_numpy(np.ascontiguousarray(image)).to(self.device).permute(2, 0, 1)
+        if self.has_own_preprocessing:
+            return x[None]
         x = x.float().sub_(self._mean).div_(self._std)[None]
         if self.preprocessing.input_scale != 1:
             size = scaled_size_hw(x.shape[-2:], self.preprocessing.input_scale)
@@ -270,7 +333,7 @@ class Predictor:
     def _predict_probabilities(
         self, x: Tensor, keep_region_map: Callable[[Tensor], None] | None = None
     ) -> StripMap:
-        """Predict the probabilities of a network input [1, 3, h, w], at its size."""
+        """Predict the probabilities of a network input, at the network's resolution."""
         height, width = x.shape[-2:]
         is_segmenter = isinstance(self.model, Segmenter)
         with torch.autocast(
@@ -284,13 +347,12 @@ class Predictor:
                 logits = self.model.coarse_logits(x) if is_segmenter else self.model(x)
         # Checked before upsampling and softmax, which keep finite values finite.
         self._check_finite(logits)
-        stride = self.model.logits_stride if is_segmenter else 1
-        padded = resized(
-            stored(logits[0]),
-            (logits.shape[-2] * stride, logits.shape[-1] * stride),
-            align_corners=True,
-        )
-        return softmaxed(cropped(padded, (height, width)))
+        values = stored(logits[0])
+        if is_segmenter:
+            stride = self.model.logits_stride
+            size_hw = logits.shape[-2] * stride, logits.shape[-1] * stride
+            values = cropped(resized(values, size_hw, align_corners=True), (height, width))
+        return softmaxed(values)
 
     def _compute_region_map(self, image: npt.NDArray[np.uint8], window: Window) -> Tensor:
         """Compute the region map of a window, [1, C, h, w]."""

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 
+import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
@@ -105,8 +106,11 @@ class Segmenter(nn.Module):
                 "`x` has one image; training needs at least 2, because the ASPP's image pooling is "
                 "normalized over the batch. Use a larger batch, or call eval() first."
             )
-        pad_h, pad_w = (-side % self.output_stride for side in x.shape[-2:])
-        if pad_h or pad_w:
+        stride = self.output_stride
+        # Exported programs have no branches; in this form, they know the result as a multiple.
+        padded = [(side + stride - 1) // stride * stride for side in x.shape[-2:]]
+        pad_h, pad_w = padded[0] - x.shape[-2], padded[1] - x.shape[-1]
+        if torch.compiler.is_exporting() or pad_h or pad_w:
             x = F.pad(x, (0, pad_w, 0, pad_h))
         features: list[Tensor] = self.encoder(x)
         return features

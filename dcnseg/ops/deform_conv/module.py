@@ -174,24 +174,33 @@ class DeformConv2d(nn.Conv2d):
     def forward(self, input: Tensor) -> Tensor:
         """Return the deformable convolution of [B, C, H, W] with the predicted offsets."""
         offset, mask = self.predict_offset(input)
-        padding: str | tuple[int, ...] = self.padding
-        if self.padding_mode != "zeros":
-            input = F.pad(input, self._reversed_padding_repeated_twice, mode=self.padding_mode)
-            padding = (0, 0)
-        elif isinstance(padding, str):
-            input, padding = self._pad_for_string(input)
+        input, padding = self.pad_input(input)
         return deform_conv2d(
             input,
             offset,
             self.weight,
             self.bias,
             self.stride,  # type: ignore[arg-type]  # torch declares tuple[int, ...]
-            padding,  # type: ignore[arg-type]
+            padding,
             self.dilation,  # type: ignore[arg-type]
             mask,
             border=self.border,
             backend=self.backend,
         )
+
+    def pad_input(self, input: Tensor) -> tuple[Tensor, Pair]:
+        """Pad the input as far as the operator cannot.
+
+        Returns:
+            The input, [B, C, H', W'], and the padding with zeros that is left, (y, x).
+        """
+        padding = self.padding
+        if self.padding_mode != "zeros":
+            padded = F.pad(input, self._reversed_padding_repeated_twice, mode=self.padding_mode)
+            return padded, (0, 0)
+        if isinstance(padding, str):
+            return self._pad_for_string(input)
+        return input, (padding[0], padding[1])
 
     def extra_repr(self) -> str:
         """Show the arguments of `nn.Conv2d` and those of the offsets."""

@@ -1,0 +1,1 @@
+"""Export of networks to formats that other programs run."""

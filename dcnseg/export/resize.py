@@ -1,0 +1,43 @@
+"""Resizing of images within an exported graph, at sizes that are known only when it runs.
+
+OpenVINO does not have torch's antialiased resize, and runtimes of ONNX differ in theirs. Here it is
+a product with two matrices of filter weights.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from fractions import Fraction
+from typing import Final
+
+import torch
+from torch import Tensor
+
+_MAX_DENOMINATOR: Final = 10**6  # of a scale as a fraction
+
+
+def scaled_length(length: int, scale: float) -> int:
+    """Return `round(length * scale)`, computed with integers as exported graphs have them."""
+    share = Fraction(scale).limit_denominator(_MAX_DENOMINATOR)
+    divisor = 2 * share.denominator
+    doubled = 2 * share.numerator * length + share.denominator
+    rounded = doubled // divisor
+    is_tie = 1 - (doubled % divisor + divisor - 1) // divisor
+    return rounded - is_tie * (rounded % 2)  # ties go to the even integer
+
+
+def resize_antialiased(x: Tensor, size_hw: Sequence[int]) -> Tensor:
+    """Resize [B, C, H, W] like `interpolate(x, size_hw, mode="bilinear", antialias=True)`."""
+    rows = _filter_weights(x.shape[-2], size_hw[0])  # [h, H]
+    columns = _filter_weights(x.shape[-1], size_hw[1])  # [w, W]
+    return rows @ x @ columns.T
+
+
+def _filter_weights(source_length: int, length: int) -> Tensor:
+    """Return the weights of the source pixels for each pixel of the result, [length, source]."""
+    source = torch.arange(source_length, dtype=torch.float32) + 0.5
+    target = torch.arange(length, dtype=torch.float32) + 0.5
+    ratio = (source[-1:] + 0.5) / (target[-1:] + 0.5)  # of the lengths
+    distance = (source - (target * ratio)[:, None]).abs() / ratio.clamp(min=1.0)
+    weights = (1 - distance).clamp(min=0.0)
+    return weights / weights.sum(dim=1, keepdim=True)
