@@ -61,3 +61,7 @@ class TrainingError(DcnsegError):
 
 class TrainingStoppedError(DcnsegError):
     """Training was stopped on request, after saving a checkpoint."""
+
+
+class OtherProcessError(DcnsegError):
+    """Another process of the same run has failed, and reports why."""

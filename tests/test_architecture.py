@@ -13,7 +13,10 @@ ROOT = Path(__file__).parents[1]
 
 # From the bottom up; packages of one row do not import each other.
 ROWS = (
-    ("dcnseg", "dcnseg.config", "dcnseg.errors", "dcnseg.files", "dcnseg.validation"),
+    (
+        *("dcnseg", "dcnseg.config", "dcnseg.errors", "dcnseg.files", "dcnseg.processes"),
+        "dcnseg.validation",
+    ),
     ("dcnseg.lettering",),
     ("dcnseg.tensor_pickle",),
     ("dcnseg.torch_file",),

@@ -25,7 +25,13 @@ PAGES = [README, ROOT / "CONTRIBUTING.md", *sorted((ROOT / "docs").rglob("*.md")
 
 # Appended to the options of a page: the last value of an option counts.
 SMALL_OPTIONS = (*SMALL_TRAINING, "--eval-every=1", "--overwrite")
-OTHER_OPTIONS = {"--help", "--index-url", "--hypothesis-profile", "--rounds"}  # of others
+OTHER_OPTIONS = {
+    *("--help", "--index-url", "--hypothesis-profile", "--rounds"),
+    # of torchrun and Slurm
+    *("--nnodes", "--nproc-per-node", "--max-restarts", "--shutdown-timeout"),
+    *("--rdzv-backend", "--rdzv-endpoint", "--rdzv-id"),
+    *("--nodes", "--ntasks-per-node", "--gpus-per-node", "--cpus-per-task"),
+}
 
 
 def name_of(page: Path) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Annotated
 
@@ -80,20 +81,29 @@ def evaluate(
         min_region_score=min_region_score,
     )
     source = PairSource(images, masks, pairs)
-    if out is not None:
-        check_out_folder(out, overwrite=overwrite)
+    from dcnseg.engine.distributed import join_world
     from dcnseg.engine.evaluation import check_classes, find_evaluated_samples
     from dcnseg.engine.evaluation import evaluate as evaluate_samples
     from dcnseg.inference.predictor import Predictor
     from dcnseg_cli.progress_bar import progress_bar
 
-    samples = find_evaluated_samples(run, data, split, source)
-    predictor = Predictor.load(run, device=device, amp=amp, config=config)
-    check_classes(data, predictor.class_map)
-    with progress_bar("Evaluating") as on_progress:
-        scores = evaluate_samples(
-            predictor, samples, has_details=out is not None, on_progress=on_progress
-        )
+    with join_world() as world:
+        world.claim_device(device)
+        if out is not None:
+            world.on_main(partial(check_out_folder, out, overwrite=overwrite))
+        samples = world.on_main(lambda: find_evaluated_samples(run, data, split, source))
+        predictor = Predictor.load(run, device=device, amp=amp, config=config)
+        world.on_main(lambda: check_classes(data, predictor.class_map))
+        with progress_bar("Evaluating") as on_progress:
+            scores = evaluate_samples(
+                predictor,
+                samples,
+                has_details=out is not None,
+                on_progress=on_progress,
+                world=world,
+            )
+    if not world.is_main:
+        return
     if out is not None:
         from dcnseg.report.evaluation_report import write_evaluation
 

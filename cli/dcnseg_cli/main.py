@@ -11,6 +11,7 @@ from typing import Annotated, Any
 import typer
 
 from dcnseg import __version__
+from dcnseg.processes import this_process
 from dcnseg_cli import (
     check,
     compare,
@@ -41,6 +42,8 @@ EXIT_CODES = (
     "terminal closed; 130 interrupted; 143 terminated. Results go to stdout, progress and messages "
     "to stderr. Set DCNSEG_DEBUG=1 to see the traceback of an unexpected error."
 )
+
+SHARED_COMMANDS = ("train", "evaluate")  # that several processes can share
 
 app = typer.Typer(
     name="dcnseg",
@@ -80,6 +83,7 @@ def _print_version(value: bool) -> None:
 
 @app.callback()
 def root(
+    context: typer.Context,
     version: Annotated[
         bool,
         typer.Option(
@@ -88,6 +92,13 @@ def root(
     ] = False,
 ) -> None:
     """Semantic segmentation with deformable convolutions, for a folder of images and masks."""
+    process = this_process()
+    if process.size > 1 and context.invoked_subcommand not in SHARED_COMMANDS:
+        raise typer.BadParameter(
+            f"{context.invoked_subcommand} cannot be shared by the {process.size} processes that "
+            f"torchrun has started; only {' and '.join(SHARED_COMMANDS)} can. Start it without "
+            "torchrun."
+        )
 
 
 def main() -> None:
@@ -118,5 +129,6 @@ def _run() -> int:
             raise
         from typer.rich_utils import rich_format_error
 
-        rich_format_error(error)  # type: ignore[arg-type]
+        if this_process().is_main:
+            rich_format_error(error)  # type: ignore[arg-type]
         return USAGE

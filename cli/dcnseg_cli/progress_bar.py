@@ -7,6 +7,7 @@ from contextlib import contextmanager
 
 from rich.progress import Progress
 
+from dcnseg.processes import this_process
 from dcnseg_cli.console import open_console
 
 
@@ -16,7 +17,7 @@ def progress_bar(title: str) -> Iterator[Callable[[int, int], None]]:
     console = open_console(stderr=True)
     with Progress(
         console=console,
-        disable=not console.is_terminal,
+        disable=not console.is_terminal or not this_process().is_main,
         transient=True,
         redirect_stdout=False,  # programs read results from stdout
     ) as progress:

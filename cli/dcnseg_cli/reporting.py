@@ -15,7 +15,14 @@ from typing import Any, NoReturn, TextIO, TypeVar
 
 import typer
 
-from dcnseg.errors import ConfigError, DataError, DcnsegError
+from dcnseg.errors import (
+    ConfigError,
+    DataError,
+    DcnsegError,
+    OtherProcessError,
+    TrainingStoppedError,
+)
+from dcnseg.processes import this_process
 from dcnseg_cli.terminal_text import (
     escape_controls,
     escape_line,
@@ -76,8 +83,19 @@ def fail(text: str, code: int, error: BaseException) -> NoReturn:
     """Print an error line and exit; with DCNSEG_DEBUG set, raise the error itself."""
     if os.environ.get(DEBUG_VARIABLE, "0") not in ("", "0"):
         raise error
-    message(f"Error: {text}")
+    if not _is_reported_elsewhere(error):
+        process = this_process()
+        prefix = f"[{process.describe()}] " if process.size > 1 else ""
+        message(f"{prefix}Error: {text}")
     raise typer.Exit(code) from None
+
+
+def _is_reported_elsewhere(error: BaseException) -> bool:
+    """Whether another process that shares the run reports an error."""
+    process = this_process()
+    if process.is_main or isinstance(error, ConfigError):  # wrong for all of a machine
+        return process.local_rank > 0
+    return isinstance(error, OtherProcessError | TrainingStoppedError | KeyboardInterrupt)
 
 
 def signal_exit_code(error: KeyboardInterrupt) -> int:

@@ -33,6 +33,7 @@ from dcnseg.config import (
     flatten_settings,
     unflatten_settings,
 )
+from dcnseg.processes import this_process
 from dcnseg.validation import did_you_mean
 from dcnseg_cli.options import (
     DATA_PANEL,
@@ -392,7 +393,7 @@ def _suggest_resume(run: Path) -> Iterator[None]:
     try:
         yield
     except KeyboardInterrupt:
-        if (run / RESUME_STATE).is_file():
+        if this_process().is_main and (run / RESUME_STATE).is_file():
             message(f"Resume with: dcnseg train --resume {shlex.quote(str(run))}")
         raise
 
@@ -400,7 +401,8 @@ def _suggest_resume(run: Path) -> Iterator[None]:
 def _report(result: TrainResult) -> None:
     from dcnseg_cli.training_report import report_training
 
-    report_training(result)
+    if this_process().is_main:
+        report_training(result)
     raise_if_signalled()  # one that came when nothing was left to do
 
 

@@ -19,6 +19,7 @@ from rich.progress import (
 
 from dcnseg.engine.listener import RunSummary, Step, TrainingListener
 from dcnseg.errors import TrainingStoppedError
+from dcnseg.processes import this_process
 from dcnseg_cli.console import open_console
 from dcnseg_cli.reporting import is_signalled, postponed_signals, raise_if_signalled
 from dcnseg_cli.terminal_text import escape_message
@@ -34,7 +35,9 @@ def training_display() -> Iterator[TrainingListener]:
     """
     console = open_console(stderr=True)
     with ExitStack() as stack:
-        if console.is_terminal:
+        if not this_process().is_main:
+            listener: TrainingListener = SilentDisplay(stack)
+        elif console.is_terminal:
             columns = (
                 SpinnerColumn(),
                 TextColumn("{task.description}"),
@@ -43,7 +46,7 @@ def training_display() -> Iterator[TrainingListener]:
                 TextColumn("{task.fields[detail]}"),
             )
             progress = Progress(*columns, console=console, expand=True)
-            listener: TrainingListener = LiveDisplay(stack.enter_context(progress), stack)
+            listener = LiveDisplay(stack.enter_context(progress), stack)
         else:
             listener = PlainDisplay(console, stack)
         try:
@@ -95,6 +98,13 @@ class StoppableDisplay(TrainingListener):
     def print(self, text: str) -> None:
         """Print a line on stderr."""
         raise NotImplementedError
+
+
+class SilentDisplay(StoppableDisplay):
+    """Prints nothing, in processes whose run another one displays."""
+
+    def print(self, text: str) -> None:
+        """Do nothing."""
 
 
 class PlainDisplay(StoppableDisplay):
@@ -181,7 +191,8 @@ class LiveDisplay(StoppableDisplay):
 
 def describe_run(summary: RunSummary) -> str:
     """Describe a run in one line."""
-    batches = f"batches of {summary.batch_size}, " if summary.batch_size else ""
+    shared = f" in {summary.num_processes} processes" if summary.num_processes > 1 else ""
+    batches = f"batches of {summary.batch_size}{shared}, " if summary.batch_size else ""
     images = ", ".join(f"{count} {split}" for split, count in summary.splits.items() if count)
     return (
         f"{images} images, {summary.num_classes} classes; "

@@ -11,7 +11,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from functools import cached_property, partial
 from pathlib import Path
-from typing import Any, Self
+from typing import Any, NamedTuple, Self
 
 import torch
 from torch import Tensor
@@ -19,6 +19,7 @@ from torch import Tensor
 from dcnseg.checkpoint import BEST_WEIGHTS, RESUME_STATE, TrainingDataStats, save_weights
 from dcnseg.config import PredictConfig, TrainConfig
 from dcnseg.device import explain_out_of_memory
+from dcnseg.engine.distributed import SINGLE, World
 from dcnseg.engine.evaluation import evaluate
 from dcnseg.engine.listener import TrainingListener
 from dcnseg.engine.run_folder import PREVIEW, explain_write_errors, write_scores
@@ -52,12 +53,14 @@ class EpochEvaluator:
     state: TrainingState
     device: torch.device
     listener: TrainingListener
+    world: World = SINGLE
     _reported_layers: set[str] = field(default_factory=set)
 
     def evaluate(self, epoch: int, on_image: Callable[[], None]) -> dict[str, Any]:
         """Return an epoch's scores and offset statistics; save the weights if they are the best.
 
-        `on_image` is called after each image.
+        `on_image` is called after each image. Several processes share the images; each returns the
+        scores of all, and the main one saves the weights.
         """
         model = self.state.evaluated_model
         # In float32 like `evaluate` and `predict`, so that the scores are the same.
@@ -65,13 +68,19 @@ class EpochEvaluator:
             model, self.data.class_map, self.state.preprocessing, device=self.device
         )
         with explain_out_of_memory(self._out_of_memory_error), OffsetMonitor(model) as monitor:
+
+            def on_progress(_done: int, _total: int) -> None:
+                monitor.next_image()
+                on_image()
+
             try:
                 details = evaluate(
-                    predictor, self.data.splits.val, on_progress=lambda _done, _total: on_image()
+                    predictor, self.data.splits.val, on_progress=on_progress, world=self.world
                 )
             except NotFiniteError as error:  # later epochs may recover
                 self.listener.warned(f"Epoch {epoch} has no score. {error}")
                 return {"mean_iou": None}
+        monitor.join(self.world)
         scores = details.to_dict()
         result = scores | {"offsets": monitor.summary()}
         if runaways := monitor.runaways():
@@ -88,6 +97,8 @@ class EpochEvaluator:
     def _keep_best(self, epoch: int, details: Scores, predictor: Predictor) -> None:
         state, splits, scores = self.state, self.data.splits, details.to_dict()
         state.best_epoch, state.best_scores = epoch, scores
+        if not self.world.is_main:
+            return
         with explain_write_errors(self.run / BEST_WEIGHTS):
             save_weights(
                 self.run / BEST_WEIGHTS,
@@ -115,6 +126,14 @@ class EpochEvaluator:
         )
 
 
+class _Pass(NamedTuple):
+    """A forward pass of a layer: number of the image, longer side of the map, statistics."""
+
+    image: int
+    size_px: int
+    statistics: OffsetStatistics
+
+
 class OffsetMonitor:
     """Records the offsets of the deformable layers in the first forward passes in its context.
 
@@ -125,8 +144,8 @@ class OffsetMonitor:
 
     def __init__(self, model: Segmenter) -> None:
         self._layers = model.deformable_layers()
-        self._seen: dict[str, list[OffsetStatistics]] = defaultdict(list)
-        self._sizes_px: dict[str, int] = {}  # the longer side of each layer's largest map
+        self._image = 0
+        self._seen: dict[str, list[_Pass]] = defaultdict(list)
         self._handles: list[Any] = []
 
     def __enter__(self) -> Self:
@@ -140,6 +159,22 @@ class OffsetMonitor:
         """Stop recording."""
         for handle in self._handles:
             handle.remove()
+
+    def next_image(self) -> None:
+        """Note that the following passes are of another image."""
+        self._image += 1
+
+    def join(self, world: World) -> None:
+        """Join the passes of all processes: the result is that of one process with all images."""
+        seen = world.gather(dict(self._seen))
+        for name in self._layers:
+            passes = [
+                (each.image * world.size + rank, each)
+                for rank, of_process in enumerate(seen)
+                for each in of_process.get(name, ())
+            ]
+            passes.sort(key=lambda numbered: numbered[0])
+            self._seen[name] = [each for _, each in passes[:MONITORED_PASSES]]
 
     def summary(self) -> dict[str, dict[str, float | None]]:
         """Each layer's statistics, averaged over the recorded passes; None if not finite."""
@@ -159,7 +194,7 @@ class OffsetMonitor:
 
     def _runaway_reason(self, name: str) -> str | None:
         """Explain why the offsets are too large, if they are; NaN counts as too large."""
-        means, size_px = self._means(name), self._sizes_px[name]
+        means, size_px = self._means(name), max(each.size_px for each in self._seen[name])
         if not means["p95_px"] <= size_px:
             return (
                 f"the 95th percentile of the offsets is {means['p95_px']:.0f} px, but the longer "
@@ -174,7 +209,7 @@ class OffsetMonitor:
         return None
 
     def _means(self, name: str) -> dict[str, float]:
-        seen = self._seen[name]
+        seen = [each.statistics for each in self._seen[name]]
         return {key: sum(getattr(e, key) for e in seen) / len(seen) for key in STATISTICS}
 
     def _record(
@@ -182,5 +217,5 @@ class OffsetMonitor:
     ) -> None:
         if len(self._seen[name]) < MONITORED_PASSES:
             height, width = inputs[0].shape[-2:]
-            self._sizes_px[name] = max(height, width, self._sizes_px.get(name, 0))
-            self._seen[name].append(offset_statistics(layer, offset, (height, width)))
+            statistics = offset_statistics(layer, offset, (height, width))
+            self._seen[name].append(_Pass(self._image, max(height, width), statistics))

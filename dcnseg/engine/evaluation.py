@@ -5,10 +5,13 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Sequence
 from concurrent.futures import ThreadPoolExecutor
-from dataclasses import replace
+from dataclasses import dataclass, field, replace
+from itertools import zip_longest
 from pathlib import Path
+from typing import Any, Final, TypeVar
 
 import numpy as np
+import numpy.typing as npt
 
 from dcnseg.checkpoint import BEST_WEIGHTS, find_weights, read_weights_info
 from dcnseg.config import PairSource, PredictConfig
@@ -17,6 +20,7 @@ from dcnseg.data.dataset import load_pair
 from dcnseg.data.pairing.folders import find_pairs, find_splits
 from dcnseg.data.pairing.splits import SPLIT_NAMES, Splits
 from dcnseg.data.sample import Sample
+from dcnseg.engine.distributed import SINGLE, World, join_world
 from dcnseg.engine.region_evaluation import collect_regions
 from dcnseg.engine.run_folder import is_run, read_run
 from dcnseg.errors import ConfigError, DataError, NotFiniteError
@@ -31,6 +35,9 @@ from dcnseg.scoring.scores import ImageScores, Scores
 from dcnseg.validation import did_you_mean
 
 SPLITS = ("train", "val", "test", "all")
+_NOTHING: Final[Any] = object()
+
+Item = TypeVar("Item")
 
 
 def evaluate(
@@ -39,6 +46,7 @@ def evaluate(
     *,
     has_details: bool = False,
     on_progress: Callable[[int, int], None] | None = None,
+    world: World = SINGLE,
 ) -> Scores:
     """Predict every image at its original resolution and compute the scores.
 
@@ -47,6 +55,7 @@ def evaluate(
         samples: The images and masks.
         has_details: Whether to compute boundary IoU and the scores of objects, too.
         on_progress: Called with the number of evaluated images and the total.
+        world: The processes that share the images; all of them get the scores.
 
     Raises:
         DataError: an image or mask cannot be read, or their sizes differ; the message names it.
@@ -58,45 +67,93 @@ def evaluate(
             f"`min_confidence` is {predictor.config.min_confidence}; scores need a prediction for "
             "every pixel. Evaluate with 0."
         )
-    class_map, min_score = predictor.class_map, predictor.config.min_region_score
-    unfiltered = predictor.with_config(min_region_score=0.0)
-    has_regions = predictor.has_region_head
-    confusion = np.zeros((class_map.num_classes,) * 2, np.int64)
-    unfiltered_confusion = confusion.copy()
-    images: list[ImageScores] = []
-    regions: list[ImageRegions] = []
-    with ThreadPoolExecutor(max_workers=2) as pool:
-        pairs = read_ahead(pool, samples, lambda sample: load_pair(sample, class_map))
-        for done, (sample, pair) in enumerate(pairs, 1):
-            image, labels = pair.result()
-            try:
-                prediction = unfiltered.predict(image, regions=has_regions)
-            except NotFiniteError as error:
-                raise NotFiniteError(f"{sample.image}: {error}") from error
-            predicted = prediction.without_low_regions(min_score).labels
-            if has_regions:
-                regions.append(collect_regions(labels, prediction, predictor.region_min_area))
-            if min_score:
-                unfiltered_confusion += count_confusion(
-                    labels, prediction.labels, class_map.num_classes
-                )
-            of_image = count_confusion(labels, predicted, class_map.num_classes)
-            confusion += of_image
-            scores = ImageScores(sample.stem, count_classes(of_image))
-            images.append(
-                _with_details(scores, labels, predicted, class_map) if has_details else scores
-            )
-            if on_progress:
-                on_progress(done, len(samples))
+    part = _evaluate_part(predictor, samples, world, has_details, on_progress)
+    parts = world.gather(part)
+    if failed := [each.failure for each in parts if each.failure]:
+        raise NotFiniteError(min(failed)[1])
+    names = predictor.class_map.names
+    regions = _interleave([each.regions for each in parts])
     return Scores(
-        confusion,
-        class_map.names,
-        tuple(images),
-        regions=score_regions(regions, class_map.num_classes) if has_regions else None,
+        np.sum([each.confusion for each in parts], axis=0),
+        names,
+        tuple(_interleave([each.images for each in parts])),
+        regions=score_regions(regions, len(names)) if predictor.has_region_head else None,
         unfiltered_mean_iou=(
-            float(mean_iou(count_classes(unfiltered_confusion))) if min_score else None
+            float(mean_iou(count_classes(np.sum([p.unfiltered for p in parts], axis=0))))
+            if predictor.config.min_region_score
+            else None
         ),
     )
+
+
+@dataclass
+class _Part:
+    """The images that a process evaluates; `failure` is the first one's index and message."""
+
+    confusion: npt.NDArray[np.int64]
+    unfiltered: npt.NDArray[np.int64]
+    images: list[ImageScores] = field(default_factory=list)
+    regions: list[ImageRegions] = field(default_factory=list)
+    failure: tuple[int, str] | None = None
+
+
+def _evaluate_part(
+    predictor: Predictor,
+    samples: Sequence[Sample],
+    world: World,
+    has_details: bool,
+    on_progress: Callable[[int, int], None] | None,
+) -> _Part:
+    """Evaluate the images of this process; ends early if the output for one is not finite."""
+    class_map = predictor.class_map
+    shape = (class_map.num_classes,) * 2
+    part = _Part(np.zeros(shape, np.int64), np.zeros(shape, np.int64))
+    own = world.part_of(samples)
+    with ThreadPoolExecutor(max_workers=2) as pool:
+        pairs = read_ahead(pool, own, lambda sample: load_pair(sample, class_map))
+        # As many rounds in all processes, because `on_progress` may exchange something.
+        for first in range(0, len(samples), world.size):
+            if part.failure is None and (pair := next(pairs, None)) is not None:
+                sample, loaded = pair
+                try:
+                    _evaluate_image(predictor, sample, loaded.result(), has_details, part)
+                except NotFiniteError as error:
+                    part.failure = first + world.rank, f"{sample.image}: {error}"
+                    if world.size == 1:
+                        break
+            if on_progress:
+                on_progress(min(first + world.size, len(samples)), len(samples))
+    return part
+
+
+def _evaluate_image(
+    predictor: Predictor,
+    sample: Sample,
+    pair: tuple[LabelIndices, LabelIndices],
+    has_details: bool,
+    part: _Part,
+) -> None:
+    (image, labels), class_map = pair, predictor.class_map
+    min_score, num_classes = predictor.config.min_region_score, class_map.num_classes
+    unfiltered = predictor.with_config(min_region_score=0.0)
+    prediction = unfiltered.predict(image, regions=predictor.has_region_head)
+    predicted = prediction.without_low_regions(min_score).labels
+    if predictor.has_region_head:
+        part.regions.append(collect_regions(labels, prediction, predictor.region_min_area))
+    if min_score:
+        part.unfiltered += count_confusion(labels, prediction.labels, num_classes)
+    of_image = count_confusion(labels, predicted, num_classes)
+    part.confusion += of_image
+    scores = ImageScores(sample.stem, count_classes(of_image))
+    part.images.append(
+        _with_details(scores, labels, predicted, class_map) if has_details else scores
+    )
+
+
+def _interleave(parts: Sequence[Sequence[Item]]) -> list[Item]:
+    """Join the results of the processes in the order of the images."""
+    rounds = zip_longest(*parts, fillvalue=_NOTHING)
+    return [item for each in rounds for item in each if item is not _NOTHING]
 
 
 def _with_details(
@@ -129,10 +186,12 @@ def evaluate_run(
         DataError: the data has other classes than the run, or a file is missing or invalid.
         NotFiniteError: see `evaluate`.
     """
-    samples = find_evaluated_samples(run, root, split, source)
-    predictor = Predictor.load(run, device=device, amp=amp, config=config)
-    check_classes(root, predictor.class_map)
-    return evaluate(predictor, samples, on_progress=on_progress)
+    with join_world() as world:
+        world.claim_device(device)
+        samples = find_evaluated_samples(run, root, split, source)
+        predictor = Predictor.load(run, device=device, amp=amp, config=config)
+        check_classes(root, predictor.class_map)
+        return evaluate(predictor, samples, on_progress=on_progress, world=world)
 
 
 def find_evaluated_samples(

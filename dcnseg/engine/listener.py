@@ -28,7 +28,8 @@ class RunSummary:
     epochs: int
     steps_per_epoch: int  # batches
     best_mean_iou: float | None = None  # before a resume
-    batch_size: int = 0  # 0 if unknown
+    batch_size: int = 0  # of all processes; 0 if unknown
+    num_processes: int = 1
 
 
 @dataclass(frozen=True)

@@ -21,7 +21,9 @@ import torch
 from torch import Tensor
 from torch.utils.data import DataLoader, Dataset, Sampler, default_collate, get_worker_info
 
+from dcnseg.data.class_map import IGNORE_INDEX
 from dcnseg.data.dataset import SegmentationDataset
+from dcnseg.engine.distributed import SINGLE, World
 from dcnseg.errors import DcnsegError, TrainingError
 
 PR_SET_PDEATHSIG = 1  # prctl option on Linux
@@ -49,23 +51,62 @@ class EpochBatches(Sampler[list[int]]):
     """The batches of epoch `epoch` as lists of indices, without the first `start`.
 
     The order depends on the seed and the epoch only. A last batch of one image is merged into the
-    one before it, because batch normalization needs two.
+    one before it, because batch normalization needs two. Several processes share each batch: the
+    first has its first images, and so on. If a last batch has too few images, processes that get
+    none repeat its first ones, without labels.
 
     Args:
         num_samples: Number of images, at least 2.
-        batch_size: Images per batch, at least 2.
+        batch_size: Images per batch of all processes, at least 2.
         seed: The run's seed.
+        world: The processes.
+        least: Images that each process needs.
     """
 
-    def __init__(self, num_samples: int, batch_size: int, *, seed: int) -> None:
+    def __init__(
+        self,
+        num_samples: int,
+        batch_size: int,
+        *,
+        seed: int,
+        world: World = SINGLE,
+        least: int = 2,
+    ) -> None:
         self._num_samples = num_samples
         self._batch_size = batch_size
         self._seed = seed
+        self._world = world
+        self._least = least
         self.epoch = 1
         self.start = 0
 
     def __iter__(self) -> Iterator[list[int]]:
-        """Yield the remaining batches of the current epoch."""
+        """Yield this process's part of the remaining batches of the current epoch."""
+        rank = self._world.rank
+        for number, batch in enumerate(self.whole_batches(), self.start):
+            if self.is_repeated(number):
+                yield batch[: self._least]
+            else:
+                sharing = self._sharing(number)
+                first, end = (len(batch) * index // sharing for index in (rank, rank + 1))
+                yield batch[first:end]
+
+    def is_repeated(self, number: int) -> bool:
+        """Whether this process only repeats images of a batch, which is counted from 0."""
+        return self._world.rank >= self._sharing(number)
+
+    def _sharing(self, number: int) -> int:
+        """The number of processes that share a batch."""
+        return min(self._world.size, max(1, self.size_of(number) // self._least))
+
+    def size_of(self, number: int) -> int:
+        """Return the number of images of a batch, which is counted from 0."""
+        first = number * self._batch_size
+        end = first + self._batch_size if number + 1 < len(self) else self._num_samples
+        return end - first
+
+    def whole_batches(self) -> Iterator[list[int]]:
+        """Yield the remaining batches of the current epoch, with the images of all processes."""
         generator = np.random.default_rng((self._seed, self.epoch))
         order = generator.permutation(self._num_samples).tolist()
         bounds = [i * self._batch_size for i in range(len(self))] + [self._num_samples]
@@ -129,10 +170,12 @@ class TrainingLoader:
         """Yield the batches of an epoch, as `groups` does, without the first `start`."""
         self._dataset.set_epoch(epoch)
         self._batches.epoch, self._batches.start = epoch, start
-        for batch in self._start_epoch():
+        for number, batch in enumerate(self._start_epoch(), start):
             if isinstance(batch, DcnsegError):
                 raise batch
             images, labels = batch
+            if self._batches.is_repeated(number):
+                labels.fill_(IGNORE_INDEX)  # another process learns from them
             yield images, labels
 
     def _start_epoch(self) -> Iterator[Any]:

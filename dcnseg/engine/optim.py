@@ -1,6 +1,7 @@
 """Losses, optimizer and learning-rate schedule.
 
-Entry points: `build_loss`, `balance_classes`, `build_optimizer`, `build_schedule`.
+Entry points: `build_loss`, `build_loss_weight`, `balance_classes`, `build_optimizer`,
+`build_schedule`.
 """
 
 from __future__ import annotations
@@ -17,6 +18,7 @@ from dcnseg.data.class_map import IGNORE_INDEX
 from dcnseg.ops import OFFSET_BRANCHES
 
 Loss = Callable[[Tensor, Tensor], Tensor]
+LossWeight = Callable[[Tensor], Tensor]
 MODE = "multiclass"
 SGD_MOMENTUM = 0.9
 
@@ -60,6 +62,29 @@ def build_loss(name: str, class_weights: Tensor | None) -> Loss:
         return chosen(logits.float(), labels)
 
     return loss
+
+
+def build_loss_weight(name: str, class_weights: Tensor | None) -> LossWeight:
+    """Build a function of labels that returns the weight of their loss in a larger batch.
+
+    The loss of a batch is the mean of the losses of its parts with these weights. This is exact for
+    "ce" and "focal", which are means over pixels; the Dice and Lovasz terms are not.
+
+    Args:
+        name: Value of `--loss`.
+        class_weights: As for `build_loss`.
+
+    Returns:
+        A function of labels int64 [B, H, W] that returns a float64 scalar.
+    """
+
+    def weigh(labels: Tensor) -> Tensor:
+        is_known = labels != IGNORE_INDEX
+        if class_weights is None or name == "focal":  # a mean over pixels, whatever their class
+            return is_known.sum(dtype=torch.float64)
+        return (class_weights[labels.where(is_known, 0)] * is_known).sum(dtype=torch.float64)
+
+    return weigh
 
 
 def balance_classes(pixel_counts: Tensor, mode: str) -> Tensor | None:

@@ -7,7 +7,7 @@ learn from are boxes near objects, boxes of predicted objects, and boxes elsewhe
 from __future__ import annotations
 
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from dataclasses import dataclass
 from typing import Final, NamedTuple
 
@@ -16,6 +16,7 @@ import numpy.typing as npt
 import torch
 import torch.nn.functional as F
 from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
 from torchvision.ops import box_iou
 
 from dcnseg.config import TrainConfig
@@ -70,13 +71,20 @@ class RegionObjective:
     weight: float
     has_ohem: bool
 
-    def forward(self, model: Segmenter, images: Tensor, labels: Tensor) -> tuple[Tensor, Tensor]:
+    def forward(
+        self,
+        model: Segmenter | DistributedDataParallel,
+        images: Tensor,
+        labels: Tensor,
+        mean: Callable[[Tensor], Tensor] = lambda count: count,
+    ) -> tuple[Tensor, Tensor]:
         """Compute the logits of a batch, and the weighted loss of its regions.
 
         Args:
             model: A network with a region head.
             images: Normalized images, [B, 3, H, W].
             labels: Training indices, [B, H, W].
+            mean: See `loss`.
         """
         sampled: list[RegionTargets] = []
 
@@ -85,7 +93,7 @@ class RegionObjective:
             return sampled[0].boxes
 
         logits, output = model(images, propose)
-        return logits, self.weight * self.loss(output, sampled[0])
+        return logits, self.weight * self.loss(output, sampled[0], mean)
 
     def sample(self, labels: Tensor, logits: Tensor) -> RegionTargets:
         """Sample the regions of a batch with torch's default random number generator.
@@ -107,8 +115,19 @@ class RegionObjective:
             torch.cat(deltas).to(device),
         )
 
-    def loss(self, output: RegionOutput, targets: RegionTargets) -> Tensor:
-        """Cross entropy of the classes plus smooth L1 of the boxes, averaged over the regions."""
+    def loss(
+        self,
+        output: RegionOutput,
+        targets: RegionTargets,
+        mean: Callable[[Tensor], Tensor] = lambda count: count,
+    ) -> Tensor:
+        """Cross entropy of the classes plus smooth L1 of the boxes, averaged over the regions.
+
+        Args:
+            output: The output of the region head.
+            targets: What the regions are.
+            mean: Averages the number of regions over processes that share a batch.
+        """
         losses = F.cross_entropy(
             output.logits, targets.classes, ignore_index=NO_LOSS, reduction="none"
         )
@@ -119,7 +138,7 @@ class RegionObjective:
         if self.has_ohem:
             losses = losses.topk(len(losses) // OHEM_FACTOR).values
             count = count.clamp(max=len(losses))
-        return losses.sum() / count.clamp(min=1)
+        return losses.sum() / mean(count).clamp(min=1)
 
     def _sample_image(
         self,

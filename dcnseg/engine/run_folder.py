@@ -43,6 +43,7 @@ from dcnseg.data.pairing.splits import SPLIT_NAMES, Splits
 from dcnseg.engine.training_data import FILES, write_fingerprints
 from dcnseg.errors import CheckpointError, ConfigError, DataError, short_repr
 from dcnseg.files import atomic_path, mark_output_folder, read_json
+from dcnseg.processes import this_process
 from dcnseg.safe_load import summarize_error
 from dcnseg.validation import require
 
@@ -64,7 +65,10 @@ RUN_FILES = (
 
 @dataclass(frozen=True)
 class RunRecord:
-    """The contents of config.json and classes.json; early versions lack command and versions."""
+    """The contents of config.json and classes.json; early versions lack command and versions.
+
+    `job` is that of `Process`: the job of torchrun that started the run.
+    """
 
     config: TrainConfig
     sources: Mapping[str, str]
@@ -72,6 +76,7 @@ class RunRecord:
     class_map: ClassMap
     command: Sequence[str] = ()
     versions: Mapping[str, str] = field(default_factory=dict)
+    job: str = ""
 
 
 def create_run(
@@ -91,6 +96,7 @@ def create_run(
         "dcnseg": __version__,
         "started": datetime.now(UTC).isoformat(timespec="seconds"),
         "command": sys.argv,
+        **({"job": job} if (job := this_process().job) else {}),
         "versions": {
             "python": platform.python_version(),
             "torch": torch.__version__,
@@ -185,7 +191,9 @@ def read_run(run: Path) -> RunRecord:
         command, versions = record.get("command", []), record.get("versions", {})
         require(isinstance(command, list), f"command is {short_repr(command)}; expected a list.")
         require(is_table(versions, str), f"versions is {short_repr(versions)}; expected strings.")
-        return RunRecord(config, sources, split, class_map, [*map(str, command)], versions)
+        job = record.get("job", "")
+        require(isinstance(job, str), f"job is {short_repr(job)}; expected a string.")
+        return RunRecord(config, sources, split, class_map, [*map(str, command)], versions, job)
     except (OSError, ValueError, ConfigError) as error:
         raise CheckpointError(f"{path} is damaged: {summarize_error(error)}") from error
 

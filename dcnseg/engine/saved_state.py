@@ -48,7 +48,8 @@ def save_state(path: Path, state: TrainingState) -> None:
             "settings": state.settings,
             ENVIRONMENT: dict(state.environment),
             "metrics": state.metrics,
-        },
+        }
+        | ({"other_random": list(state.other_random)} if state.other_random else {}),
     )
 
 
@@ -100,6 +101,9 @@ def _restore(state: TrainingState, saved: Mapping[str, Any]) -> None:
     if state.random is not None:
         check_random_states(state.random)
         restore_random_states(state.random)  # raises here if the states are invalid
+    state.other_random = saved.get("other_random", ())
+    for states in state.other_random:
+        check_random_states(states)
     state.skipped_in_a_row = saved.get("skipped_in_a_row", 0)
 
 

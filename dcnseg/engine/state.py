@@ -6,9 +6,9 @@ Entry points: `build_state`, `seed_epoch`, `random_states`, `restore_random_stat
 from __future__ import annotations
 
 import random
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, Final
 
 import numpy as np
 import torch
@@ -17,12 +17,15 @@ from torch.optim.swa_utils import AveragedModel
 
 from dcnseg.config import Preprocessing, TrainConfig, to_dict
 from dcnseg.device import select_amp_dtype
+from dcnseg.engine.distributed import SINGLE, World
 from dcnseg.engine.environment import describe_environment
 from dcnseg.engine.initial_weights import InitialWeights
 from dcnseg.engine.listener import PartialEpoch
 from dcnseg.engine.optim import build_optimizer, build_schedule
 from dcnseg.models.pretrained import load_encoder_weights
 from dcnseg.models.segmenter import Segmenter, build_segmenter
+
+RANK_STRIDE: Final = 10**15  # between the seeds of two processes
 
 
 @dataclass
@@ -40,6 +43,7 @@ class TrainingState:
     best_scores: Mapping[str, Any] | None = None
     partial: PartialEpoch | None = None  # progress of the next epoch
     random: Mapping[str, Any] | None = None  # generator states to restore in a partial epoch
+    other_random: Sequence[Mapping[str, Any]] = ()  # those of the processes from rank 1
     skipped_in_a_row: int = 0  # steps
     settings: Mapping[str, Any] = field(default_factory=dict)  # as plain values
     environment: Mapping[str, Any] = field(default_factory=dict)  # see `describe_environment`
@@ -66,6 +70,7 @@ def build_state(
     device: torch.device,
     encoder_weights: str,
     initial: InitialWeights | None = None,
+    world: World = SINGLE,
 ) -> TrainingState:
     """Build the network (from `initial` or `encoder_weights`), optimizer and schedule."""
     torch.manual_seed(config.seed)
@@ -75,6 +80,7 @@ def build_state(
     else:
         preprocessing = initial.load_into(model)
     model = model.to(device, memory_format=torch.channels_last)  # type: ignore[call-overload]
+    model = world.synchronize_batch_norm(model)
     optimizer = build_optimizer(
         model,
         config.optimizer,
@@ -116,9 +122,12 @@ def build_average(model: Segmenter, decay: float) -> AveragedModel:
     return AveragedModel(model, multi_avg_fn=update, use_buffers=True)
 
 
-def seed_epoch(seed: int, epoch: int) -> None:
-    """Seed all generators, so that an epoch does not depend on earlier ones."""
-    number = seed * 1_000_003 + epoch
+def seed_epoch(seed: int, epoch: int, rank: int = 0) -> None:
+    """Seed all generators, so that an epoch does not depend on earlier ones.
+
+    Processes that share a run have different random numbers, for example in dropout.
+    """
+    number = seed * 1_000_003 + epoch + rank * RANK_STRIDE
     random.seed(number)
     np.random.seed(number % 2**32)
     torch.manual_seed(number)

@@ -3,18 +3,23 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import AbstractContextManager, nullcontext
 from enum import Enum, auto
-from typing import Any
+from typing import Any, Final
 
 import torch
 from torch import Tensor
+from torch.nn.parallel import DistributedDataParallel
 from torch.nn.utils import get_total_norm
 
+from dcnseg.engine.distributed import SINGLE, World
 from dcnseg.engine.loading import Batch, BatchGroup
-from dcnseg.engine.optim import Loss
+from dcnseg.engine.optim import Loss, LossWeight
 from dcnseg.engine.region_objective import RegionObjective
 from dcnseg.engine.state import TrainingState
+
+MIN_WEIGHT: Final = 1e-30  # of a batch in which all pixels are ignored
 
 
 class StepOutcome(Enum):
@@ -30,6 +35,18 @@ class TrainingStep:
 
     If a loss or the gradient is not finite, the step is skipped: weights, average, schedule and
     batch-norm statistics keep the values they had before the group.
+
+    Each of several processes has a part of every batch. The result is that of one process with the
+    whole batch, apart from batch-norm statistics on the CPU, dropout, and the random regions.
+
+    Args:
+        state: The network, its optimizer and what else changes.
+        loss: See `build_loss`.
+        device: Where the network is.
+        amp_dtype: Dtype of mixed precision; None: float32.
+        regions: Loss of the region head, if there is one.
+        weigh: See `build_loss_weight`; needed for several processes.
+        world: The processes.
     """
 
     def __init__(
@@ -39,12 +56,18 @@ class TrainingStep:
         device: torch.device,
         amp_dtype: torch.dtype | None,
         regions: RegionObjective | None = None,
+        *,
+        weigh: LossWeight | None = None,
+        world: World = SINGLE,
     ) -> None:
         self._state = state
         self._loss = loss
         self._device = device
         self._amp_dtype = amp_dtype
         self._regions = regions
+        self._weigh = weigh
+        self._world = world
+        self._network = world.parallelize(state.model)
         # Grouped by dtype, so that one kernel copies many buffers.
         self._buffers = _group_by_dtype(state.model.buffers())
         self._saved_buffers = [[buffer.clone() for buffer in group] for group in self._buffers]
@@ -55,36 +78,53 @@ class TrainingStep:
     ) -> StepOutcome:
         """Accumulate the gradients of a group and step the optimizer if they are finite.
 
-        `on_batch` is called after each batch with its number of images and its loss.
+        `on_batch` is called after each batch with its number of images in this process, and its
+        loss over the images of all processes.
         """
         _copy(self._buffers, self._saved_buffers)
         is_finite = True
-        for images, labels in group.batches:
+        for number, (images, labels) in enumerate(group.batches, 1):
             self._last_batch = images, labels
-            loss = self._forward(images, labels)
-            value = float(loss.detach())
-            if math.isfinite(value):
-                self._state.scaler.scale(loss * (1 / group.size)).backward()
-            else:
-                is_finite = False
+            with self._accumulating(is_last=number == group.size):
+                loss = self._forward(images, labels)
+                value = float(self._world.mean(loss.detach()))  # not finite in all or in none
+                if math.isfinite(value):
+                    self._state.scaler.scale(loss * (1 / group.size)).backward()
+                else:
+                    is_finite = False
             on_batch(len(images), value)
+        self._world.average_buffers(self._state.model)
         outcome = self._update() if is_finite else StepOutcome.SKIPPED
         if outcome is not StepOutcome.UPDATED:
             _copy(self._saved_buffers, self._buffers)
         self._state.optimizer.zero_grad(set_to_none=True)
         return outcome
 
+    def _accumulating(self, *, is_last: bool) -> AbstractContextManager[None]:
+        """Exchange gradients with the other processes only in the last batch of a group."""
+        if is_last or not isinstance(self._network, DistributedDataParallel):
+            return nullcontext()
+        return self._network.no_sync()
+
     def _forward(self, images: Tensor, labels: Tensor) -> Tensor:
+        """Compute the loss of a batch; the mean over the processes is that of the whole batch."""
         images = images.to(self._device, memory_format=torch.channels_last, non_blocking=True)
         labels = labels.to(self._device, non_blocking=True)
         with torch.autocast(
             self._device.type, dtype=self._amp_dtype, enabled=self._amp_dtype is not None
         ):
             if self._regions is None:
-                logits, region_loss = self._state.model(images), None
+                logits, region_loss = self._network(images), None
             else:
-                logits, region_loss = self._regions.forward(self._state.model, images, labels)
+                logits, region_loss = self._regions.forward(
+                    self._network, images, labels, self._world.mean
+                )
         loss = self._loss(logits, labels)
+        if self._world.size > 1:
+            assert self._weigh is not None, "several processes need the weights of their losses"
+            weight = self._weigh(labels)
+            mean = self._world.mean(weight)
+            loss = loss * (weight / mean.clamp(min=MIN_WEIGHT)).to(loss.dtype)
         return loss if region_loss is None else loss + region_loss
 
     def _update(self) -> StepOutcome:
@@ -92,7 +132,7 @@ class TrainingStep:
         scaler.unscale_(state.optimizer)
         groups = state.optimizer.param_groups
         gradients = [p.grad for group in groups for p in group["params"] if p.grad is not None]
-        if not math.isfinite(get_total_norm(gradients)):
+        if not math.isfinite(self._world.mean(get_total_norm(gradients))):
             scale = scaler.get_scale()
             scaler.update()
             is_overflow = scale > 1 and scaler.get_scale() < scale
@@ -108,27 +148,37 @@ class TrainingStep:
         """Describe the first tensor with NaN or infinity in a repetition of the last batch.
 
         The order is: weights, images, outputs of the layers, loss, gradients from the last layer to
-        the first. Gradients are overwritten.
+        the first.
         """
+        if self._world.size == 1:
+            return next(self._find_all_non_finite())
+        # All processes compute everything, because synchronized batch normalization waits for all.
+        found = self._world.gather(list(self._find_all_non_finite()))
+        rank = max(
+            range(len(found)), key=lambda rank: len(found[rank])
+        )  # what follows is wrong too
+        return f"{found[rank][0]} (rank {rank})"
+
+    def _find_all_non_finite(self) -> Iterator[str]:
         assert self._last_batch is not None, "no batch has been processed"
         images, labels = self._last_batch
         model = self._state.model
         for name, tensor in [*model.named_parameters(), *model.named_buffers()]:
             if not _is_finite(tensor):
-                return f"the weight {name}"
+                yield f"the weight {name}"
         if not _is_finite(images):
-            return "a pixel of the images"
+            yield "a pixel of the images"
         loss, layer = self._forward_and_find_layer(images, labels)
         if layer is not None:
-            return f"the output of the layer {layer}"
+            yield f"the output of the layer {layer}"
         if not _is_finite(loss):
-            return "the loss; all layer outputs are finite"
-        model.zero_grad(set_to_none=True)
-        loss.backward()
-        for name, parameter in reversed(list(model.named_parameters())):
-            if parameter.grad is not None and not _is_finite(parameter.grad):
-                return f"the gradient of {name}"
-        return "the norm of the gradient; all its elements are finite"
+            yield "the loss; all layer outputs are finite"
+        names, parameters = zip(*reversed(list(model.named_parameters())), strict=True)
+        gradients = torch.autograd.grad(loss, parameters, allow_unused=True)
+        for name, gradient in zip(names, gradients, strict=True):
+            if gradient is not None and not _is_finite(gradient):
+                yield f"the gradient of {name}"
+        yield "the norm of the gradient; all its elements are finite"
 
     def _forward_and_find_layer(self, images: Tensor, labels: Tensor) -> tuple[Tensor, str | None]:
         """Compute the loss and the name of the first layer whose output is not finite."""

@@ -5,6 +5,7 @@ from __future__ import annotations
 import math
 import time
 from collections.abc import Mapping
+from contextlib import AbstractContextManager, nullcontext
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -15,13 +16,14 @@ from dcnseg.config import TrainConfig
 from dcnseg.data.transforms import Augmentation
 from dcnseg.device import select_amp_dtype, select_device
 from dcnseg.engine.batch_size import explain_training_out_of_memory
+from dcnseg.engine.distributed import SINGLE, World, least_images
 from dcnseg.engine.epoch_evaluation import EpochEvaluator
 from dcnseg.engine.initial_weights import InitialWeights
 from dcnseg.engine.listener import EpochProgress, PartialEpoch, RunSummary, TrainingListener
 from dcnseg.engine.loading import EpochBatches, TrainingLoader
-from dcnseg.engine.loggers import open_loggers
+from dcnseg.engine.loggers import WriteRecord, open_loggers
 from dcnseg.engine.metrics import append_metrics, metrics_line
-from dcnseg.engine.optim import balance_classes, build_loss
+from dcnseg.engine.optim import balance_classes, build_loss, build_loss_weight
 from dcnseg.engine.region_objective import build_region_objective
 from dcnseg.engine.run_folder import TRAIN_BATCH, explain_write_errors
 from dcnseg.engine.run_images import write_train_batch
@@ -73,6 +75,7 @@ class Trainer:
 
     A run can be killed and resumed at any time. The files of an epoch are written before the
     checkpoint that marks it as complete; a resumed run writes them again, with the same content.
+    Of several processes, only the main one writes files.
     """
 
     def __init__(
@@ -85,6 +88,7 @@ class Trainer:
         encoder_weights: str,
         initial: InitialWeights | None = None,
         augment: Augmentation | None = None,
+        world: World = SINGLE,
     ) -> None:
         self.config = config
         self.run = run
@@ -92,7 +96,14 @@ class Trainer:
         self.listener = listener
         self.device = select_device(config.device)
         self.amp_dtype = select_amp_dtype(config.amp, self.device)
-        self.batches = EpochBatches(len(data.splits.train), config.batch_size, seed=config.seed)
+        self.world = world
+        self.batches = EpochBatches(
+            len(data.splits.train),
+            config.batch_size,
+            seed=config.seed,
+            world=world,
+            least=least_images(self.device),
+        )
         self.state: TrainingState = build_state(
             config,
             num_classes=data.class_map.num_classes,
@@ -100,12 +111,22 @@ class Trainer:
             device=self.device,
             encoder_weights=encoder_weights,
             initial=initial,
+            world=world,
         )
         weights = balance_classes(data.pixel_counts, config.class_weights)
-        loss = build_loss(config.loss, None if weights is None else weights.to(self.device))
+        weights = None if weights is None else weights.to(self.device)
+        loss = build_loss(config.loss, weights)
         classes = data.class_map
         regions = build_region_objective(config, classes.object_indices, classes.num_classes)
-        self.step = TrainingStep(self.state, loss, self.device, self.amp_dtype, regions)
+        self.step = TrainingStep(
+            self.state,
+            loss,
+            self.device,
+            self.amp_dtype,
+            regions,
+            weigh=build_loss_weight(config.loss, weights),
+            world=world,
+        )
         self.dataset = training_dataset(config, data, self.state.preprocessing, augment)
         self.loader = TrainingLoader(
             self.dataset,
@@ -114,19 +135,19 @@ class Trainer:
             workers=config.data.workers,
             pin_memory=self.device.type == "cuda",
         )
-        self.evaluator = EpochEvaluator(config, run, data, self.state, self.device, listener)
-        self.safeguards = Safeguards(config, run, self.state, self.step, listener)
+        self.evaluator = EpochEvaluator(config, run, data, self.state, self.device, listener, world)
+        self.safeguards = Safeguards(config, run, self.state, self.step, listener, world)
 
     def run_epochs(self) -> TrainResult:
         """Train until the last epoch, or until the score stops improving."""
         self.listener.started(self._summary())
+        if self.world.size > 1 and self.device.type == "cpu":
+            self.listener.noted("Batch norm statistics are per process on the CPU.")
         if self.state.epoch == 0 and self.state.partial is None:
             self.safeguards.save()  # reports a full disk early, and allows a resume from the start
-            self._write_train_batch()
-        with (
-            open_loggers(self.run, self.config, self.listener.warned) as write_record,
-            self.loader.manage_workers(),
-        ):
+            if self.world.is_main:
+                self._write_train_batch()
+        with self._open_loggers() as write_record, self.loader.manage_workers():
             for epoch in range(self.state.epoch + 1, self.config.epochs + 1):
                 record = self._run_epoch(epoch)
                 write_record(record)
@@ -137,14 +158,20 @@ class Trainer:
                 if epoch < self.config.epochs:
                     self.safeguards.stop_if_requested()
         if not self.state.best_epoch and self.state.epoch:
-            raise TrainingError(
+            error = TrainingError(
                 f"No epoch of {self.run} has a score: the network's output for a validation image "
                 "was never finite. Start a new run with a lower --lr or a longer --warmup-epochs."
             )
+            raise self.world.explain(error)
         return TrainResult(self.run, self.state.best_epoch, self.state.best_scores or {})
 
+    def _open_loggers(self) -> AbstractContextManager[WriteRecord]:
+        if self.world.is_main:
+            return open_loggers(self.run, self.config, self.listener.warned)
+        return nullcontext(lambda _record: None)
+
     def _write_train_batch(self) -> None:
-        path, indices = self.run / TRAIN_BATCH, next(iter(self.batches))
+        path, indices = self.run / TRAIN_BATCH, next(self.batches.whole_batches())
         self.dataset.set_epoch(1)
         with explain_write_errors(path):
             write_train_batch(path, self.dataset, indices, self.state.preprocessing)
@@ -170,10 +197,14 @@ class Trainer:
             num_images=len(self.data.splits.train),
             listener=self.listener,
         )
+
+        def batch_done(_own_images: int, loss: float) -> None:
+            progress.batch_done(self.batches.size_of(partial.step), loss)
+
         self.state.model.train()
         with explain_training_out_of_memory(self.config, self.device):
             for group in self.loader.groups(epoch, start=partial.step):
-                outcome = self.step(group, progress.batch_done)
+                outcome = self.step(group, batch_done)
                 self.safeguards.after_step(outcome)
         record: dict[str, Any] = {
             "loss": None if math.isnan(partial.mean_loss) else partial.mean_loss,
@@ -183,20 +214,26 @@ class Trainer:
         return record | {name: count for name, count in skipped.items() if count}
 
     def _start_epoch(self, epoch: int) -> PartialEpoch:
-        """Seed a new epoch, or restore the random states of a partial one."""
-        state = self.state
-        if state.partial is None:
-            seed_epoch(self.config.seed, epoch)
-            state.partial = PartialEpoch(lr=float(state.schedule.get_last_lr()[0]))
-        elif state.random is not None:
-            restore_random_states(state.random)
-        state.random = None
+        """Seed a new epoch, or restore the random states of a partial one.
+
+        The states of other processes are restored if their number is the same as before.
+        """
+        state, rank = self.state, self.world.rank
+        saved = [state.random, *state.other_random]
+        own = saved[rank] if rank == 0 or len(saved) == self.world.size else None
+        if state.partial is None or (rank and own is None):
+            seed_epoch(self.config.seed, epoch, rank)
+        elif own is not None:
+            restore_random_states(own)
+        state.partial = state.partial or PartialEpoch(lr=float(state.schedule.get_last_lr()[0]))
+        state.random, state.other_random = None, ()
         return state.partial
 
     def _finish_epoch(self, epoch: int, record: Mapping[str, Any]) -> None:
         self.state.epoch = epoch
         self.state.partial = None
-        append_metrics(self.run, record)
+        if self.world.is_main:
+            append_metrics(self.run, record)
         self.state.metrics += metrics_line(record)
         is_final = epoch == self.config.epochs
         if is_final or epoch % self.config.checkpoint_epochs == 0:
@@ -221,4 +258,5 @@ class Trainer:
             steps_per_epoch=len(self.batches),
             best_mean_iou=(self.state.best_scores or {}).get("mean_iou"),
             batch_size=self.config.batch_size,
+            num_processes=self.world.size,
         )

@@ -56,7 +56,8 @@ class Segmenter(nn.Module):
 
         Raises:
             ShapeError: `x` is not [B, 3, H, W], or B is 1 in training mode, where the batch
-                normalization of the ASPP's pooled features needs at least 2.
+                normalization of the ASPP's pooled features needs at least 2, unless other processes
+                have more images.
         """
         height, width = x.shape[-2:]
         features = self._encode(x)
@@ -101,7 +102,7 @@ class Segmenter(nn.Module):
         """Pad the input to a multiple of the output stride and run the encoder."""
         if x.dim() != 4 or x.shape[1] != 3:
             raise ShapeError(f"`x` has shape {list(x.shape)}; expected [B, 3, H, W].")
-        if self.training and x.shape[0] == 1:
+        if self.training and x.shape[0] == 1 and not self._has_synchronized_batch_norm():
             raise ShapeError(
                 "`x` has one image; training needs at least 2, because the ASPP's image pooling is "
                 "normalized over the batch. Use a larger batch, or call eval() first."
@@ -114,6 +115,9 @@ class Segmenter(nn.Module):
             x = F.pad(x, (0, pad_w, 0, pad_h))
         features: list[Tensor] = self.encoder(x)
         return features
+
+    def _has_synchronized_batch_norm(self) -> bool:
+        return any(isinstance(module, nn.SyncBatchNorm) for module in self.modules())
 
     def require_region_head(self) -> RegionHead:
         """Return the region head; raises a ConfigError if the network has none."""

@@ -9,6 +9,7 @@ from pathlib import Path
 from typing import Any, Final
 
 from dcnseg.engine.listener import RunSummary, TrainingListener
+from dcnseg.processes import this_process
 from dcnseg.report.run_report import write_run_charts, write_run_report
 
 INTERVAL_SECONDS: Final = 60.0  # between two drawings, which take a second
@@ -20,7 +21,11 @@ def keep_report(run: Path, listener: TrainingListener) -> Iterator[TrainingListe
 
     At the end, also of an interrupted run, the charts are drawn once more; a run that ends well
     gets its report, too. A chart that cannot be drawn is a warning, as the run is more important.
+    Of several processes, only the main one draws.
     """
+    if not this_process().is_main:
+        yield listener
+        return
     writer = ChartWriter(run, listener)
     try:
         yield writer

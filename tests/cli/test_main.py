@@ -1,15 +1,25 @@
 from __future__ import annotations
 
 import os
+import re
 import subprocess
 import sys
 import warnings
 from pathlib import Path
 
 import pytest
+import typer
 
 from dcnseg import __version__
-from dcnseg_cli.reporting import HungUpError, TerminatedError, show_warnings_as_messages
+from dcnseg.errors import ConfigError, DataError, OtherProcessError, TrainingStoppedError
+from dcnseg_cli import main
+from dcnseg_cli.reporting import (
+    USAGE,
+    HungUpError,
+    TerminatedError,
+    fail,
+    show_warnings_as_messages,
+)
 from tests.conftest import Invoke
 
 COMMANDS = ("check", "train", "evaluate", "predict", "visualize-offsets", "demo", "info")
@@ -138,3 +148,56 @@ def test_signals_before_a_command_runs_leave_no_traceback(exception: str, code: 
     )
     result = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     assert (result.returncode, result.stderr) == (code, "Error: interrupted\n")
+
+
+@pytest.fixture
+def second_process(monkeypatch: pytest.MonkeyPatch) -> pytest.MonkeyPatch:
+    """The variables that torchrun sets in the second of two processes."""
+    variables = {"RANK": "1", "WORLD_SIZE": "2", "LOCAL_RANK": "1", "LOCAL_WORLD_SIZE": "2"}
+    for name, value in (variables | {"MASTER_ADDR": "localhost", "MASTER_PORT": "1"}).items():
+        monkeypatch.setenv(name, value)
+    return monkeypatch
+
+
+def test_commands_that_several_processes_cannot_share(
+    invoke: Invoke, second_process: pytest.MonkeyPatch
+) -> None:
+    result = invoke("info")
+    assert result.exit_code == USAGE
+    text = "info cannot be shared by the 2 processes that torchrun has started; only train and"
+    assert text in " ".join(re.sub("[│╭╮╰╯─]", " ", result.stderr).split())
+    second_process.setattr(sys, "argv", ["dcnseg", "info"])
+    assert main._run() == USAGE
+    assert invoke("train", "--help").exit_code == 0
+
+
+@pytest.mark.parametrize(
+    ("error", "is_shown"),
+    [
+        (DataError("a.png: is broken."), True),
+        (ConfigError("--lr is -1."), False),  # the first process of the machine reports it
+        (OtherProcessError("why"), False),
+        (TrainingStoppedError("stopped"), False),
+        (TerminatedError(), False),
+    ],
+)
+def test_errors_of_other_processes_are_reported_once(
+    second_process: pytest.MonkeyPatch,
+    capsys: pytest.CaptureFixture[str],
+    error: BaseException,
+    is_shown: bool,
+) -> None:
+    second_process.delenv("DCNSEG_DEBUG", raising=False)
+    with pytest.raises(typer.Exit):
+        fail("reason", 1, error)
+    shown = capsys.readouterr().err
+    assert bool(shown) == is_shown
+    if is_shown:
+        assert shown.startswith(f"[rank 1, process {os.getpid()} on ")
+        assert shown.endswith("] Error: reason\n")
+
+
+def test_the_package_is_a_program() -> None:
+    command = [sys.executable, "-m", "dcnseg_cli", "--version"]
+    result = subprocess.run(command, capture_output=True, text=True, check=True)
+    assert result.stdout == f"dcnseg {__version__}\n"

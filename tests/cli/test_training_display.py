@@ -1,8 +1,10 @@
 from __future__ import annotations
 
 import io
+from dataclasses import replace
 from pathlib import Path
 
+import pytest
 from rich.console import Console
 from rich.progress import Progress
 
@@ -10,7 +12,9 @@ from dcnseg.engine.listener import RunSummary, Step, TrainingListener
 from dcnseg_cli.training_display import (
     LiveDisplay,
     PlainDisplay,
+    SilentDisplay,
     describe_epoch,
+    describe_run,
     describe_seconds,
 )
 
@@ -55,6 +59,13 @@ def test_plain_lines_without_a_terminal() -> None:
         "epoch 3/20  loss 0.500  mIoU 0.250 (best)  offsets 1.00 px  8.0 images/s  4 s",
         "Stopped at epoch 3: no improvement for 5 epochs.",
     ]
+
+
+def test_other_processes_display_nothing(capsys: pytest.CaptureFixture[str]) -> None:
+    play(SilentDisplay(None))
+    assert capsys.readouterr() == ("", "")
+    shared = replace(SUMMARY, batch_size=8, num_processes=2)
+    assert "batches of 8 in 2 processes, epochs 3 to 20" in describe_run(shared)
 
 
 def test_live_display_on_a_terminal() -> None:

@@ -20,9 +20,11 @@ from hypothesis import strategies as st
 from dcnseg.data.class_map import ClassMap
 from dcnseg.data.dataset import SegmentationDataset
 from dcnseg.engine import loading
+from dcnseg.engine.distributed import World
 from dcnseg.engine.loading import EpochBatches, TrainingLoader
 from dcnseg.engine.training_data import find_training_splits
 from dcnseg.errors import DataError, TrainingError
+from dcnseg.processes import Process
 from tests.conftest import small_config
 from tests.engine.runs import assert_equal
 
@@ -181,3 +183,23 @@ def test_workers_of_an_incomplete_start_are_ended(
     signal.signal(signal.SIGTERM, handler)
     assert started
     assert not started[0].is_alive()
+
+
+@pytest.mark.parametrize(("num_samples", "size", "least"), [(22, 2, 2), (21, 4, 2), (18, 4, 1)])
+def test_processes_share_the_batches_of_one(num_samples: int, size: int, least: int) -> None:
+    whole = EpochBatches(num_samples, 8, seed=3)
+    shared = [
+        EpochBatches(num_samples, 8, seed=3, world=World(Process(rank, size)), least=least)
+        for rank in range(size)
+    ]
+    for batches in (whole, *shared):
+        batches.epoch, batches.start = 2, 1
+    parts = zip(*shared, strict=True)
+    for number, (batch, of_ranks) in enumerate(zip(whole, parts, strict=True), 1):
+        own = [p for b, p in zip(shared, of_ranks, strict=True) if not b.is_repeated(number)]
+        assert [index for part in own for index in part] == batch
+        assert min(map(len, own)) >= least
+        assert all(least <= len(part) for part in of_ranks)
+        assert shared[0].size_of(number) == len(batch)
+    assert [len(batches) for batches in shared] == [len(whole)] * size
+    assert not any(batches.is_repeated(0) for batches in shared)

@@ -8,6 +8,7 @@ from dcnseg.config import LOSSES, ModelConfig
 from dcnseg.engine.optim import (
     balance_classes,
     build_loss,
+    build_loss_weight,
     build_optimizer,
     build_schedule,
     parameter_groups,
@@ -87,6 +88,19 @@ def test_class_weights_reach_the_cross_entropy() -> None:
     weights = torch.tensor([1.0, 2.0, 0.5, 3.0])
     expected = F.cross_entropy(logits, labels, weight=weights)
     assert torch.equal(build_loss("ce", weights)(logits, labels), expected)
+
+
+@pytest.mark.parametrize("name", ["ce", "focal"])
+def test_the_loss_of_a_batch_is_the_weighted_mean_of_its_parts(name: str) -> None:
+    logits, labels = random_case()
+    labels[0, :4] = 255
+    weights = torch.tensor([1.0, 2.0, 0.5, 3.0])
+    loss, weigh = build_loss(name, weights), build_loss_weight(name, weights)
+    parts = [(logits[i : i + 1], labels[i : i + 1]) for i in range(len(labels))]
+    total = sum(loss(*part) * weigh(part[1]) for part in parts)
+    torch.testing.assert_close((total / weigh(labels)).float(), loss(logits, labels))
+    assert weigh(torch.full((1, 2, 2), 255)) == 0
+    assert build_loss_weight("ce", None)(labels) == (labels != 255).sum()
 
 
 def test_balanced_weights_make_classes_equal() -> None:
