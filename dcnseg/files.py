@@ -10,6 +10,7 @@ from __future__ import annotations
 import errno
 import json
 import os
+import re
 import secrets
 import stat
 from collections.abc import Iterator
@@ -21,6 +22,7 @@ from dcnseg.errors import DataError
 
 OUTPUT_MARKER: Final = ".dcnseg-output"
 MAX_JSON_BYTES: Final = 1 << 30  # COCO annotations of large datasets have hundreds of MB
+_TEMPORARY: Final = re.compile(r"\.[0-9a-f]{16}\.tmp")  # names from `atomic_path`
 _MAX_DIGITS: Final = 4300  # Python's own limit, checked here for a clearer message
 _MARKER_TEXT: Final = (
     "dcnseg wrote the files in this folder and skips the folder when it searches for input files.\n"
@@ -157,5 +159,13 @@ def is_output_folder(folder: Path) -> bool:
 
 
 def has_unmarked_files(folder: Path) -> bool:
-    """Whether a folder has any content and is not marked as written by dcnseg."""
-    return folder.is_dir() and any(folder.iterdir()) and not is_output_folder(folder)
+    """Whether a folder has any content and is not marked as written by dcnseg.
+
+    Temporary files do not count: another command that starts at the same time may just be writing
+    the mark, which comes before all other files.
+    """
+    return folder.is_dir() and _has_content(folder) and not is_output_folder(folder)
+
+
+def _has_content(folder: Path) -> bool:
+    return any(not _TEMPORARY.match(path.name) for path in folder.iterdir())

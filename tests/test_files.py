@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from dcnseg.files import (
+    OUTPUT_MARKER,
     atomic_path,
     has_unmarked_files,
     is_output_folder,
@@ -115,3 +116,11 @@ def test_folder_without_permission_is_no_output_folder(
 
     monkeypatch.setattr(os, "stat", refuse)
     assert not is_output_folder(tmp_path)
+
+
+def test_a_mark_that_is_being_written_does_not_count(tmp_path: Path) -> None:
+    with atomic_path(tmp_path / OUTPUT_MARKER) as temporary:
+        temporary.touch()
+        assert not has_unmarked_files(tmp_path)
+        (tmp_path / ".other.tmp").touch()
+        assert has_unmarked_files(tmp_path)

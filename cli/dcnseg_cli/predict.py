@@ -78,6 +78,15 @@ def predict(
             rich_help_panel="Output",
         ),
     ] = OVERLAY_OPACITY,
+    part: Annotated[
+        str,
+        typer.Option(
+            metavar="K/N",
+            help="Predict only part K of N of the images, from 1/N to N/N. Several parts can write "
+            "to the same output folder at once.",
+            rich_help_panel="Machine",
+        ),
+    ] = "",
     min_confidence: Annotated[
         float,
         typer.Option(
@@ -115,25 +124,28 @@ def predict(
         raise ConfigError(
             "--overwrite and --skip-existing cannot be combined. Use one or the other."
         )
-    check_out_folder(out, overwrite=overwrite or skip_existing)
+    check_out_folder(out, overwrite=overwrite or skip_existing, accept_marked=bool(part))
     from dcnseg.inference.batch import predict_files
     from dcnseg.inference.inputs import find_inputs
+    from dcnseg.inference.parts import Part
     from dcnseg.inference.predictor import Predictor
     from dcnseg.inference.result_warnings import find_warnings
     from dcnseg.inference.writers import OUTPUT_FOLDERS, check_output_kinds
     from dcnseg_cli.progress_bar import progress_bar
 
     check_output_kinds(kinds)
+    own_part = Part.parse(part) if part else None
     outputs = [out / folder for folder in OUTPUT_FOLDERS.values()]
     inputs = find_inputs(images, sys.stdin, outputs=outputs, on_note=message)
     predictor = Predictor.load(run, device=device, amp=amp, config=config)
+    num_images = len(own_part.select(inputs) if own_part else inputs)
     done = 0
     with progress_bar("Predicting") as on_progress:
 
         def on_result(result: FileResult) -> None:
             nonlocal done
             done += 1
-            on_progress(done, len(inputs))
+            on_progress(done, num_images)
             _report(result, as_json=json)
 
         results = predict_files(
@@ -143,6 +155,8 @@ def predict(
             kinds,
             opacity=opacity,
             skip_existing=skip_existing,
+            refuse_existing=own_part is not None and not (overwrite or skip_existing),
+            part=own_part,
             on_result=on_result,
         )
     failed = sum(result.error is not None for result in results)

@@ -7,6 +7,7 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from itertools import chain
 from pathlib import Path
 from typing import Final
 
@@ -17,16 +18,16 @@ import torch
 from dcnseg.config import OVERLAY_OPACITY
 from dcnseg.data.image_io import ImageHeader, read_header
 from dcnseg.device import explain_out_of_memory, free_memory
-from dcnseg.errors import ConfigError, DataError
-from dcnseg.files import has_unmarked_files, is_output_folder, mark_output_folder
+from dcnseg.errors import DataError
 from dcnseg.inference.image_stats import compare_with_training
 from dcnseg.inference.inputs import InputImage
+from dcnseg.inference.output_plan import OutputTask, plan_outputs
+from dcnseg.inference.parts import Part
 from dcnseg.inference.prediction import Prediction
 from dcnseg.inference.predictor import Predictor
 from dcnseg.inference.read_ahead import read_ahead
-from dcnseg.inference.region_files import MERGED_REGIONS, merge_region_results
 from dcnseg.inference.results import FileResult, count_shares, failed_result
-from dcnseg.inference.writers import OUTPUT_FOLDERS, get_output_paths, write_prediction
+from dcnseg.inference.writers import write_prediction
 
 WRITE_BEHIND = 3  # unwritten predictions in memory
 LARGE_PIXELS: Final = 1 << 24  # larger images are processed alone, to limit memory
@@ -44,7 +45,7 @@ Image = npt.NDArray[np.uint8]
 class _Job:
     """An image being decoded; `header` is None if it cannot be read."""
 
-    image: InputImage
+    task: OutputTask
     header: ImageHeader | None
     decoded: Future[Image | Exception]
 
@@ -57,6 +58,8 @@ def predict_files(
     *,
     opacity: float = OVERLAY_OPACITY,
     skip_existing: bool = False,
+    refuse_existing: bool = False,
+    part: Part | None = None,
     on_result: Callable[[FileResult], None] | None = None,
 ) -> list[FileResult]:
     """Predict images and write the outputs; an unreadable image does not stop the others.
@@ -65,85 +68,72 @@ def predict_files(
     `kinds` are outputs to write, see OUTPUT_KINDS; the regions of all images are also merged into
     OUT/regions.json. `opacity` is that of overlays, from 0 (outlines only) to 1. With
     `skip_existing`, images with all outputs present are skipped; their results come first.
-    `on_result` is called with each result in order, after its files are written.
+    `refuse_existing` is to replace no file. With `part`, only that part of the images is predicted;
+    the merged regions of part 3/16 are in OUT/regions-3-of-16.json. `on_result` is called with each
+    result in order, after its files are written.
 
     Raises:
-        ConfigError: An output subfolder has files that dcnseg did not write, or regions are wanted
-            of a network without region head.
+        ConfigError: An output subfolder has files that dcnseg did not write, outputs exist and
+            `refuse_existing` is set, or regions are wanted of a network without region head.
         DataError: The regions of a skipped image cannot be read.
         OSError: Outputs cannot be written, for example because the disk is full.
     """
     if "regions" in kinds:
         predictor.region_head()  # fail early
+    plan = plan_outputs(
+        images,
+        out,
+        kinds,
+        skip_existing=skip_existing,
+        refuse_existing=refuse_existing,
+        part=part,
+    )
     results: list[FileResult] = []
-
-    def finish(result: FileResult) -> None:
+    for result in chain(
+        plan.skipped_results(),
+        predict_tasks(predictor, plan.tasks, opacity=opacity, before_write=plan.mark_folders),
+    ):
         results.append(result)
         if on_result:
             on_result(result)
-
-    image_ids = {image: number for number, image in enumerate(images, 1)}
-    outputs = {image: get_output_paths(out, image.name, kinds) for image in images}
-    folders = _find_folders_to_mark(out, kinds)
-    remaining = []
-    for image in images:
-        if skip_existing and all(path.is_file() for path in outputs[image].values()):
-            finish(FileResult(image, outputs[image], {}, is_skipped=True))
-        else:
-            remaining.append(image)
-    with ThreadPoolExecutor(max_workers=2) as pool:
-        writing: deque[Future[FileResult]] = deque()
-        for job in _read_ahead(pool, remaining):
-            outcome = _predict(predictor, job, kinds)
-            if not isinstance(outcome, Exception):
-                for folder in folders:
-                    mark_output_folder(folder)
-            paths = outputs[job.image]
-            image_id = image_ids[job.image]
-            writing.append(pool.submit(_write, predictor, job, outcome, paths, opacity, image_id))
-            del outcome  # frees its memory after writing
-            while len(writing) > (0 if _is_large(job.header) else WRITE_BEHIND):
-                finish(writing.popleft().result())
-        for future in writing:
-            finish(future.result())
-    if "regions" in kinds and any("regions" in result.outputs for result in results):
-        by_id = {image_ids[result.image]: result for result in results}
-        merge_region_results(out, by_id, predictor.class_map)
+    plan.merge_regions(results, predictor.class_map)
     return results
 
 
-def _find_folders_to_mark(out: Path, kinds: Sequence[str]) -> tuple[Path, ...]:
-    """Return the output folder, or its subfolders if it has files that dcnseg did not write.
+def predict_tasks(
+    predictor: Predictor,
+    tasks: Sequence[OutputTask],
+    *,
+    opacity: float,
+    before_write: Callable[[], None],
+) -> Iterator[FileResult]:
+    """Predict images and write their outputs; yields each result in order, after writing.
 
-    Raises:
-        ConfigError: A subfolder has such files (masks, for example), which could be overwritten.
+    `before_write` is called before the first file is written.
     """
-    if not has_unmarked_files(out):
-        return (out,)
-    folders = tuple(out / OUTPUT_FOLDERS[kind] for kind in kinds)
-    merged, regions = out / MERGED_REGIONS, out / OUTPUT_FOLDERS["regions"]
-    if "regions" in kinds and merged.exists() and not is_output_folder(regions):
-        raise ConfigError(
-            f"--out is {out}, but {merged} exists and was not written by dcnseg. Use another "
-            "--out, or rename the file."
-        )
-    for folder in folders:
-        if has_unmarked_files(folder):
-            raise ConfigError(
-                f"--out is {out}, but {folder} contains files and is not marked as dcnseg output; "
-                "predictions could overwrite the files. Use another --out, or delete the folder if "
-                "it contains only old predictions."
-            )
-    return folders
+    with ThreadPoolExecutor(max_workers=2) as pool:
+        writing: deque[Future[FileResult]] = deque()
+        is_written = False
+        for job in _read_ahead(pool, tasks):
+            outcome = _predict(predictor, job)
+            if not isinstance(outcome, Exception) and not is_written:
+                before_write()
+                is_written = True
+            writing.append(pool.submit(_write, predictor, job, outcome, opacity))
+            del outcome  # frees its memory after writing
+            while len(writing) > (0 if _is_large(job.header) else WRITE_BEHIND):
+                yield writing.popleft().result()
+        while writing:
+            yield writing.popleft().result()
 
 
-def _read_ahead(pool: ThreadPoolExecutor, images: Sequence[InputImage]) -> Iterator[_Job]:
+def _read_ahead(pool: ThreadPoolExecutor, tasks: Sequence[OutputTask]) -> Iterator[_Job]:
     """Decode the next images while one is in use, but a large one alone."""
-    items = ((image, _try_read_header(image)) for image in images)
-    for (image, header), decoded in read_ahead(
-        pool, items, lambda item: _try_read(item[0]), is_large=lambda item: _is_large(item[1])
+    items = ((task, _try_read_header(task.image)) for task in tasks)
+    for (task, header), decoded in read_ahead(
+        pool, items, lambda item: _try_read(item[0].image), is_large=lambda item: _is_large(item[1])
     ):
-        yield _Job(image, header, decoded)
+        yield _Job(task, header, decoded)
 
 
 def _is_large(header: ImageHeader | None) -> bool:
@@ -164,13 +154,11 @@ def _try_read(image: InputImage) -> Image | Exception:
         return error
 
 
-def _predict(
-    predictor: Predictor, job: _Job, kinds: Sequence[str]
-) -> tuple[Image, Prediction] | Exception:
+def _predict(predictor: Predictor, job: _Job) -> tuple[Image, Prediction] | Exception:
     decoded = job.decoded.result()
     if isinstance(decoded, Exception):
         return decoded
-    path, size_hw = job.image.path, decoded.shape[:2]
+    path, size_hw, kinds = job.task.image.path, decoded.shape[:2], job.task.outputs
     try:
         if "probabilities" in kinds:
             _check_probabilities_fit(path, size_hw, predictor.class_map.num_classes)
@@ -214,19 +202,18 @@ def _write(
     predictor: Predictor,
     job: _Job,
     outcome: tuple[Image, Prediction] | Exception,
-    paths: dict[str, Path],
     opacity: float,
-    image_id: int,
 ) -> FileResult:
+    image, paths = job.task.image, job.task.outputs
     if isinstance(outcome, Exception):
-        return failed_result(job.image, outcome)
+        return failed_result(image, outcome)
     decoded, prediction = outcome
     try:
-        write_prediction(prediction, decoded, paths, opacity=opacity, image_id=image_id)
+        write_prediction(prediction, decoded, paths, opacity=opacity, image_id=job.task.image_id)
         stats = predictor.training_data
         below, shares = count_shares(prediction)
         return FileResult(
-            job.image,
+            image,
             paths,
             shares,
             share_below=below,
@@ -239,4 +226,4 @@ def _write(
             error.filename = str(next(iter(paths.values())))
         if isinstance(error, OSError) and error.errno in _FATAL_ERRNOS:
             raise
-        return failed_result(job.image, error)
+        return failed_result(image, error)

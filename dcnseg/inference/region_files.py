@@ -87,18 +87,17 @@ def write_region_results(path: Path, prediction: Prediction, image_id: int) -> N
     _write_json(path, to_coco_results(prediction, image_id))
 
 
-def merge_region_results(out: Path, results: Mapping[int, FileResult], class_map: ClassMap) -> Path:
+def merge_region_results(
+    path: Path, results: Mapping[int, FileResult], class_map: ClassMap
+) -> None:
     """Write the regions of all images that have a results file as one COCO data set.
 
     Results files of earlier calls, which may have had other images, get the ids of this one.
 
     Args:
-        out: The output folder.
+        path: The file to write. The ids of regions count from 1, in the order of the images.
         results: The results by the ids of their images.
         class_map: The classes.
-
-    Returns:
-        The file, OUT/regions.json. The ids of regions count from 1, in the order of the images.
 
     Raises:
         DataError: A results file of an earlier call is damaged, or the size of an image without
@@ -109,19 +108,18 @@ def merge_region_results(out: Path, results: Mapping[int, FileResult], class_map
     for image_id, result in sorted(results.items()):
         if "regions" not in result.outputs:
             continue
-        path = result.outputs["regions"]
-        entries = _read_results(path)
+        own_path = result.outputs["regions"]
+        entries = _read_results(own_path)
         height, width = _find_size(result, entries)
         name = str(result.image)
         images.append({"id": image_id, "file_name": name, "height": height, "width": width})
         current = [{**entry, "image_id": image_id} for entry in entries]
         if current != entries:
-            _write_json(path, current)
+            _write_json(own_path, current)
         annotations += [
             {**entry, "id": number, "iscrowd": 0}
             for number, entry in enumerate(current, len(annotations) + 1)
         ]
-    path = out / MERGED_REGIONS
     categories = [{"id": entry.id, "name": entry.name} for entry in class_map.classes]
     _write_json(
         path,
@@ -132,7 +130,6 @@ def merge_region_results(out: Path, results: Mapping[int, FileResult], class_map
             "annotations": annotations,
         },
     )
-    return path
 
 
 def _read_results(path: Path) -> list[dict[str, Any]]:

@@ -75,6 +75,8 @@ def test_a_list_on_stdin_as_json(predict: Predict, images: list[Path]) -> None:
         ("{image} --min-region-score=2", 2, "--min-region-score is 2.0; expected"),
         ("{image} --min-region-score=0.1", 2, "This network has no region head, which scores"),
         ("{missing} --save=labels,regions", 2, "no region head, which scores regions (--save reg"),
+        ("{image} --part=0/4", 2, "--part is '0/4'; expected K/N with K from 1 to N"),
+        ("{image} --part=1/2 --out={image.parent}", 2, "is not empty. Choose another folder"),
         ("{image} --overwrite --skip-existing", 2, "--skip-existing cannot be combined"),
         (
             "{image} --out={image.parent}",
@@ -115,6 +117,33 @@ def test_skip_existing_goes_on_where_it_stopped(predict: Predict, scenes: Path, 
     result = predict(folder, "--skip-existing")
     assert (result.exit_code, result.stdout) == (0, "")
     assert "Predicted 0 of 3 images" in result.stderr
+
+
+def test_parts_write_what_one_call_writes(
+    predict: Predict, images: list[Path], tmp_path: Path, out: Path
+) -> None:
+    weights = save_region_weights(tmp_path / "regions.safetensors")
+    arguments = (images[0].parent, "--save=labels,regions")
+    results = [predict(*arguments, f"--part={k}/2", weights=weights) for k in (2, 1)]
+    assert [result.exit_code for result in results] == [0, 0], results[1].stderr
+    assert "Predicted 1 of 1 images" in results[0].stderr
+    assert len(results[1].stdout.splitlines()) == 2
+    result = predict(*arguments, "--part=1/2", weights=weights)
+    assert result.exit_code == 2
+    assert "4 outputs of part 1/2 exist, for example" in result.stderr
+    result = predict(*arguments, "--part=1/2", "--skip-existing", weights=weights)
+    assert (result.exit_code, result.stdout) == (0, "")
+    assert predict(*arguments, "--part=4/4", weights=weights).exit_code == 0  # has no images
+    parts = [json.loads((out / f"regions-{k}-of-2.json").read_text()) for k in (1, 2)]
+    assert predict(*arguments, "--skip-existing", weights=weights).exit_code == 0
+    found = {str(path.relative_to(out)): path for path in out.rglob("*.*") if path.is_file()}
+    whole = tmp_path / "whole"
+    assert predict(*arguments, "--out", whole, weights=weights).exit_code == 0
+    for path in (path for path in whole.rglob("*") if path.is_file()):
+        assert path.read_bytes() == found[str(path.relative_to(whole))].read_bytes()
+    merged = json.loads((whole / "regions.json").read_text())
+    together = [image for part in parts for image in part["images"]]
+    assert sorted(together, key=lambda image: str(image["id"])) == merged["images"]
 
 
 def test_images_unlike_the_trainings_are_warned_about(

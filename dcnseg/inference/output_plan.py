@@ -1,0 +1,131 @@
+"""What a call writes, and what it leaves; entry point `plan_outputs`."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+from dcnseg.data.class_map import ClassMap
+from dcnseg.errors import ConfigError
+from dcnseg.files import has_unmarked_files, is_output_folder, mark_output_folder
+from dcnseg.inference.inputs import InputImage
+from dcnseg.inference.parts import Part
+from dcnseg.inference.region_files import MERGED_REGIONS, merge_region_results
+from dcnseg.inference.results import FileResult
+from dcnseg.inference.writers import OUTPUT_FOLDERS, get_output_paths
+
+
+@dataclass(frozen=True)
+class OutputTask:
+    """An image and the files to write for it."""
+
+    image: InputImage
+    outputs: dict[str, Path]  # by kind
+    image_id: int  # in files of regions; counts from 1, over the images of all parts
+
+    def has_all_outputs(self) -> bool:
+        """Whether all files exist."""
+        return all(path.is_file() for path in self.outputs.values())
+
+
+@dataclass(frozen=True)
+class OutputPlan:
+    """The images of a call, and the files to write."""
+
+    tasks: Sequence[OutputTask]  # to predict
+    existing: Sequence[OutputTask]  # to skip, because all outputs exist
+    folders: Sequence[Path]  # to mark as written by dcnseg
+    merged_regions: Path | None  # the file with the regions of all images
+
+    def skipped_results(self) -> list[FileResult]:
+        """Return the results of the images to skip."""
+        return [FileResult(task.image, task.outputs, {}, is_skipped=True) for task in self.existing]
+
+    def mark_folders(self) -> None:
+        """Mark the folders to write to as written by dcnseg."""
+        for folder in self.folders:
+            mark_output_folder(folder)
+
+    def merge_regions(self, results: Iterable[FileResult], class_map: ClassMap) -> None:
+        """Merge the regions of all images into one file, if regions are written.
+
+        Raises:
+            DataError: The regions of a skipped image cannot be read.
+        """
+        if self.merged_regions is None:
+            return
+        ids = {task.image: task.image_id for task in (*self.tasks, *self.existing)}
+        by_id = {ids[result.image]: result for result in results if "regions" in result.outputs}
+        if by_id:
+            merge_region_results(self.merged_regions, by_id, class_map)
+
+
+def plan_outputs(
+    images: Sequence[InputImage],
+    out: Path,
+    kinds: Sequence[str],
+    *,
+    skip_existing: bool = False,
+    refuse_existing: bool = False,
+    part: Part | None = None,
+) -> OutputPlan:
+    """Choose the images to predict and the files to write for them.
+
+    Args:
+        images: The images of all parts.
+        out: The output folder.
+        kinds: Outputs to write, see OUTPUT_KINDS.
+        skip_existing: Skip images with all outputs present.
+        refuse_existing: Refuse to replace outputs.
+        part: The part of the images to predict; None: all.
+
+    Raises:
+        ConfigError: An output subfolder has files that dcnseg did not write, or outputs exist and
+            `refuse_existing` is set.
+    """
+    ids = {image: number for number, image in enumerate(images, 1)}
+    merged = out / (f"regions-{part.number}-of-{part.count}.json" if part else MERGED_REGIONS)
+    folders = _find_folders_to_mark(out, kinds, merged)
+    tasks, existing = [], []
+    for image in part.select(images) if part else images:
+        task = OutputTask(image, get_output_paths(out, image.name, kinds), ids[image])
+        (existing if skip_existing and task.has_all_outputs() else tasks).append(task)
+    if refuse_existing:
+        _refuse_existing(tasks, part)
+    return OutputPlan(tasks, existing, folders, merged if "regions" in kinds else None)
+
+
+def _refuse_existing(tasks: Sequence[OutputTask], part: Part | None) -> None:
+    found = [path for task in tasks for path in task.outputs.values() if path.exists()]
+    if found:
+        of_part = f" of part {part}" if part else ""
+        raise ConfigError(
+            f"{len(found)} outputs{of_part} exist, for example {found[0]}. Add --skip-existing to "
+            "predict only the other images, or --overwrite to replace the files."
+        )
+
+
+def _find_folders_to_mark(out: Path, kinds: Sequence[str], merged: Path) -> tuple[Path, ...]:
+    """Return the output folder, or its subfolders if it has files that dcnseg did not write.
+
+    Raises:
+        ConfigError: A subfolder has such files (masks, for example), which could be overwritten.
+    """
+    if not has_unmarked_files(out):
+        return (out,)
+    folders = tuple(out / OUTPUT_FOLDERS[kind] for kind in kinds)
+    regions = out / OUTPUT_FOLDERS["regions"]
+    if "regions" in kinds and merged.exists() and not is_output_folder(regions):
+        raise ConfigError(
+            f"--out is {out}, but {merged} exists and was not written by dcnseg. Use another "
+            "--out, or rename the file."
+        )
+    for folder in folders:
+        if has_unmarked_files(folder):
+            raise ConfigError(
+                f"--out is {out}, but {folder} contains files and is not marked as dcnseg output; "
+                "predictions could overwrite the files. Use another --out, or delete the folder if "
+                "it contains only old predictions."
+            )
+    return folders
