@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Any, Final
 
@@ -18,7 +17,6 @@ from dcnseg.inference.optional_packages import import_package
 from dcnseg.ops._native import missing_reason
 
 _OPSET: Final = 22  # the newest with a DeformConv
-_SIDES: Final = ("batch", "height", "width")
 _MAX_BYTES: Final = 2**31 - 1  # of a protobuf message
 
 
@@ -58,15 +56,16 @@ def write_onnx(
 
 
 def _name_sides(graph: Any) -> None:
-    """Give the sides of images names instead of those of the trace, such as "s62"."""
-    sides = [side.dim_param for side in graph.input[0].type.tensor_type.shape.dim if side.dim_param]
-    names = dict(zip(sides, _SIDES, strict=True))
-    for value in (*graph.input, *graph.output, *graph.value_info):
-        for side in value.type.tensor_type.shape.dim:
+    """Name the sides of images, which have the names and formulas of the trace, such as "s62"."""
+    (image,) = graph.input
+    sides = [side.dim_param for side in image.type.tensor_type.shape.dim if side.dim_param]
+    names = dict(zip(sides, ("batch", "height", "width"), strict=True))
+    for value in (image, *graph.output):
+        shape = value.type.tensor_type.shape.dim
+        for side, axis in zip(shape, (*shape[:-2], "height", "width"), strict=True):
             if side.dim_param:
-                side.dim_param = re.sub(
-                    r"\w+", lambda found: names.get(found[0], found[0]), side.dim_param
-                )
+                side.dim_param = names.get(side.dim_param, f"{value.name}_{axis}")
+    del graph.value_info[:]  # of intermediate results
 
 
 class OnnxRunner:

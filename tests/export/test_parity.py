@@ -4,35 +4,34 @@ from typing import Any
 
 import numpy as np
 import pytest
+import torch
 
 from dcnseg.config import ExportConfig
 from dcnseg.errors import ExportError
 from dcnseg.export.graph import ExportedNetwork
 from dcnseg.export.parity import Outputs, Runner, compare_outputs
-from dcnseg.export.program_file import ProgramRunner
 from tests.export.small_network import build_predictor, random_image
 
 CONFIG = ExportConfig(outputs=("labels", "probabilities", "logits"))
 
 
-class GraphRunner(ProgramRunner):
-    """Runs the graph without a file."""
-
-    def __init__(self, graph: ExportedNetwork) -> None:
-        self._module, self._outputs = graph, graph.outputs  # type: ignore[assignment]
-
-
 def make_runner(config: ExportConfig = CONFIG) -> Runner:
+    """Run the graph without a file."""
     predictor = build_predictor(0.5)
-    return GraphRunner(
-        ExportedNetwork(
-            predictor.model,
-            predictor.class_map,
-            predictor.preprocessing,
-            config.input,
-            config.outputs,
-        )
+    graph = ExportedNetwork(
+        predictor.model,
+        predictor.class_map,
+        predictor.preprocessing,
+        config.input,
+        config.outputs,
     )
+
+    @torch.no_grad()
+    def run(image: np.ndarray) -> Outputs:
+        results = graph(torch.from_numpy(image))
+        return {name: value.numpy() for name, value in zip(config.outputs, results, strict=True)}
+
+    return run
 
 
 @pytest.mark.parametrize("config", [CONFIG, ExportConfig("onnx", "float", ("logits", "labels"))])
