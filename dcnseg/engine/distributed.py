@@ -171,8 +171,10 @@ class World:
         # The buffers are the same after each step; see `average_buffers`.
         known = inspect.signature(DistributedDataParallel).parameters
         option = "forward_sync_buffers" if "forward_sync_buffers" in known else "broadcast_buffers"
-        has_unused = _has_unused_parameters(model)
-        return DistributedDataParallel(model, find_unused_parameters=has_unused, **{option: False})
+        options: dict[str, Any] = {option: False}
+        return DistributedDataParallel(
+            model, find_unused_parameters=_has_unused_parameters(model), **options
+        )
 
 
 SINGLE: Final = World()

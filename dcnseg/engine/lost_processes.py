@@ -19,7 +19,7 @@ from dcnseg.errors import DcnsegError, OtherProcessError, TrainingError
 from dcnseg.processes import Process
 
 BEAT_SECONDS: Final = 0.5
-SILENCE_SECONDS: Final = 3.0  # without a beat, for a process to be lost
+SILENCE_SECONDS: Final = 5.0  # without a beat, for a process to be lost
 _NETWORK_ERRORS: Final = ("gloo", "nccl", "connection", "timed out", "socket")
 
 
@@ -67,7 +67,7 @@ def _is_of_network(error: Exception) -> bool:
 
 
 def _explain(process: Process, store: dist.Store, error: Exception) -> DcnsegError:
-    reason = str(error).partition("\n")[0]
+    reason = str(error).partition("\n")[0].partition(". ")[0]
     try:
         lost = _find_silent(process, store)
         names = [store.get(f"name/{rank}").decode() for rank in lost]
@@ -76,9 +76,9 @@ def _explain(process: Process, store: dist.Store, error: Exception) -> DcnsegErr
     if not lost:
         text = f"The exchange with the other processes failed: {reason}."
     else:
-        text = f"Lost {'; '.join(names)}: it has ended or does not answer ({reason})."
+        text = f"Lost {'; '.join(names)}: it has ended or does not answer."
     if process.is_main or 0 in lost:
-        return TrainingError(f"{text} Resume the run from its last checkpoint with --resume.")
+        return TrainingError(f"{text} A run can be resumed with --resume.")
     return OtherProcessError(text)
 
 

@@ -120,7 +120,7 @@ def test_a_lost_process_is_named_and_a_restart_continues(
     assert killed is None
     assert isinstance(error, TrainingError)
     assert str(error).startswith("Lost rank 1, process ")
-    assert str(error).endswith("Resume the run from its last checkpoint with --resume.")
+    assert str(error).endswith("A run can be resumed with --resume.")
     assert of_two["restarted"] == of_two["straight"]
     assert_same_run(folder / "killed", folder / "straight")
 
