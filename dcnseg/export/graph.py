@@ -16,6 +16,10 @@ from dcnseg.data.class_map import ClassMap
 from dcnseg.export.resize import resize_antialiased, scaled_length
 
 _LEAST_SIDE: Final = 17  # network pixels; the least side that is padded to two strides of 16
+_CHECKS: Final = (
+    torch.ops.aten._assert_scalar.default,
+    torch.ops.aten._assert_tensor_metadata.default,
+)
 _EXAMPLE_HW: Final = (64, 96)  # network pixels
 
 
@@ -105,10 +109,26 @@ def make_program(network: ExportedNetwork) -> ExportedProgram:
         example = torch.zeros(2, 3, height, width)
         shape = {0: Dim("batch"), 2: sides[0], 3: sides[1]}
     with torch.no_grad():
-        return torch.export.export(
+        program = torch.export.export(
             network.eval(),
             (example,),
             dynamic_shapes={"image": shape},
-            # What is known about sizes becomes a check when the program runs.
+            # What is assumed about sizes becomes a check in the program instead of an error.
             prefer_deferred_runtime_asserts_over_guards=True,
         )
+    _remove_checks(program)
+    return program
+
+
+def _remove_checks(program: ExportedProgram) -> None:
+    """Remove the checks of what the trace assumed.
+
+    It assumed that the memory layout of some maps is that of the example. The values do not depend
+    on the layout, and other sizes may have another one.
+    """
+    graph = program.graph_module.graph
+    for node in list(graph.nodes):
+        if node.target in _CHECKS:
+            graph.erase_node(node)
+    graph.eliminate_dead_code()
+    program.graph_module.recompile()

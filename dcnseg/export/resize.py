@@ -22,8 +22,10 @@ def scaled_length(length: int, scale: float) -> int:
     divisor = 2 * share.denominator
     doubled = 2 * share.numerator * length + share.denominator
     rounded = doubled // divisor
-    is_tie = 1 - (doubled % divisor + divisor - 1) // divisor
-    return rounded - is_tie * (rounded % 2)  # ties go to the even integer
+    rest = doubled - rounded * divisor  # OpenVINO has no rule for the modulo of sizes
+    is_tie = 1 - (rest + divisor - 1) // divisor
+    is_odd = rounded - rounded // 2 * 2
+    return rounded - is_tie * is_odd  # ties go to the even integer
 
 
 def resize_antialiased(x: Tensor, size_hw: Sequence[int]) -> Tensor:

@@ -30,7 +30,7 @@ from tests.region_network import save_region_weights
         ("{run} --out m.onnx --output ids", 2, "--output is 'ids'; expected one of labels, prob"),
         ("{run} --out m.onnx --output logits,logits", 2, "--output is 'logits,logits'; expected"),
         ("{run} --out m.onnx --output=", 2, "--output is ''; expected one or more of labels,"),
-        ("{run} --out m.onnx --images {tmp}/no.png", 3, "no.png: cannot be read"),
+        ("{run} --out m.onnx --images {tmp}/no.png", 3, "no.png: does not exist"),
     ],
 )
 def test_errors(
