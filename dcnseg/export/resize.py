@@ -17,7 +17,12 @@ _MAX_DENOMINATOR: Final = 10**6  # of a scale as a fraction
 
 
 def scaled_length(length: int, scale: float) -> int:
-    """Return `round(length * scale)`, computed with integers as exported graphs have them."""
+    """Return `round(length * scale)`, computed with integers as exported graphs have them.
+
+    The scale is the simplest fraction near the float. For few lengths, such as 45 * 0.7 =
+    31.499999999999996 instead of 31.5, the result is therefore not that of floats but one more or
+    less.
+    """
     share = Fraction(scale).limit_denominator(_MAX_DENOMINATOR)
     divisor = 2 * share.denominator
     doubled = 2 * share.numerator * length + share.denominator

@@ -22,7 +22,7 @@ from dcnseg_cli.reporting import (
 )
 from tests.conftest import Invoke
 
-COMMANDS = ("check", "train", "evaluate", "predict", "visualize-offsets", "demo", "info")
+COMMANDS = ("check", "train", "evaluate", "export", "predict", "visualize-offsets", "demo", "info")
 
 
 @pytest.mark.parametrize("command", COMMANDS)
