@@ -32,6 +32,11 @@ $(VENV)/installed-dev: $(BIN)/python pyproject.toml $(NATIVE_SOURCES)
 	$(BIN)/pip install --quiet --editable '.[dev]'
 	touch $(VENV)/installed $@
 
+$(VENV)/installed-all: export CUDAARCHS ?= 80;90a-real
+$(VENV)/installed-all: $(BIN)/python pyproject.toml $(NATIVE_SOURCES)
+	$(BIN)/pip install --quiet --editable '.[dev,ray]'
+	touch $(VENV)/installed $(VENV)/installed-dev $@
+
 $(VENV)/installed-bench: $(BIN)/python pyproject.toml $(NATIVE_SOURCES)
 	$(BIN)/pip install --quiet --editable '.[bench]'
 	touch $(VENV)/installed $@
@@ -59,7 +64,7 @@ format: $(VENV)/installed-dev  ## format the Python and C++ code
 test: $(VENV)/installed-dev  ## install with the test extras, then run the tests
 	$(RUN_TESTS) -m 'not slow'
 
-test-all: $(VENV)/installed-dev  ## the same with the slow tests
+test-all: $(VENV)/installed-all  ## the same with the slow tests, also of Ray
 	$(RUN_TESTS)
 
 browser:  ## install Chromium, in which the tests open reports (Debian and Ubuntu, as root)

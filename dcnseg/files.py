@@ -24,7 +24,7 @@ OUTPUT_MARKER: Final = ".dcnseg-output"
 MAX_JSON_BYTES: Final = 1 << 30  # COCO annotations of large datasets have hundreds of MB
 _TEMPORARY: Final = re.compile(r"\.[0-9a-f]{16}\.tmp")  # names from `atomic_path`
 _MAX_DIGITS: Final = 4300  # Python's own limit, checked here for a clearer message
-_MARKER_TEXT: Final = (
+MARKER_TEXT: Final = (
     "dcnseg wrote the files in this folder and skips the folder when it searches for input files.\n"
     "Delete this file to use the folder as input.\n"
 )
@@ -150,7 +150,7 @@ def mark_output_folder(folder: Path) -> None:
     marker = folder / OUTPUT_MARKER
     if not marker.exists():
         with atomic_path(marker, is_durable=False) as temporary:
-            temporary.write_text(_MARKER_TEXT, encoding="utf-8")
+            temporary.write_text(MARKER_TEXT, encoding="utf-8")
 
 
 def is_output_folder(folder: Path) -> bool:

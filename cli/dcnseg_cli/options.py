@@ -10,7 +10,7 @@ import typer
 
 from dcnseg.config import AMP_MODES, DEVICES
 from dcnseg.errors import ConfigError
-from dcnseg.files import has_unmarked_files
+from dcnseg.inference.remote_files import AnyPath, has_content, has_unmarked_content
 
 DATA_PANEL = "Data"
 SPLITS = ("train", "val", "test", "all")
@@ -167,16 +167,15 @@ OutOption = Annotated[
 ]
 
 
-def check_out_folder(out: Path, *, overwrite: bool, accept_marked: bool = False) -> None:
+def check_out_folder(out: AnyPath, *, overwrite: bool, accept_marked: bool = False) -> None:
     """Raise a ConfigError if `out` is a file or a folder that is not empty.
 
     With `accept_marked`, it may have files if it is marked as written by dcnseg.
     """
-    if out.exists() and not out.is_dir():
+    if isinstance(out, Path) and out.exists() and not out.is_dir():
         raise ConfigError(f"{out} is a file; expected a folder to write to.")
-    if overwrite or not out.is_dir():
-        return
-    if has_unmarked_files(out) if accept_marked else any(out.iterdir()):
+    is_filled = has_unmarked_content if accept_marked else has_content
+    if not overwrite and is_filled(out):
         raise ConfigError(f"{out} is not empty. Choose another folder or add --overwrite.")
 
 

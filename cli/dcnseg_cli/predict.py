@@ -5,12 +5,15 @@ from __future__ import annotations
 import os
 import sys
 import traceback
+from collections.abc import Callable
+from functools import partial
 from typing import TYPE_CHECKING, Annotated
 
 import typer
 
 from dcnseg.config import OVERLAY_OPACITY, PredictConfig
 from dcnseg.errors import ConfigError
+from dcnseg.inference.remote_files import to_path
 from dcnseg_cli.options import (
     AmpOption,
     DeviceOption,
@@ -19,12 +22,12 @@ from dcnseg_cli.options import (
     JsonOption,
     MinRegionScoreOption,
     ModelArgument,
-    OutOption,
     OverlapOption,
     OverwriteOption,
     ScalesOption,
     WindowOption,
     check_out_folder,
+    choice_option,
     comma_list,
     parse_numbers,
 )
@@ -33,6 +36,7 @@ from dcnseg_cli.reporting import DATA, DEBUG_VARIABLE, echo, message, print_json
 if TYPE_CHECKING:
     from dcnseg.inference.results import FileResult
 
+ENGINES = ("local", "ray")
 EPILOG = """
 Examples:
 
@@ -42,6 +46,8 @@ Examples:
 
   dcnseg predict model.onnx holiday --out predictions
 
+  dcnseg predict runs/photos s3://bucket/images --out s3://bucket/predictions --engine ray
+
   find . -name '*.png' | dcnseg predict runs/photos - --out predictions --save labels,probabilities
 """
 
@@ -50,7 +56,15 @@ Examples:
 def predict(
     run: ModelArgument,
     images: ImagesArgument,
-    out: OutOption,
+    out: Annotated[
+        str,
+        typer.Option(
+            "--out",
+            "-o",
+            help="Output folder, or a URL that fsspec can write to, such as s3://bucket/folder.",
+            rich_help_panel="Output",
+        ),
+    ],
     save: Annotated[
         str,
         typer.Option(
@@ -101,6 +115,24 @@ def predict(
     scales: ScalesOption = comma_list(PredictConfig.scales),
     device: DeviceOption = "auto",
     amp: AmpOption = "off",
+    engine: Annotated[
+        str,
+        choice_option(
+            "Where to predict: local is this process, ray a Ray cluster (the one that RAY_ADDRESS "
+            "names, or one on this machine).",
+            ENGINES,
+            panel="Machine",
+        ),
+    ] = ENGINES[0],
+    workers: Annotated[
+        int,
+        typer.Option(
+            min=0,
+            help="Processes of --engine ray, each with the network in memory; 0: one for each GPU, "
+            "or for each 4 CPUs if there is no GPU.",
+            rich_help_panel="Machine",
+        ),
+    ] = 0,
     json: JsonOption = False,
 ) -> None:
     """Predict the class of every pixel, for images of any size.
@@ -109,7 +141,8 @@ def predict(
     OUT/overlays/NAME.jpg. With --save regions, OUT/regions.json has the regions of all images as a
     COCO data set, and overlays show them. An image that cannot be read is reported and skipped; the
     exit code is then 3. Warns about images that differ from the training images, and about
-    predictions of a single class.
+    predictions of a single class. IMAGES and OUT may also be URLs that fsspec supports, such as
+    s3://bucket/folder.
     """
     config = PredictConfig(
         window,
@@ -124,7 +157,9 @@ def predict(
         raise ConfigError(
             "--overwrite and --skip-existing cannot be combined. Use one or the other."
         )
-    check_out_folder(out, overwrite=overwrite or skip_existing, accept_marked=bool(part))
+    _check_engine(engine, workers)
+    destination = to_path(out)
+    check_out_folder(destination, overwrite=overwrite or skip_existing, accept_marked=bool(part))
     from dcnseg.inference.batch import predict_files
     from dcnseg.inference.inputs import find_inputs
     from dcnseg.inference.parts import Part
@@ -135,9 +170,20 @@ def predict(
 
     check_output_kinds(kinds)
     own_part = Part.parse(part) if part else None
-    outputs = [out / folder for folder in OUTPUT_FOLDERS.values()]
-    inputs = find_inputs(images, sys.stdin, outputs=outputs, on_note=message)
-    predictor = Predictor.load(run, device=device, amp=amp, config=config)
+    outputs = [destination / folder for folder in OUTPUT_FOLDERS.values()]
+    inputs = find_inputs(images, sys.stdin, outputs=outputs, accept_urls=True, on_note=message)
+    predict_all: Callable[..., list[FileResult]]
+    if engine == "ray":
+        from dcnseg.inference.ray_engine import import_ray, predict_with_ray
+
+        import_ray()  # fail early
+        predictor = Predictor.from_checkpoint(run, device="cpu", config=config)
+        predict_all = partial(
+            predict_with_ray, predictor, run, device=device, amp=amp, num_workers=workers
+        )
+    else:
+        predictor = Predictor.load(run, device=device, amp=amp, config=config)
+        predict_all = partial(predict_files, predictor)
     num_images = len(own_part.select(inputs) if own_part else inputs)
     done = 0
     with progress_bar("Predicting") as on_progress:
@@ -148,11 +194,10 @@ def predict(
             on_progress(done, num_images)
             _report(result, as_json=json)
 
-        results = predict_files(
-            predictor,
-            inputs,
-            out,
-            kinds,
+        results = predict_all(
+            images=inputs,
+            out=destination,
+            kinds=kinds,
             opacity=opacity,
             skip_existing=skip_existing,
             refuse_existing=own_part is not None and not (overwrite or skip_existing),
@@ -164,9 +209,17 @@ def predict(
     for warning in find_warnings(results, predictor.training_data, predictor.class_map.num_classes):
         message(f"Warning: {warning}")
     rest = f"; {skipped} skipped because their outputs exist" if skipped else ""
-    message(f"Predicted {len(results) - failed - skipped} of {len(results)} images in {out}{rest}.")
+    num_predicted = len(results) - failed - skipped
+    message(f"Predicted {num_predicted} of {len(results)} images in {destination}{rest}.")
     if failed:
         raise typer.Exit(DATA)
+
+
+def _check_engine(engine: str, workers: int) -> None:
+    if engine not in ENGINES:
+        raise ConfigError(f"--engine is {engine!r}; expected one of {', '.join(ENGINES)}.")
+    if workers and engine != "ray":
+        raise ConfigError("--workers needs --engine ray. Remove it, or add --engine ray.")
 
 
 def _report(result: FileResult, *, as_json: bool) -> None:

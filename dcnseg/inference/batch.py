@@ -8,7 +8,6 @@ from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 from itertools import chain
-from pathlib import Path
 from typing import Final
 
 import numpy as np
@@ -16,7 +15,7 @@ import numpy.typing as npt
 import torch
 
 from dcnseg.config import OVERLAY_OPACITY
-from dcnseg.data.image_io import ImageHeader, read_header
+from dcnseg.data.image_io import ImageHeader, read_header, read_image
 from dcnseg.device import explain_out_of_memory, free_memory
 from dcnseg.errors import DataError
 from dcnseg.inference.image_stats import compare_with_training
@@ -26,6 +25,7 @@ from dcnseg.inference.parts import Part
 from dcnseg.inference.prediction import Prediction
 from dcnseg.inference.predictor import Predictor
 from dcnseg.inference.read_ahead import read_ahead
+from dcnseg.inference.remote_files import AnyPath, local_copy
 from dcnseg.inference.results import FileResult, count_shares, failed_result
 from dcnseg.inference.writers import write_prediction
 
@@ -42,18 +42,24 @@ Image = npt.NDArray[np.uint8]
 
 
 @dataclass(frozen=True)
+class _Decoded:
+    pixels: Image
+    header: ImageHeader
+
+
+@dataclass(frozen=True)
 class _Job:
-    """An image being decoded; `header` is None if it cannot be read."""
+    """An image being decoded; `header` is None if it is at a URL or cannot be read."""
 
     task: OutputTask
     header: ImageHeader | None
-    decoded: Future[Image | Exception]
+    decoded: Future[_Decoded | Exception]
 
 
 def predict_files(
     predictor: Predictor,
     images: Sequence[InputImage],
-    out: Path,
+    out: AnyPath,
     kinds: Sequence[str],
     *,
     opacity: float = OVERLAY_OPACITY,
@@ -64,13 +70,14 @@ def predict_files(
 ) -> list[FileResult]:
     """Predict images and write the outputs; an unreadable image does not stop the others.
 
-    The output folder is marked as written by dcnseg, or only its subfolders if it has other files.
-    `kinds` are outputs to write, see OUTPUT_KINDS; the regions of all images are also merged into
-    OUT/regions.json. `opacity` is that of overlays, from 0 (outlines only) to 1. With
-    `skip_existing`, images with all outputs present are skipped; their results come first.
-    `refuse_existing` is to replace no file. With `part`, only that part of the images is predicted;
-    the merged regions of part 3/16 are in OUT/regions-3-of-16.json. `on_result` is called with each
-    result in order, after its files are written.
+    The output folder `out`, which may be a URL, is marked as written by dcnseg, or only its
+    subfolders if it has other files. `kinds` are outputs to write, see OUTPUT_KINDS; the regions of
+    all images are also merged into OUT/regions.json. `opacity` is that of overlays, from 0
+    (outlines only) to 1. With `skip_existing`, images with all outputs present are skipped; their
+    results come first. With `refuse_existing`, no output may be present. With `part`, only that
+    part of the images is predicted; the merged regions of part 3/16 are in
+    OUT/regions-3-of-16.json. `on_result` is called with each result in order, after its files are
+    written.
 
     Raises:
         ConfigError: An output subfolder has files that dcnseg did not write, outputs exist and
@@ -106,10 +113,12 @@ def predict_tasks(
     *,
     opacity: float,
     before_write: Callable[[], None],
+    on_written: Callable[[OutputTask, FileResult], None] = lambda _task, _result: None,
 ) -> Iterator[FileResult]:
     """Predict images and write their outputs; yields each result in order, after writing.
 
-    `before_write` is called before the first file is written.
+    `before_write` is called before the first file is written, `on_written` in a thread as soon as
+    an image is done.
     """
     with ThreadPoolExecutor(max_workers=2) as pool:
         writing: deque[Future[FileResult]] = deque()
@@ -119,7 +128,7 @@ def predict_tasks(
             if not isinstance(outcome, Exception) and not is_written:
                 before_write()
                 is_written = True
-            writing.append(pool.submit(_write, predictor, job, outcome, opacity))
+            writing.append(pool.submit(_finish, predictor, job, outcome, opacity, on_written))
             del outcome  # frees its memory after writing
             while len(writing) > (0 if _is_large(job.header) else WRITE_BEHIND):
                 yield writing.popleft().result()
@@ -131,7 +140,10 @@ def _read_ahead(pool: ThreadPoolExecutor, tasks: Sequence[OutputTask]) -> Iterat
     """Decode the next images while one is in use, but a large one alone."""
     items = ((task, _try_read_header(task.image)) for task in tasks)
     for (task, header), decoded in read_ahead(
-        pool, items, lambda item: _try_read(item[0].image), is_large=lambda item: _is_large(item[1])
+        pool,
+        items,
+        lambda item: _try_read(item[0].image, item[1]),
+        is_large=lambda item: _is_large(item[1]),
     ):
         yield _Job(task, header, decoded)
 
@@ -142,29 +154,35 @@ def _is_large(header: ImageHeader | None) -> bool:
 
 def _try_read_header(image: InputImage) -> ImageHeader | None:
     try:
-        return None if image.problem else read_header(image.path)
+        # A URL would delay the images before it; its size is known after the download.
+        return None if image.problem or image.url else read_header(image.path)
     except DataError:
         return None  # reading the image raises the error
 
 
-def _try_read(image: InputImage) -> Image | Exception:
+def _try_read(image: InputImage, header: ImageHeader | None) -> _Decoded | Exception:
     try:
-        return image.read()
+        if header:
+            return _Decoded(image.read(), header)
+        if image.problem:
+            raise DataError(image.problem)
+        with local_copy(image.location) as path:
+            return _Decoded(read_image(path), read_header(path))
     except Exception as error:  # reported with the image's result
         return error
 
 
-def _predict(predictor: Predictor, job: _Job) -> tuple[Image, Prediction] | Exception:
+def _predict(predictor: Predictor, job: _Job) -> tuple[_Decoded, Prediction] | Exception:
     decoded = job.decoded.result()
     if isinstance(decoded, Exception):
         return decoded
-    path, size_hw, kinds = job.task.image.path, decoded.shape[:2], job.task.outputs
+    image, size_hw, kinds = job.task.image, decoded.pixels.shape[:2], job.task.outputs
     try:
         if "probabilities" in kinds:
-            _check_probabilities_fit(path, size_hw, predictor.class_map.num_classes)
-        with explain_out_of_memory(lambda: _out_of_memory_error(path, size_hw, predictor)):
+            _check_probabilities_fit(image, size_hw, predictor.class_map.num_classes)
+        with explain_out_of_memory(lambda: _out_of_memory_error(image, size_hw, predictor)):
             return decoded, predictor.predict(
-                decoded,
+                decoded.pixels,
                 with_confidence="confidence" in kinds,
                 with_probabilities="probabilities" in kinds,
                 regions="regions" in kinds,
@@ -175,41 +193,56 @@ def _predict(predictor: Predictor, job: _Job) -> tuple[Image, Prediction] | Exce
         return error
 
 
-def _check_probabilities_fit(path: Path, size_hw: Sequence[int], num_classes: int) -> None:
+def _check_probabilities_fit(image: InputImage, size_hw: Sequence[int], num_classes: int) -> None:
     """Raise a DataError if the probabilities of an image need more memory than is free."""
     needed, free = 2 * num_classes * size_hw[0] * size_hw[1], free_memory()
     if needed > free:
         raise DataError(
-            f"{path}: the probabilities of {num_classes} classes for {size_hw[1]}x{size_hw[0]} "
+            f"{image}: the probabilities of {num_classes} classes for {size_hw[1]}x{size_hw[0]} "
             f"pixels need {needed / 1e9:.1f} GB of memory; {free / 1e9:.1f} GB are free. Split the "
             "image, or use --save confidence instead of probabilities."
         )
 
 
-def _out_of_memory_error(path: Path, size_hw: Sequence[int], predictor: Predictor) -> DataError:
+def _out_of_memory_error(
+    image: InputImage, size_hw: Sequence[int], predictor: Predictor
+) -> DataError:
     """Build an error that names the image and suggests a smaller window."""
     longest = max(size_hw) * predictor.preprocessing.input_scale
     used = int(min(predictor.config.window, longest))
     smaller = max(MIN_WINDOW, used // 2)
     advice = f"Use --window {smaller}" if smaller < used else "Resize the image"
     return DataError(
-        f"{path}: out of memory on {predictor.device} for an image of "
+        f"{image}: out of memory on {predictor.device} for an image of "
         f"{size_hw[1]}x{size_hw[0]} pixels with --window {predictor.config.window}. {advice}."
     )
 
 
-def _write(
+def _finish(
     predictor: Predictor,
     job: _Job,
-    outcome: tuple[Image, Prediction] | Exception,
+    outcome: tuple[_Decoded, Prediction] | Exception,
+    opacity: float,
+    on_written: Callable[[OutputTask, FileResult], None],
+) -> FileResult:
+    if isinstance(outcome, Exception):
+        result = failed_result(job.task.image, outcome)
+    else:
+        result = _write(predictor, job.task, *outcome, opacity)
+    on_written(job.task, result)
+    return result
+
+
+def _write(
+    predictor: Predictor,
+    task: OutputTask,
+    decoded: _Decoded,
+    prediction: Prediction,
     opacity: float,
 ) -> FileResult:
-    image, paths = job.task.image, job.task.outputs
-    if isinstance(outcome, Exception):
-        return failed_result(image, outcome)
-    decoded, prediction = outcome
+    image, paths, pixels = task.image, task.outputs, decoded.pixels
     try:
-        write_prediction(prediction, decoded, paths, opacity=opacity, image_id=job.task.image_id)
+        write_prediction(prediction, pixels, paths, opacity=opacity, image_id=task.image_id)
         stats = predictor.training_data
         below, shares = count_shares(prediction)
         return FileResult(
@@ -217,9 +250,9 @@ def _write(
             paths,
             shares,
             share_below=below,
-            size_hw=(decoded.shape[0], decoded.shape[1]),
-            unlike_training=() if stats is None else compare_with_training(decoded, stats),
-            has_more_frames=job.header is not None and job.header.has_more_frames,
+            size_hw=(pixels.shape[0], pixels.shape[1]),
+            unlike_training=() if stats is None else compare_with_training(pixels, stats),
+            has_more_frames=decoded.header.has_more_frames,
         )
     except Exception as error:
         if isinstance(error, OSError) and error.filename is None:  # for example on a full disk

@@ -8,15 +8,15 @@ import os
 import re
 from collections import Counter
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import takewhile
-from pathlib import Path, PurePath
-from typing import Final
+from pathlib import Path, PurePath, PurePosixPath
+from typing import TypeVar
 
 import numpy as np
 import numpy.typing as npt
 
-from dcnseg.data.image_file import UNSUPPORTED_KINDS
+from dcnseg.data.image_file import IMAGE_SUFFIXES, UNSUPPORTED_KINDS
 from dcnseg.data.image_io import read_image
 from dcnseg.data.pairing.listing import (
     NOT_REGULAR,
@@ -26,9 +26,10 @@ from dcnseg.data.pairing.listing import (
     find_unsupported,
 )
 from dcnseg.errors import ConfigError, DataError
+from dcnseg.files import OUTPUT_MARKER
+from dcnseg.inference.remote_files import AnyPath, UrlPath, is_url, local_copy, to_path
 
 STDIN = "-"
-_URL: Final = re.compile(r"[a-zA-Z][a-zA-Z0-9+.-]+://")
 _IMAGES_AND_MASKS = (
     ("images", "masks"),
     ("image", "label"),
@@ -37,6 +38,7 @@ _IMAGES_AND_MASKS = (
     ("JPEGImages", "SegmentationObject"),
     ("leftImg8bit", "gtFine"),
 )
+Files = TypeVar("Files", Path, UrlPath)
 
 
 @dataclass(frozen=True)
@@ -47,13 +49,19 @@ class InputImage:
     the suffix, unless two images differ only in it.
     """
 
-    path: Path
+    path: Path  # of a local file
     name: PurePath
     problem: str = ""  # error message if the file is already known to be unreadable
+    url: str = ""  # of a file that is not local
 
     def __str__(self) -> str:
-        """The path, for messages."""
-        return str(self.path)
+        """The path or URL, for messages."""
+        return self.url or str(self.path)
+
+    @property
+    def location(self) -> AnyPath:
+        """The path, or the URL if it has one."""
+        return UrlPath(self.url) if self.url else self.path
 
     def read(self) -> npt.NDArray[np.uint8]:
         """Read the image as uint8 RGB [H, W, 3].
@@ -63,19 +71,22 @@ class InputImage:
         """
         if self.problem:
             raise DataError(self.problem)
-        return read_image(self.path)
+        with local_copy(self.location) as path:
+            return read_image(path)
 
 
 def find_inputs(
     arguments: Sequence[str],
     stdin: Iterable[str] | None = (),
     *,
-    outputs: Sequence[Path] = (),
+    outputs: Sequence[AnyPath] = (),
+    accept_urls: bool = False,
     on_note: Callable[[str], None] | None = None,
 ) -> list[InputImage]:
     """Expand files, folders (recursively), glob patterns and "-" (a list on stdin).
 
-    The list has one image per line, or per NUL as `find -print0` writes it. Missing files and URLs
+    The list has one image per line, or per NUL as `find -print0` writes it. With `accept_urls`,
+    files, folders and patterns may also be URLs that fsspec can open. Missing files and other URLs
     are kept, and so is each of several arguments that has no images, to be reported with the
     results of the others. In data folders with an image and a mask folder, masks are skipped, and
     so are all files in the folders `outputs`; `on_note` is called with a message about them. The
@@ -85,7 +96,8 @@ def find_inputs(
         ConfigError: Two images have the same output name.
         DataError: The only argument has no images.
     """
-    search = _Search([os.path.realpath(folder) for folder in outputs], on_note or (lambda _: None))
+    folders = [_resolve(folder) for folder in outputs]
+    search = _Search(folders, on_note or (lambda _: None), accept_urls)
     found: dict[str, tuple[InputImage, PurePath]] = {}  # by the resolved path
     expanded_arguments = list(_expand_stdin(arguments, stdin))
     for argument in expanded_arguments:
@@ -96,7 +108,7 @@ def find_inputs(
                 raise
             images = [_make_input(argument, str(error))]
         for image in images:
-            found.setdefault(image.problem or os.path.realpath(image.path), (image, image.name))
+            found.setdefault(image.problem or _resolve(image.location), (image, image.name))
     if search.skipped:
         count, first = len(search.skipped), search.skipped[0]
         files = "file" if count == 1 else "files"
@@ -112,16 +124,21 @@ class _Search:
 
     output_folders: Sequence[str]
     on_note: Callable[[str], None]
-    skipped: list[Path] = field(default_factory=list)
+    accepts_urls: bool
+    skipped: list[AnyPath] = field(default_factory=list)
 
     def expand(self, argument: str) -> list[InputImage]:
-        path = Path(argument)
+        path = to_path(argument) if self.accepts_urls else Path(argument)
+        if isinstance(path, UrlPath):
+            return self._expand_url(path)
+        if is_url(argument) and self.accepts_urls:  # file://
+            argument = str(path)
         # os.path's functions, because pathlib's raise an error for a name that is too long.
         if os.path.isdir(path):  # noqa: PTH112
             return self._expand_folder(path)
         if os.path.lexists(path):
             return _name_below(path.parent, self._skip_outputs([path]))
-        if _URL.match(argument):
+        if is_url(argument):
             text = f"{argument}: URLs are not supported; download the image first."
             return [_make_input(argument, text)]
         if glob.has_magic(argument):
@@ -132,6 +149,21 @@ class _Search:
                 raise DataError(f"{argument}: no file matches this pattern.")
             return _name_below(_get_fixed_part(path), self._skip_outputs(files))
         return [_make_input(argument)]  # a missing file: reading it raises the error
+
+    def _expand_url(self, url: UrlPath) -> list[InputImage]:
+        folder, pattern = url.split_pattern()
+        if pattern:
+            files = self._skip_outputs(folder.glob(pattern))
+        elif url.is_dir():
+            files = self._skip_masks(url, self._skip_outputs(_find_url_images(url)))
+        else:  # also a missing file: reading it raises the error
+            return [InputImage(Path(url.name), PurePath(url.name), url=str(url))]
+        if not files:
+            what = "no file matches this pattern" if pattern else "no images in this folder"
+            raise DataError(f"{url}: {what}.")
+        return [
+            InputImage(Path(file.name), file.relative_to(folder), url=str(file)) for file in files
+        ]
 
     def _expand_folder(self, folder: Path) -> list[InputImage]:
         images = find_images(folder)
@@ -148,19 +180,19 @@ class _Search:
                 self.on_note(f"Skipped {path}: {reason}.")
         return _name_below(folder, files)
 
-    def _skip_outputs(self, files: Sequence[Path]) -> list[Path]:
+    def _skip_outputs(self, files: Sequence[Files]) -> list[Files]:
         if not self.output_folders:
             return list(files)
-        kept: list[Path] = []
+        kept: list[Files] = []
         for file in files:
-            parents = {str(parent) for parent in Path(os.path.realpath(file)).parents}
+            parents = {str(parent) for parent in PurePath(_resolve(file)).parents}
             (kept if parents.isdisjoint(self.output_folders) else self.skipped).append(file)
         return kept
 
-    def _skip_masks(self, folder: Path, files: list[Path]) -> list[Path]:
+    def _skip_masks(self, folder: Files, files: list[Files]) -> list[Files]:
         """Skip files in folders such as masks/ that have a sibling such as images/."""
         folders = {parent for file in files for parent in file.relative_to(folder).parents}
-        masks = {
+        masks: set[PurePath] = {
             parent / mask_name
             for parent in folders
             for image_name, mask_name in _IMAGES_AND_MASKS
@@ -183,8 +215,8 @@ def _assign_names(named: list[tuple[InputImage, PurePath]]) -> list[InputImage]:
     for image, full_name in named:
         stem = full_name.with_suffix("")
         name = full_name if counts[stem] > 1 else stem
-        other = images.setdefault(name, InputImage(image.path, name, image.problem))
-        if other.path != image.path:
+        other = images.setdefault(name, replace(image, name=name))
+        if other.location != image.location:
             raise ConfigError(
                 f"{other} and {image} have the same output name {name}. "
                 "Rename one of them, or process them in separate calls."
@@ -198,8 +230,34 @@ def _make_names_unique(
     """If two names are equal, make all names relative to the common parent folder."""
     if len({full_name for _, full_name in named}) == len(named):
         return named
-    common = os.path.commonpath([image.path.absolute().parent for image, _ in named])
-    return [(image, image.path.absolute().relative_to(common)) for image, _ in named]
+    places = [_place_of(image) for image, _ in named]
+    common = os.path.commonpath([place.parent for place in places])
+    return [
+        (image, place.relative_to(common)) for (image, _), place in zip(named, places, strict=True)
+    ]
+
+
+def _place_of(image: InputImage) -> PurePath:
+    """Return an absolute path that differs for two files; of a URL, one such as /s3:/bucket/a."""
+    return PurePosixPath(f"/{image.url}") if image.url else image.path.absolute()
+
+
+def _resolve(path: AnyPath) -> str:
+    return os.path.realpath(path) if isinstance(path, Path) else str(PurePosixPath(str(path)))
+
+
+def _find_url_images(folder: UrlPath) -> list[UrlPath]:
+    """Return the images below a folder, without hidden ones and those in folders of outputs."""
+    files = [(file, file.relative_to(folder)) for file in folder.find()]
+    outputs = {name.parent for _, name in files if name.name == OUTPUT_MARKER}
+    outputs.discard(PurePosixPath("."))  # the folder itself may be used
+    return [
+        file
+        for file, name in files
+        if name.suffix.lower() in IMAGE_SUFFIXES
+        and not any(part.startswith(".") for part in name.parts)
+        and outputs.isdisjoint(name.parents)
+    ]
 
 
 def _expand_stdin(arguments: Sequence[str], stdin: Iterable[str] | None) -> Iterator[str]:

@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass
-from pathlib import Path
 
 from dcnseg.data.class_map import ClassMap
 from dcnseg.errors import ConfigError
-from dcnseg.files import has_unmarked_files, is_output_folder, mark_output_folder
 from dcnseg.inference.inputs import InputImage
 from dcnseg.inference.parts import Part
 from dcnseg.inference.region_files import MERGED_REGIONS, merge_region_results
+from dcnseg.inference.remote_files import (
+    AnyPath,
+    UrlPath,
+    has_unmarked_content,
+    is_marked,
+    mark,
+)
 from dcnseg.inference.results import FileResult
 from dcnseg.inference.writers import OUTPUT_FOLDERS, get_output_paths
 
@@ -21,12 +26,8 @@ class OutputTask:
     """An image and the files to write for it."""
 
     image: InputImage
-    outputs: dict[str, Path]  # by kind
+    outputs: dict[str, AnyPath]  # by kind
     image_id: int  # in files of regions; counts from 1, over the images of all parts
-
-    def has_all_outputs(self) -> bool:
-        """Whether all files exist."""
-        return all(path.is_file() for path in self.outputs.values())
 
 
 @dataclass(frozen=True)
@@ -35,8 +36,8 @@ class OutputPlan:
 
     tasks: Sequence[OutputTask]  # to predict
     existing: Sequence[OutputTask]  # to skip, because all outputs exist
-    folders: Sequence[Path]  # to mark as written by dcnseg
-    merged_regions: Path | None  # the file with the regions of all images
+    folders: Sequence[AnyPath]  # to mark as written by dcnseg
+    merged_regions: AnyPath | None  # the file with the regions of all images
 
     def skipped_results(self) -> list[FileResult]:
         """Return the results of the images to skip."""
@@ -45,7 +46,7 @@ class OutputPlan:
     def mark_folders(self) -> None:
         """Mark the folders to write to as written by dcnseg."""
         for folder in self.folders:
-            mark_output_folder(folder)
+            mark(folder)
 
     def merge_regions(self, results: Iterable[FileResult], class_map: ClassMap) -> None:
         """Merge the regions of all images into one file, if regions are written.
@@ -63,7 +64,7 @@ class OutputPlan:
 
 def plan_outputs(
     images: Sequence[InputImage],
-    out: Path,
+    out: AnyPath,
     kinds: Sequence[str],
     *,
     skip_existing: bool = False,
@@ -74,7 +75,7 @@ def plan_outputs(
 
     Args:
         images: The images of all parts.
-        out: The output folder.
+        out: The output folder, which may be a URL.
         kinds: Outputs to write, see OUTPUT_KINDS.
         skip_existing: Skip images with all outputs present.
         refuse_existing: Refuse to replace outputs.
@@ -87,17 +88,29 @@ def plan_outputs(
     ids = {image: number for number, image in enumerate(images, 1)}
     merged = out / (f"regions-{part.number}-of-{part.count}.json" if part else MERGED_REGIONS)
     folders = _find_folders_to_mark(out, kinds, merged)
-    tasks, existing = [], []
+    exists = _existence_check(out, is_needed=skip_existing or refuse_existing)
+    tasks: list[OutputTask] = []
+    existing: list[OutputTask] = []
     for image in part.select(images) if part else images:
         task = OutputTask(image, get_output_paths(out, image.name, kinds), ids[image])
-        (existing if skip_existing and task.has_all_outputs() else tasks).append(task)
+        is_done = skip_existing and all(map(exists, task.outputs.values()))
+        (existing if is_done else tasks).append(task)
     if refuse_existing:
-        _refuse_existing(tasks, part)
+        _refuse_existing([path for task in tasks for path in task.outputs.values()], exists, part)
     return OutputPlan(tasks, existing, folders, merged if "regions" in kinds else None)
 
 
-def _refuse_existing(tasks: Sequence[OutputTask], part: Part | None) -> None:
-    found = [path for task in tasks for path in task.outputs.values() if path.exists()]
+def _existence_check(out: AnyPath, *, is_needed: bool) -> Callable[[AnyPath], bool]:
+    """Return a function that tells whether a file in the output folder exists."""
+    if isinstance(out, UrlPath) and is_needed:  # one list, because each request takes long
+        return set(out.find()).__contains__
+    return lambda path: path.is_file()
+
+
+def _refuse_existing(
+    outputs: Iterable[AnyPath], exists: Callable[[AnyPath], bool], part: Part | None
+) -> None:
+    found = [path for path in outputs if exists(path)]
     if found:
         of_part = f" of part {part}" if part else ""
         raise ConfigError(
@@ -106,23 +119,25 @@ def _refuse_existing(tasks: Sequence[OutputTask], part: Part | None) -> None:
         )
 
 
-def _find_folders_to_mark(out: Path, kinds: Sequence[str], merged: Path) -> tuple[Path, ...]:
+def _find_folders_to_mark(
+    out: AnyPath, kinds: Sequence[str], merged: AnyPath
+) -> tuple[AnyPath, ...]:
     """Return the output folder, or its subfolders if it has files that dcnseg did not write.
 
     Raises:
         ConfigError: A subfolder has such files (masks, for example), which could be overwritten.
     """
-    if not has_unmarked_files(out):
+    if not has_unmarked_content(out):
         return (out,)
     folders = tuple(out / OUTPUT_FOLDERS[kind] for kind in kinds)
     regions = out / OUTPUT_FOLDERS["regions"]
-    if "regions" in kinds and merged.exists() and not is_output_folder(regions):
+    if "regions" in kinds and merged.exists() and not is_marked(regions):
         raise ConfigError(
             f"--out is {out}, but {merged} exists and was not written by dcnseg. Use another "
             "--out, or rename the file."
         )
     for folder in folders:
-        if has_unmarked_files(folder):
+        if has_unmarked_content(folder):
             raise ConfigError(
                 f"--out is {out}, but {folder} contains files and is not marked as dcnseg output; "
                 "predictions could overwrite the files. Use another --out, or delete the folder if "

@@ -16,6 +16,7 @@ from dcnseg.data.class_map import ClassMap
 from dcnseg.errors import DataError
 from dcnseg.files import atomic_path, explain_unreadable, read_json
 from dcnseg.inference.prediction import Prediction
+from dcnseg.inference.remote_files import AnyPath, local_copy, local_outputs
 from dcnseg.inference.results import FileResult
 
 MERGED_REGIONS: Final = "regions.json"
@@ -88,7 +89,7 @@ def write_region_results(path: Path, prediction: Prediction, image_id: int) -> N
 
 
 def merge_region_results(
-    path: Path, results: Mapping[int, FileResult], class_map: ClassMap
+    path: AnyPath, results: Mapping[int, FileResult], class_map: ClassMap
 ) -> None:
     """Write the regions of all images that have a results file as one COCO data set.
 
@@ -132,10 +133,10 @@ def merge_region_results(
     )
 
 
-def _read_results(path: Path) -> list[dict[str, Any]]:
+def _read_results(path: AnyPath) -> list[dict[str, Any]]:
     try:
-        with explain_unreadable(path, "a file of regions"):
-            entries = read_json(path)
+        with local_copy(path) as local, explain_unreadable(local, "a file of regions"):
+            entries = read_json(local)
             if not isinstance(entries, list) or not all(map(_is_result, entries)):
                 raise ValueError("it has another form than COCO results with run lengths")
     except DataError as error:
@@ -165,6 +166,6 @@ def _to_xywh(box_xyxy: Sequence[float]) -> list[float]:
     return [round(value, 2) for value in (left, top, right - left, bottom - top)]
 
 
-def _write_json(path: Path, content: Any) -> None:
-    with atomic_path(path) as temporary:
+def _write_json(path: AnyPath, content: Any) -> None:
+    with local_outputs({"json": path}) as local, atomic_path(local["json"]) as temporary:
         temporary.write_text(json.dumps(content) + "\n", encoding="utf-8")

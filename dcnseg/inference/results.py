@@ -3,13 +3,13 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from pathlib import Path
 
 import numpy as np
 
 from dcnseg.errors import DataError, DcnsegError
 from dcnseg.inference.inputs import InputImage
 from dcnseg.inference.prediction import Prediction
+from dcnseg.inference.remote_files import AnyPath
 
 
 @dataclass(frozen=True)
@@ -17,7 +17,7 @@ class FileResult:
     """Result of one image. The class shares and `share_below` add up to 1."""
 
     image: InputImage
-    outputs: dict[str, Path]  # files written or already present, by kind; empty after an error
+    outputs: dict[str, AnyPath]  # files written or already present, by kind; empty after an error
     class_shares: dict[str, float]  # share of the pixels of each predicted class, by name
     share_below: float = 0.0  # share of the pixels below the minimum confidence
     error: str | None = None  # error message if there is no prediction

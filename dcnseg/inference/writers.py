@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Mapping, Sequence
 from itertools import chain
 from pathlib import Path, PurePath
 from typing import Final
@@ -18,6 +18,7 @@ from dcnseg.inference.overlay import draw_legend, draw_overlay_strips, present_c
 from dcnseg.inference.prediction import Prediction
 from dcnseg.inference.region_files import write_region_results
 from dcnseg.inference.region_overlay import Mark, draw_marks
+from dcnseg.inference.remote_files import AnyPath, local_outputs
 
 OUTPUT_FOLDERS: Final = {
     "labels": "labels",
@@ -45,10 +46,10 @@ def check_output_kinds(kinds: Collection[str]) -> None:
         raise ConfigError(f"--save is {found}; expected one or more of {', '.join(OUTPUT_KINDS)}.")
 
 
-def get_output_paths(folder: Path, name: PurePath, kinds: Collection[str]) -> dict[str, Path]:
+def get_output_paths(folder: AnyPath, name: PurePath, kinds: Collection[str]) -> dict[str, AnyPath]:
     """Return the path of each kind of output of the image `name`."""
     return {
-        kind: folder / OUTPUT_FOLDERS[kind] / f"{name}{_SUFFIXES[kind]}"
+        kind: folder / OUTPUT_FOLDERS[kind] / f"{name.as_posix()}{_SUFFIXES[kind]}"
         for kind in OUTPUT_KINDS
         if kind in kinds
     }
@@ -57,12 +58,12 @@ def get_output_paths(folder: Path, name: PurePath, kinds: Collection[str]) -> di
 def write_prediction(
     prediction: Prediction,
     image: npt.NDArray[np.uint8],
-    paths: dict[str, Path],
+    paths: Mapping[str, AnyPath],
     *,
     opacity: float = OVERLAY_OPACITY,
     image_id: int = 1,
 ) -> None:
-    """Write the outputs of one image, each atomically.
+    """Write the outputs of one image, each atomically, the label map last.
 
     Args:
         prediction: Prediction, with confidence and probabilities if they are in `paths`.
@@ -71,6 +72,17 @@ def write_prediction(
         opacity: Of the overlay's colors, in [0, 1].
         image_id: The id of the image in the file of regions.
     """
+    with local_outputs(paths) as local:
+        _write_local(prediction, image, local, opacity, image_id)
+
+
+def _write_local(
+    prediction: Prediction,
+    image: npt.NDArray[np.uint8],
+    paths: Mapping[str, Path],
+    opacity: float,
+    image_id: int,
+) -> None:
     class_map = prediction.class_map
     if "overlay" in paths:
         _write_overlay(paths["overlay"], image, prediction, opacity)

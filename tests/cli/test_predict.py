@@ -7,6 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import fsspec
 import numpy as np
 import pytest
 import torch
@@ -77,6 +78,9 @@ def test_a_list_on_stdin_as_json(predict: Predict, images: list[Path]) -> None:
         ("{missing} --save=labels,regions", 2, "no region head, which scores regions (--save reg"),
         ("{image} --part=0/4", 2, "--part is '0/4'; expected K/N with K from 1 to N"),
         ("{image} --part=1/2 --out={image.parent}", 2, "is not empty. Choose another folder"),
+        ("{image} --engine=spark", 2, "--engine is 'spark'; expected one of local, ray"),
+        ("{image} --workers=2", 2, "--workers needs --engine ray"),
+        ("{image} --out=nothing://a", 2, "nothing://a: cannot be opened (Protocol not known"),
         ("{image} --overwrite --skip-existing", 2, "--skip-existing cannot be combined"),
         (
             "{image} --out={image.parent}",
@@ -144,6 +148,37 @@ def test_parts_write_what_one_call_writes(
     merged = json.loads((whole / "regions.json").read_text())
     together = [image for part in parts for image in part["images"]]
     assert sorted(together, key=lambda image: str(image["id"])) == merged["images"]
+
+
+def test_urls_as_input_and_output(
+    predict: Predict, scenes: Path, tmp_path: Path, out: Path
+) -> None:
+    weights = save_region_weights(tmp_path / "regions.safetensors")
+    options = ("--save=labels,regions", "--json")
+    local = predict(scenes / "val", *options, weights=weights)
+    memory = fsspec.filesystem("memory")
+    memory.put(str(scenes / "val"), "/in/val", recursive=True)
+    memory.pipe("/in/val/images/broken.png", b"no image")
+    arguments = ("memory://in/val", *options, "--out=memory://out")
+    result = predict(*arguments, weights=weights)
+    assert result.exit_code == 3
+    assert "Error: memory://in/val/images/broken.png: is not an image" in result.stderr
+    lines = [json.loads(line) for line in result.stdout.splitlines()]
+    expected = [json.loads(line) for line in local.stdout.splitlines()]
+    for line, other in zip(lines[1:], expected, strict=True):  # after the broken one
+        assert line["class_shares"] == other["class_shares"]
+        for kind, url in line["outputs"].items():
+            assert url == other["outputs"][kind].replace(str(out), "memory://out")
+    label_map = "labels/images/scene_0000.png"
+    assert memory.cat(f"/out/{label_map}") == (out / label_map).read_bytes()
+    assert len(json.loads(memory.cat("/out/regions.json"))["images"]) == 3
+    result = predict(*arguments, weights=weights)
+    assert result.exit_code == 2
+    assert "memory://out is not empty. Choose another folder or add --overwrite" in result.stderr
+    memory.rm(f"/out/{label_map}")
+    result = predict(*arguments, "--skip-existing", weights=weights)
+    assert "Predicted 1 of 4 images in memory://out; 2 skipped" in result.stderr
+    memory.rm("/", recursive=True)
 
 
 def test_images_unlike_the_trainings_are_warned_about(

@@ -40,6 +40,12 @@ def predict(
     return predict_files(predictor, find_inputs(list(map(str, paths))), out, kinds or ("labels",))
 
 
+def local_output(result: FileResult, kind: str) -> Path:
+    path = result.outputs[kind]
+    assert isinstance(path, Path)
+    return path
+
+
 def test_every_kind_of_output(predictor: Predictor, scenes: Path, tmp_path: Path) -> None:
     folder = scenes / "val" / "images"
     results = predict(predictor, [folder], tmp_path, *KINDS)
@@ -48,20 +54,20 @@ def test_every_kind_of_output(predictor: Predictor, scenes: Path, tmp_path: Path
         image = read_image(result.image.path)
         expected = predictor.predict(image, with_confidence=True, with_probabilities=True)
         assert expected.confidence is not None
-        ids = read_mask(result.outputs["labels"])
+        ids = read_mask(local_output(result, "labels"))
         np.testing.assert_array_equal(ids, np.array(predictor.class_map.ids)[expected.labels])
-        with Image.open(result.outputs["labels"]) as file:
+        with Image.open(local_output(result, "labels")) as file:
             assert file.mode == "P"
             colors = np.array(file.convert("RGB"))
         np.testing.assert_array_equal(colors, predictor.class_map.index_colors()[expected.labels])
-        overlay = read_image(result.outputs["overlay"])
+        overlay = read_image(local_output(result, "overlay"))
         assert overlay.shape[1] == image.shape[1]
         assert len(overlay) > len(image)  # a legend below the image
-        with Image.open(result.outputs["confidence"]) as file:
+        with Image.open(local_output(result, "confidence")) as file:
             assert file.mode == "L"
             gray = np.asarray(file) / 255
         np.testing.assert_allclose(gray, expected.confidence, atol=0.5 / 255 + 1e-6)
-        with np.load(result.outputs["probabilities"]) as archive:
+        with np.load(local_output(result, "probabilities")) as archive:
             np.testing.assert_array_equal(archive["probabilities"], expected.probabilities)
             np.testing.assert_array_equal(archive["probabilities"].max(0), expected.confidence)
             assert tuple(archive["names"]) == predictor.class_map.names
@@ -130,7 +136,7 @@ def test_sides_beyond_the_jpeg_limit(predictor: Predictor, tmp_path: Path) -> No
     sizes = []
     for result in results:
         for kind in ("labels", "overlay"):
-            with Image.open(result.outputs[kind]) as file:
+            with Image.open(local_output(result, kind)) as file:
                 sizes.append(file.size)
     assert [sizes[0], sizes[2], sizes[3]] == [(65501, 2), (1, 65600), (1, 65500)]
     assert sizes[1][0] == 65500  # with a legend below the image
@@ -189,7 +195,7 @@ def test_pixels_below_min_confidence_are_ignored(run: Path, tmp_path: Path) -> N
         run, device="cpu", config=PredictConfig(min_confidence=least)
     )
     (result,) = predict(predictor, [tmp_path / "a.png"], tmp_path / "out", "labels", "overlay")
-    ids = read_mask(result.outputs["labels"])
+    ids = read_mask(local_output(result, "labels"))
     is_sure = ids != 255
     assert 0.2 < is_sure.mean() < 0.8
     is_clear = np.abs(free.confidence - least) > 1e-3  # float16 rounds

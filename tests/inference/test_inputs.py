@@ -7,7 +7,9 @@ import pytest
 from PIL import Image
 
 from dcnseg.errors import ConfigError, DataError
-from dcnseg.inference.inputs import find_inputs
+from dcnseg.files import OUTPUT_MARKER
+from dcnseg.inference.inputs import InputImage, find_inputs
+from dcnseg.inference.remote_files import UrlPath
 from tests.data.helpers import touch
 
 
@@ -149,3 +151,48 @@ def test_files_in_the_output_folders_are_skipped(photos: Path) -> None:
         find_inputs(arguments[1:], outputs=[out])
     with pytest.raises(DataError, match="no images in this folder outside the output folder"):
         find_inputs([str(out)], outputs=[out])
+
+
+def find_at_urls(*arguments: str, outputs: tuple[UrlPath, ...] = ()) -> list[InputImage]:
+    return find_inputs(arguments, outputs=outputs, accept_urls=True)
+
+
+@pytest.fixture
+def bucket(photos: Path) -> UrlPath:
+    """The same files at a URL, with a hidden file and a folder of outputs."""
+    write_images(photos, ".hidden/d.png", "old/e.png")
+    (photos / "old" / OUTPUT_MARKER).touch()
+    return UrlPath(f"local://{photos}")
+
+
+def test_folders_and_patterns_at_urls(bucket: UrlPath) -> None:
+    images = find_at_urls(str(bucket))
+    assert [str(image.name) for image in images] == ["a", "sub/b", "sub/deep/c ü"]
+    assert str(images[0]) == f"{bucket}/a.png"
+    assert images[0].read().shape == (3, 4, 3)
+    (image,) = find_at_urls(f"{bucket}/**/*.jpg")
+    assert (str(image), str(image.name)) == (f"{bucket}/sub/b.jpg", "sub/b")
+    (image,) = find_at_urls(f"{bucket}/no.png")
+    with pytest.raises(DataError, match=r"^local://.*no\.png: cannot be read \(No such file"):
+        image.read()
+    with pytest.raises(DataError, match=r"\*\.gif: no file matches this pattern"):
+        find_at_urls(f"{bucket}/*.gif")
+    with pytest.raises(DataError, match="no images in this folder"):
+        find_at_urls(f"{bucket}/sub/deep", outputs=(bucket / "sub",))
+
+
+def test_equal_names_at_urls_and_in_folders(bucket: UrlPath, photos: Path) -> None:
+    (photos / "sub" / "b.jpg").unlink()
+    assert len(find_at_urls(str(photos / "a.png"), (photos / "a.png").as_uri())) == 1
+    images = find_at_urls(f"{bucket}/a.png", str(photos / "a.png"))
+    assert len({image.name for image in images}) == 2
+    images = find_at_urls(f"{bucket}/a.png", f"{bucket}/a.png/", f"{bucket}/*.png")
+    assert [str(image.name) for image in images] == ["a"]
+
+
+def test_masks_at_urls_are_skipped(tmp_path: Path) -> None:
+    write_images(tmp_path, "images/a.png", "masks/a.png")
+    notes: list[str] = []
+    (image,) = find_inputs([f"local://{tmp_path}"], accept_urls=True, on_note=notes.append)
+    assert str(image) == f"local://{tmp_path}/images/a.png"
+    assert f"skipping 1 masks in local://{tmp_path}/masks." in notes[0]
