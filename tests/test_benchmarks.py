@@ -21,6 +21,7 @@ import torchvision
 from benchmarks import (
     bench_camvid,
     bench_gpu,
+    bench_huge_image,
     bench_memory,
     bench_ops,
     bench_roi,
@@ -76,6 +77,13 @@ def test_convolution(capsys: Capture) -> None:
     assert 0 < numbers["best"] <= numbers["median"]
     assert numbers["median_ratio"] == numbers["best_ratio"] == 1
     assert result["machine"]["threads"] == 1
+
+
+def test_huge_image(capsys: Capture) -> None:
+    pytest.importorskip("rasterio", reason="rasterio is not installed")
+    (row,) = run_json(bench_huge_image.main, capsys, "--window=64")["rows"]
+    assert (row["height"], row["width"], row["windows"]) == (100, 100, 4)
+    assert 0 < row["before_gb"] <= row["peak_gb"] < bench_huge_image.BAR_GB
 
 
 @pytest.mark.usefixtures("_no_rivals")

@@ -1,4 +1,4 @@
-"""The snippets of the README, docs/python.md and docs/training.md run, as described there."""
+"""The snippets of the README and of pages of docs/ run, as described there."""
 
 from __future__ import annotations
 
@@ -15,6 +15,7 @@ import dcnseg
 from dcnseg.config import TrainConfig
 from dcnseg.engine.metrics import read_metrics
 from dcnseg.engine.run_folder import read_run
+from tests.test_readme import write_geotiff
 
 ROOT = Path(__file__).parents[1]
 SMALL = {"encoder_weights": "none", "decoder_channels": 16, "batch_size": 4, "device": "cpu"}
@@ -41,10 +42,12 @@ def _small_trainings(scenes: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPat
     monkeypatch.setattr("dcnseg.resume", lambda run, epochs, **more: resume(run, epochs=2, **more))
 
 
-def run_snippets(page: str) -> dict[str, Any]:
+def run_snippets(page: str, word: str = "") -> dict[str, Any]:
+    """Run the snippets of a page that contain a word."""
     names: dict[str, Any] = {"__name__": "mine"}
     for snippet in re.findall(r"```python\n(.*?)```", (ROOT / page).read_text(), re.DOTALL):
-        exec(compile(snippet, page, "exec"), names)
+        if word in snippet:
+            exec(compile(snippet, page, "exec"), names)
     return names
 
 
@@ -88,3 +91,11 @@ def test_training_page() -> None:
     run = Path("runs/augmented")
     assert [record["epoch"] for record in read_metrics(run)] == [1, 2]
     assert read_run(run).config.augment == "mine.augment"
+
+
+def test_huge_images_of_the_deployment_page(run: Path) -> None:
+    write_geotiff(Path("satellite.tif"), 5)
+    shutil.copytree(run, "runs/photos")
+    names = run_snippets("docs/deployment.md", "open_raster")
+    assert sum(names["summary"].class_shares.values()) == pytest.approx(1, abs=1e-5)
+    assert {path.name for path in Path("land").iterdir()} == {"labels.tif", "overlay.jpg"}

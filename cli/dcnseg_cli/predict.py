@@ -5,9 +5,7 @@ from __future__ import annotations
 import os
 import sys
 import traceback
-from collections.abc import Callable
-from functools import partial
-from typing import TYPE_CHECKING, Annotated
+from typing import TYPE_CHECKING, Annotated, Any
 
 import typer
 
@@ -29,6 +27,7 @@ from dcnseg_cli.options import (
     check_out_folder,
     choice_option,
     comma_list,
+    parse_integers,
     parse_numbers,
 )
 from dcnseg_cli.reporting import DATA, DEBUG_VARIABLE, echo, message, print_json, report_errors
@@ -47,6 +46,8 @@ Examples:
   dcnseg predict model.onnx holiday --out predictions
 
   dcnseg predict runs/photos s3://bucket/images --out s3://bucket/predictions --engine ray
+
+  dcnseg predict runs/land orthophoto.tif --out predictions --bands 4,3,2
 
   find . -name '*.png' | dcnseg predict runs/photos - --out predictions --save labels,probabilities
 """
@@ -113,6 +114,15 @@ def predict(
     overlap: OverlapOption = PredictConfig.overlap,
     flip: FlipOption = PredictConfig.flip,
     scales: ScalesOption = comma_list(PredictConfig.scales),
+    bands: Annotated[
+        str,
+        typer.Option(
+            help="Bands of the images for red, green and blue, counted from 1, such as 4,3,2; "
+            "needed for images with more than three colors. Needs rasterio (dcnseg[geo]).",
+            show_default="the first three",
+            rich_help_panel="Inference",
+        ),
+    ] = "",
     device: DeviceOption = "auto",
     amp: AmpOption = "off",
     engine: Annotated[
@@ -143,6 +153,9 @@ def predict(
     exit code is then 3. Warns about images that differ from the training images, and about
     predictions of a single class. IMAGES and OUT may also be URLs that fsspec supports, such as
     s3://bucket/folder.
+
+    With rasterio, georeferenced and huge images are predicted window by window: label map and
+    confidence are tiled GeoTIFF files, and the overlay is reduced to at most 4096 pixels.
     """
     config = PredictConfig(
         window,
@@ -172,18 +185,13 @@ def predict(
     own_part = Part.parse(part) if part else None
     outputs = [destination / folder for folder in OUTPUT_FOLDERS.values()]
     inputs = find_inputs(images, sys.stdin, outputs=outputs, accept_urls=True, on_note=message)
-    predict_all: Callable[..., list[FileResult]]
     if engine == "ray":
         from dcnseg.inference.ray_engine import import_ray, predict_with_ray
 
         import_ray()  # fail early
         predictor = Predictor.from_checkpoint(run, device="cpu", config=config)
-        predict_all = partial(
-            predict_with_ray, predictor, run, device=device, amp=amp, num_workers=workers
-        )
     else:
         predictor = Predictor.load(run, device=device, amp=amp, config=config)
-        predict_all = partial(predict_files, predictor)
     num_images = len(own_part.select(inputs) if own_part else inputs)
     done = 0
     with progress_bar("Predicting") as on_progress:
@@ -194,16 +202,26 @@ def predict(
             on_progress(done, num_images)
             _report(result, as_json=json)
 
-        results = predict_all(
-            images=inputs,
-            out=destination,
-            kinds=kinds,
-            opacity=opacity,
-            skip_existing=skip_existing,
-            refuse_existing=own_part is not None and not (overwrite or skip_existing),
-            part=own_part,
-            on_result=on_result,
-        )
+        def on_window(num_done: int, num_windows: int) -> None:
+            on_progress(done + num_done / num_windows, num_images)
+
+        settings: dict[str, Any] = {
+            "images": inputs,
+            "out": destination,
+            "kinds": kinds,
+            "opacity": opacity,
+            "skip_existing": skip_existing,
+            "refuse_existing": own_part is not None and not (overwrite or skip_existing),
+            "part": own_part,
+            "bands": parse_integers(bands, "--bands"),
+            "on_result": on_result,
+        }
+        if engine == "ray":
+            results = predict_with_ray(
+                predictor, run, device=device, amp=amp, num_workers=workers, **settings
+            )
+        else:
+            results = predict_files(predictor, on_window=on_window, **settings)
     failed = sum(result.error is not None for result in results)
     skipped = sum(result.is_skipped for result in results)
     for warning in find_warnings(results, predictor.training_data, predictor.class_map.num_classes):

@@ -12,7 +12,7 @@ from dcnseg_cli.console import open_console
 
 
 @contextmanager
-def progress_bar(title: str) -> Iterator[Callable[[int, int], None]]:
+def progress_bar(title: str) -> Iterator[Callable[[float, int], None]]:
     """Yield a function of (done, total) that advances the bar."""
     console = open_console(stderr=True)
     with Progress(

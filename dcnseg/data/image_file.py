@@ -65,7 +65,7 @@ _BITS_OF_MODE: Final = {"1": 1, "F": 32}
 def open_image(path: Path) -> Iterator[Image.Image]:
     """Open `path` for decoding; any failure inside becomes a DataError with the file name."""
     # Many raw files are TIFF files, of which Pillow would read the small preview.
-    if UNSUPPORTED_KINDS.get(path.suffix.lower()) == _RAW:
+    if is_raw_file(path):
         raise DataError(
             f"{path}: is a raw camera file, which is not supported; export it as JPEG, PNG or TIFF."
         )
@@ -143,13 +143,8 @@ def _diagnose(path: Path, error: Exception) -> str:
 
 def _diagnose_tiff(path: Path) -> str:
     """Describe a TIFF file that Pillow does not identify; empty if unknown."""
-    with suppress(Exception), open_regular_file(path) as file:  # any bytes may follow
-        header = file.read(8)
-        if header[2:4] in (b"\x2b\0", b"\0\x2b"):  # BigTIFF
-            header += file.read(8)
-        tags = TiffImagePlugin.ImageFileDirectory_v2(header)
-        file.seek(tags.next)
-        tags.load(file)
+    with suppress(Exception):  # any bytes may follow the header
+        tags = _read_tiff_tags(path)
         bits = max(tags.get(TiffImagePlugin.BITSPERSAMPLE, (1,)))
         bands = tags.get(TiffImagePlugin.SAMPLESPERPIXEL, 1)
         if bands not in (1, 3, _MOST_BANDS):
@@ -159,6 +154,30 @@ def _diagnose_tiff(path: Path) -> str:
             "unsupported layout; save it with 8 or 16 bits."
         )
     return ""
+
+
+def _read_tiff_tags(path: Path) -> TiffImagePlugin.ImageFileDirectory_v2:
+    with open_regular_file(path) as file:
+        header = file.read(8)
+        if header[2:4] in (b"\x2b\0", b"\0\x2b"):  # BigTIFF
+            header += file.read(8)
+        tags = TiffImagePlugin.ImageFileDirectory_v2(header)
+        file.seek(tags.next)
+        tags.load(file)
+        return tags
+
+
+def tiff_orientation(path: Path) -> int:
+    """Return the orientation 1..8 of a TIFF file of any size; 1 if it cannot be read."""
+    with suppress(Exception):
+        value = _read_tiff_tags(path).get(ExifTags.Base.Orientation, 1)
+        return value if isinstance(value, int) and 1 <= value <= 8 else 1
+    return 1
+
+
+def is_raw_file(path: Path) -> bool:
+    """Whether the suffix is that of a camera's raw files; many are TIFF files with a preview."""
+    return UNSUPPORTED_KINDS.get(path.suffix.lower()) == _RAW
 
 
 def exif_orientation(image: Image.Image) -> int:

@@ -289,7 +289,21 @@ def _deep_as_rgb(deep: npt.NDArray[np.uint16], path: Path) -> UInt8Array:
 
 def _deep_to_bytes(values: npt.NDArray[Any], path: Path) -> UInt8Array:
     """Scale 16-bit, 32-bit and float values to 0..255 by their range."""
-    low, high = float(values.min()), float(values.max())
+    return scale_to_bytes(values, float(values.min()), float(values.max()), path)
+
+
+def scale_to_bytes(values: npt.NDArray[Any], low: float, high: float, path: Path) -> UInt8Array:
+    """Scale a part of an image deeper than 8 bits to 0..255, as `read_image` scales the whole.
+
+    Args:
+        values: Pixels of any shape, 16-bit, 32-bit or float.
+        low: The smallest value of the whole image.
+        high: The greatest value of the whole image.
+        path: The image, for messages.
+
+    Raises:
+        DataError: `low` or `high` is not finite.
+    """
     if not np.isfinite([low, high]).all():
         raise DataError(f"{path}: has NaN or infinite pixel values; expected finite values.")
     if values.dtype.kind in "iu" and low >= 0 and high <= 65535:

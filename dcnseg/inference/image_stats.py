@@ -5,7 +5,7 @@ Entry points: `summarize_training_images` in training, `compare_with_training` i
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from math import sqrt
 from pathlib import Path
 from typing import Final
@@ -48,12 +48,19 @@ def compare_with_training(
     Returns:
         Some of "larger" (more than 2 times the size), "smaller", "gray" and "colored".
     """
-    side = sqrt(image.shape[0] * image.shape[1])
+    return compare_size_and_color((image.shape[0], image.shape[1]), lambda: is_gray(image), stats)
+
+
+def compare_size_and_color(
+    size_hw: tuple[int, int], is_gray: Callable[[], bool], stats: TrainingDataStats
+) -> tuple[str, ...]:
+    """Like `compare_with_training`, of an image's size and of whether it is gray."""
+    side = sqrt(size_hw[0] * size_hw[1])
     found = []
     if side > SIZE_TOLERANCE * sqrt(stats.max_size_hw[0] * stats.max_size_hw[1]):
         found.append(LARGER)
     if side * SIZE_TOLERANCE < sqrt(stats.min_size_hw[0] * stats.min_size_hw[1]):
         found.append(SMALLER)
-    if stats.gray_share in (0, 1) and is_gray(image) != bool(stats.gray_share):
+    if stats.gray_share in (0, 1) and is_gray() != bool(stats.gray_share):
         found.append(COLORED if stats.gray_share else GRAY)
     return tuple(found)

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 from dcnseg.data.class_map import ClassMap
 from dcnseg.errors import ConfigError
@@ -27,6 +27,7 @@ class OutputTask:
 
     image: InputImage
     outputs: dict[str, AnyPath]  # by kind
+    raster_outputs: dict[str, AnyPath]  # if it is predicted window by window
     image_id: int  # in files of regions; counts from 1, over the images of all parts
 
 
@@ -92,11 +93,17 @@ def plan_outputs(
     tasks: list[OutputTask] = []
     existing: list[OutputTask] = []
     for image in part.select(images) if part else images:
-        task = OutputTask(image, get_output_paths(out, image.name, kinds), ids[image])
-        is_done = skip_existing and all(map(exists, task.outputs.values()))
-        (existing if is_done else tasks).append(task)
+        paths = get_output_paths(out, image.name, kinds)
+        raster_paths = get_output_paths(out, image.name, kinds, is_raster=True)
+        task = OutputTask(image, paths, raster_paths, ids[image])
+        done = [each for each in (paths, raster_paths) if all(map(exists, each.values()))]
+        if skip_existing and done:
+            existing.append(replace(task, outputs=done[0]))
+        else:
+            tasks.append(task)
     if refuse_existing:
-        _refuse_existing([path for task in tasks for path in task.outputs.values()], exists, part)
+        files = [{*task.outputs.values(), *task.raster_outputs.values()} for task in tasks]
+        _refuse_existing([path for paths in files for path in sorted(paths, key=str)], exists, part)
     return OutputPlan(tasks, existing, folders, merged if "regions" in kinds else None)
 
 

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from copy import copy
 from dataclasses import replace
 from functools import partial
@@ -34,6 +34,8 @@ from dcnseg.scoring.objects import find_objects
 
 # Values per strip: small enough for a CPU's caches, large enough for efficient GPU kernels.
 STRIP_VALUES: Final = {"cpu": 1 << 21, "cuda": 1 << 26}
+
+ReadWindow = Callable[[slice, slice], npt.NDArray[np.uint8] | None]
 
 
 class Predictor:
@@ -255,19 +257,11 @@ class Predictor:
         probabilities = None
         if with_probabilities:
             probabilities = np.empty((num_classes, height, width), np.float16)
-        side = max(1, round(self.config.window / self.preprocessing.input_scale))
-        strip_values = STRIP_VALUES.get(self.device.type, STRIP_VALUES["cuda"])
-        for top, strip in predict_strips(
-            self._window_predictor(image, maps),
-            (height, width),
-            (side, side),
-            self.config.overlap,
-            max_rows=max(1, strip_values // (num_classes * width)),
+        for top, strip in self.predict_strips(
+            lambda rows, columns: image[rows, columns], (height, width), maps=maps
         ):
             rows = slice(top, top + strip.shape[1])
-            highest, indices = strip.max(dim=0)  # faster than argmax
-            indices[highest < self.config.min_confidence] = IGNORE_INDEX
-            labels[rows] = indices.to(torch.uint8).cpu().numpy()
+            labels[rows], highest = self.label_strip(strip)
             if confidence is not None:
                 confidence[rows] = highest.half().cpu().numpy()
             if probabilities is not None:
@@ -276,6 +270,67 @@ class Predictor:
         if maps is not None:
             prediction = self._with_regions(prediction, maps)
         return prediction.without_low_regions(self.config.min_region_score)
+
+    @property
+    def window_side(self) -> int:
+        """The side of a window in pixels of the image."""
+        return max(1, round(self.config.window / self.preprocessing.input_scale))
+
+    @property
+    def map_bytes(self) -> float:
+        """The memory of a window's result before it is blended, in bytes per pixel of the image."""
+        stride = self.model.logits_stride if isinstance(self.model, Segmenter) else 1
+        views = sum(scale**2 for scale in self.config.scales) * (2 if self.config.flip else 1)
+        density = views * (self.preprocessing.input_scale / stride) ** 2
+        return torch.float32.itemsize * self.class_map.num_classes * density
+
+    def predict_strips(
+        self,
+        read_window: ReadWindow,
+        size_hw: tuple[int, int],
+        *,
+        columns: slice | None = None,
+        maps: RegionMaps | None = None,
+    ) -> Iterator[tuple[int, Tensor]]:
+        """Predict the probabilities of an image that is read window by window.
+
+        Use it within `torch.inference_mode()`.
+
+        Args:
+            read_window: Maps the rows and columns of a window to its pixels, uint8 [h, w, 3], or to
+                None if no pixel of the window matters; called from top to bottom.
+            size_hw: Image size in pixels.
+            columns: Columns of the image to predict, by default all.
+            maps: Receives the windows and their region maps.
+
+        Yields:
+            First row of a strip and its probabilities, float32 [K, rows, columns], from top to
+            bottom.
+
+        Raises:
+            NotFiniteError: The network's output has NaN or infinity.
+        """
+        columns = columns or slice(0, size_hw[1])
+        strip_values = STRIP_VALUES.get(self.device.type, STRIP_VALUES["cuda"])
+        row_values = self.class_map.num_classes * (columns.stop - columns.start)
+        return predict_strips(
+            self._window_predictor(read_window, maps),
+            size_hw,
+            (self.window_side, self.window_side),
+            self.config.overlap,
+            max_rows=max(1, strip_values // row_values),
+            columns=columns,
+        )
+
+    def label_strip(self, strip: Tensor) -> tuple[npt.NDArray[np.uint8], Tensor]:
+        """Return the label of each pixel, as in `Prediction.labels`, and its probability.
+
+        Args:
+            strip: Probabilities [K, rows, columns].
+        """
+        highest, indices = strip.max(dim=0)  # faster than argmax
+        indices[highest < self.config.min_confidence] = IGNORE_INDEX
+        return indices.to(torch.uint8).cpu().numpy(), highest
 
     def _with_regions(self, prediction: Prediction, maps: RegionMaps) -> Prediction:
         labels, confidence = prediction.labels, prediction.confidence
@@ -304,7 +359,7 @@ class Predictor:
         ]
 
     def _window_predictor(
-        self, image: npt.NDArray[np.uint8], maps: RegionMaps | None
+        self, read_window: ReadWindow, maps: RegionMaps | None
     ) -> Callable[[slice, slice], StripMap]:
         """Return a function that maps the rows and columns of a window to its probabilities.
 
@@ -312,7 +367,9 @@ class Predictor:
         """
 
         def predict_window(rows: slice, columns: slice) -> StripMap:
-            window = image[rows, columns]
+            window = read_window(rows, columns)
+            if window is None:
+                return self._uniform(rows.stop - rows.start, columns.stop - columns.start)
             x = self.prepare(window)
             fused: list[Tensor] = []
 
@@ -329,6 +386,16 @@ class Predictor:
             return probabilities
 
         return predict_window
+
+    def _uniform(self, height: int, width: int) -> StripMap:
+        """Return equal probabilities of all classes."""
+        num_classes = self.class_map.num_classes
+        return StripMap(
+            (height, width),
+            lambda start, stop: torch.full(
+                (num_classes, stop - start, width), 1 / num_classes, device=self.device
+            ),
+        )
 
     def _predict_probabilities(
         self, x: Tensor, keep_region_map: Callable[[Tensor], None] | None = None

@@ -19,6 +19,7 @@ import torch
 
 from dcnseg.checkpoint import find_weights
 from dcnseg.config import OVERLAY_OPACITY
+from dcnseg.data.raster_file import check_bands
 from dcnseg.errors import ConfigError, DcnsegError
 from dcnseg.inference.inputs import InputImage
 from dcnseg.inference.output_plan import OutputTask, plan_outputs
@@ -55,6 +56,7 @@ def predict_with_ray(
     skip_existing: bool = False,
     refuse_existing: bool = False,
     part: Part | None = None,
+    bands: Sequence[int] = (),
     on_result: Callable[[FileResult], None] | None = None,
 ) -> list[FileResult]:
     """Predict images in the workers of a Ray cluster; outputs and results as `predict_files`.
@@ -77,6 +79,7 @@ def predict_with_ray(
         skip_existing: As for `predict_files`.
         refuse_existing: As for `predict_files`.
         part: As for `predict_files`.
+        bands: As for `predict_files`.
         on_result: As for `predict_files`.
 
     Raises:
@@ -88,6 +91,7 @@ def predict_with_ray(
     """
     _check_device(device)
     import_ray()
+    check_bands(bands)
     if "regions" in kinds:
         predictor.region_head()  # fail early
     plan = plan_outputs(
@@ -100,6 +104,7 @@ def predict_with_ray(
         amp=amp,
         config=predictor.config,
         opacity=opacity,
+        bands=tuple(bands),
         folders=[_absolute(folder) for folder in plan.folders],
         num_threads=0,  # known with the cluster
         num_workers=num_workers,
@@ -262,11 +267,14 @@ def _with_absolute_paths(task: OutputTask) -> OutputTask:
     """Workers may have another current folder."""
     image = replace(task.image, path=task.image.path.absolute())
     outputs = {kind: _absolute(path) for kind, path in task.outputs.items()}
-    return replace(task, image=image, outputs=outputs)
+    raster_outputs = {kind: _absolute(path) for kind, path in task.raster_outputs.items()}
+    return replace(task, image=image, outputs=outputs, raster_outputs=raster_outputs)
 
 
 def _with_given_paths(result: FileResult, task: OutputTask) -> FileResult:
-    return replace(result, image=task.image, outputs=task.outputs if result.outputs else {})
+    is_raster = result.outputs == _with_absolute_paths(task).raster_outputs
+    outputs = task.raster_outputs if is_raster else task.outputs
+    return replace(result, image=task.image, outputs=outputs if result.outputs else {})
 
 
 def _absolute(path: AnyPath) -> AnyPath:

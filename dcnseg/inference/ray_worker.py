@@ -106,6 +106,7 @@ class WorkerSettings:
     amp: str
     config: PredictConfig
     opacity: float
+    bands: Sequence[int]
     folders: Sequence[AnyPath]  # to mark as written by dcnseg
     num_threads: int
     num_workers: int
@@ -202,6 +203,7 @@ def predict_chunk(
             predictor,
             chosen,
             opacity=settings.opacity,
+            bands=settings.bands,
             before_write=mark_folders,
             on_written=finish,
         ):

@@ -5,7 +5,9 @@ from __future__ import annotations
 from dataclasses import dataclass
 
 import numpy as np
+import numpy.typing as npt
 
+from dcnseg.data.class_map import ClassMap
 from dcnseg.errors import DataError, DcnsegError
 from dcnseg.inference.inputs import InputImage
 from dcnseg.inference.prediction import Prediction
@@ -63,9 +65,17 @@ def count_shares(prediction: Prediction) -> tuple[float, dict[str, float]]:
     counts = np.zeros(256, np.int64)
     for row in prediction.labels:  # bincount of the whole image would convert it to int64
         counts += np.bincount(row, minlength=256)
+    return round_shares(counts, prediction.class_map)
+
+
+def round_shares(
+    counts: npt.NDArray[np.int64], class_map: ClassMap
+) -> tuple[float, dict[str, float]]:
+    """Like `count_shares`, of the number of pixels of each training index [256]."""
+    total = max(1, int(counts.sum()))
     shares = {
-        name: round(float(count / prediction.labels.size), 6)
-        for name, count in zip(prediction.class_map.names, counts, strict=False)
+        name: round(float(count / total), 6)
+        for name, count in zip(class_map.names, counts, strict=False)
         if count
     }
-    return round(float(counts[-1] / prediction.labels.size), 6), shares
+    return round(float(counts[-1] / total), 6), shares

@@ -34,6 +34,12 @@ def compute_window_starts(length: int, window: int, overlap: float) -> list[int]
     return [(length - window) * i // gaps for i in range(gaps + 1)]
 
 
+def find_window_columns(width: int, window: int, overlap: float, columns: slice) -> list[int]:
+    """Return the starts of those windows that contain any of `columns`."""
+    starts = compute_window_starts(width, window, overlap)
+    return [left for left in starts if left < columns.stop and columns.start < left + window]
+
+
 def compute_blending_weights(length: int) -> Tensor:
     """Return the sin^2 weights of a window's rows or columns, [length], in [EDGE_WEIGHT, 1].
 
@@ -58,6 +64,7 @@ def predict_strips(
     overlap: float,
     *,
     max_rows: int,
+    columns: slice | None = None,
 ) -> Iterator[tuple[int, Tensor]]:
     """Predict overlapping windows of an image and blend them.
 
@@ -67,17 +74,20 @@ def predict_strips(
         window_hw: Window size in pixels; clipped to the image size.
         overlap: Minimum overlap of neighboring windows as a share of the window, in [0, 1).
         max_rows: Maximum number of rows of a strip.
+        columns: Columns of the image to predict, by default all. Their values do not depend on it,
+            because the windows are those of the whole image.
 
     Yields:
-        First row of a strip and its blended values, [K, rows, W]. The strips cover the image from
-        top to bottom without gaps.
+        First row of a strip and its blended values, [K, rows, columns]. The strips cover the image
+        from top to bottom without gaps.
     """
     height, width = size_hw
     window_h, window_w = min(window_hw[0], height), min(window_hw[1], width)
     tops = compute_window_starts(height, window_h, overlap)
-    lefts = compute_window_starts(width, window_w, overlap)
+    columns = columns or slice(0, width)
+    lefts = find_window_columns(width, window_w, overlap, columns)
     blend = _Blender(
-        compute_blending_weights(window_h), compute_blending_weights(window_w), lefts, width
+        compute_blending_weights(window_h), compute_blending_weights(window_w), lefts, columns
     )
     active: list[_WindowRow] = []
     # All rows between two edges are covered by the same windows.
@@ -99,26 +109,36 @@ class _Blender:
     row_weights: Tensor
     column_weights: Tensor
     lefts: Sequence[int]
-    width: int
+    columns: slice  # of the image, each in at least one window
 
     def __call__(self, active: Sequence[_WindowRow], start: int, stop: int) -> Tensor:
-        """Blend rows start..stop, which all `active` windows cover, to [K, rows, W]."""
+        """Blend rows start..stop, which all `active` windows cover, to [K, rows, columns]."""
+        parts = self._parts()
         if len(active) == len(self.lefts) == 1:
-            return active[0].maps[0].rows(start - active[0].top, stop - active[0].top)
+            values = active[0].maps[0].rows(start - active[0].top, stop - active[0].top)
+            return values[..., parts[0][1]]
         weights = [self.row_weights[start - row.top : stop - row.top, None] for row in active]
-        sum_over_columns = torch.zeros(self.width)
-        for columns in self._columns():
-            sum_over_columns[columns] += self.column_weights
-        norm = torch.stack(weights).sum(dim=0) * sum_over_columns  # [rows, W]
+        width = self.columns.stop - self.columns.start
+        sum_over_columns = torch.zeros(width)
+        for place, part in parts:
+            sum_over_columns[place] += self.column_weights[part]
+        norm = torch.stack(weights).sum(dim=0) * sum_over_columns  # [rows, columns]
         total = torch.zeros(0)
         for row, row_weight in zip(active, weights, strict=True):
-            for columns, window in zip(self._columns(), row.maps, strict=True):
-                values = window.rows(start - row.top, stop - row.top)
+            for (place, part), window in zip(parts, row.maps, strict=True):
+                values = window.rows(start - row.top, stop - row.top)[..., part]
                 if not total.numel():
-                    total = values.new_zeros(values.shape[0], stop - start, self.width)
-                share = row_weight * self.column_weights / norm[:, columns]
-                total[:, :, columns].addcmul_(values, share.to(values.device))
+                    total = values.new_zeros(values.shape[0], stop - start, width)
+                share = row_weight * self.column_weights[part] / norm[:, place]
+                total[:, :, place].addcmul_(values, share.to(values.device))
         return total
 
-    def _columns(self) -> list[slice]:
-        return [slice(left, left + len(self.column_weights)) for left in self.lefts]
+    def _parts(self) -> list[tuple[slice, slice]]:
+        """Return, for each window, its place in the result and the part of the window there."""
+        parts = []
+        for left in self.lefts:
+            first = max(left, self.columns.start)
+            last = min(left + len(self.column_weights), self.columns.stop)
+            place = slice(first - self.columns.start, last - self.columns.start)
+            parts.append((place, slice(first - left, last - left)))
+        return parts

@@ -35,6 +35,7 @@ _SUFFIXES: Final = {
     "probabilities": ".npz",
     "regions": ".json",
 }
+_RASTER_SUFFIXES: Final = {"labels": ".tif", "confidence": ".tif"}
 _ROWS: Final = 256  # rows processed at a time, to keep temporary arrays small
 
 
@@ -46,10 +47,16 @@ def check_output_kinds(kinds: Collection[str]) -> None:
         raise ConfigError(f"--save is {found}; expected one or more of {', '.join(OUTPUT_KINDS)}.")
 
 
-def get_output_paths(folder: AnyPath, name: PurePath, kinds: Collection[str]) -> dict[str, AnyPath]:
-    """Return the path of each kind of output of the image `name`."""
+def get_output_paths(
+    folder: AnyPath, name: PurePath, kinds: Collection[str], *, is_raster: bool = False
+) -> dict[str, AnyPath]:
+    """Return the path of each kind of output of the image `name`.
+
+    With `is_raster`, of an image that is predicted window by window.
+    """
+    suffixes = _SUFFIXES | (_RASTER_SUFFIXES if is_raster else {})
     return {
-        kind: folder / OUTPUT_FOLDERS[kind] / f"{name.as_posix()}{_SUFFIXES[kind]}"
+        kind: folder / OUTPUT_FOLDERS[kind] / f"{name.as_posix()}{suffixes[kind]}"
         for kind in OUTPUT_KINDS
         if kind in kinds
     }

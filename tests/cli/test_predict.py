@@ -381,3 +381,22 @@ def test_help_has_the_options_of_regions(invoke: Invoke) -> None:
     for command in ("predict", "evaluate"):
         text = " ".join(invoke(command, "--help").stdout.replace("│", " ").split())
         assert help_text in text
+
+
+def test_bands(predict: Predict, out: Path, tmp_path: Path) -> None:
+    rasterio = pytest.importorskip("rasterio", reason="rasterio is not installed")
+    image = tmp_path / "land.tif"
+    size = {"count": 5, "height": 60, "width": 70, "dtype": "uint8"}
+    layout = {"crs": "EPSG:32632", "transform": rasterio.Affine(1, 0, 9, 0, -1, 7)}
+    with rasterio.open(image, "w", driver="GTiff", **size, **layout) as dataset:
+        dataset.write(np.random.default_rng(0).integers(0, 256, (5, 60, 70), dtype=np.uint8))
+    result = predict(image, "--bands=4,3,2", "--save=labels,confidence")
+    assert result.exit_code == 0, result.stderr
+    assert result.stdout.splitlines() == [str(out / "labels" / "land.tif")]
+    result = predict(image, "--bands=4,3,6", "--overwrite")
+    assert result.exit_code == 3
+    assert "land.tif: has 5 bands; --bands 4,3,6 needs band 6." in result.stderr
+    for bands, text in (("1,x,2", "is not a list of integers"), ("1,2", "--bands is '1,2'; expec")):
+        result = predict(image, f"--bands={bands}", "--overwrite")
+        assert result.exit_code == 2
+        assert text in result.stderr

@@ -1,6 +1,7 @@
 from __future__ import annotations
 
 import errno
+import sys
 from collections.abc import Sequence
 from concurrent.futures import ThreadPoolExecutor
 from dataclasses import replace
@@ -24,6 +25,7 @@ from dcnseg.inference.predictor import Predictor
 from dcnseg.inference.result_warnings import find_warnings
 from dcnseg.inference.results import FileResult
 from dcnseg.inference.writers import write_prediction
+from tests.tiny_network import tiny_predictor
 
 KINDS = ("labels", "overlay", "confidence", "probabilities")
 
@@ -274,3 +276,136 @@ def test_several_pages_are_a_warning(predictor: Predictor, tmp_path: Path) -> No
     (warning,) = find_warnings(results, None, 1)
     text = "4 of 5 images have several pages or frames, for example"
     assert warning == f"{text} {tmp_path / 'a.gif'}; only the first one is used."
+
+
+def raster(path: Path, bands: int = 3, seed: int = 0, **profile: Any) -> Path:
+    """Write a georeferenced image of 70x60 pixels."""
+    rasterio = pytest.importorskip("rasterio", reason="rasterio is not installed")
+    values = np.random.default_rng(seed).integers(0, 256, (bands, 60, 70), dtype=np.uint8)
+    layout = {"crs": "EPSG:32632", "transform": rasterio.Affine(1, 0, 9, 0, -1, 7)} | profile
+    size = {"count": bands, "height": 60, "width": 70, "dtype": "uint8"}
+    with rasterio.open(path, "w", driver="GTiff", **size, **layout) as dataset:
+        dataset.write(values)
+    return path
+
+
+def test_rasters_beside_other_images(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    """An ordinary TIFF file gets the same output as without rasterio."""
+    predictor = tiny_predictor(3, PredictConfig())
+    plain, png, geo = tmp_path / "plain.tif", small(tmp_path / "photo.png"), tmp_path / "geo.tif"
+    raster(geo)
+    pixels = read_image(geo)
+    Image.fromarray(pixels).save(plain)
+    windows: list[tuple[int, int]] = []
+    files, out = [plain, geo, png], tmp_path / "out"
+    results = predict_files(
+        predictor,
+        find_inputs(list(map(str, files))),
+        out,
+        ("labels", "confidence", "overlay"),
+        on_window=lambda *call: windows.append(call),
+    )
+    assert [result.error for result in results] == [None] * 3
+    assert [result.image.path for result in results] == files
+    names = {kind: path.relative_to(out) for kind, path in results[1].outputs.items()}
+    assert names == {
+        "labels": Path("labels/geo.tif"),
+        "confidence": Path("confidence/geo.tif"),
+        "overlay": Path("overlays/geo.jpg"),
+    }
+    assert windows == [(1, 1)]
+    assert is_output_folder(out)
+    assert results[0].outputs["labels"].suffix == results[2].outputs["labels"].suffix == ".png"
+    np.testing.assert_array_equal(
+        read_mask(results[1].outputs["labels"]), read_mask(results[0].outputs["labels"])
+    )
+    assert results[0].class_shares == results[1].class_shares
+    again = predict_files(
+        predictor,
+        find_inputs(list(map(str, files))),
+        out,
+        ("labels", "confidence", "overlay"),
+        skip_existing=True,
+    )
+    assert [result.is_skipped for result in again] == [True] * 3
+    assert again[1].outputs == results[1].outputs
+    monkeypatch.setitem(sys.modules, "rasterio", None)
+    (without,) = predict(predictor, [plain], tmp_path / "without", "labels", "overlay")
+    for kind, path in without.outputs.items():
+        assert path.read_bytes() == results[0].outputs[kind].read_bytes()
+
+
+def test_bands_of_rasters(tmp_path: Path) -> None:
+    predictor = tiny_predictor(3, PredictConfig())
+    raster(tmp_path / "five.tif", 5)
+    inputs = find_inputs([str(tmp_path)])
+    (failed,) = predict_files(predictor, inputs, tmp_path / "out", ("labels",))
+    assert "five.tif: has 5 bands; choose those for red" in str(failed.error)
+    assert not (tmp_path / "out").exists()
+    (result,) = predict_files(predictor, inputs, tmp_path / "out", ("labels",), bands=(5, 1, 4))
+    assert result.error is None
+    with pytest.raises(ConfigError, match="--bands is '1,2'"):
+        predict_files(predictor, inputs, tmp_path / "out", ("labels",), bands=(1, 2))
+
+
+def test_bad_raster_costs_only_itself(tmp_path: Path) -> None:
+    predictor = tiny_predictor(3, PredictConfig())
+    files = [raster(tmp_path / f"{i}.tif", seed=i, compress="lzw") for i in range(2)]
+    content = files[0].read_bytes()
+    files[0].write_bytes(content[:3000] + bytes(3000) + content[6000:])
+    results = predict(predictor, [*files, tmp_path / "missing.tif"], tmp_path / "out")
+    assert "0.tif: cannot be decoded; the file is damaged" in str(results[0].error)
+    assert not results[0].is_unexpected
+    assert results[1].is_predicted
+    assert "missing.tif: does not exist." in str(results[2].error)
+
+
+def test_images_that_are_too_large_for_memory(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    predictor = tiny_predictor(3, PredictConfig())
+    geo, plain = raster(tmp_path / "geo.tif"), tmp_path / "plain.tif"
+    Image.fromarray(read_image(geo)).save(plain)
+    whole = predict(predictor, [geo], tmp_path / "whole", "labels", "probabilities")
+    assert whole[0].outputs["labels"].suffix == ".png"  # small enough for probabilities
+    monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
+    results = predict(predictor, [geo, plain], tmp_path / "out")
+    assert [result.outputs["labels"].suffix for result in results] == [".tif", ".tif"]
+    (failed,) = predict(predictor, [plain], tmp_path / "no", "labels", "probabilities")
+    assert "plain.tif: the image is predicted window by window; prob" in str(failed.error)
+    assert not (tmp_path / "no").exists()
+    monkeypatch.setitem(sys.modules, "rasterio", None)
+    (failed,) = predict(predictor, [plain], tmp_path / "no")
+    assert "plain.tif: refused" in str(failed.error)
+    assert 'pip install "dcnseg[geo]"' in str(failed.error)
+
+
+@pytest.mark.parametrize("number", [errno.ENOSPC, errno.EACCES])
+def test_full_disk_during_a_raster_stops_the_call(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch, number: int
+) -> None:
+    predictor = tiny_predictor(3, PredictConfig())
+    files = [raster(tmp_path / f"{i}.tif") for i in range(2)]
+
+    def fail(*arguments: object, **options: object) -> None:
+        raise OSError(number, "no")
+
+    monkeypatch.setattr(batch, "predict_raster", fail)
+    if number == errno.ENOSPC:
+        with pytest.raises(OSError, match="no"):
+            predict(predictor, files, tmp_path / "out")
+    else:
+        results = predict(predictor, files, tmp_path / "out")
+        label_map = tmp_path / "out" / "labels" / "0.tif"
+        assert results[0].error == f"{files[0]}: {label_map}: no"
+
+
+def test_raster_out_of_memory(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    predictor = tiny_predictor(3, PredictConfig())
+
+    def fail(*arguments: object, **options: object) -> None:
+        raise MemoryError
+
+    monkeypatch.setattr(batch, "predict_raster", fail)
+    (result,) = predict(predictor, [raster(tmp_path / "image.tif")], tmp_path / "out")
+    assert "image.tif: out of memory on cpu for an image of 70x60 pixels" in str(result.error)

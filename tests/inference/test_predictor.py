@@ -10,7 +10,6 @@ import torch
 import torch.nn.functional as F
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from segmentation_models_pytorch.base import SegmentationHead
 from torch import Tensor
 
 from dcnseg.config import PredictConfig, Preprocessing
@@ -25,7 +24,7 @@ from dcnseg.inference.sliding_window import (
     compute_window_starts,
     predict_strips,
 )
-from dcnseg.models.segmenter import Segmenter
+from tests.tiny_network import tiny_predictor
 
 CPU = torch.device("cpu")
 
@@ -70,20 +69,6 @@ def test_wrong_image_is_an_error(
 ) -> None:
     with pytest.raises(ShapeError, match=r"`image` is .*expected uint8 \[H, W, 3\]"):
         predictor.prepare(image)
-
-
-def tiny_predictor(
-    num_classes: int, config: PredictConfig, input_scale: float = 1.0, upsampling: int = 4
-) -> Predictor:
-    """A segmenter of two convolutions with a real segmentation head."""
-    torch.manual_seed(num_classes)
-    encoder = torch.nn.Conv2d(3, 4, 5, stride=upsampling, padding=2)
-    head = SegmentationHead(4, num_classes, kernel_size=1, upsampling=upsampling)
-    torch.nn.init.normal_(head[0].weight, std=3)
-    model = Segmenter(encoder, torch.nn.Sigmoid(), head, output_stride=16)
-    class_map = ClassMap.from_values(range(num_classes))
-    preprocessing = Preprocessing(input_scale=input_scale)
-    return Predictor(model, class_map, preprocessing, device=CPU, config=config)
 
 
 @torch.inference_mode()

@@ -41,6 +41,7 @@ def settings(tmp_path: Path) -> WorkerSettings:
         amp="off",
         config=PredictConfig(),
         opacity=0.5,
+        bands=(),
         folders=[tmp_path / "out"],
         num_threads=1,
         num_workers=2,
