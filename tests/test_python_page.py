@@ -15,7 +15,7 @@ import dcnseg
 from dcnseg.config import TrainConfig
 from dcnseg.engine.metrics import read_metrics
 from dcnseg.engine.run_folder import read_run
-from tests.test_readme import write_geotiff
+from tests.geotiff import random_bands, write_geotiff
 
 ROOT = Path(__file__).parents[1]
 SMALL = {"encoder_weights": "none", "decoder_channels": 16, "batch_size": 4, "device": "cpu"}
@@ -94,7 +94,7 @@ def test_training_page() -> None:
 
 
 def test_huge_images_of_the_deployment_page(run: Path) -> None:
-    write_geotiff(Path("satellite.tif"), 5)
+    write_geotiff(Path("satellite.tif"), random_bands(5))
     shutil.copytree(run, "runs/photos")
     names = run_snippets("docs/deployment.md", "open_raster")
     assert sum(names["summary"].class_shares.values()) == pytest.approx(1, abs=1e-5)

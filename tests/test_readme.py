@@ -12,13 +12,13 @@ import shlex
 import shutil
 from pathlib import Path
 
-import numpy as np
 import pytest
 import typer
 
 from dcnseg.data.class_map import ClassMap
 from dcnseg_cli.main import app
 from tests.conftest import SMALL_TRAINING, Invoke
+from tests.geotiff import random_bands, write_geotiff
 
 ROOT = Path(__file__).parents[1]
 README = ROOT / "README.md"
@@ -96,19 +96,11 @@ def folder(scenes: Path, run: Path, tmp_path: Path, monkeypatch: pytest.MonkeyPa
     return tmp_path
 
 
-def write_geotiff(path: Path, num_bands: int) -> None:
-    rasterio = pytest.importorskip("rasterio", reason="rasterio is not installed")
-    size = {"count": num_bands, "height": 60, "width": 70, "dtype": "uint8"}
-    layout = {"crs": "EPSG:32632", "transform": rasterio.Affine(1, 0, 9, 0, -1, 7)}
-    with rasterio.open(path, "w", driver="GTiff", **size, **layout) as dataset:
-        dataset.write(np.full((num_bands, 60, 70), 90, np.uint8))
-
-
 @pytest.mark.parametrize("page", commands_by_page(), ids=name_of)
 def test_commands(page: Path, folder: Path, invoke: Invoke) -> None:
     if page.name == "deployment.md":
-        write_geotiff(folder / "orthophoto.tif", 3)
-        write_geotiff(folder / "satellite.tif", 5)
+        write_geotiff(folder / "orthophoto.tif", random_bands(3))
+        write_geotiff(folder / "satellite.tif", random_bands(5))
     for command in commands_by_page()[page]:
         result = invoke(*command, *extra_options(command))
         assert result.exit_code == 0, (command, result.stderr)

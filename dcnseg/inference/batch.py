@@ -117,6 +117,8 @@ def predict_files(
     if "regions" in kinds:
         predictor.region_head()  # fail early
     check_bands(bands)
+    if bands:
+        check_raster_outputs(predictor, kinds)
     plan = plan_outputs(
         images,
         out,

@@ -16,6 +16,7 @@ from typer.testing import Result
 
 from dcnseg.inference.predictor import Predictor
 from tests.conftest import Invoke, rewrite_weights
+from tests.geotiff import random_bands, write_geotiff
 from tests.region_network import save_region_weights
 
 Predict = Callable[..., Result]
@@ -384,12 +385,7 @@ def test_help_has_the_options_of_regions(invoke: Invoke) -> None:
 
 
 def test_bands(predict: Predict, out: Path, tmp_path: Path) -> None:
-    rasterio = pytest.importorskip("rasterio", reason="rasterio is not installed")
-    image = tmp_path / "land.tif"
-    size = {"count": 5, "height": 60, "width": 70, "dtype": "uint8"}
-    layout = {"crs": "EPSG:32632", "transform": rasterio.Affine(1, 0, 9, 0, -1, 7)}
-    with rasterio.open(image, "w", driver="GTiff", **size, **layout) as dataset:
-        dataset.write(np.random.default_rng(0).integers(0, 256, (5, 60, 70), dtype=np.uint8))
+    image = write_geotiff(tmp_path / "land.tif", random_bands(5))
     result = predict(image, "--bands=4,3,2", "--save=labels,confidence")
     assert result.exit_code == 0, result.stderr
     assert result.stdout.splitlines() == [str(out / "labels" / "land.tif")]

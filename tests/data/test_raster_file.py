@@ -17,22 +17,13 @@ from dcnseg.data.raster_file import (
     suggest_rasterio,
 )
 from dcnseg.errors import ConfigError, DataError
+from tests.geotiff import write_geotiff
 
 rasterio = pytest.importorskip("rasterio", reason="rasterio is not installed")
 
 RNG = np.random.default_rng(0)
 COLORS = RNG.integers(0, 256, (300, 40, 3), dtype=np.uint8)
 GRAYS = COLORS[..., 0]
-
-
-def write(path: Path, bands: np.ndarray, **profile: Any) -> Path:
-    """Write bands [C, H, W] as a GeoTIFF."""
-    count, height, width = bands.shape
-    profile = {"crs": "EPSG:32632", "transform": rasterio.Affine(2, 0, 50, 0, -2, 90)} | profile
-    size = {"count": count, "height": height, "width": width, "dtype": bands.dtype}
-    with rasterio.open(path, "w", driver="GTiff", **size, **profile) as dataset:
-        dataset.write(bands)
-    return path
 
 
 def read(path: Path, *bands: int) -> tuple[np.ndarray, np.ndarray | None]:
@@ -97,18 +88,18 @@ def test_deep_pixels_are_scaled_by_the_range_of_the_whole_image(
 
 def test_selected_bands(tmp_path: Path) -> None:
     bands = RNG.integers(0, 256, (6, 20, 30), dtype=np.uint8)
-    path = write(tmp_path / "six.tif", bands)
+    path = write_geotiff(tmp_path / "six.tif", bands)
     image, _ = read(path, 6, 1, 3)
     np.testing.assert_array_equal(image, bands[[5, 0, 2]].transpose(1, 2, 0))
     image, _ = read(path, 2, 2, 2)
     assert (image == bands[1][..., None]).all()
     assert "has 6 bands; choose those for red, green and blue, such as --bands 3" in message(path)
     assert "has 6 bands; --bands 1,2,7 needs band 7." in message(path, 1, 2, 7)
-    gray = write(tmp_path / "gray.tif", bands[:1])
+    gray = write_geotiff(tmp_path / "gray.tif", bands[:1])
     assert "has 1 band; --bands 1,2,3 needs band 3." in message(gray, 1, 2, 3)
-    four, _ = read(write(tmp_path / "four.tif", bands[:4], photometric="minisblack"))
+    four, _ = read(write_geotiff(tmp_path / "four.tif", bands[:4], photometric="minisblack"))
     np.testing.assert_array_equal(four, bands[:3].transpose(1, 2, 0))
-    assert "has 2 bands; choose" in message(write(tmp_path / "two.tif", bands[:2]))
+    assert "has 2 bands; choose" in message(write_geotiff(tmp_path / "two.tif", bands[:2]))
 
 
 @pytest.mark.parametrize("nodata", [0, -9999.0, float("nan")])
@@ -118,7 +109,7 @@ def test_nodata_pixels_are_invalid_and_do_not_change_the_range(
     values = np.full((3, 10, 12), 0.25, np.float32)
     values[:, 5:] = 1.0
     values[:, 2:4, 3:6] = nodata
-    image, is_valid = read(write(tmp_path / "holes.tif", values, nodata=nodata))
+    image, is_valid = read(write_geotiff(tmp_path / "holes.tif", values, nodata=nodata))
     assert is_valid is not None
     expected = np.ones((10, 12), bool)
     expected[2:4, 3:6] = False
@@ -128,7 +119,7 @@ def test_nodata_pixels_are_invalid_and_do_not_change_the_range(
 
 
 def test_image_without_valid_pixels(tmp_path: Path) -> None:
-    path = write(tmp_path / "empty.tif", np.full((3, 10, 12), 7, np.uint16), nodata=7)
+    path = write_geotiff(tmp_path / "empty.tif", np.full((3, 10, 12), 7, np.uint16), nodata=7)
     _, is_valid = read(path)
     assert is_valid is not None
     assert not is_valid.any()
@@ -150,7 +141,7 @@ def test_transparent_pixels_are_blended_with_white(tmp_path: Path) -> None:
 @pytest.mark.parametrize("name", ["a b.tif", "a?b#c.tif", "zip:x!y.tif", "100%25.tif"])
 def test_file_names_are_not_addresses(tmp_path: Path, name: str) -> None:
     path = tmp_path / name
-    write(tmp_path / "plain.tif", COLORS.transpose(2, 0, 1)).rename(path)
+    write_geotiff(tmp_path / "plain.tif", COLORS.transpose(2, 0, 1)).rename(path)
     header = read_raster_header(path)
     assert header is not None
     assert header.size_hw == (300, 40)
@@ -162,7 +153,7 @@ def test_headers(tmp_path: Path) -> None:
     plain, text, raw = tmp_path / "plain.tif", tmp_path / "text.tif", tmp_path / "x.dng"
     Image.fromarray(COLORS).save(plain)
     text.write_text("no image")
-    write(raw, bands)
+    write_geotiff(raw, bands)
     header = read_raster_header(plain)
     assert header is not None
     assert not header.is_georeferenced
@@ -173,7 +164,9 @@ def test_headers(tmp_path: Path) -> None:
     damaged.write_bytes(plain.read_bytes()[:9])
     assert read_raster_header(damaged) is None
     point = rasterio.control.GroundControlPoint(1, 2, 50, 60)
-    gcps = write(tmp_path / "gcps.tif", bands, transform=None, crs="EPSG:4326", gcps=[point] * 4)
+    gcps = write_geotiff(
+        tmp_path / "gcps.tif", bands, transform=None, crs="EPSG:4326", gcps=[point] * 4
+    )
     header = read_raster_header(gcps)
     assert header is not None
     assert header.is_georeferenced
@@ -182,7 +175,7 @@ def test_headers(tmp_path: Path) -> None:
 
 
 def test_pages_and_reduced_copies(tmp_path: Path) -> None:
-    path = write(tmp_path / "pyramid.tif", COLORS.transpose(2, 0, 1))
+    path = write_geotiff(tmp_path / "pyramid.tif", COLORS.transpose(2, 0, 1))
     with rasterio.open(path, "r+") as dataset:
         dataset.build_overviews([2, 4])
     with open_raster(path) as raster:
@@ -206,10 +199,10 @@ def test_unsupported_files(tmp_path: Path) -> None:
     text = message(tmp_path / "image.webp")
     assert "cannot be read window by window; expected a TIFF, JPEG 2000, PNG or JPEG" in text
     bands = np.ones((3, 5, 6))
-    complex_bands = write(tmp_path / "complex.tif", bands.astype(np.complex64))
+    complex_bands = write_geotiff(tmp_path / "complex.tif", bands.astype(np.complex64))
     assert "has complex numbers; expected integers or floats." in message(complex_bands)
     bands[1, 2, 3] = np.nan
-    assert "has NaN or infinite pixel values" in message(write(tmp_path / "nan.tif", bands))
+    assert "has NaN or infinite pixel values" in message(write_geotiff(tmp_path / "nan.tif", bands))
 
 
 @pytest.mark.parametrize("name", ["image.tif", "image.png", "image.jpg", "image.jp2"])

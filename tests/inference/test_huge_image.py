@@ -1,8 +1,5 @@
 from __future__ import annotations
 
-import json
-import signal
-import subprocess
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -16,34 +13,27 @@ from dcnseg.config import PredictConfig
 from dcnseg.data.class_map import ClassMap
 from dcnseg.data.raster_file import open_raster
 from dcnseg.errors import ConfigError, DataError
-from dcnseg.inference import huge_image, raster_output
+from dcnseg.inference import huge_image
 from dcnseg.inference.huge_image import RasterSummary, is_read_by_windows, predict_raster
 from dcnseg.inference.predictor import Predictor
 from dcnseg.inference.results import count_shares
 from dcnseg.inference.writers import confidence_to_gray, write_prediction
+from tests.geotiff import random_bands, write_geotiff
 from tests.tiny_network import tiny_predictor
 
 rasterio = pytest.importorskip("rasterio", reason="rasterio is not installed")
 
-ORIGIN = rasterio.Affine(0.5, 0, 500_000, 0, -0.5, 5_000_000)
 CONFIG = PredictConfig(window=64, overlap=0.3)
 
 
-def scene(height: int, width: int, seed: int = 0) -> np.ndarray:
+def scene(height: int, width: int) -> np.ndarray:
     """Random squares, RGB uint8 [H, W, 3]."""
-    rng = np.random.default_rng(seed)
-    squares = rng.integers(0, 256, (-(-height // 7), -(-width // 7), 3), dtype=np.uint8)
-    return squares.repeat(7, axis=0).repeat(7, axis=1)[:height, :width]
+    return random_bands(3, height, width).transpose(1, 2, 0)
 
 
 def write(path: Path, image: np.ndarray, **profile: Any) -> Path:
-    """Write an image [H, W, C] as a tiled GeoTIFF."""
-    height, width, count = image.shape
-    layout = {"crs": "EPSG:32632", "transform": ORIGIN, "tiled": True} | profile
-    size = {"height": height, "width": width, "count": count, "dtype": image.dtype}
-    with rasterio.open(path, "w", driver="GTiff", **size, **layout) as dataset:
-        dataset.write(image.transpose(2, 0, 1))
-    return path
+    """Write an image [H, W, C] as a GeoTIFF."""
+    return write_geotiff(path, image.transpose(2, 0, 1), **profile)
 
 
 def predict(
@@ -121,40 +111,6 @@ def test_groups_of_columns_give_the_same_labels(
     assert (summary.share_below, summary.class_shares) == expected
 
 
-def test_metadata_of_the_label_map(tmp_path: Path) -> None:
-    predictor = tiny_predictor(3, CONFIG)
-    predict(predictor, write(tmp_path / "image.tif", scene(60, 70)), tmp_path)
-    with rasterio.open(tmp_path / "labels.tif") as dataset:
-        assert dataset.crs == "EPSG:32632"
-        assert dataset.transform == ORIGIN
-        assert dataset.nodata == 255
-        assert dataset.dtypes == ("uint8",)
-        assert dataset.block_shapes == [(512, 512)]
-        assert dataset.compression.value == "DEFLATE"
-        assert dataset.descriptions == ("class id",)
-        tags = {f"class_{i}": name for i, name in enumerate(predictor.class_map.names)}
-        assert dataset.tags(1) == tags
-        palette = predictor.class_map.palette()
-        colors = [color[:3] for _, color in sorted(dataset.colormap(1).items())]
-        np.testing.assert_array_equal(colors, palette)
-    with rasterio.open(tmp_path / "confidence.tif") as dataset:
-        assert dataset.transform == ORIGIN
-        assert dataset.nodata is None
-    assert {path.name for path in tmp_path.iterdir()} == {
-        *("image.tif", "labels.tif", "confidence.tif", "overlay.jpg")
-    }
-
-
-def test_ids_above_255(tmp_path: Path) -> None:
-    predictor = tiny_predictor(2, CONFIG)
-    predictor.class_map = ClassMap.from_values([7, 300])
-    image = scene(60, 70)
-    predict(predictor, write(tmp_path / "image.tif", image), tmp_path, ["labels"])
-    labels = read(tmp_path / "labels.tif")
-    assert labels.dtype == np.uint16
-    np.testing.assert_array_equal(labels, predictor.predict(image).label_map)
-
-
 def test_nodata_is_ignored(tmp_path: Path) -> None:
     """Only valid pixels are counted, and windows without any are not predicted."""
     image = scene(200, 90)
@@ -192,23 +148,6 @@ def test_nodata_is_predicted_if_every_id_is_a_class(tmp_path: Path) -> None:
         assert dataset.nodata is None
 
 
-def test_large_overlay_is_reduced(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(raster_output, "MAX_OVERLAY_SIDE", 100)
-    image = np.zeros((530, 630, 3), np.uint8)
-    image[:, ::2] = 200  # the mean is 100
-    predictor = tiny_predictor(2, PredictConfig(window=512))
-    predictor.class_map = ClassMap.from_values([0, 1]).binary(1)
-    path = write(tmp_path / "image.tif", image)
-    summary = predict(predictor, path, tmp_path, ["overlay"], opacity=0)
-    with Image.open(tmp_path / "overlay.jpg") as overlay:
-        assert overlay.width == 79
-        assert 67 < overlay.height < 120  # with a legend
-        pixels = np.asarray(overlay)[20:60, 20:60]
-    if set(summary.class_shares) == {"background"}:
-        np.testing.assert_allclose(pixels, 100, atol=5)
-    assert summary.is_gray
-
-
 @pytest.mark.parametrize("kind", ["probabilities", "regions"])
 def test_outputs_of_whole_images_are_refused(tmp_path: Path, kind: str) -> None:
     path = write(tmp_path / "image.tif", scene(60, 70))
@@ -226,50 +165,6 @@ def test_damaged_image_leaves_no_files(tmp_path: Path) -> None:
     with pytest.raises(DataError, match=r"image\.tif: cannot be decoded; the file is damaged"):
         predict(tiny_predictor(2, CONFIG), path, tmp_path / "out")
     assert not list((tmp_path / "out").iterdir())
-
-
-@pytest.mark.skipif(not hasattr(signal, "SIGXFSZ"), reason="no limit of the size of a file")
-def test_write_errors_are_reported() -> None:
-    """At each size at which the disk is full: in the pixels, the color table or the tags."""
-    code = """
-import json, os, resource, signal, sys, tempfile
-from contextlib import ExitStack
-from pathlib import Path
-import numpy as np
-from dcnseg.data.class_map import ClassMap
-from dcnseg.data.raster_file import open_raster
-from dcnseg.inference.raster_output import RasterOutputs, Strip, explain_write_errors
-from PIL import Image
-folder = Path(tempfile.mkdtemp())
-Image.new("RGB", (500, 500)).save(folder / "image.tif")
-labels = np.random.default_rng(0).integers(0, 4, (500, 500), dtype=np.uint8)
-strip = Strip(labels, np.ones((500, 500), np.float16), np.zeros((500, 500, 3), np.uint8), None)
-path, found = folder / "labels.tif", []
-signal.signal(signal.SIGXFSZ, signal.SIG_IGN)
-
-def write(limit):
-    resource.setrlimit(resource.RLIMIT_FSIZE, (limit, resource.RLIM_INFINITY))
-    with open_raster(folder / "image.tif") as raster:
-        with explain_write_errors(folder), ExitStack() as files:
-            outputs = RasterOutputs(files, raster, ClassMap.from_values(range(4)), {"labels": path})
-            outputs.start_columns(slice(0, 500))
-            outputs.add(strip)
-            outputs.finish_columns()
-
-write(resource.RLIM_INFINITY)
-size = path.stat().st_size
-path.unlink()
-for limit in (8, 1000, 20000, size - 3000, size - 100, size - 1):
-    try:
-        write(limit)
-        found.append("written")
-    except OSError as error:
-        found.append("reported" if "cannot be written" in str(error) else repr(error))
-    found.append(path.exists())
-print(json.dumps(found))
-"""
-    process = subprocess.run([sys.executable, "-c", code], capture_output=True, check=True)
-    assert json.loads(process.stdout) == ["reported", False] * 6
 
 
 @pytest.mark.parametrize(

@@ -95,3 +95,26 @@ def test_windows_are_predicted_on_demand() -> None:
     for top, _ in predict_strips(predict, (4000, 32), (64, 64), 0.25, max_rows=8):
         assert max(predicted) <= top
     assert len(predicted) == len(compute_window_starts(4000, 64, 0.25))
+
+
+@given(st.integers(1, 200), st.integers(1, 40), overlaps, st.data())
+@settings(max_examples=50, deadline=None)
+def test_values_of_some_columns_are_those_of_all_columns(
+    width: int, window: int, overlap: float, data: st.DataObject
+) -> None:
+    assume(width / window < 20)
+    first = data.draw(st.integers(0, width - 1))
+    columns = slice(first, data.draw(st.integers(first + 1, width)))
+    values = torch.randn(2, 50, width)
+
+    def predict(rows: slice, window_columns: slice) -> StripMap:
+        share = (window_columns.start + 1) / (rows.start + 7)  # windows differ
+        return stored(values[:, rows, window_columns] * share)
+
+    def stitch(columns: slice | None) -> Tensor:
+        strips = predict_strips(
+            predict, (50, width), (30, window), overlap, max_rows=9, columns=columns
+        )
+        return torch.cat([strip for _, strip in strips], dim=1)
+
+    assert torch.equal(stitch(columns), stitch(None)[:, :, columns])
