@@ -16,6 +16,7 @@ from safetensors.torch import load_file, save_file
 from torch import Tensor
 from typer.testing import CliRunner, Result
 
+from dcnseg.api import export_model
 from dcnseg.checkpoint import METADATA_KEY, find_weights
 from dcnseg.config import DataConfig, ModelConfig, TrainConfig
 from dcnseg.data.synthetic import write_scenes
@@ -95,6 +96,21 @@ def run(scenes: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
     folder = tmp_path_factory.mktemp("runs") / "run"
     train(small_config(scenes, ema=0.9), folder)
     return folder
+
+
+def require_onnx() -> None:
+    """Skip the test if the packages that export to ONNX are not installed."""
+    for package in ("onnx", "onnxscript", "onnxruntime"):
+        pytest.importorskip(package, reason=f"{package} is not installed")
+
+
+@pytest.fixture(scope="session")
+def onnx_model(run: Path, tmp_path_factory: pytest.TempPathFactory) -> Path:
+    """The run's network as an ONNX model."""
+    require_onnx()
+    path = tmp_path_factory.mktemp("models") / "model.onnx"
+    export_model(run, path)
+    return path
 
 
 @pytest.fixture

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from tests.conftest import Invoke
+from tests.conftest import Invoke, require_onnx
 from tests.export.small_network import save_small_weights
 from tests.region_network import save_region_weights
 
@@ -60,16 +60,10 @@ def test_another_program_gets_the_parity_as_json(
 
 
 def test_an_onnx_model_is_used_like_its_run(
-    invoke: Invoke, run: Path, scenes: Path, tmp_path: Path
+    invoke: Invoke, run: Path, onnx_model: Path, scenes: Path, tmp_path: Path
 ) -> None:
-    """Export, predict and evaluate; the scores are those of the run."""
-    for package in ("onnx", "onnxscript", "onnxruntime"):
-        pytest.importorskip(package, reason=f"{package} is not installed")
-    model = tmp_path / "model.onnx"
-    result = invoke("export", run, "--out", model)
-    assert result.exit_code == 0, result.stderr
-    assert result.stdout == f"{model}\n"
-    assert "Compared on 6 random and 3 real images: largest difference of the " in result.stderr
+    """Predict and evaluate; the results are those of the run."""
+    model = onnx_model
     options = ("--window=64", "--flip", "--device=cpu")
     for name, network in (("run", run), ("model", model)):
         out = tmp_path / name
@@ -96,12 +90,13 @@ def test_an_onnx_model_is_used_like_its_run(
 
 def test_labels_only(invoke: Invoke, images: list[Path], tmp_path: Path) -> None:
     """The logits are compared, and then dropped."""
-    for package in ("onnx", "onnxscript", "onnxruntime"):
-        pytest.importorskip(package, reason=f"{package} is not installed")
+    require_onnx()
     weights = save_small_weights(tmp_path / "best.safetensors")
     model = tmp_path / "model.onnx"
     result = invoke("export", weights, "--out", model, "--output=labels")
     assert result.exit_code == 0, result.stderr
+    assert result.stdout == f"{model}\n"
+    assert "Compared on 6 random and 0 real images: largest difference of the " in result.stderr
     result = invoke("predict", model, images[0], "--out", tmp_path / "out")
     assert result.exit_code == 2
     assert "model.onnx has the output labels, but overlapping windows are" in result.stderr
