@@ -14,6 +14,7 @@ from contextlib import contextmanager
 from typing import Final
 
 import torch.distributed as dist
+from torch.distributed.distributed_c10d import Store
 
 from dcnseg.errors import DcnsegError, OtherProcessError, TrainingError
 from dcnseg.processes import Process
@@ -24,7 +25,7 @@ _NETWORK_ERRORS: Final = ("gloo", "nccl", "connection", "timed out", "socket")
 
 
 @contextmanager
-def watch_processes(process: Process, store: dist.Store) -> Iterator[None]:
+def watch_processes(process: Process, store: Store) -> Iterator[None]:
     """Replace errors of an exchange with other processes by an error that names the lost ones.
 
     Args:
@@ -52,7 +53,7 @@ def watch_processes(process: Process, store: dist.Store) -> Iterator[None]:
         thread.join()
 
 
-def _beat(process: Process, store: dist.Store, is_over: threading.Event) -> None:
+def _beat(process: Process, store: Store, is_over: threading.Event) -> None:
     try:
         while not is_over.wait(BEAT_SECONDS):
             store.add(f"beat/{process.rank}", 1)
@@ -66,7 +67,7 @@ def _is_of_network(error: Exception) -> bool:
     return is_known or isinstance(error, dist.DistError)
 
 
-def _explain(process: Process, store: dist.Store, error: Exception) -> DcnsegError:
+def _explain(process: Process, store: Store, error: Exception) -> DcnsegError:
     reason = str(error).partition("\n")[0].partition(". ")[0]
     try:
         lost = _find_silent(process, store)
@@ -82,7 +83,7 @@ def _explain(process: Process, store: dist.Store, error: Exception) -> DcnsegErr
     return OtherProcessError(text)
 
 
-def _find_silent(process: Process, store: dist.Store) -> list[int]:
+def _find_silent(process: Process, store: Store) -> list[int]:
     """The other processes that do not beat, and have not just found this out themselves."""
     store.add(f"noticed/{process.rank}", 1)
     others = [rank for rank in range(process.size) if rank != process.rank]

@@ -1,7 +1,8 @@
 from __future__ import annotations
 
 import pytest
-import torch.distributed as dist
+from torch._C._distributed_c10d import HashStore
+from torch.distributed.distributed_c10d import Store
 
 from dcnseg.engine import lost_processes
 from dcnseg.engine.lost_processes import watch_processes
@@ -17,9 +18,9 @@ def _fast(monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(lost_processes, "SILENCE_SECONDS", 0.2)
 
 
-def make_store() -> dist.Store:
+def make_store() -> Store:
     """A store in which three processes have registered, and none beats."""
-    store = dist.HashStore()
+    store = HashStore()
     for rank in range(3):
         store.set(f"name/{rank}", f"rank {rank}, process {100 + rank} on host")
     return store
