@@ -165,6 +165,7 @@ def predict(
         min_confidence,
         min_region_score,
     )
+    chosen_bands = parse_integers(bands, "--bands")
     kinds = [kind.strip() for kind in save.split(",") if kind.strip()]
     if overwrite and skip_existing:
         raise ConfigError(
@@ -213,7 +214,7 @@ def predict(
             "skip_existing": skip_existing,
             "refuse_existing": own_part is not None and not (overwrite or skip_existing),
             "part": own_part,
-            "bands": parse_integers(bands, "--bands"),
+            "bands": chosen_bands,
             "on_result": on_result,
         }
         if engine == "ray":
