@@ -130,7 +130,10 @@ class _Search:
     def expand(self, argument: str) -> list[InputImage]:
         path = to_path(argument) if self.accepts_urls else Path(argument)
         if isinstance(path, UrlPath):
-            return self._expand_url(path)
+            try:
+                return self._expand_url(path)
+            except ConfigError as error:  # unknown, or a package is missing
+                return [_make_input(argument, str(error))]
         if is_url(argument) and self.accepts_urls:  # file://
             argument = str(path)
         # os.path's functions, because pathlib's raise an error for a name that is too long.
@@ -154,7 +157,7 @@ class _Search:
         folder, pattern = url.split_pattern()
         if pattern:
             files = self._skip_outputs(folder.glob(pattern))
-        elif url.is_dir():
+        elif not url.is_web and url.is_dir():
             files = self._skip_masks(url, self._skip_outputs(_find_url_images(url)))
         else:  # also a missing file: reading it raises the error
             return [InputImage(Path(url.name), PurePath(url.name), url=str(url))]

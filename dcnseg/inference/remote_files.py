@@ -58,8 +58,12 @@ class UrlPath:
     @property
     def name(self) -> str:
         """The last part, without the query of a web address."""
-        is_web = self.url.startswith("http")
-        return PurePosixPath(urlsplit(self.url).path if is_web else self.url).name
+        return PurePosixPath(urlsplit(self.url).path if self.is_web else self.url).name
+
+    @property
+    def is_web(self) -> bool:
+        """Whether this is a web address, which names one file."""
+        return self.url.startswith("http")
 
     def relative_to(self, folder: UrlPath) -> PurePosixPath:
         """Return the path relative to a folder; raises a ValueError if it is not below it."""
@@ -124,7 +128,7 @@ class UrlPath:
 
     def split_pattern(self) -> tuple[UrlPath, str]:
         """Return the parent folders up to the first wildcard, and the rest; "" without one."""
-        if self.url.startswith("http"):  # has ? for a query
+        if self.is_web:  # has ? for a query
             return self, ""
         scheme, _, rest = self.url.partition("://")
         parts = rest.split("/")
