@@ -16,8 +16,10 @@ from typing import Any, Final, TypeVar
 
 import torch
 import torch.distributed as dist
-from timm.layers import convert_sync_batchnorm
+from timm.layers.norm_act import convert_sync_batchnorm
 from torch import Tensor, nn
+from torch.distributed.distributed_c10d import PrefixStore
+from torch.distributed.rendezvous import rendezvous
 from torch.nn.parallel import DistributedDataParallel
 
 from dcnseg.device import select_device
@@ -142,7 +144,7 @@ class World:
         if self.size == 1 or not _is_on_gpu(model):
             return model
         # timm's function also keeps the activation of timm's batch normalization.
-        converted = convert_sync_batchnorm(model)
+        converted = convert_sync_batchnorm(model)  # type: ignore[no-untyped-call]
         assert isinstance(converted, Segmenter)
         return converted
 
@@ -194,11 +196,11 @@ def join_world() -> Iterator[World]:
         return
     has_gpu = torch.cuda.is_available()
     prefix = f"dcnseg/{process.restarts}/{next(_joined)}"
-    store, *_ = next(dist.rendezvous("env://", timeout=TIMEOUT))
-    with watch_processes(process, dist.PrefixStore(f"{prefix}/watch", store.clone())):
+    store, *_ = next(rendezvous("env://", timeout=TIMEOUT))
+    with watch_processes(process, PrefixStore(f"{prefix}/watch", store.clone())):
         dist.init_process_group(
             "cpu:gloo,cuda:nccl" if has_gpu else "gloo",
-            store=dist.PrefixStore(prefix, store),
+            store=PrefixStore(prefix, store),
             rank=process.rank,
             world_size=process.size,
             timeout=TIMEOUT,
