@@ -305,6 +305,7 @@ def _plot(
             points.append((record["epoch"], float(value)))
     epochs, values = [epoch for epoch, _ in points], [value for _, value in points]
     axes.plot(epochs, values, color=color, marker=_marker(values), label=label)
+    axes.autoscale(axis="y")  # setting a limit, as for an earlier line, ends it
     axes.set_ylim(bottom=0)
     return points
 

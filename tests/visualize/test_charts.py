@@ -58,6 +58,16 @@ def test_curves_of_evaluated_and_other_epochs() -> None:
     assert "0.500" in texts_of(figure)
 
 
+def test_the_axes_include_the_curves_of_all_layers() -> None:
+    lengths = {"encoder.layer4.0.conv2": {"mean_px": 0.3}, "encoder.layer4.1.conv2": {"mean_px": 3}}
+    records = [record(epoch, **EVALUATED | {"offsets": lengths}) for epoch in (1, 2)]
+    axes = draw_training_curves(records, CLASSES).axes
+    (lengths_axes,) = [each for each in axes if each.get_title(loc="left") == "Mean offset length"]
+    low, high = lengths_axes.get_ylim()
+    assert low == 0
+    assert high > 3
+
+
 def test_curves_of_a_plain_network_have_no_offsets() -> None:
     plain = {key: value for key, value in EVALUATED.items() if key != "offsets"}
     figure = draw_training_curves([record(1, **plain)], CLASSES)
