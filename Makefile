@@ -12,7 +12,7 @@ RUN_TESTS := OMP_NUM_THREADS=1 $(BIN)/pytest -n 2
 export DCNSEG_REQUIRE_NATIVE = 1
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo check check-ci format test test-all browser sanitize bench wheel sdist clean
+.PHONY: help install install-all demo check check-ci format test test-all browser sanitize bench wheel sdist clean
 
 help:  ## list the targets
 	@grep -hE '^[a-z-]+:.*## ' $(MAKEFILE_LIST) | sed -E 's/^([a-z-]+):[^#]*## /  \1\t/' | expand -t 12
@@ -40,6 +40,8 @@ $(VENV)/installed-all: $(BIN)/python pyproject.toml $(NATIVE_SOURCES)
 $(VENV)/installed-bench: $(BIN)/python pyproject.toml $(NATIVE_SOURCES)
 	$(BIN)/pip install --quiet --editable '.[bench]'
 	touch $(VENV)/installed $@
+
+install-all: $(VENV)/installed-all  ## install all that the tests can use, also Ray
 
 install: $(VENV)/installed  ## make .venv and install dcnseg into it, with its native operators
 
