@@ -32,7 +32,7 @@ def make_metadata(info: WeightsInfo, config: ExportConfig) -> str:
         export: Format, input and outputs, versions, and the weights file with its SHA-256.
     """
     with open_regular_file(info.path) as file:
-        digest = hashlib.file_digest(file, "sha256").hexdigest()
+        digest = hashlib.sha256(file.read()).hexdigest()
     content = make_header(info) | {
         "colors": {str(entry.id): list(entry.color) for entry in info.class_map.classes},
         "export": {

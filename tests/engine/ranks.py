@@ -250,7 +250,7 @@ def make_state(is_deep: bool) -> TrainingState:
     config = ModelConfig(encoder="resnet18", decoder_channels=16, deform_layers=2)
     layers = nn.Conv2d(3, 3, 3, padding=1), nn.BatchNorm2d(3)
     model = build_segmenter(config, 3) if is_deep else cast(Segmenter, nn.Sequential(*layers))
-    optimizer = build_optimizer(model, "sgd", lr=0.05, offset_lr_scale=0.1, weight_decay=1e-4)
+    optimizer = build_optimizer(model, "sgd", lr=0.05, offset_lr=0.005, weight_decay=1e-4)
     state = TrainingState(
         model=model,
         average=build_average(model, 0.9),

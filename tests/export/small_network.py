@@ -38,7 +38,7 @@ def build_model(class_map: ClassMap = CLASSES, model: ModelConfig = MODEL) -> Se
     torch.manual_seed(0)
     network = build_segmenter(model, class_map.num_classes).eval()
     for layer in network.deformable_layers().values():
-        nn.init.normal_(layer.conv_offset.weight, std=0.05)  # type: ignore[arg-type]
+        nn.init.normal_(layer.conv_offset.weight, std=0.05)
     nn.init.normal_(network.segmentation_head[0].weight)  # type: ignore[index]
     return network
 

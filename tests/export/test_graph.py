@@ -43,7 +43,7 @@ def test_a_float_input_is_a_prepared_image() -> None:
 
 @pytest.mark.parametrize(
     ("ids", "dtype"),
-    [((0, 1, 2), torch.uint8), ((5, 0, 255), torch.uint8), ((0, 1, 300), torch.int32)],
+    [((0, 1, 2), torch.uint8), ((5, 0, 254), torch.uint8), ((0, 1, 300), torch.int32)],
 )
 def test_labels_are_class_ids(ids: tuple[int, ...], dtype: torch.dtype) -> None:
     class_map = ClassMap.from_values(ids)

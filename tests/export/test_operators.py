@@ -21,7 +21,7 @@ needs_native = pytest.mark.skipif(
 def build_layer(**settings: object) -> DeformConv2d:
     torch.manual_seed(0)
     layer = DeformConv2d(8, 12, (3, 5), **settings).eval()  # type: ignore[arg-type]
-    nn.init.normal_(layer.conv_offset.weight, std=0.1)  # type: ignore[arg-type]
+    nn.init.normal_(layer.conv_offset.weight, std=0.1)
     return layer
 
 

@@ -301,18 +301,16 @@ def test_rasters_beside_other_images(tmp_path: Path, monkeypatch: pytest.MonkeyP
     )
     assert [result.error for result in results] == [None] * 3
     assert [result.image.path for result in results] == files
-    names = {kind: path.relative_to(out) for kind, path in results[1].outputs.items()}
-    assert names == {
-        "labels": Path("labels/geo.tif"),
-        "confidence": Path("confidence/geo.tif"),
-        "overlay": Path("overlays/geo.jpg"),
+    assert results[1].outputs == {
+        "labels": out / "labels/geo.tif",
+        "confidence": out / "confidence/geo.tif",
+        "overlay": out / "overlays/geo.jpg",
     }
     assert windows == [(1, 1)]
     assert is_output_folder(out)
-    assert results[0].outputs["labels"].suffix == results[2].outputs["labels"].suffix == ".png"
-    np.testing.assert_array_equal(
-        read_mask(results[1].outputs["labels"]), read_mask(results[0].outputs["labels"])
-    )
+    first, second, third = (Path(str(result.outputs["labels"])) for result in results)
+    assert first.suffix == third.suffix == ".png"
+    np.testing.assert_array_equal(read_mask(second), read_mask(first))
     assert results[0].class_shares == results[1].class_shares
     again = predict_files(
         predictor,
@@ -361,10 +359,11 @@ def test_images_that_are_too_large_for_memory(
     geo, plain = raster(tmp_path / "geo.tif"), tmp_path / "plain.tif"
     Image.fromarray(read_image(geo)).save(plain)
     whole = predict(predictor, [geo], tmp_path / "whole", "labels", "probabilities")
-    assert whole[0].outputs["labels"].suffix == ".png"  # small enough for probabilities
+    assert whole[0].outputs["labels"].name == "geo.png"  # small enough for probabilities
     monkeypatch.setattr(Image, "MAX_IMAGE_PIXELS", 1000)
     results = predict(predictor, [geo, plain], tmp_path / "out")
-    assert [result.outputs["labels"].suffix for result in results] == [".tif", ".tif"]
+    names = [result.outputs["labels"].name for result in results]
+    assert names == ["geo.tif", "plain.tif"]
     (failed,) = predict(predictor, [plain], tmp_path / "no", "labels", "probabilities")
     assert "plain.tif: the image is predicted window by window; prob" in str(failed.error)
     assert not (tmp_path / "no").exists()

@@ -50,6 +50,7 @@ def test_predictions_are_those_of_the_run(
         for predictor in (original, exported)
     )
     assert expected.probabilities is not None
+    assert found.probabilities is not None
     np.testing.assert_allclose(found.probabilities, expected.probabilities, atol=tolerance)
     assert (found.labels == expected.labels).mean() > (0.999 if tolerance < 0.1 else 0.95)
     assert found.class_map == expected.class_map

@@ -141,7 +141,7 @@ def test_pycocotools_reads_the_files(
             loaded = merged.loadRes(str(result.outputs["regions"]))
             assert len(loaded.anns) == len(of_image)
         else:
-            assert read(result.outputs["regions"]) == []
+            assert read(Path(str(result.outputs["regions"]))) == []
     ids = [annotation["id"] for annotation in merged.dataset["annotations"]]
     assert ids == list(range(1, len(ids) + 1))
     assert bool(ids) == (len(names) > 1)
@@ -156,7 +156,7 @@ def test_an_image_that_fails_keeps_its_id_free(
     merged = read(tmp_path / "out" / "regions.json")
     assert [image["id"] for image in merged["images"]] == [2, 3]
     assert {annotation["image_id"] for annotation in merged["annotations"]} == {3}
-    assert {entry["image_id"] for entry in read(results[2].outputs["regions"])} == {3}
+    assert {entry["image_id"] for entry in read(Path(str(results[2].outputs["regions"])))} == {3}
 
 
 def test_skipped_images_keep_their_regions(
