@@ -35,7 +35,7 @@ def measures_tables(measures: OffsetMeasures) -> Iterator[Table]:
         "Effective dilation in px, by distance from the border, px", layers, DISTANCE
     )
     shown = layers[-MAX_LAYERS:]
-    table = _new_table("Effective dilation in px, by class", "class", [x.name for x in shown])
+    table = _new_table("Effective dilation in px, by class", "class", [_name(x) for x in shown])
     for name in layers[0].groups[CLASS]:
         cells = [_describe(layer.groups[CLASS][name].dilation) for layer in shown]
         table.add_row(_text(name), *cells)
@@ -70,7 +70,7 @@ def _dilation_table(title: str, layers: Sequence[LayerMeasures], by: str) -> Tab
     table = _new_table(title, "layer", ["plain", *layers[0].groups[by]])
     for layer in layers:
         cells = [_describe(group.dilation) for group in layer.groups[by].values()]
-        table.add_row(_text(layer.name), f"{layer.plain_dilation_px:.1f}", *cells)
+        table.add_row(_text(_name(layer)), f"{layer.plain_dilation_px:.1f}", *cells)
     return table
 
 
@@ -80,7 +80,7 @@ def _points_table(measures: OffsetMeasures) -> Table:
     title = "Share of the sampling points on the object of their center"
     table = _new_table(title, "layer", ["points", "objects", *sizes, "outside image"])
     entries = [
-        (x.name, x.groups, (x.outside_share, x.plain_outside_share)) for x in measures.layers
+        (_name(x), x.groups, (x.outside_share, x.plain_outside_share)) for x in measures.layers
     ]
     if measures.cascade:
         found = measures.cascade
@@ -119,7 +119,7 @@ def _offsets_table(layers: Sequence[LayerMeasures]) -> Table:
         }
     table = _new_table("Offsets, and what their squared length consists of", "layer", columns)
     for i, layer in enumerate(layers):
-        table.add_row(_text(layer.name), *(values[i] for values in columns.values()))
+        table.add_row(_text(_name(layer)), *(values[i] for values in columns.values()))
     return table
 
 
@@ -130,6 +130,11 @@ def _fields_table(measures: OffsetMeasures) -> Table:
         radii = field.half_px, field.most_px, field.zeroed_half_px, field.zeroed_most_px
         table.add_row(_text(name), str(field.pixels), *(_number(r, 1) for r in radii))
     return table
+
+
+def _name(layer: LayerMeasures) -> str:
+    """The name of a layer, short enough for the columns of a terminal."""
+    return layer.name.removeprefix("encoder.")
 
 
 def _new_table(title: str, first: str, columns: Sequence[str] | Mapping[str, object]) -> Table:

@@ -63,7 +63,7 @@ def test_a_data_folder_is_measured(invoke: Invoke, run: Path, scenes: Path, tmp_
     )
     assert result.exit_code == 0, result.stderr
     assert "Effective dilation in px, 2 images, objects of the masks" in result.stdout
-    assert "encoder.layer4.1.conv2" in result.stdout
+    assert "layer4.1.conv2" in result.stdout
     content = json.loads((out / "measures.json").read_text())
     assert (content["images"], content["labels"]) == (2, "masks")
     assert len(content["layers"]) == 3
