@@ -31,7 +31,7 @@ OTHER_OPTIONS = {
     # of torchrun and Slurm
     *("--nnodes", "--nproc-per-node", "--max-restarts", "--shutdown-timeout"),
     *("--rdzv-backend", "--rdzv-endpoint", "--rdzv-id"),
-    *("--nodes", "--ntasks-per-node", "--gpus-per-node", "--cpus-per-task"),
+    *("--nodes", "--ntasks-per-node", "--gpus-per-node", "--cpus-per-task", "--array", "--gres"),
 }
 
 
