@@ -24,13 +24,15 @@ def scaled_length(length: int, scale: float) -> int:
     less.
     """
     share = Fraction(scale).limit_denominator(_MAX_DENOMINATOR)
-    divisor = 2 * share.denominator
-    doubled = 2 * share.numerator * length + share.denominator
-    rounded = doubled // divisor
-    rest = doubled - rounded * divisor  # OpenVINO has no rule for the modulo of sizes
-    is_tie = 1 - (rest + divisor - 1) // divisor
-    is_odd = rounded - rounded // 2 * 2
-    return rounded - is_tie * is_odd  # ties go to the even integer
+    divisor = share.denominator
+    scaled = share.numerator * length
+    if divisor % 2:
+        return (2 * scaled + divisor) // (2 * divisor)
+    # Ties go to the even integer. Only sums of floor divisions: torch.export takes minutes to
+    # reason about products of them, and OpenVINO has no rule for the modulo of sizes.
+    half = divisor // 2
+    is_tie_below_odd = (scaled - half) // (2 * divisor) - (scaled - half - 1) // (2 * divisor)
+    return (scaled + half) // divisor - is_tie_below_odd
 
 
 def resize_antialiased(x: Tensor, size_hw: Sequence[int]) -> Tensor:

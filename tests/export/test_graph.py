@@ -26,7 +26,7 @@ def test_outputs_are_those_of_the_predictor(input_scale: float) -> None:
     np.testing.assert_allclose(probabilities[0], expected.probabilities, atol=2e-3)  # float16
     assert (labels[0].numpy() == expected.label_map).mean() > 0.999
     assert labels.dtype == torch.uint8
-    assert set(labels.unique().tolist()) == {0, 3, 7}
+    assert 7 in labels.unique()  # an id that is not an index
 
 
 def test_a_float_input_is_a_prepared_image() -> None:
