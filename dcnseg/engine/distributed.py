@@ -7,6 +7,7 @@ order. With one process they do nothing.
 from __future__ import annotations
 
 import inspect
+import warnings
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field
@@ -197,7 +198,12 @@ def join_world() -> Iterator[World]:
     has_gpu = torch.cuda.is_available()
     prefix = f"dcnseg/{process.restarts}/{next(_joined)}"
     store, *_ = next(rendezvous("env://", timeout=TIMEOUT))
-    with watch_processes(process, PrefixStore(f"{prefix}/watch", store.clone())):
+    with (
+        warnings.catch_warnings(),
+        watch_processes(process, PrefixStore(f"{prefix}/watch", store.clone())),
+    ):
+        # In channels-last, torch compares strides of dimensions of size 1, which mean nothing.
+        warnings.filterwarnings("ignore", "Grad strides do not match bucket view strides")
         dist.init_process_group(
             "cpu:gloo,cuda:nccl" if has_gpu else "gloo",
             store=PrefixStore(prefix, store),
