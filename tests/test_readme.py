@@ -71,7 +71,9 @@ def extra_options(command: list[str]) -> tuple[str, ...]:
         "info": (),
         "report": (),
     }
-    return without_device.get(command[0], ("--device=cpu",))
+    options = without_device.get(command[0], ("--device=cpu",))
+    has_weights = "--init" in command  # instead of those of the encoder
+    return tuple(o for o in options if not (has_weights and o.startswith("--encoder-weights")))
 
 
 @pytest.fixture

@@ -28,8 +28,15 @@ def write_openvino(
     model = openvino.convert_model(program)
     for port, name in zip((*model.inputs, *model.outputs), (IMAGE, *outputs), strict=True):
         port.get_tensor().set_names({name})
+    model.reshape({IMAGE: openvino.PartialShape(_image_shape(program))})
     model.set_rt_info(metadata, [METADATA_KEY])
     openvino.save_model(model, path, compress_to_fp16=False)
+
+
+def _image_shape(program: ExportedProgram) -> list[int]:
+    """The shape of the input, with -1 for sides of any length, which conversion may forget."""
+    (image,) = (node for node in program.graph.nodes if node.name == IMAGE)
+    return [side if isinstance(side, int) else -1 for side in image.meta["val"].shape]
 
 
 class OpenvinoRunner:
