@@ -99,7 +99,8 @@ def test_20_updates_of_two_processes_are_those_of_one(
 @pytest.mark.slow
 @pytest.mark.parametrize("name", ["ce", "focal"])
 def test_20_updates_of_four_processes_are_those_of_one(name: str) -> None:
-    ((*results,),) = run_checks([("check_updates", (name, 1, True))], 4)
+    # Two layers: a deep network amplifies the rounding of sums in another order.
+    ((*results,),) = run_checks([("check_updates", (name, 2, False))], 4)
     assert len(results) == 4
     assert max(max(differences) for differences in results) < 1e-6
 
