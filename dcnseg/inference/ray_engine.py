@@ -181,7 +181,8 @@ def _connected(ray: Any) -> Iterator[None]:
         yield
         return
     address = os.environ.get("RAY_ADDRESS")
-    local_options = {} if address else {"include_dashboard": False}
+    # "local" starts a cluster of its own, also where another one runs on this machine.
+    local_options = {} if address else {"address": "local", "include_dashboard": False}
     try:
         with _kept_signal_handlers():
             ray.init(log_to_driver=False, logging_level=logging.ERROR, **local_options)

@@ -71,7 +71,11 @@ def ray() -> Iterator[Any]:
     module = pytest.importorskip("ray", reason="ray is not installed")
     pytest.importorskip("ray.data", reason="Ray Data is not installed")
     module.init(
-        num_cpus=2, include_dashboard=False, object_store_memory=100 << 20, log_to_driver=False
+        "local",
+        num_cpus=2,
+        include_dashboard=False,
+        object_store_memory=100 << 20,
+        log_to_driver=False,
     )
     yield module
     module.shutdown()
@@ -191,8 +195,8 @@ def test_the_command_prints_what_the_local_engine_prints(
 def test_urls(
     ray: Any, network: Predictor, weights: Path, inputs: list[InputImage], tmp_path: Path
 ) -> None:
-    predict_files(network, inputs, tmp_path / "local", KINDS)
     urls = find_inputs([f"local://{tmp_path}/images"], accept_urls=True)
+    predict_files(network, urls, tmp_path / "local", KINDS)
     out = UrlPath(f"local://{tmp_path}/ray")
     results = predict_with_ray(network, weights, urls, out, KINDS, device="cpu", num_workers=1)
     assert read_all(tmp_path / "ray") == read_all(tmp_path / "local")
