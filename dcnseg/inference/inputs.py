@@ -27,7 +27,14 @@ from dcnseg.data.pairing.listing import (
 )
 from dcnseg.errors import ConfigError, DataError
 from dcnseg.files import OUTPUT_MARKER
-from dcnseg.inference.remote_files import AnyPath, UrlPath, is_url, local_copy, to_path
+from dcnseg.inference.remote_files import (
+    AnyPath,
+    UrlPath,
+    explain_url_errors,
+    is_url,
+    local_copy,
+    to_path,
+)
 
 STDIN = "-"
 _IMAGES_AND_MASKS = (
@@ -130,10 +137,8 @@ class _Search:
     def expand(self, argument: str) -> list[InputImage]:
         path = to_path(argument) if self.accepts_urls else Path(argument)
         if isinstance(path, UrlPath):
-            try:
+            with explain_url_errors(path):
                 return self._expand_url(path)
-            except ConfigError as error:  # unknown, or a package is missing
-                return [_make_input(argument, str(error))]
         if is_url(argument) and self.accepts_urls:  # file://
             argument = str(path)
         # os.path's functions, because pathlib's raise an error for a name that is too long.

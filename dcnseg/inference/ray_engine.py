@@ -7,13 +7,14 @@ import logging
 import os
 import pickle
 import signal
+import sys
 import threading
 from collections.abc import Callable, Iterable, Iterator, Mapping, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, redirect_stdout
 from dataclasses import dataclass, replace
 from itertools import chain
 from pathlib import Path
-from typing import Any, Final
+from typing import Any, Final, TextIO, cast
 
 import torch
 
@@ -124,8 +125,9 @@ def import_ray() -> Any:
     Raises:
         ConfigError: One of them is not installed.
     """
-    # Ray reports how it is used to its makers by default.
+    # By default, Ray reports how it is used to its makers, and warns about Ray Data's own actors.
     os.environ.setdefault("RAY_USAGE_STATS_ENABLED", "0")
+    os.environ.setdefault("RAY_BACKEND_LOG_LEVEL", "fatal")
     try:
         ray = importlib.import_module("ray")
         importlib.import_module("ray.data")
@@ -152,7 +154,8 @@ def _predict(
     if not tasks:
         return
     ray = import_ray()
-    with _connected(ray):
+    # Ray prints messages about killed workers on stdout, in a thread of its own.
+    with redirect_stdout(cast("TextIO", OwnThreadStream(sys.stdout))), connected(ray):
         try:
             yield from _in_order(_predict_on_cluster(ray, tasks, weights, settings))
         except ray.exceptions.RayError as error:
@@ -162,15 +165,27 @@ def _predict(
             ) from error
 
 
+class OwnThreadStream:
+    """A stream for the thread that creates it; what other threads write goes to stderr."""
+
+    def __init__(self, stream: TextIO) -> None:
+        self._stream = stream
+        self._owner = threading.get_ident()
+
+    def __getattr__(self, name: str) -> Any:
+        is_owner = threading.get_ident() == self._owner
+        return getattr(self._stream if is_owner else sys.stderr, name)
+
+
 def _first_line(error: Exception) -> str:
     return str(error).strip().partition("\n")[0] or type(error).__name__
 
 
 @contextmanager
-def _connected(ray: Any) -> Iterator[None]:
+def connected(ray: Any) -> Iterator[None]:
     """Connect to a cluster, or start one, unless this process is connected already.
 
-    Ray's messages are limited to errors, and stdout has none of them.
+    Ray's messages are limited to errors, and go to stderr.
 
     Raises:
         ConfigError: No cluster answers at RAY_ADDRESS.
@@ -181,11 +196,11 @@ def _connected(ray: Any) -> Iterator[None]:
         yield
         return
     address = os.environ.get("RAY_ADDRESS")
-    # "local" starts a cluster of its own, also where another one runs on this machine.
-    local_options = {} if address else {"address": "local", "include_dashboard": False}
+    # Without "local", Ray would connect to any cluster that was started on this machine before.
+    options: dict[str, Any] = {} if address else {"address": "local", "include_dashboard": False}
     try:
-        with _kept_signal_handlers():
-            ray.init(log_to_driver=False, logging_level=logging.ERROR, **local_options)
+        with redirect_stdout(sys.stderr), _kept_signal_handlers():
+            ray.init(log_to_driver=False, logging_level=logging.ERROR, **options)
     except ConnectionError as error:
         raise ConfigError(
             f"RAY_ADDRESS is {address!r}, and no Ray cluster answers there ({_first_line(error)}). "
@@ -196,7 +211,8 @@ def _connected(ray: Any) -> Iterator[None]:
     try:
         yield
     finally:
-        ray.shutdown()
+        with redirect_stdout(sys.stderr):  # prints messages that it has not printed yet
+            ray.shutdown()
 
 
 @contextmanager

@@ -164,6 +164,20 @@ def to_path(text: str) -> AnyPath:
 
 
 @contextmanager
+def explain_url_errors(url: UrlPath) -> Iterator[None]:
+    """Convert any error into a DataError: packages of file systems raise errors of many types."""
+    try:
+        yield
+    except DataError:
+        raise
+    except ConfigError as error:
+        raise DataError(str(error)) from error
+    except Exception as error:
+        reason = getattr(error, "strerror", None) or str(error) or type(error).__name__
+        raise DataError(f"{url}: cannot be read ({reason}).") from error
+
+
+@contextmanager
 def local_copy(path: AnyPath) -> Iterator[Path]:
     """Yield a local file with the content of `path`; a DataError raised inside names `path`.
 
@@ -175,11 +189,9 @@ def local_copy(path: AnyPath) -> Iterator[Path]:
         return
     with TemporaryDirectory(prefix="dcnseg-") as folder:
         local = Path(folder, f"file{PurePosixPath(path.name).suffix}")
-        try:
-            local.write_bytes(path.read_bytes())
-        except OSError as error:
-            reason = error.strerror or str(error) or type(error).__name__
-            raise DataError(f"{path}: cannot be read ({reason}).") from error
+        with explain_url_errors(path):
+            content = path.read_bytes()
+        local.write_bytes(content)
         try:
             yield local
         except DataError as error:

@@ -316,7 +316,7 @@ def test_bad_images_of_every_kind_do_not_stop_the_others(
     (tmp_path / "film.mp4").touch()
     (tmp_path / "broken.jpg").write_text("<html>404</html>")
     Image.new("RGB", (65501, 1)).save(tmp_path / "wide.png")
-    url = "nothing://example.org/a.jpg"
+    url = "nothing://host//a.jpg"
     for _ in range(2):  # its own outputs are no input
         result = predict(tmp_path, url, images[0], "--overwrite")
         assert result.exit_code == 3
@@ -326,7 +326,7 @@ def test_bad_images_of_every_kind_do_not_stop_the_others(
             f"Skipped {tmp_path / 'fifo.png'}: not a regular file.",
             "loop.png: cannot be opened",
             "broken.jpg: is an HTML page",
-            f"Error: {url}: cannot be opened (Protocol not known",
+            f"Error: {url}: cannot be opened (Protocol not known: nothing).",
             "Predicted 2 of 5 images",
         ):
             assert text in result.stderr

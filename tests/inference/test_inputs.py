@@ -49,6 +49,12 @@ def test_list_on_stdin(photos: Path) -> None:
             find_inputs(["-"], empty)
 
 
+def test_urls_are_refused_where_they_are_not_accepted() -> None:
+    (image,) = find_inputs(["https://example.org/a.jpg"])
+    with pytest.raises(DataError, match="URLs are not supported; download the image first"):
+        image.read()
+
+
 def test_duplicate_images_are_merged(photos: Path) -> None:
     assert names([f"{photos}/a.png", f"{photos}/*.png"]) == ["a"]
 

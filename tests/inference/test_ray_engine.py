@@ -1,8 +1,12 @@
 from __future__ import annotations
 
+import gc
 import importlib
 import os
 import signal
+import sys
+import threading
+import warnings
 from collections.abc import Iterator
 from dataclasses import replace
 from pathlib import Path
@@ -12,12 +16,19 @@ import numpy as np
 import pytest
 from PIL import Image
 
-from dcnseg.errors import ConfigError
+from dcnseg.errors import ConfigError, DcnsegError
 from dcnseg.inference import ray_engine
 from dcnseg.inference.batch import predict_files
 from dcnseg.inference.inputs import InputImage, find_inputs
 from dcnseg.inference.predictor import Predictor
-from dcnseg.inference.ray_engine import Share, divide_cluster, predict_with_ray, start_journal
+from dcnseg.inference.ray_engine import (
+    OwnThreadStream,
+    Share,
+    connected,
+    divide_cluster,
+    predict_with_ray,
+    start_journal,
+)
 from dcnseg.inference.remote_files import UrlPath
 from dcnseg.inference.results import FileResult
 from tests.conftest import Invoke
@@ -59,6 +70,68 @@ def test_a_missing_package_is_named(monkeypatch: pytest.MonkeyPatch) -> None:
         ray_engine.import_ray()
 
 
+def test_other_threads_write_to_stderr(capsys: pytest.CaptureFixture[str]) -> None:
+    stream = OwnThreadStream(sys.stdout)
+    thread = threading.Thread(target=lambda: print("other", file=stream))
+    thread.start()
+    thread.join()
+    print("own", file=stream)
+    assert capsys.readouterr() == ("own\n", "other\n")
+
+
+class PrintingRay:
+    """Stands for the module, and keeps the options of `init`."""
+
+    options: dict[str, object] | None = None
+    error: Exception | None = None
+
+    def is_initialized(self) -> bool:
+        return False
+
+    def init(self, **options: object) -> None:
+        signal.signal(signal.SIGTERM, signal.SIG_IGN)
+        print("started")
+        self.options = options
+        if self.error:
+            raise self.error
+
+    def shutdown(self) -> None:
+        print("stopped")
+
+
+def test_a_cluster_for_the_time_of_the_call(
+    monkeypatch: pytest.MonkeyPatch, capsys: pytest.CaptureFixture[str]
+) -> None:
+    monkeypatch.delenv("RAY_ADDRESS", raising=False)
+    handler = signal.getsignal(signal.SIGTERM)
+    module = PrintingRay()
+    with connected(module):
+        print("results")
+    assert capsys.readouterr() == ("results\n", "started\nstopped\n")
+    assert module.options is not None
+    assert module.options["address"] == "local"
+    assert signal.getsignal(signal.SIGTERM) is handler
+    module.error = Exception("The current node timed out\nmore")
+    with (
+        pytest.raises(DcnsegError, match=r"started \(The current node timed out\)"),
+        connected(module),
+    ):
+        pass
+
+
+def test_a_cluster_that_does_not_answer(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("RAY_ADDRESS", "10.0.0.1:6379")
+    module = PrintingRay()
+    module.error = ConnectionError("no answer")
+    text = (
+        r"RAY_ADDRESS is '10\.0\.0\.1:6379', and no Ray cluster answers there \(no answer\)\. Cor"
+    )
+    with pytest.raises(ConfigError, match=text), connected(module):
+        pass
+    assert module.options is not None
+    assert "address" not in module.options
+
+
 def test_a_numbered_device_is_refused(network: Predictor, tmp_path: Path) -> None:
     with pytest.raises(ConfigError, match=r"--device is 'cuda:1'; with --engine ray, expected aut"):
         predict_with_ray(network, tmp_path, [], tmp_path, KINDS, device="cuda:1")
@@ -67,11 +140,10 @@ def test_a_numbered_device_is_refused(network: Predictor, tmp_path: Path) -> Non
 @pytest.fixture(scope="module")
 def ray() -> Iterator[Any]:
     """A cluster of two CPUs on this machine."""
-    os.environ["RAY_USAGE_STATS_ENABLED"] = "0"
-    module = pytest.importorskip("ray", reason="ray is not installed")
     pytest.importorskip("ray.data", reason="Ray Data is not installed")
+    module = ray_engine.import_ray()
     module.init(
-        "local",
+        address="local",
         num_cpus=2,
         include_dashboard=False,
         object_store_memory=100 << 20,
@@ -79,6 +151,9 @@ def ray() -> Iterator[Any]:
     )
     yield module
     module.shutdown()
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        gc.collect()  # Ray does not wait for its processes, about which Python warns
 
 
 @pytest.fixture(scope="module")
@@ -105,7 +180,8 @@ def inputs(tmp_path: Path) -> list[InputImage]:
 
 
 def read_all(folder: Path) -> dict[str, bytes]:
-    files = (path for path in folder.rglob("*") if path.is_file())
+    """The files without those that a killed worker was writing, which are hidden."""
+    files = (path for path in folder.rglob("[!.]*") if path.is_file())
     return {str(path.relative_to(folder)): path.read_bytes() for path in files}
 
 

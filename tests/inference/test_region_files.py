@@ -20,6 +20,7 @@ from dcnseg.inference.inputs import find_inputs
 from dcnseg.inference.prediction import Prediction
 from dcnseg.inference.predictor import Predictor
 from dcnseg.inference.region_files import encode_mask, to_coco_results
+from dcnseg.inference.remote_files import AnyPath
 from dcnseg.inference.results import FileResult
 from tests.region_network import CLASSES, build_region_predictor, make_image
 
@@ -65,8 +66,8 @@ def predict(
     return predict_files(predictor, inputs, out, ("regions",), skip_existing=skip_existing)
 
 
-def read(path: Path) -> Any:
-    return json.loads(path.read_text())
+def read(path: AnyPath) -> Any:
+    return json.loads(path.read_bytes())
 
 
 MASKS = st.tuples(st.integers(1, 9), st.integers(1, 9)).flatmap(lambda hw: arrays(bool, hw))

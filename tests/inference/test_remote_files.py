@@ -11,6 +11,7 @@ from dcnseg.errors import ConfigError, DataError
 from dcnseg.files import OUTPUT_MARKER
 from dcnseg.inference.remote_files import (
     UrlPath,
+    explain_url_errors,
     has_content,
     has_unmarked_content,
     is_marked,
@@ -101,10 +102,21 @@ def test_copies_name_the_url_in_errors() -> None:
     assert not path.exists()
 
 
+def test_errors_of_any_package_name_the_url() -> None:
+    url = UrlPath("s3://bucket/a.png")
+    start = r"^s3://bucket/a\.png: cannot be read "
+    with pytest.raises(DataError, match=rf"{start}\(no credentials"), explain_url_errors(url):
+        raise LookupError("no credentials")
+    with pytest.raises(DataError, match=rf"{start}\(TimeoutError"), explain_url_errors(url):
+        raise TimeoutError
+    with pytest.raises(DataError, match=r"^no package$"), explain_url_errors(url):
+        raise ConfigError("no package")
+
+
 def test_labels_are_uploaded_last(monkeypatch: pytest.MonkeyPatch) -> None:
     out = UrlPath("memory://out")
     paths = {"labels": out / "a.png", "regions": out / "a.json", "overlay": out / "a.jpg"}
-    order = []
+    order: list[str] = []
     put = MemoryFileSystem.pipe_file
 
     def note(system: MemoryFileSystem, path: str, value: bytes, **options: object) -> None:

@@ -22,9 +22,10 @@ def test_label_map_has_class_ids(ids: tuple[int, int], mode: str, tmp_path: Path
     )
     paths = get_output_paths(tmp_path, PurePath("a/b"), ["labels"])
     write_prediction(Prediction(LABELS, class_map), IMAGE, paths)
-    assert paths["labels"] == tmp_path / "labels" / "a" / "b.png"
-    assert read_mask(paths["labels"]).tolist() == [[ids[0], ids[1]], [ids[1], ids[1]]]
-    with Image.open(paths["labels"]) as file:
+    path = tmp_path / "labels" / "a" / "b.png"
+    assert paths["labels"] == path
+    assert read_mask(path).tolist() == [[ids[0], ids[1]], [ids[1], ids[1]]]
+    with Image.open(path) as file:
         assert file.mode == mode
 
 
